@@ -1,0 +1,154 @@
+import json
+
+import numpy as np
+import pytest
+from scipy import ndimage
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+
+from texture_ad.errors import UserError
+from texture_ad.evaluation.metrics import aupro, image_metrics, pixel_metrics
+
+
+def brute_force_aupro(maps, masks, limit):
+    """One threshold after another, one region after another, as the definition reads."""
+    regions = []
+    for image, mask in enumerate(masks):
+        labels, count = ndimage.label(mask, structure=np.ones((3, 3)))
+        regions += [(image, labels == k) for k in range(1, count + 1)]
+    curve = [(0.0, 0.0)]
+    for threshold in sorted(set(maps.ravel().tolist()), reverse=True):
+        flagged = maps >= threshold
+        fpr = flagged[~masks].mean()
+        curve.append((fpr, np.mean([flagged[image][region].mean() for image, region in regions])))
+    area = 0.0
+    for (x0, y0), (x1, y1) in zip(curve, curve[1:], strict=False):
+        if x1 > limit and x0 < limit:
+            x1, y1 = limit, y0 + (y1 - y0) * (limit - x0) / (x1 - x0)
+        if x1 <= limit:
+            area += (x1 - x0) * (y0 + y1) / 2
+    return area / limit
+
+
+def random_case(seed, levels=None):
+    rng = np.random.default_rng(seed)
+    shape = (rng.integers(1, 4), rng.integers(5, 11), rng.integers(5, 11))
+    masks = rng.random(shape) < rng.uniform(0.05, 0.5)
+    masks[0, 0, 0], masks[0, 0, 1] = True, False
+    maps = (rng.standard_normal(shape) + masks * rng.uniform(0, 2)).astype(np.float32)
+    return (maps if levels is None else np.round(maps * levels) / levels), masks
+
+
+@pytest.mark.parametrize("limit", [0.05, 0.3, 1.0])
+@pytest.mark.parametrize("levels", [None, 4, 1])
+def test_aupro_equals_brute_force(levels, limit):
+    for seed in range(12):
+        maps, masks = random_case(seed, levels)
+        expected = brute_force_aupro(maps, masks, limit)
+        assert aupro(maps, masks, limit) == pytest.approx(expected, abs=1e-9), seed
+
+
+def test_aupro_of_a_perfect_a_constant_and_an_inverted_map():
+    masks = np.zeros((2, 16, 16), dtype=bool)
+    masks[0, 3:6, 3:6] = True
+    assert aupro(masks.astype(np.float32), masks) == pytest.approx(1)
+    assert aupro(np.ones(masks.shape), masks) == pytest.approx(0.15)
+    assert aupro(1 - masks.astype(np.float32), masks) == pytest.approx(0)
+
+
+def test_aupro_counts_a_small_defect_as_much_as_a_large_one():
+    masks = np.zeros((1, 40, 40), dtype=bool)
+    masks[0, 2:4, 2:4] = masks[0, 10:30, 10:30] = True
+    small, large = np.zeros((2, 1, 40, 40), dtype=np.float32)
+    small[0, 2:4, 2:4] = large[0, 10:30, 10:30] = 1
+    assert aupro(small, masks) == pytest.approx(aupro(large, masks))
+    assert pixel_metrics(small, masks)["pixel_auroc"] < pixel_metrics(large, masks)["pixel_auroc"] - 0.3
+
+
+def test_aupro_regions_touch_at_corners_but_not_across_images():
+    maps = np.zeros((2, 9, 9), dtype=np.float32)
+    diagonal = np.zeros((2, 9, 9), dtype=bool)
+    diagonal[0, 2, 2] = diagonal[0, 3, 3] = diagonal[0, 4, 4] = True
+    diagonal[0, 7, 0] = True
+    maps[0, 7, 0] = 1
+    # Two regions: the detected dot and the missed diagonal line, which is one region and not three.
+    assert aupro(maps, diagonal, 0.01) == pytest.approx(0.5, abs=0.01)
+    stacked = np.zeros((2, 9, 9), dtype=bool)
+    stacked[0, :, 4] = stacked[1, 0, 4] = True
+    maps = np.zeros((2, 9, 9), dtype=np.float32)
+    maps[1, 0, 4] = 1
+    # The same place in the next image is another region.
+    assert aupro(maps, stacked, 0.01) == pytest.approx(0.5, abs=0.01)
+
+
+def test_aupro_depends_on_the_order_of_scores_alone():
+    maps, masks = random_case(3)
+    assert aupro(maps, masks) == aupro(np.exp(maps.astype(np.float64)) * 1e6, masks)
+    shuffle = np.random.default_rng(0).permutation(len(maps))
+    assert aupro(maps[shuffle], masks[shuffle]) == pytest.approx(aupro(maps, masks))
+
+
+@pytest.mark.parametrize("levels", [None, 2])
+def test_pixel_auroc_equals_an_independent_one(levels):
+    for seed in range(12):
+        maps, masks = random_case(seed, levels)
+        found = pixel_metrics(maps, masks)
+        assert found["pixel_auroc"] == pytest.approx(roc_auc_score(masks.ravel(), maps.ravel()), abs=1e-12)
+        assert found["aupro"] == aupro(maps, masks, 0.3)
+
+
+@pytest.mark.parametrize("scale", [1, 1e3, 1e-6])
+def test_image_metrics_equal_independent_ones_at_any_scale(scale):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 60)
+    # Far from 0..1 and with ties: torchmetrics alone would squash these.
+    scores = scale * (40 + np.round(rng.standard_normal(60) + labels, 1))
+    found = image_metrics(scores, labels, 40.6 * scale)
+    assert found["image_auroc"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-6)
+    assert found["image_ap"] == pytest.approx(average_precision_score(labels, scores), abs=1e-6)
+    assert found["image_f1"] == pytest.approx(f1_score(labels, scores > 40.6 * scale))
+
+
+def test_image_metrics_at_the_threshold():
+    found = image_metrics([1, 2, 3, 4], [0, 1, 0, 1], threshold=2)  # a score at the threshold is normal
+    assert (found["precision"], found["recall"], found["false_positive_rate"]) == (0.5, 0.5, 0.5)
+    assert (found["normal_images"], found["anomalous_images"], found["threshold"]) == (2, 2, 2.0)
+    none_flagged = image_metrics([1, 2, 3, 4], [0, 1, 0, 1], threshold=9)
+    assert (none_flagged["precision"], none_flagged["recall"], none_flagged["image_f1"]) == (None, 0, 0)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_one_class_leaves_the_undefined_none_and_the_json_valid(label):
+    found = image_metrics([1.0, 2.0, 3.0], [label] * 3, threshold=2.5)
+    assert found["image_auroc"] is None and found["image_ap"] is None
+    assert (found["recall"] is None) == (label == 0)
+    assert (found["false_positive_rate"] is None) == (label == 1)
+    masks = np.full((1, 4, 4), bool(label))
+    found |= pixel_metrics(np.random.default_rng(0).random((1, 4, 4)), masks)
+    assert found["pixel_auroc"] is None and found["aupro"] is None
+    json.loads(json.dumps(found, allow_nan=False))
+    with pytest.raises(UserError, match="normal pixel" if label else "no defect pixel"):
+        aupro(np.zeros((1, 4, 4)), masks)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_scores_that_are_not_finite_are_refused(bad):
+    with pytest.raises(UserError, match=r"1 of 2 image scores.*number 1"):
+        image_metrics([0.0, bad], [0, 1], 0.5)
+    maps, masks = np.zeros((3, 4, 4)), np.zeros((3, 4, 4), dtype=bool)
+    masks[0, 0, 0], maps[2, 1, 1] = True, bad
+    for metric in (aupro, pixel_metrics):
+        with pytest.raises(UserError, match=r"1 of 3 anomaly maps.*number 2"):
+            metric(maps, masks)
+
+
+def test_other_bad_input_is_refused():
+    with pytest.raises(UserError, match="equally long"):
+        image_metrics([1.0, 2.0], [0], 0)
+    with pytest.raises(UserError, match="equally long"):
+        image_metrics([], [], 0)
+    with pytest.raises(UserError, match="normal.*anomalous"):
+        image_metrics([1.0, 2.0], [0, 2], 0)
+    with pytest.raises(UserError, match="map's size"):
+        pixel_metrics(np.zeros((2, 4, 4)), np.zeros((2, 4, 5)))
+    with pytest.raises(UserError, match="fpr_limit is 0"):
+        aupro(np.zeros((1, 2, 2)), np.eye(2)[None], 0)

