@@ -339,7 +339,7 @@ def _shadow(alpha: np.ndarray, offset: float, softness: float) -> np.ndarray:
     return ndimage.gaussian_filter(ndimage.shift(alpha, -offset * LIGHT, order=1), softness)
 
 
-# --- defects: a generator and a surface in, the damaged surface out -------------------------------
+# --- defects: a generator, a surface and a severity (0 faint to 1 plain) in, the damaged surface out -----
 
 
 def hole(rng: np.random.Generator, surface: np.ndarray, severity: float) -> np.ndarray:

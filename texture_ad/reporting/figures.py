@@ -3,8 +3,8 @@
 Every picture names its data source under its title. Files are written under a temporary name and renamed.
 matplotlib, scikit-learn and Pillow are imported where they are used, so that training needs none of them.
 
-The paper's colours stand for the classes throughout (normal red, anomalous blue), in shades that people with a
-colour vision deficiency can tell apart, and with a marker of its own for each class.
+The paper's colours stand for the classes throughout (normal red, anomalous blue), in shades that people with
+a colour vision deficiency can tell apart, and with a marker of its own for each class.
 """
 
 import os
@@ -21,6 +21,8 @@ from texture_ad.errors import UserError
 
 NORMAL, ANOMALOUS = "#CC3311", "#0077BB"
 _MASK_COLOUR, _REGION_COLOUR, _QUIET_COLOUR = (0, 229, 255), (255, 190, 0), (200, 200, 200)
+_CLASSES = ((0, "normal", NORMAL, "o"), (1, "anomalous", ANOMALOUS, "^"))
+_THRESHOLD = {"color": "black", "linestyle": "--", "linewidth": 1.2}
 _INK, _GREY = (25, 25, 25), (95, 95, 95)
 _STYLE = {
     "font.size": 10,
@@ -49,8 +51,8 @@ def localization_panel(
 ) -> None:
     """Side by side: the image, the true defect's outline, the anomaly map over the image, the located region.
 
-    Drawn without matplotlib, since every test image gets one. Images narrower than 256 pixels are enlarged by a
-    whole factor.
+    Drawn without matplotlib, since every test image gets one. Images much narrower than 256 pixels are
+    enlarged by a whole factor.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -73,6 +75,8 @@ def localization_panel(
         if array is not None and array.shape != image.shape[:2]:
             raise UserError(f"{path}: {name} is {array.shape}; give the image's size {image.shape[:2]}")
 
+    from PIL import Image
+
     called = score > threshold
     factor = max(1, round(256 / image.shape[1]))
     picture = _enlarged(image, factor)
@@ -82,20 +86,22 @@ def localization_panel(
         _draw_outline(truth, _enlarged(mask, factor), _MASK_COLOUR)
         truth_caption = "true defect (outlined)"
     else:
-        truth_caption = {0: "truth: no defect", 1: "truth: a defect, no mask given", None: "truth: not known"}[label]
+        captions = {0: "truth: no defect", 1: "truth: a defect, no mask given", None: "truth: not known"}
+        truth_caption = captions[label]
 
     bright = np.clip((anomaly_map - vmin) / max(vmax - vmin, 1e-12), 0, 1)
     heat = _enlarged(_heat_colours()[(bright * 255).astype(np.uint8)], factor)
-    grey = (picture @ np.array([77, 150, 29], dtype=np.uint16)) >> 8
-    overlay = ((heat * np.uint16(150) + (grey * np.uint16(106))[..., None]) >> 8).astype(np.uint8)
+    grey = np.asarray(Image.fromarray(picture).convert("L")) * np.uint16(106)
+    overlay = ((heat * np.uint16(150) + grey[..., None]) >> 8).astype(np.uint8)
 
     inside = _enlarged(region, factor)
-    located = np.where(inside[..., None], picture, picture // 5 * 2)
+    located = np.where(inside[..., None], picture, picture // 5 * 3)
     _draw_outline(located, inside, _REGION_COLOUR if called else _QUIET_COLOUR)
 
     verdict = "anomalous" if called else "normal"
     title = f"Called {verdict}: score {score:.4g} {'>' if called else '≤'} threshold {threshold:.4g}"
-    outcomes = {(True, 1): "correct", (False, 0): "correct", (True, 0): "FALSE ALARM", (False, 1): "MISSED DEFECT"}
+    if label is not None:
+        title += " (correct)" if called == label else " (FALSE ALARM)" if called else " (MISSED DEFECT)"
     _sheet(
         [picture, truth, overlay, located],
         [
@@ -105,31 +111,32 @@ def localization_panel(
             "located region" if called else "top locations, below threshold",
         ],
         columns=4,
-        title=title + (f" ({outcomes[called, label]})" if label is not None else ""),
+        title=title,
         source=source,
         path=path,
     )
 
 
 def score_line_graph(scores: ArrayLike, labels: ArrayLike, threshold: float, path: Path, source: str) -> None:
-    """The paper's figure 7: the image scores (n,) as a line graph, normal images first, with the threshold.
+    """The paper's figure 7: image scores (n,) as a line graph, normal images first, with the threshold.
 
     Labels (n,) are 0 normal, 1 anomalous. Raises UserError on empty or differently long vectors.
     """
     scores, labels = _scores_and_labels(scores, labels, path)
     with _chart(path, "Anomaly scores of the test images", source, size=(8, 4)) as (axes,):
-        start = 0
-        for label, name, colour, marker in _classes():
+        line = {"markersize": 5 if scores.size <= 150 else 3, "linewidth": 0.8}
+        start = 1
+        for label, name, colour, marker in _CLASSES:
             chosen = scores[labels == label]
-            places = np.arange(start, start + chosen.size)
-            start += chosen.size
             if chosen.size:
-                size = 5 if scores.size <= 150 else 3
-                text = f"{name} ({chosen.size})"
-                axes.plot(places, chosen, color=colour, marker=marker, markersize=size, linewidth=0.8, label=text)
-        axes.axhline(threshold, color="black", linestyle="--", linewidth=1.2, label=f"threshold {threshold:.4g}")
+                places = np.arange(start, start + chosen.size)
+                axes.plot(
+                    places, chosen, color=colour, marker=marker, label=f"{name} ({chosen.size})", **line
+                )
+                start += chosen.size
+        axes.axhline(threshold, **_THRESHOLD, label=f"threshold {threshold:.4g}")
         axes.set(xlabel="test image", ylabel="image score")
-        axes.legend(loc="upper left")
+        _legend_below(axes)
 
 
 def score_histogram(scores: ArrayLike, labels: ArrayLike, threshold: float, path: Path, source: str) -> None:
@@ -140,16 +147,16 @@ def score_histogram(scores: ArrayLike, labels: ArrayLike, threshold: float, path
     scores, labels = _scores_and_labels(scores, labels, path)
     bins = np.histogram_bin_edges(scores, bins=30)
     with _chart(path, "Distribution of the image scores", source, size=(7, 4)) as (axes,):
-        for label, name, colour, _ in _classes():
+        for label, name, colour, _ in _CLASSES:
             chosen = scores[labels == label]
             if chosen.size:
                 text = f"{name} ({chosen.size})"
                 axes.hist(chosen, bins, color=colour, alpha=0.35, histtype="stepfilled", label=text)
                 axes.hist(chosen, bins, color=colour, histtype="step", linewidth=1.4)
-        axes.axvline(threshold, color="black", linestyle="--", linewidth=1.2, label=f"threshold {threshold:.4g}")
+        axes.axvline(threshold, **_THRESHOLD, label=f"threshold {threshold:.4g}")
         axes.set(xlabel="image score", ylabel="images")
         axes.yaxis.get_major_locator().set_params(integer=True)
-        axes.legend()
+        _legend_below(axes)
 
 
 def roc_pr(scores: ArrayLike, labels: ArrayLike, threshold: float, path: Path, source: str) -> None:
@@ -163,25 +170,30 @@ def roc_pr(scores: ArrayLike, labels: ArrayLike, threshold: float, path: Path, s
 
     scores, labels = _scores_and_labels(scores, labels, path)
     if not 0 < labels.sum() < labels.size:
-        raise UserError(f"{path}: all {labels.size} images are of one class; ROC curves need normal and anomalous ones")
+        raise UserError(
+            f"{path}: all {labels.size} images are of one class; a ROC curve needs normal and anomalous ones"
+        )
     found = image_metrics(scores, labels, threshold)
     false_positive_rates, true_positive_rates, _ = roc_curve(labels, scores, drop_intermediate=False)
     precisions, recalls, _ = precision_recall_curve(labels, scores)
-    with _chart(path, "Image-level detection over all thresholds", source, panels=2, size=(9, 4.4)) as (roc, pr):
+    title = "Image-level detection over all thresholds"
+    with _chart(path, title, source, panels=2, size=(8.4, 4.6)) as (roc, pr):
         roc.plot(false_positive_rates, true_positive_rates, color=ANOMALOUS, linewidth=2)
         roc.plot([0, 1], [0, 1], color="grey", linestyle=":", linewidth=1, label="chance")
         roc.plot(found["false_positive_rate"], found["recall"], "kD", label=f"threshold {threshold:.4g}")
-        roc.set(xlabel="false positive rate", ylabel="true positive rate", title=f"AUROC {found['image_auroc']:.3f}")
+        roc.set(xlabel="false positive rate", ylabel="true positive rate")
+        roc.set_title(f"AUROC {found['image_auroc']:.3f}")
         pr.step(recalls, precisions, color=ANOMALOUS, linewidth=2, where="post")
         share = labels.mean()
         pr.plot([0, 1], [share, share], color="grey", linestyle=":", linewidth=1, label="chance")
         if found["precision"] is not None:
             pr.plot(found["recall"], found["precision"], "kD", label=f"threshold {threshold:.4g}")
-        pr.set(xlabel="recall", ylabel="precision", title=f"average precision {found['image_ap']:.3f}")
+        pr.set(xlabel="recall", ylabel="precision")
+        pr.set_title(f"average precision {found['image_ap']:.3f}")
         for axes in (roc, pr):
             # A curve along the frame must still be seen.
             axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
-            axes.legend(loc="lower right" if axes is roc else "lower left")
+        _legend_below(roc)
 
 
 def tsne(
@@ -191,7 +203,7 @@ def tsne(
     path: Path,
     source: str,
     titles: tuple[str, str] = ("before the flow", "after the flow"),
-    max_points: int = 1000,
+    max_points: int = 600,
     seed: int = 0,
 ) -> None:
     """The paper's figure 6: features before and after a learnt step, laid out in the plane by t-SNE.
@@ -202,47 +214,50 @@ def tsne(
         path: the PNG to write; an SVG goes beside it.
         source: the data source's name.
         titles: of the two panels.
-        max_points: drawn at most, chosen at random by `seed`, as nearly half of each class as there are.
+        max_points: drawn at most, chosen at random by `seed`, half of each class where there are enough.
         seed: of the choice and of t-SNE.
 
     Raises:
-        UserError: fewer than 5 features, different numbers of them, values that are not finite or all the same.
+        UserError: fewer than 5 features, different numbers of them, values not finite or all the same.
     """
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     before, after, labels = np.asarray(before), np.asarray(after), np.asarray(labels)
     if len(labels) < 5 or not len(before) == len(after) == len(labels):
         raise UserError(
-            f"{path}: {len(before)} features before, {len(after)} after, {len(labels)} labels; give 5 or more of "
-            "each, equally many"
+            f"{path}: {len(before)} features before, {len(after)} after, {len(labels)} labels; give equally "
+            "many of each, 5 or more"
         )
     for name, features in (("before", before), ("after", after)):
         if not np.isfinite(features).all() or not np.ptp(features, axis=0).any():
             raise UserError(
-                f"{path}: the features {name} are not finite or all the same; the representation has collapsed, "
-                "train it again with a lower learning rate"
+                f"{path}: the features {name} are not finite or all the same; the representation has "
+                "collapsed, train it again with a lower learning rate"
             )
     rng = np.random.default_rng(seed)
     groups = [rng.permutation(np.flatnonzero(labels == label)) for label in (0, 1)]
     anomalous = min(len(groups[1]), max(max_points // 2, max_points - len(groups[0])))
     chosen = np.concatenate([groups[0][: max_points - anomalous], groups[1][:anomalous]])
     labels = labels[chosen]
-    layouts = [
-        TSNE(perplexity=min(30, (len(chosen) - 1) / 3), random_state=seed).fit_transform(features[chosen])
-        for features in (before, after)
-    ]
+    method = TSNE(perplexity=min(30, (len(chosen) - 1) / 3), random_state=seed)
+    # PyTorch's and scikit-learn's OpenMP threads hinder each other: one is several times faster than two.
+    with threadpool_limits(1):
+        layouts = [method.fit_transform(features[chosen]) for features in (before, after)]
     with _chart(path, "Features in the plane (t-SNE)", source, panels=2, size=(9, 4.8)) as panels:
         for axes, layout, title in zip(panels, layouts, titles, strict=True):
-            for label, name, colour, marker in _classes():
+            for label, name, colour, marker in _CLASSES:
                 points = layout[labels == label]
-                text = f"{name} ({len(points)})"
-                axes.scatter(*points.T, s=14, c=colour, marker=marker, alpha=0.6, linewidths=0, label=text)
+                style = {"s": 16, "c": colour, "marker": marker, "alpha": 0.6, "linewidths": 0}
+                axes.scatter(*points.T, **style, label=f"{name} ({len(points)})")
             axes.set(title=title, xticks=[], yticks=[])
             axes.spines[:].set_visible(True)
-        panels[0].figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        _legend_below(panels[0])
 
 
-def atoms(crops: Sequence[np.ndarray], ids: Sequence[int], usage: Sequence[float], path: Path, source: str) -> None:
+def atoms(
+    crops: Sequence[np.ndarray], ids: Sequence[int], usage: Sequence[float], path: Path, source: str
+) -> None:
     """What the dictionary's atoms stand for: for each atom, the image patches that use it most.
 
     Args:
@@ -269,12 +284,18 @@ def atoms(crops: Sequence[np.ndarray], ids: Sequence[int], usage: Sequence[float
             tile[row : row + 48, column : column + 48] = _fitted(patch, 48)
         tiles.append(tile)
     captions = [f"{number}: {share:.1%}" for number, share in zip(ids, usage, strict=True)][:64]
-    title = f"The {len(tiles)} most used atoms, each as the patches that use it most"
-    _sheet(tiles, captions, 8, title, f"{source}. Under each: atom number, share of patches that use it", path)
+    title = f"The {len(tiles)} most used atoms as the patches that use them most"
+    note = "Above each atom: its number, the share of all patches that use it."
+    _sheet(tiles, captions, 8, title, source, path, note)
 
 
 def contact_sheet(
-    images: Sequence[np.ndarray], captions: Sequence[str], path: Path, title: str, source: str, columns: int = 6
+    images: Sequence[np.ndarray],
+    captions: Sequence[str],
+    path: Path,
+    title: str,
+    source: str,
+    columns: int = 6,
 ) -> None:
     """Many pictures on one page, such as the worst mistakes or the highest scores.
 
@@ -290,20 +311,18 @@ def contact_sheet(
         UserError: no image, or another number of captions.
     """
     if not images or len(images) != len(captions):
-        raise UserError(f"{path}: {len(images)} images, {len(captions)} captions; give one for each, at least one")
+        raise UserError(
+            f"{path}: {len(images)} images, {len(captions)} captions; give equally many, at least one"
+        )
     _sheet([_fitted(image, 160) for image in images], captions, columns, title, source, path)
-
-
-def _classes() -> tuple[tuple[int, str, str, str], ...]:
-    return (0, "normal", NORMAL, "o"), (1, "anomalous", ANOMALOUS, "^")
 
 
 def _scores_and_labels(scores: ArrayLike, labels: ArrayLike, path: Path) -> tuple[np.ndarray, np.ndarray]:
     scores, labels = np.asarray(scores, dtype=float), np.asarray(labels)
     if not scores.size or scores.ndim != 1 or scores.shape != labels.shape or not np.isfinite(scores).all():
         raise UserError(
-            f"{path}: scores {scores.shape} and labels {labels.shape} must be equally long vectors, not empty, and "
-            "the scores finite"
+            f"{path}: scores {scores.shape} and labels {labels.shape}; give equally long vectors, not empty, "
+            "of finite scores"
         )
     return scores, labels
 
@@ -320,7 +339,9 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _chart(path: Path, title: str, source: str, size: tuple[float, float], panels: int = 1) -> Iterator[Sequence]:
+def _chart(
+    path: Path, title: str, source: str, size: tuple[float, float], panels: int = 1
+) -> Iterator[Sequence]:
     # Figure without pyplot: no global state, no window, nothing to close.
     import matplotlib
     from matplotlib.figure import Figure
@@ -335,6 +356,12 @@ def _chart(path: Path, title: str, source: str, size: tuple[float, float], panel
         for suffix, metadata in ((".svg", {"Date": None}), (".png", {"Software": None})):
             with _replacing(path.with_suffix(suffix)) as temporary:
                 figure.savefig(temporary, format=suffix[1:], metadata=metadata)
+
+
+def _legend_below(axes) -> None:
+    # Outside the axes, where it can cover no point.
+    handles, names = axes.get_legend_handles_labels()
+    axes.figure.legend(handles, names, loc="outside lower center", ncols=len(names))
 
 
 @lru_cache
@@ -383,12 +410,18 @@ def _dilated(mask: np.ndarray) -> np.ndarray:
 
 
 def _sheet(
-    tiles: Sequence[np.ndarray], captions: Sequence[str], columns: int, title: str, source: str, path: Path
+    tiles: Sequence[np.ndarray],
+    captions: Sequence[str],
+    columns: int,
+    title: str,
+    source: str,
+    path: Path,
+    note: str = "",
 ) -> None:
-    """Tiles (h, w, 3) uint8 in rows, each under its caption, all under the title and the source."""
+    """Tiles (h, w, 3) uint8 in rows, each under its caption, all under the title, the source and the note."""
     from PIL import Image, ImageDraw
 
-    gap, line = 8, 16
+    gap, line_height = 8, 16
     columns = min(columns, len(tiles))
     height, width = max(len(tile) for tile in tiles), max(tile.shape[1] for tile in tiles)
     page_width = max(columns * (width + gap) + gap, 480)
@@ -398,9 +431,10 @@ def _sheet(
 
     small, normal, bold = _font(11), _font(13), _font(15, bold=True)
     heading = [(text, bold, _INK) for text in wrapped(title, bold, page_width - 2 * gap)]
-    heading += [(text, normal, _GREY) for text in wrapped(f"Data: {source}", normal, page_width - 2 * gap)]
+    for line in (f"Data: {source}", note):
+        heading += [(text, normal, _GREY) for text in wrapped(line, normal, page_width - 2 * gap)]
     texts = [wrapped(caption, small, width, lines=2) for caption in captions]
-    caption_height = max(map(len, texts)) * line
+    caption_height = max(map(len, texts)) * line_height
     row_height = caption_height + height + gap
     top = gap + 20 * len(heading) + gap // 2
     rows = -(-len(tiles) // columns)
@@ -412,7 +446,7 @@ def _sheet(
     for place, (tile, text) in enumerate(zip(tiles, texts, strict=True)):
         left, up = gap + place % columns * (width + gap), top + place // columns * row_height
         for number, part in enumerate(text):
-            draw.text((left, up + number * line), part, fill=_INK, font=small)
+            draw.text((left, up + number * line_height), part, fill=_INK, font=small)
         page.paste(Image.fromarray(tile), (left, up + caption_height))
     with _replacing(path) as temporary:
         # The lowest compression: three times as fast, a fifth larger.
