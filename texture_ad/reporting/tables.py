@@ -1,7 +1,7 @@
 """Results as text: the table at the end of a run, and Markdown tables for comparisons."""
 
 from collections.abc import Mapping, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from statistics import fmean, stdev
 
 _ROWS = {
@@ -42,16 +42,15 @@ def metrics_table(metrics: Mapping, source: str) -> str:
             rows[key] = _cell(value)
     width = max(map(len, [*heading, *rows]))
     lines = [f"{name:<{width}}  {text}" for name, text in heading.items()]
-    return "\n".join(
-        [*lines, "─" * max(map(len, lines)), *(f"{name:<{width}}  {rows[name]}" for name in rows)]
-    )
+    lines.append("─" * max(map(len, lines)))
+    return "\n".join(lines + [f"{name:<{width}}  {text}" for name, text in rows.items()])
 
 
 def markdown_table(rows: Sequence[Mapping]) -> str:
     """A Markdown table; its columns are the rows' keys, in the order of their first appearance.
 
-    A number is shown with three decimals, an integer as it is. A list or tuple of numbers, such as one value for
-    each seed, becomes "mean ± sample standard deviation". None and missing values become a dash.
+    A number is shown with three decimals, an integer as it is. A list or tuple of numbers, such as one value
+    for each seed, becomes "mean ± sample standard deviation". None and missing values become a dash.
     """
     columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [[_cell(row.get(column)) for column in columns] for row in rows]
@@ -88,7 +87,7 @@ def _cell(value) -> str:
         return "–"
     if isinstance(value, list | tuple):
         return f"{fmean(value):.3f}" + (f" ± {stdev(value):.3f}" if len(value) > 1 else "")
-    if isinstance(value, Real) and not isinstance(value, int):
+    if isinstance(value, Real) and not isinstance(value, Integral):
         return f"{value:.3f}"
     # A bar would end the cell.
     return str(value).replace("|", "\\|").replace("\n", " ")
