@@ -80,7 +80,7 @@ class CouplingBlock(nn.Module):
 
 
 class Flow(nn.Module):
-    """Standardisation by fixed statistics, then `blocks` coupling blocks (the paper has eight).
+    """Standardisation by tracked statistics, then `blocks` coupling blocks (the paper has eight).
 
     Args:
         dim: D, at least 2.
@@ -107,15 +107,17 @@ class Flow(nn.Module):
                 raise UserError(f"flow.{key}={value}: expected at least {least}")
         if not (clamp > 0 and math.isfinite(clamp)):
             raise UserError(f"flow.clamp={clamp}: expected a number above 0")
+        self.settings = {"dim": dim, "blocks": blocks, "hidden": hidden, "clamp": clamp, "seed": seed}
         generator = torch.Generator().manual_seed(seed)
         self.blocks = nn.ModuleList(CouplingBlock(dim, hidden, clamp, generator) for _ in range(blocks))
         self.register_buffer("center", torch.zeros(dim))
         self.register_buffer("scale", torch.ones(dim))
 
-    def standardize(self, center: Tensor, scale: Tensor) -> None:
-        """Sets the fixed input statistics, each (D,): means and standard deviations (above 0)."""
-        self.center.copy_(center)
-        self.scale.copy_(scale)
+    @torch.no_grad()
+    def track(self, x: Tensor, momentum: float) -> None:
+        """Moves the input statistics towards those of the features (N, D); momentum 1 takes them over."""
+        self.center.lerp_(x.mean(0), momentum)
+        self.scale.lerp_(x.std(0).clamp(min=1e-6), momentum)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Features (N, D) to latent features t (N, D) and log|det dt/dx| (N,)."""

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import orthogonal_mp_gram
+
+from texture_ad.models.dictionary import initial_atoms, update_atoms
+from texture_ad.models.sparse import omp_spams, residuals
+
+
+@pytest.fixture(scope="module")
+def signals():
+    """Sparse combinations of hidden atoms, with noise."""
+    g = torch.Generator().manual_seed(0)
+    hidden = torch.nn.functional.normalize(torch.randn(40, 20, generator=g), dim=1)
+    codes = torch.randn(6000, 40, generator=g) * (torch.rand(6000, 40, generator=g) < 0.08)
+    return codes @ hidden + 0.02 * torch.randn(6000, 20, generator=g)
+
+
+def stream(signals, parts, passes=1, iterations=20):
+    atoms, statistics = initial_atoms(signals, 40, 0), None
+    seen = []
+    for _ in range(passes):
+        for part in signals.chunk(parts):
+            atoms, statistics = update_atoms(part, atoms, statistics, 0.1, iterations, 256, 1)
+            seen.append(atoms)
+    return seen
+
+
+def objective(signals, atoms, lambda1=0.1):
+    import spams
+
+    x, d = np.asfortranarray(signals.numpy().T), np.asfortranarray(atoms.numpy().T)
+    codes = spams.lasso(x, D=d, lambda1=lambda1, numThreads=1)
+    return float((0.5 * np.square(x - d @ codes).sum(0) + lambda1 * np.abs(codes.toarray()).sum(0)).mean())
+
+
+def test_atoms_have_unit_norm(signals):
+    for atoms in stream(signals, 6):
+        assert torch.allclose(atoms.norm(dim=1), torch.ones(40), atol=1e-5)
+
+
+def test_objective_decreases(signals):
+    values = [objective(signals, a) for a in (initial_atoms(signals, 40, 0), *stream(signals, 6)[::2])]
+    assert values[-1] < 0.9 * values[0]
+    assert all(b < a * 1.02 for a, b in zip(values, values[1:], strict=False))
+
+
+def test_streaming_is_as_good_as_one_shot(signals):
+    held_out = signals[-1000:]
+    streamed = objective(held_out, stream(signals[:-1000], 5, passes=2)[-1])
+    at_once = objective(held_out, stream(signals[:-1000], 1, iterations=200)[-1])
+    assert streamed < 1.05 * at_once
+
+
+def test_fit_repeats_to_the_last_digit(signals):
+    assert torch.equal(stream(signals, 6)[-1], stream(signals, 6)[-1])
+
+
+def test_codes_stay_sparse(signals):
+    codes = omp_spams(signals[:500], stream(signals, 3)[-1], 5, 0.0)
+    assert np.diff(codes.indptr).max() <= 5
+
+
+@pytest.mark.parametrize("coder", ["spams", "torch"])
+def test_residuals_against_scikit_learn(signals, coder):
+    atoms, y = stream(signals, 3)[-1], signals[:200]
+    d = atoms.numpy().astype(np.float64)
+    codes = orthogonal_mp_gram(d @ d.T, d @ y.numpy().T.astype(np.float64), n_nonzero_coefs=4)
+    expected = np.square(y.numpy().T - d.T @ codes).sum(0)
+    assert np.allclose(residuals(y, atoms, 4, coder=coder).numpy(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("coder", ["spams", "torch"])
+def test_error_bound_stops_early(signals, coder):
+    atoms, y = stream(signals, 3)[-1], signals[:200]
+    loose, tight = residuals(y, atoms, 10, 0.05, coder), residuals(y, atoms, 10, 0.0, coder)
+    assert (loose >= tight - 1e-5).all() and loose.mean() > tight.mean()
+
+
+def test_fewer_signals_than_atoms():
+    atoms = initial_atoms(torch.randn(5, 8), 20, 0)
+    assert torch.allclose(atoms.norm(dim=1), torch.ones(20)) and torch.unique(atoms, dim=0).shape[0] == 20

@@ -1,0 +1,119 @@
+"""Whole runs through the real command lines, on embedded data and, where named, on real photographs."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SMALL = ["data.size=64", "trainer.max_epochs=1", "dictionary.atoms=32", "flow.blocks=2", "trainer.enable_progress_bar=false"]
+
+
+def command(module: str, *args: str, **env: str) -> subprocess.CompletedProcess:
+    clean = {k: v for k, v in os.environ.items() if k not in ("MVTEC_AD_ROOT", "WANDB_API_KEY")}
+    return subprocess.run([sys.executable, "-m", f"texture_ad.{module}", *args], capture_output=True, text=True,
+                          env=clean | env, timeout=600)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def carpet(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("carpet")
+    done = command("run", "+experiment=carpet", f"run_dir={folder}", *SMALL)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_run_folder_is_complete_and_names_its_source(carpet):
+    folder, out = carpet
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert 0 <= metrics["image_auroc"] <= 1 and 0 <= metrics["aupro"] <= 1
+    assert "generated" in metrics["data_source"] and "generated" in out
+    rows = list(csv.DictReader((folder / "scores.csv").open()))
+    assert len(rows) == 68 and all("generated" in r["source"] for r in rows)
+    assert len(list((folder / "overlays").rglob("*.png"))) == 68
+    for name in ("detector.pt", "config.yaml", "scores.png", "roc_pr.png", "logs/metrics.csv"):
+        assert (folder / name).is_file(), name
+    assert not list(folder.rglob("*.partial"))
+
+
+def test_same_seed_same_digits(carpet, tmp_path):
+    done = command("run", "+experiment=carpet", f"run_dir={tmp_path}", "pictures=false", *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "scores.csv").read_text() == (carpet[0] / "scores.csv").read_text()
+
+
+def test_predict_gives_the_runs_scores(carpet, tmp_path):
+    folder, _ = carpet
+    rows = {r["path"]: float(r["score"]) for r in csv.DictReader((folder / "scores.csv").open())}
+    from texture_ad.data.embedded import ensure
+
+    done = command("predict", f"detector={folder / 'detector.pt'}", f"input={ensure('carpet') / 'test'}",
+                   f"output={tmp_path}", "batch_size=7")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = {f"test/{r['path']}": float(r["score"]) for r in csv.DictReader((tmp_path / "scores.csv").open())}
+    assert found.keys() == rows.keys()
+    assert max(abs(found[k] - rows[k]) for k in rows) < 1e-5
+    assert len(list((tmp_path / "overlays").rglob("*.png"))) == len(rows)
+
+
+def test_dictionary_checkpoint_holds_spams_statistics(carpet):
+    checkpoint = torch.load(carpet[0] / "stage2/last.ckpt", weights_only=True)
+    assert checkpoint["spams"]["A"].shape == (32, 32) and checkpoint["spams"]["iter"] > 0
+
+
+def test_a_finished_stage_is_not_trained_again(carpet):
+    folder, _ = carpet
+    before = (folder / "scores.csv").read_text()
+    done = command("run", "+experiment=carpet", f"run_dir={folder}", "pictures=false", *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "scores.csv").read_text() == before
+
+
+@pytest.mark.parametrize(("args", "message"), [
+    (["data=mvtec"], "no data.root was given"),
+    (["data.root=/nowhere"], "data.root=/nowhere: no such folder"),
+    (["data=embedded", "data.category=carpte"], "did you mean carpet"),
+    (["data.size=8"], "data.size=8"),
+    (["flow.blocks=0"], "flow.blocks=0"),
+    (["dictionary.fusion=2"], "dictionary.fusion=2"),
+    (["dictionary.nonzeros=0"], "dictionary.nonzeros=0"),
+    (["dictionary.lambda1=0"], "dictionary.lambda1=0"),
+    (["backbone.layers=[block99]"], "backbone.layers=['block99']"),
+    (["backbone.weights=/nowhere.pth"], "backbone.weights=/nowhere.pth: no such file"),
+    (["+colour=red"], "colour: no such key"),
+    (["seed=-1"], "seed=-1"),
+])  # fmt: skip
+def test_bad_input_gets_one_line_and_a_non_zero_exit(args, message, tmp_path):
+    done = command("run", f"run_dir={tmp_path / 'run'}", "data.size=64", *args)
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and message in lines[0], done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_misspelt_override_is_an_error():
+    done = command("run", "flow.block=4")
+    assert done.returncode != 0 and "flow.block" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_predict_refuses_what_is_no_detector(tmp_path):
+    (tmp_path / "detector.pt").write_bytes(b"nonsense")
+    done = command("predict", f"detector={tmp_path / 'detector.pt'}", f"input={tmp_path}")
+    assert done.returncode == 2
+    done = command("predict", f"detector={tmp_path / 'none.pt'}", f"input={tmp_path}")
+    assert done.returncode == 2 and "error: " in done.stderr
+
+
+@pytest.mark.skipif("TEXTURE_AD_REAL_DATA" not in os.environ, reason="TEXTURE_AD_REAL_DATA names no folder")
+def test_real_photographs(tmp_path):
+    root = os.environ["TEXTURE_AD_REAL_DATA"]
+    done = command("run", "data=folder", f"data.root={root}", f"run_dir={tmp_path}", "data.size=128", "cutpaste=none",
+                   "trainer.max_epochs=2", "pictures=false", "trainer.enable_progress_bar=false")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["data_source"] == f"folder {Path(root).name}"
+    assert metrics["image_auroc"] > 0.6

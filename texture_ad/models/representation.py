@@ -1,0 +1,127 @@
+"""Stage 1: the backbone learns CutPaste while the flow learns the density of its patch features."""
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics.classification import BinaryAUROC
+
+from texture_ad.data.cutpaste import TASKS, pretext_batch
+from texture_ad.errors import UserError
+from texture_ad.evaluation.localization import image_scores, top_locations_batch
+from texture_ad.models.backbone import Backbone
+from texture_ad.models.flow import Flow, negative_log_likelihood
+
+TRACKING = 0.05  # momentum of the flow's input statistics, which follow the backbone as it learns
+
+
+def flatten_patches(features: Tensor) -> Tensor:
+    """(B, C, h, w) to patch features (B h w, C)."""
+    return features.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+class Representation(L.LightningModule):
+    """Thin: says when the pretext task, the flow and the validation run.
+
+    The loss is the pretext's cross-entropy over whole images, plus `patch_weight` times the same question put
+    to every patch (was it pasted?), plus the flow's negative log-likelihood per dimension (equation 6). The
+    flow sees detached features: a likelihood that reached the backbone would reward mapping every image to one
+    point.
+
+    Args:
+        backbone: gives the patch features.
+        flow: over those features.
+        task: "none" (the backbone stays as it is), "binary", "scar" or "3way".
+        patch_weight: of the patch-wise pretext, at least 0.
+        lr: of heads and flow; backbone_lr: of the backbone. Peaks of a one-cycle schedule; above 0.
+        weight_decay: AdamW's.
+        flow_patches: patch features drawn for the flow in each step.
+        top, min_distance: of the image score (see evaluation.localization).
+
+    Raises:
+        UserError: a parameter out of its range.
+    """
+
+    def __init__(self, backbone: Backbone, flow: Flow, task: str = "3way", patch_weight: float = 1.0,
+                 lr: float = 2e-3, backbone_lr: float = 1e-3, weight_decay: float = 1e-4, flow_patches: int = 4096,
+                 top: int = 5, min_distance: int = 2):  # fmt: skip
+        super().__init__()
+        if task != "none" and task not in TASKS:
+            raise UserError(f"cutpaste.task={task}: expected one of none, {', '.join(TASKS)}")
+        for key, value in (("lr", lr), ("backbone_lr", backbone_lr)):
+            if not value > 0:
+                raise UserError(f"representation.{key}={value}: expected a number above 0")
+        if patch_weight < 0:
+            raise UserError(f"cutpaste.patch_weight={patch_weight}: expected a number of at least 0")
+        self.backbone, self.flow, self.task = backbone, flow, task
+        self.patch_weight, self.lr, self.backbone_lr, self.weight_decay = patch_weight, lr, backbone_lr, weight_decay
+        self.flow_patches, self.top, self.min_distance = flow_patches, top, min_distance
+        dim = len(flow.center)
+        self.image_head = nn.Linear(dim, 1 + len(TASKS.get(task, ())))
+        self.patch_head = nn.Conv2d(dim, 1, 1)
+        self.val_auroc = BinaryAUROC()
+
+    def configure_optimizers(self):
+        heads = [*self.image_head.parameters(), *self.patch_head.parameters(), *self.flow.parameters()]
+        groups = [{"params": heads, "lr": self.lr}]
+        if self.task != "none":
+            groups.append({"params": self.backbone.parameters(), "lr": self.backbone_lr})
+        optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay)
+        steps = max(2, int(self.trainer.estimated_stepping_batches))
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [g["lr"] for g in groups], steps, pct_start=0.2)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        # Batches are small and half of them pasted: batch normalisation keeps its ImageNet statistics.
+        self.backbone.eval()
+        return self
+
+    def _pretext(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The pretext's loss and the normal images' patch features (B, C, h, w), detached."""
+        flip = torch.rand(len(images), device=images.device) < 0.5
+        images = torch.where(flip[:, None, None, None], images.flip(-1), images)
+        batch, classes, masks = pretext_batch(images, self.task)
+        features = self.backbone.patch_features(self.backbone(batch * 255))
+        image_loss = F.cross_entropy(self.image_head(features.amax((2, 3))), classes)
+        target = F.adaptive_max_pool2d(masks[:, None].float(), features.shape[-2:])
+        # Pasted patches are few; five to one brings the two classes to the same order.
+        patch_loss = F.binary_cross_entropy_with_logits(
+            self.patch_head(features), target, pos_weight=target.new_tensor(5.0)
+        )
+        self.log_dict({"train/pretext": image_loss, "train/patch": patch_loss}, sync_dist=True)
+        return image_loss + self.patch_weight * patch_loss, features[: len(images)].detach()
+
+    def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
+        images = batch["image"].float() / 255
+        if self.task == "none":
+            with torch.no_grad():
+                loss, features = 0.0, self.backbone.patch_features(self.backbone(images * 255))
+        else:
+            loss, features = self._pretext(images)
+        patches = flatten_patches(features).float()
+        patches = patches[torch.randperm(len(patches), device=patches.device)[: self.flow_patches]]
+        self.flow.track(patches, 1.0 if self.global_step == 0 else TRACKING)
+        nll = negative_log_likelihood(*self.flow(patches)).mean() / patches.shape[1]
+        self.log("train/nll", nll, prog_bar=True, sync_dist=True)
+        loss = loss + nll
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"stage 1, step {self.global_step}: the loss is not finite; lower representation.lr={self.lr} "
+                f"or representation.backbone_lr={self.backbone_lr}"
+            )
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
+        return loss
+
+    def anomaly_maps(self, images: Tensor) -> Tensor:
+        """Negative log-likelihood of every patch, uint8 (B, 3, H, W) to (B, h, w)."""
+        features = self.backbone.patch_features(self.backbone(images))
+        nll = negative_log_likelihood(*self.flow(flatten_patches(features).float()))
+        return nll.view(len(images), *features.shape[-2:])
+
+    def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
+        _, top = top_locations_batch(self.anomaly_maps(batch["image"]), self.top, self.min_distance)
+        # A sigmoid inside the metric would saturate; the rank is all that AUROC needs.
+        scores = image_scores(top)
+        self.val_auroc.update(torch.sigmoid(scores / (10 * len(self.flow.center))), batch["label"])
+        self.log("val/auroc", self.val_auroc, prog_bar=True)

@@ -1,0 +1,197 @@
+"""One experiment, from configuration to results: read this page first.
+
+data -> stage 1 (Representation) -> stage 2 (Dictionary) -> calibration on held-out normals -> test -> files.
+"""
+
+import csv
+import json
+import os
+import platform
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import DictConfig, OmegaConf
+
+from texture_ad.data.datamodule import TextureDataModule
+from texture_ad.data.mvtec import duplicates
+from texture_ad.errors import UserError
+from texture_ad.evaluation.localization import region_mask
+from texture_ad.evaluation.metrics import image_metrics, pixel_metrics
+from texture_ad.models.detector import Detector
+from texture_ad.models.dictionary import Dictionary
+from texture_ad.models.flow import Flow
+from texture_ad.models.representation import Representation
+from texture_ad.reporting import figures
+from texture_ad.reporting.tables import metrics_table
+
+
+def build(config: DictConfig, size: int) -> tuple[Representation, Dictionary]:
+    """Both stages' modules for images of `size` pixels."""
+    backbone = instantiate(config.backbone)
+    with torch.no_grad():
+        probe = backbone.eval()(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+        dim = backbone.patch_features(probe).shape[1]
+    flow = Flow(dim=dim, **config.flow)
+    score = {k: config.dictionary[k] for k in ("top", "min_distance")}
+    representation = Representation(backbone, flow, **config.cutpaste, **config.representation, **score)
+    training = ("lambda1", "iterations", "batch", "threads", "epochs", "quantile")
+    options = dict(config.dictionary)
+    fit = {k: options.pop(k) for k in training}
+    return representation, Dictionary(Detector(backbone, flow, size=size, **options), **fit, seed=config.seed)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("texture_ad", "torch", "torchvision", "lightning", "spams-bin", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _trainer(config: DictConfig, folder: Path, loggers: list, **options) -> L.Trainer:
+    return instantiate(config.trainer, default_root_dir=str(folder), logger=loggers or False,
+                       log_every_n_steps=1, enable_model_summary=False, **options)  # fmt: skip
+
+
+def _last(folder: Path) -> str | None:
+    path = folder / "last.ckpt"
+    return str(path) if path.is_file() else None
+
+
+def train_representation(config: DictConfig, module: Representation, data: TextureDataModule, folder: Path,
+                         loggers: list) -> dict[str, float]:  # fmt: skip
+    """Stage 1; leaves the module with the weights that scored best on synthetic defects."""
+    best = ModelCheckpoint(folder, "best", monitor="val/auroc", mode="max", save_last=True, enable_version_counter=False)
+    trainer = _trainer(config, folder, loggers, callbacks=[best])
+    trainer.fit(module, datamodule=data, ckpt_path=_last(folder), weights_only=True)
+    if best.best_model_path:
+        module.load_state_dict(torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"])
+    return {} if best.best_model_score is None else {"val_auroc_stage1": float(best.best_model_score)}
+
+
+def train_dictionary(config: DictConfig, module: Dictionary, data: TextureDataModule, folder: Path,
+                     loggers: list) -> L.Trainer:  # fmt: skip
+    """Stage 2, then the calibration on held-out normal images."""
+    last = ModelCheckpoint(folder, "last", enable_version_counter=False)
+    trainer = _trainer(config, folder, loggers, callbacks=[last], max_epochs=1 + module.epochs,
+                       gradient_clip_val=None, accumulate_grad_batches=1, limit_val_batches=0)  # fmt: skip
+    trainer.fit(module, train_dataloaders=data.normal_dataloader(), ckpt_path=_last(folder), weights_only=True)
+    module.to(trainer.strategy.root_device)
+    module.calibrate(data.held_out_dataloader())
+    return trainer
+
+
+def synthetic_auroc(module: Dictionary, data: TextureDataModule) -> float:
+    """Image AUROC of the finished detector on held-out normals against synthetic defects."""
+    scores, labels = [], []
+    for batch in data.val_dataloader():
+        scores.append(module.detector(batch["image"].to(module.device)).scores.cpu())
+        labels.append(batch["label"])
+    return image_metrics(torch.cat(scores).numpy(), torch.cat(labels).numpy(), float(module.detector.threshold))["image_auroc"]
+
+
+def write_results(module: Dictionary, data: TextureDataModule, folder: Path, metrics: dict, pictures: bool) -> dict:
+    """Metrics, scores and pictures of the test images into the run folder."""
+    parts = module.predictions
+    merged = {k: torch.cat([p[k] for p in parts]).numpy() for k in parts[0]}
+    scores, labels, maps = merged["score"], merged["label"], merged["map"]
+    threshold = float(module.detector.threshold)
+    metrics |= image_metrics(scores, labels, threshold)
+    if data.has_masks:
+        metrics |= pixel_metrics(maps, merged["mask"])
+    rows = [("path", "kind", "label", "score", "threshold", "anomalous", "source")]
+    for i, score, label in zip(merged["index"], scores, labels, strict=True):
+        sample = data.test_samples[i]
+        name = sample.path.relative_to(data.folder)
+        rows.append((name, sample.kind, label, f"{score:.8g}", f"{threshold:.8g}", int(score > threshold), data.source_name))
+    with open(folder / "scores.csv.partial", "w", newline="", encoding="utf-8") as sink:
+        csv.writer(sink).writerows(rows)
+    os.replace(folder / "scores.csv.partial", folder / "scores.csv")
+    if pictures:
+        low, high = float(maps.min()), float(max(maps.max(), threshold))
+        grid = module.detector.patch_features(torch.zeros(1, 3, data.size, data.size, dtype=torch.uint8, device=module.device))[1]
+        for row, (sample, image) in enumerate(data.test_images()):
+            region = region_mask(merged["locations"][row], grid, (data.size, data.size))
+            mask = merged["mask"][row] if sample.mask else None
+            target = folder / "overlays" / sample.kind / f"{sample.path.stem}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            figures.localization_panel(image.permute(1, 2, 0).numpy(), maps[row], region, mask, float(scores[row]),
+                                       threshold, int(labels[row]), target, low, high, data.source_name)  # fmt: skip
+        for name, draw in (("scores", figures.score_line_graph), ("histogram", figures.score_histogram)):
+            draw(scores, labels, threshold, folder / f"{name}.png", data.source_name)
+        if 0 < labels.sum() < len(labels):
+            figures.roc_pr(scores, labels, threshold, folder / "roc_pr.png", data.source_name)
+    _write(folder / "metrics.json", json.dumps(metrics, indent=2, default=float) + "\n")
+    return metrics
+
+
+def run(config: DictConfig) -> dict:
+    """Runs one experiment and fills its run folder; returns what metrics.json holds.
+
+    Raises:
+        UserError: input that can't be worked with.
+    """
+    folder = Path(config.run_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run_dir={folder}: can't be written ({error.strerror}); give a writable folder") from error
+    if not isinstance(config.seed, int) or config.seed < 0:
+        raise UserError(f"seed={config.seed}: expected an integer of at least 0")
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    data: TextureDataModule = instantiate(config.data)
+    data.setup()
+    print(f"data     {data.source_name}: {len(data.train_samples)} training, {len(data.val_samples)} held-out normal, "
+          f"{len(data.test_samples)} test images, {data.size} px\nrun      {folder}", flush=True)  # fmt: skip
+    for train, test in duplicates(data.layout)[:5]:
+        print(f"warning: {test} is a copy of the training image {train}", flush=True)
+    _write(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    loggers = [instantiate(options) for options in (config.logger or {}).values()]
+    for logger in loggers:
+        logger.log_hyperparams({**OmegaConf.to_container(config, resolve=True), "data_source": data.source_name})
+    representation, dictionary = build(config, data.size)
+
+    start = time.perf_counter()
+    print("stage 1  representation: CutPaste and the flow", flush=True)
+    metrics = {"data_source": data.source_name, "category": data.category, "data_fingerprint": data.fingerprint,
+               "seed": config.seed}  # fmt: skip
+    metrics |= train_representation(config, representation, data, folder / "stage1", loggers)
+    metrics["stage1_seconds"] = time.perf_counter() - start
+    print("stage 2  detection: the dictionary", flush=True)
+    trainer = train_dictionary(config, dictionary, data, folder / "stage2", loggers)
+    metrics["fit_seconds"] = time.perf_counter() - start
+    metrics["synthetic_auroc"] = synthetic_auroc(dictionary, data)
+    metrics["threshold_origin"] = f"{config.dictionary.quantile:g} quantile of held-out normal images"
+    metrics["versions"] = _versions()
+    detector = dictionary.detector
+    detector.meta = {k: metrics[k] for k in ("data_source", "category", "data_fingerprint", "seed", "versions")}
+    detector.save(folder / "detector.pt")
+    if data.test_samples:
+        start = time.perf_counter()
+        trainer.test(dictionary, data.test_dataloader(), verbose=False)
+        metrics["test_seconds_per_image"] = (time.perf_counter() - start) / len(data.test_samples)
+        metrics = write_results(dictionary, data, folder, metrics, config.pictures)
+        print(metrics_table({k: v for k, v in metrics.items() if k not in ("data_source", "category")}, data.source_name))
+    else:
+        _write(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        print(f"{data.folder} has no test images: no metrics")
+    for logger in loggers:
+        logger.log_metrics({f"test/{k}": v for k, v in metrics.items() if isinstance(v, float)})
+        logger.finalize("success")
+    print(f"detector {folder / 'detector.pt'}")
+    print(f"next     python -m texture_ad.predict detector={folder / 'detector.pt'} input=FILE_OR_FOLDER")
+    return metrics
