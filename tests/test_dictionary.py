@@ -61,13 +61,38 @@ def test_codes_stay_sparse(signals):
     assert np.diff(codes.indptr).max() <= 5
 
 
+def pursuit(y, d, nonzeros):
+    """The textbook form: in each step try every atom with least squares and keep the best."""
+    chosen = []
+    for _ in range(nonzeros):
+        errors = [np.square(y - d[:, chosen + [k]] @ np.linalg.lstsq(d[:, chosen + [k]], y, rcond=None)[0]).sum()
+                  for k in range(d.shape[1])]  # fmt: skip
+        chosen.append(int(np.argmin(errors)))
+    return min(errors)
+
+
 @pytest.mark.parametrize("coder", ["spams", "torch"])
-def test_residuals_against_scikit_learn(signals, coder):
-    atoms, y = stream(signals, 3)[-1], signals[:200]
+def test_residuals_against_least_squares(signals, coder):
+    atoms, y = stream(signals, 3)[-1], signals[:60]
+    d = atoms.numpy().astype(np.float64).T
+    expected = [pursuit(v.astype(np.float64), d, 4) for v in y.numpy()]
+    assert np.allclose(residuals(y, atoms, 4, coder=coder).numpy(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("nonzeros", [1, 8, 20])
+def test_coders_agree(signals, nonzeros):
+    atoms = stream(signals, 3)[-1]
+    spams, torched = (residuals(signals[:500], atoms, nonzeros, coder=c) for c in ("spams", "torch"))
+    assert torch.allclose(spams, torched, atol=1e-3)
+
+
+def test_more_atoms_a_code_never_raise_the_error_and_beat_plain_omp(signals):
+    atoms, y = stream(signals, 3)[-1], signals[:300]
+    errors = [residuals(y, atoms, n, coder="torch").mean() for n in (1, 2, 4, 8)]
+    assert errors == sorted(errors, reverse=True)
     d = atoms.numpy().astype(np.float64)
     codes = orthogonal_mp_gram(d @ d.T, d @ y.numpy().T.astype(np.float64), n_nonzero_coefs=4)
-    expected = np.square(y.numpy().T - d.T @ codes).sum(0)
-    assert np.allclose(residuals(y, atoms, 4, coder=coder).numpy(), expected, atol=1e-4)
+    assert errors[2] <= np.square(y.numpy().T - d.T @ codes).sum(0).mean() + 1e-6
 
 
 @pytest.mark.parametrize("coder", ["spams", "torch"])

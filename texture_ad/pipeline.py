@@ -72,6 +72,16 @@ def _last(folder: Path) -> str | None:
     return str(path) if path.is_file() else None
 
 
+class _SaveEpochs(L.Callback):
+    """ModelCheckpoint saves where the optimizer has stepped; the dictionary is learnt without one."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / "last.ckpt"
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        trainer.save_checkpoint(self.path)
+
+
 def train_representation(config: DictConfig, module: Representation, data: TextureDataModule, folder: Path,
                          loggers: list) -> dict[str, float]:  # fmt: skip
     """Stage 1; leaves the module with the weights that scored best on synthetic defects."""
@@ -86,8 +96,7 @@ def train_representation(config: DictConfig, module: Representation, data: Textu
 def train_dictionary(config: DictConfig, module: Dictionary, data: TextureDataModule, folder: Path,
                      loggers: list) -> L.Trainer:  # fmt: skip
     """Stage 2, then the calibration on held-out normal images."""
-    last = ModelCheckpoint(folder, "last", enable_version_counter=False)
-    trainer = _trainer(config, folder, loggers, callbacks=[last], max_epochs=1 + module.epochs,
+    trainer = _trainer(config, folder, loggers, callbacks=[_SaveEpochs(folder)], max_epochs=1 + module.epochs,
                        gradient_clip_val=None, accumulate_grad_batches=1, limit_val_batches=0)  # fmt: skip
     trainer.fit(module, train_dataloaders=data.normal_dataloader(), ckpt_path=_last(folder), weights_only=True)
     module.to(trainer.strategy.root_device)

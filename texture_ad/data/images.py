@@ -1,222 +1,126 @@
-"""Reading images and masks from files, and bringing them to one size.
+"""Reading photographs and masks: every common format and mode, to RGB bytes, with an error that helps."""
 
-Every file becomes an RGB image of 8 bits, whatever its mode, and every file that cannot is refused by name
-before anything is computed from it.
-"""
-
-import threading
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
-from scipy import ndimage
+from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.transforms.v2 import functional as TF
 
 from texture_ad.errors import UserError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif"})
-# Naming the decoders keeps out those that run other programs or scripts (EPS, PDF, ...).
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")
-# Below the number at which Pillow itself warns, so that ours is the limit that speaks.
-MAX_PIXELS = 80_000_000
-MIN_SIDE = 8
-
-# Filters of warnings belong to the process: two threads that change them at once could leave them changed.
-_WARNINGS = threading.Lock()
+MAX_PIXELS = 100_000_000
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a data set.
-
-    Args:
-        path: the image file.
-        label: 0 normal, 1 anomalous.
-        kind: "good" or the kind of defect.
-        mask: the file of its defect mask, or None.
-    """
+    """One photograph: `label` 0 normal or 1 anomalous, `kind` "good" or the defect's folder name."""
 
     path: Path
-    label: int
-    kind: str
+    label: int = 0
+    kind: str = "good"
     mask: Path | None = None
 
 
-def shown(path: Path | str) -> str:
-    """A path as messages show it: on one line, whatever characters its name holds."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path))
-
-
-def _decode(path: Path) -> Image.Image:
-    """The decoded, upright picture in `path`, in its own mode; UserError for everything else."""
-    name = shown(path)
+def _open(path: Path) -> Image.Image:
+    """Decodes one image; the header's size is checked before any pixel is."""
     try:
-        if not path.is_file():
-            raise UserError(f"{name}: no such file (or not a regular one); check the path")
         if path.stat().st_size == 0:
-            raise UserError(f"{name}: the file is empty (0 bytes); copy it again or remove it")
-        with _WARNINGS, warnings.catch_warnings():
-            for category in (UserWarning, RuntimeWarning):
-                warnings.filterwarnings("error", category=category, module=r"PIL\.")
-            image = Image.open(path, formats=FORMATS)
-            # Reading EXIF can warn, and it costs nothing here where the header already holds it.
-            if "exif" in image.info:
-                image.getexif()
-        with image:
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError
-            # A phone's JPEG may carry further pictures (MPO): previews, not frames.
-            if image.format != "MPO" and getattr(image, "is_animated", False):
+            raise UserError(f"{path}: the file is empty; copy it again or remove it")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(path)
+            width, height = image.size
+            if width * height > MAX_PIXELS:
                 raise UserError(
-                    f"{name}: {image.n_frames} frames or pages, expected a single image; save the one to use"
+                    f"{path}: {width} x {height} pixels, more than {MAX_PIXELS:,}; scale the image down or cut it"
                 )
+            if getattr(image, "n_frames", 1) > 1:
+                raise UserError(f"{path}: {image.n_frames} frames, expected one; save the frames as single images")
+            image.load()
             return ImageOps.exif_transpose(image)
     except UserError:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(
-            f"{name}: more than {MAX_PIXELS // 10**6} million pixels, too large to decode safely; shrink it"
-        ) from error
-    except UnidentifiedImageError as error:
-        raise UserError(
-            f"{name}: not an image in a known format ({', '.join(FORMATS)}); convert or remove it"
-        ) from error
-    except PermissionError as error:
-        raise UserError(f"{name}: no permission to read it; change the file's mode or owner") from error
-    except Exception as error:  # a damaged file makes decoders raise nearly anything
-        found = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{name}: damaged or unsupported image ({found}); re-export or remove it") from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path}: {error}; scale the image down or cut it") from error
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: can't be read as an image ({reason}); copy it again or remove it") from error
 
 
-def _is_deep(image: Image.Image) -> bool:
-    return image.mode == "I" or image.mode.startswith("I;16")
-
-
-def _to_rgb(image: Image.Image, path: Path) -> np.ndarray:
-    """The conversions that `read_image` documents."""
-    if _is_deep(image):
-        grey = (np.array(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
+def _grey_bytes(image: Image.Image) -> np.ndarray:
+    values = np.asarray(image).astype(np.float64)
     if image.mode == "F":
-        values = np.array(image, dtype=np.float64)
-        low, high = values.min(), values.max()
-        if not (low >= 0 and high <= 255):  # also False for a NaN
-            raise UserError(
-                f"{shown(path)}: float values from {low:g} to {high:g}, expected 0 to 1 or 0 to 255; rescale it"
-            )
-        grey = np.rint(values * 255 if high <= 1 else values).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
-    if image.mode.lower() in ("la", "pa", "rgba") or "transparency" in image.info:
-        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(black, image.convert("RGBA"))
-    try:
-        return np.array(image.convert("RGB"))
-    except ValueError as error:
-        raise UserError(f"{shown(path)}: colour mode {image.mode} is not supported; save it as RGB") from error
+        low, high = 0.0, 1.0 if np.nanmax(values) <= 1 else 255.0
+    else:
+        low, high = 0.0, 65535.0
+    return np.nan_to_num((values - low) / (high - low) * 255).clip(0, 255).astype(np.uint8)
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Reads one image file as 8-bit RGB.
+    """Reads one photograph as RGB.
 
-    - EXIF orientation is applied.
-    - Grey, 1-bit and palette images are spread to RGB; CMYK and YCbCr converted without a colour profile.
-    - 16-bit grey (and 32-bit integer, clipped to 0..65535) becomes `value >> 8`: linear, the same for every
-      image, so that brightness stays comparable within a set.
-    - Float grey in 0..1 is multiplied by 255, in 0..255 rounded; other ranges are refused.
-    - Transparent pixels are blended with black.
-
-    Args:
-        path: a file in one of `FORMATS`; its content counts, not its suffix.
+    16-bit values are scaled by 255/65535, floats from [0, 1] or [0, 255]; alpha is laid over black; EXIF's
+    orientation is applied.
 
     Returns:
-        uint8 (H, W, 3), H and W at least `MIN_SIDE`, H * W at most `MAX_PIXELS`.
+        uint8 (H, W, 3).
 
     Raises:
-        UserError: a missing, unreadable, empty, truncated or damaged file, something else than an image, more
-            than one frame, too many or too few pixels.
+        UserError: missing, empty, truncated, animated, over MAX_PIXELS, or no image at all.
     """
     path = Path(path)
-    image = _decode(path)
-    if min(image.size) < MIN_SIDE:
-        raise UserError(
-            f"{shown(path)}: {image.width} x {image.height} pixels, expected at least {MIN_SIDE} x {MIN_SIDE}; "
-            "replace or remove it"
-        )
-    return _to_rgb(image, path)
+    image = _open(path)
+    if image.mode.startswith("I") or image.mode == "F":
+        return np.repeat(_grey_bytes(image)[..., None], 3, 2)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    return np.array(image.convert("RGB"))
 
 
 def read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    """Reads the mask of a defect.
-
-    A mask of at most two levels marks every pixel that is not 0, whatever the other level (1, 255, 65535, a
-    palette's colour). One with more levels has been smoothed or compressed: it marks the pixels of at least
-    half of full scale, 128 of 255. Of colours the brightest channel counts; transparent pixels are black.
+    """Reads a ground-truth mask: a pixel is defect where its grey value is above half of the mask's highest.
 
     Args:
-        path: an image file.
-        shape: (H, W) of the image that it belongs to.
+        path: the mask's file.
+        shape: (H, W) of its image.
 
     Returns:
-        bool (H, W), True = defect, at least one of them.
+        bool (H, W).
 
     Raises:
-        UserError: as `read_image`, and where the size differs from the image's or no pixel is marked.
+        UserError: unreadable, of another size than its image, or without a defect pixel.
     """
-    path = Path(path)
-    image = _decode(path)
-    if (image.height, image.width) != tuple(shape):
+    image = _open(Path(path))
+    values = np.asarray(image if image.mode.startswith("I") else image.convert("L"))
+    if values.shape != tuple(shape):
         raise UserError(
-            f"{shown(path)}: the mask has {image.width} x {image.height} pixels, its image {shape[1]} x "
-            f"{shape[0]}; draw the mask on that image"
+            f"{path}: the mask has {values.shape[1]} x {values.shape[0]} pixels, its image {shape[1]} x {shape[0]}; "
+            "make the mask anew at the image's size"
         )
-    values = np.array(image) if _is_deep(image) or image.mode == "F" else _to_rgb(image, path).max(axis=2)
-    levels = np.unique(values)
-    if len(levels) <= 2:
-        mask = values != 0
-    else:
-        mask = _to_rgb(image, path).max(axis=2) >= 128
-    if not mask.any():
-        found = "only 0" if levels[-1] == 0 else f"{len(levels)} levels, all below half of full scale"
-        raise UserError(
-            f"{shown(path)}: the mask marks no defect ({found}); draw it in white, or move the image to test/good"
-        )
-    return mask
+    if values.max() == 0:
+        raise UserError(f"{path}: the mask of a defect image marks no pixel; mend it or remove the image")
+    return values > values.max() / 2
 
 
 def resize(image: np.ndarray, size: int) -> Tensor:
-    """Resizes an image to a square, bilinear with antialiasing; the aspect ratio is not kept.
+    """uint8 (H, W, 3) to uint8 (3, size, size), bilinear with antialiasing; the aspect is not kept."""
+    from torchvision.transforms.v2 import functional as F
 
-    Args:
-        image: uint8 (H, W, 3).
-        size: side in pixels.
-
-    Returns:
-        uint8 (3, size, size).
-    """
-    tensor = torch.from_numpy(image).permute(2, 0, 1)
-    return TF.resize(tensor, [size, size], antialias=True).contiguous()
+    return F.resize(torch.from_numpy(image).permute(2, 0, 1), [size, size], antialias=True)
 
 
 def resize_mask(mask: np.ndarray, size: int) -> Tensor:
-    """Resizes a mask to a square without losing a defect.
+    """bool (H, W) to bool (size, size): a pixel is defect where half of its area or more is.
 
-    A pixel is marked where at least half of its area is. A defect so thin that none of its pixels is keeps all
-    those that it touches: nearest-neighbour sampling would break it into pieces or drop it.
-
-    Args:
-        mask: bool (H, W).
-        size: side in pixels.
-
-    Returns:
-        bool (size, size).
+    A defect too thin for that keeps every pixel that it touches, so that none vanishes.
     """
-    share = F.interpolate(torch.from_numpy(mask)[None, None].float(), (size, size), mode="area")[0, 0].numpy()
-    touched, marked = share > 0, share >= 0.5
-    defects, _ = ndimage.label(touched, structure=np.ones((3, 3)))
-    vanished = touched & ~np.isin(defects, np.unique(defects[marked]))
-    return torch.from_numpy(marked | vanished)
+    from torchvision.transforms.v2 import functional as F
+
+    area = F.resize(torch.from_numpy(mask)[None].float(), [size, size], antialias=True)[0]
+    small = area >= 0.5
+    return small if small.any() else area >= area.max().clamp(min=1e-6) / 2

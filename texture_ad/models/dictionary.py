@@ -74,7 +74,7 @@ class Dictionary(L.LightningModule):
         if not 0 < quantile <= 1:
             raise UserError(f"dictionary.quantile={quantile}: expected a number above 0 and at most 1")
         self.automatic_optimization = False
-        self.detector = detector.requires_grad_(False)
+        self.detector = detector
         self.lambda1, self.iterations, self.batch, self.threads = lambda1, iterations, batch, threads
         self.epochs, self.quantile, self.seed = epochs, quantile, seed
         self.statistics: dict | None = None
@@ -86,6 +86,9 @@ class Dictionary(L.LightningModule):
 
     def configure_optimizers(self):
         return None
+
+    def on_fit_start(self) -> None:
+        self.detector.requires_grad_(False)
 
     def train(self, mode: bool = True):
         return super().train(False)

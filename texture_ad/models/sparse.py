@@ -19,7 +19,7 @@ def omp_spams(signals: Tensor, atoms: Tensor, nonzeros: int, error: float, threa
 
 
 def residuals(signals: Tensor, atoms: Tensor, nonzeros: int, error: float = 0.0, coder: str = "spams") -> Tensor:
-    """Squared reconstruction error of each signal, min over sparse x of ||y - D x||^2, greedily.
+    """Squared reconstruction error of each signal, ||y - D x||^2 with greedily chosen sparse x.
 
     Args:
         signals: float32 (N, C).
@@ -41,32 +41,28 @@ def residuals(signals: Tensor, atoms: Tensor, nonzeros: int, error: float = 0.0,
 
 
 def omp_residuals_torch(signals: Tensor, atoms: Tensor, nonzeros: int, error: float = 0.0) -> Tensor:
-    """`residuals` by batched OMP on the Gram matrix, on the signals' device.
+    """`residuals` by batched pursuit on the Gram matrix, on the signals' device.
 
-    Each step solves the normal equations of the chosen atoms afresh; with few non-zeros that is cheaper than
-    updating factors signal by signal. Rubinstein et al., Efficient implementation of the K-SVD algorithm, 2008.
+    As SPAMS does, each step takes the atom that lowers the error most once the chosen ones are projected out
+    (order recursive matching pursuit; Gharavi-Alkhansari and Huang, A fast orthogonal matching pursuit
+    algorithm, ICASSP 1998). Chosen atoms become an orthonormal basis; only its products with all atoms are kept.
     """
     gram = atoms @ atoms.T
-    alpha0 = signals @ atoms.T
-    alpha = alpha0
+    alpha = signals @ atoms.T  # products of the residual with every atom
+    left = torch.ones_like(alpha)  # squared norms of the atoms, the basis projected out
     energy = signals.square().sum(1)
-    result = energy
-    active = torch.ones_like(energy, dtype=torch.bool)
-    chosen = torch.empty(len(signals), 0, dtype=torch.long, device=signals.device)
-    for step in range(nonzeros):
-        scores = alpha.abs()
-        if step:
-            scores = scores.scatter(1, chosen, -1.0)
-        chosen = torch.cat((chosen, scores.argmax(1, keepdim=True)), 1)
-        block = gram[chosen[:, :, None], chosen[:, None, :]]
-        block = block + 1e-7 * torch.eye(step + 1, device=signals.device)
-        target = alpha0.gather(1, chosen)
-        code = torch.linalg.solve(block, target[..., None])[..., 0]
-        error_now = energy - (code * target).sum(1)
-        result = torch.where(active, error_now, result)
-        active = active & (result > error)
-        if error and not active.any():
-            break
-        if step + 1 < nonzeros:
-            alpha = alpha0 - torch.einsum("nk,nkm->nm", code, gram[chosen])
-    return result.clamp(min=0)
+    basis: list[Tensor] = []
+    for _ in range(nonzeros):
+        gain = torch.where(left > 1e-6, alpha.square() / left, 0.0)
+        best, chosen = gain.max(1, keepdim=True)
+        going = energy[:, None] > error
+        direction = gram[chosen[:, 0]]
+        for b in basis:
+            direction = direction - b.gather(1, chosen) * b
+        direction = direction / left.gather(1, chosen).clamp(min=1e-6).sqrt()
+        basis.append(direction)
+        step = torch.where(going, alpha.gather(1, chosen) / left.gather(1, chosen).clamp(min=1e-6).sqrt(), 0.0)
+        energy = energy - torch.where(going, best, 0.0)[:, 0]
+        alpha = alpha - step * direction
+        left = left - direction.square()
+    return energy.clamp(min=0)
