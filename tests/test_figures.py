@@ -190,9 +190,7 @@ def test_atoms_draws_at_most_64_and_any_number_of_patches(tmp_path):
 def test_contact_sheet_fits_any_size_without_distortion(tmp_path):
     images = [np.full(shape, 200, dtype=np.uint8) for shape in ((40, 80, 3), (320, 160, 3), (1, 900, 3))]
     path = tmp_path / "sheet.png"
-    figures.contact_sheet(
-        images, ["wide", "a very long caption of a tall one " * 5, "line"], path, "Worst", SOURCE
-    )
+    figures.contact_sheet(images, ["wide", "a very long caption of a tall one " * 5, "line"], path, "Worst", SOURCE)
     page = np.asarray(Image.open(path).convert("RGB"))
     rows = np.flatnonzero((page[:, 8 + 5] == 200).all(axis=1))
     assert len(rows) == 80  # the wide one: 160 x 80

@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-SMALL = ["data.size=64", "trainer.max_epochs=1", "dictionary.atoms=32", "flow.blocks=2", "trainer.enable_progress_bar=false"]
+SMALL = [
+    "data.size=64",
+    "trainer.max_epochs=1",
+    "dictionary.atoms=32",
+    "flow.blocks=2",
+    "trainer.enable_progress_bar=false",
+]
 
 
 def command(module: str, *args: str, **env: str) -> subprocess.CompletedProcess:

@@ -85,7 +85,9 @@ class _SaveEpochs(L.Callback):
 def train_representation(config: DictConfig, module: Representation, data: TextureDataModule, folder: Path,
                          loggers: list) -> dict[str, float]:  # fmt: skip
     """Stage 1; leaves the module with the weights that scored best on synthetic defects."""
-    best = ModelCheckpoint(folder, "best", monitor="val/auroc", mode="max", save_last=True, enable_version_counter=False)
+    best = ModelCheckpoint(
+        folder, "best", monitor="val/auroc", mode="max", save_last=True, enable_version_counter=False
+    )
     trainer = _trainer(config, folder, loggers, callbacks=[best])
     trainer.fit(module, datamodule=data, ckpt_path=_last(folder), weights_only=True)
     if best.best_model_path:
@@ -110,7 +112,9 @@ def synthetic_auroc(module: Dictionary, data: TextureDataModule) -> float:
     for batch in data.val_dataloader():
         scores.append(module.detector(batch["image"].to(module.device)).scores.cpu())
         labels.append(batch["label"])
-    return image_metrics(torch.cat(scores).numpy(), torch.cat(labels).numpy(), float(module.detector.threshold))["image_auroc"]
+    return image_metrics(torch.cat(scores).numpy(), torch.cat(labels).numpy(), float(module.detector.threshold))[
+        "image_auroc"
+    ]
 
 
 def write_results(module: Dictionary, data: TextureDataModule, folder: Path, metrics: dict, pictures: bool) -> dict:
@@ -126,13 +130,17 @@ def write_results(module: Dictionary, data: TextureDataModule, folder: Path, met
     for i, score, label in zip(merged["index"], scores, labels, strict=True):
         sample = data.test_samples[i]
         name = sample.path.relative_to(data.folder)
-        rows.append((name, sample.kind, label, f"{score:.8g}", f"{threshold:.8g}", int(score > threshold), data.source_name))
+        rows.append(
+            (name, sample.kind, label, f"{score:.8g}", f"{threshold:.8g}", int(score > threshold), data.source_name)
+        )
     with open(folder / "scores.csv.partial", "w", newline="", encoding="utf-8") as sink:
         csv.writer(sink).writerows(rows)
     os.replace(folder / "scores.csv.partial", folder / "scores.csv")
     if pictures:
         low, high = float(maps.min()), float(max(maps.max(), threshold))
-        grid = module.detector.patch_features(torch.zeros(1, 3, data.size, data.size, dtype=torch.uint8, device=module.device))[1]
+        grid = module.detector.patch_features(
+            torch.zeros(1, 3, data.size, data.size, dtype=torch.uint8, device=module.device)
+        )[1]
         for row, (sample, image) in enumerate(data.test_images()):
             region = region_mask(merged["locations"][row], grid, (data.size, data.size))
             mask = merged["mask"][row] if sample.mask else None
@@ -194,7 +202,9 @@ def run(config: DictConfig) -> dict:
         trainer.test(dictionary, data.test_dataloader(), verbose=False)
         metrics["test_seconds_per_image"] = (time.perf_counter() - start) / len(data.test_samples)
         metrics = write_results(dictionary, data, folder, metrics, config.pictures)
-        print(metrics_table({k: v for k, v in metrics.items() if k not in ("data_source", "category")}, data.source_name))
+        print(
+            metrics_table({k: v for k, v in metrics.items() if k not in ("data_source", "category")}, data.source_name)
+        )
     else:
         _write(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
         print(f"{data.folder} has no test images: no metrics")

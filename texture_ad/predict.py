@@ -61,7 +61,9 @@ def main(config: DictConfig) -> None:
     with open(output / "scores.csv.partial", "w", newline="", encoding="utf-8") as sink:
         csv.writer(sink).writerows([("path", "score", "threshold", "anomalous"), *rows])
     os.replace(output / "scores.csv.partial", output / "scores.csv")
-    print(f"detector of {trained_on}: {sum(r[3] for r in rows)} of {len(rows)} images above the threshold {threshold:.4g}")
+    print(
+        f"detector of {trained_on}: {sum(r[3] for r in rows)} of {len(rows)} images above the threshold {threshold:.4g}"
+    )
     print(f"scores   {output / 'scores.csv'}")
     if failed:
         raise UserError(f"{len(failed)} of {len(paths)} images could not be scored, first: {failed[0]}")

@@ -35,9 +35,7 @@ def _rectangles(kind: str, count: int, height: int, width: int, device) -> tuple
         return w.clamp(min=1), h.clamp(min=1), _uniform(-SCAR_ANGLE, SCAR_ANGLE, count, device)
     area = _uniform(*AREA, count, device) * height * width
     wide = torch.rand(count, device=device) < 0.5
-    aspect = torch.where(
-        wide, _uniform(1, ASPECT[1], count, device), _uniform(ASPECT[0], 1, count, device)
-    )
+    aspect = torch.where(wide, _uniform(1, ASPECT[1], count, device), _uniform(ASPECT[0], 1, count, device))
     w, h = (area * aspect).sqrt(), (area / aspect).sqrt()
     return w.clamp(max=width - 2), h.clamp(max=height - 2), torch.zeros(count, device=device)
 

@@ -43,7 +43,9 @@ def locate(source: str, root: str | None, category: str | None) -> tuple[Path, s
         raise UserError(f"data={source}: no data.root was given; {where} to the folder with the images")
     folder = Path(root).expanduser()
     if not folder.is_dir():
-        raise UserError(f"data.root={root}: no such folder; import MVTec AD by python -m texture_ad.data.mvtec ARCHIVE ROOT")
+        raise UserError(
+            f"data.root={root}: no such folder; import MVTec AD by python -m texture_ad.data.mvtec ARCHIVE ROOT"
+        )
     if source == "folder":
         return folder, category or folder.resolve().name, f"folder {category or folder.resolve().name}"
     if not (folder / str(category)).is_dir():

@@ -91,9 +91,7 @@ def _detail(name: str, shrink: float, highpass: float) -> np.ndarray:
     return np.clip(detail, -2.5, 2.5)
 
 
-def _photograph(
-    name: str, v: np.ndarray, u: np.ndarray, shrink: float = 1, highpass: float = 24
-) -> np.ndarray:
+def _photograph(name: str, v: np.ndarray, u: np.ndarray, shrink: float = 1, highpass: float = 24) -> np.ndarray:
     """The detail of a photograph at material coordinates; mirrored beyond its borders, so without seams."""
     return ndimage.map_coordinates(_detail(name, shrink, highpass), [v, u], order=1, mode="mirror")
 
@@ -313,9 +311,7 @@ class _Curve:
         return full.reshape(size, size)
 
 
-def _tone(
-    rng: np.random.Generator, surface: np.ndarray, low: float, high: float, tint: float = 0.02
-) -> np.ndarray:
+def _tone(rng: np.random.Generator, surface: np.ndarray, low: float, high: float, tint: float = 0.02) -> np.ndarray:
     """A colour (3,) from the texture's own range of tones: damage must not give itself away by an extreme."""
     grey = surface[::3, ::3].mean(-1)
     level = np.quantile(grey, rng.uniform(low, high))

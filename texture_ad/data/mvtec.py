@@ -68,7 +68,11 @@ def scan(folder: Path) -> Layout:
     for kind in _entries(folder / "test") if (folder / "test").is_dir() else []:
         if not kind.is_dir():
             continue
-        masks = {p.stem.removesuffix("_mask"): p for p in _images(truth / kind.name)} if (truth / kind.name).is_dir() else {}
+        masks = (
+            {p.stem.removesuffix("_mask"): p for p in _images(truth / kind.name)}
+            if (truth / kind.name).is_dir()
+            else {}
+        )
         for path in _images(kind):
             label = int(kind.name != "good")
             mask = masks.get(path.stem) if label else None
@@ -94,10 +98,7 @@ def duplicates(layout: Layout) -> list[tuple[Path, Path]]:
         return digests[path]
 
     return [
-        (a, s.path)
-        for s in layout.test
-        for a in by_size.get(s.path.stat().st_size, ())
-        if digest(a) == digest(s.path)
+        (a, s.path) for s in layout.test for a in by_size.get(s.path.stat().st_size, ()) if digest(a) == digest(s.path)
     ]
 
 

@@ -65,8 +65,10 @@ def _fill(kind: str, image: Tensor, donor: Tensor, generator: torch.Generator) -
         return image * (1 + sign * strength)
     if kind == "tone":
         spread = max(float(image.std()), 8.0)
-        return image.mean((1, 2), keepdim=True) + sign * _uniform(0.7, 3, generator) * spread + 0.2 * (
-            image - image.mean((1, 2), keepdim=True)
+        return (
+            image.mean((1, 2), keepdim=True)
+            + sign * _uniform(0.7, 3, generator) * spread
+            + 0.2 * (image - image.mean((1, 2), keepdim=True))
         )
     if kind == "blur":
         k = 2 * round(_uniform(1.5, 5, generator)) + 1

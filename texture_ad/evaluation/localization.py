@@ -40,9 +40,7 @@ def top_locations_batch(maps: Tensor, count: int = TOP, min_distance: int = 1) -
             "point and not empty"
         )
     if count < 1 or min_distance < 1:
-        raise UserError(
-            f"top locations: count={count}, min_distance={min_distance}; give whole numbers above 0"
-        )
+        raise UserError(f"top locations: count={count}, min_distance={min_distance}; give whole numbers above 0")
     if not torch.isfinite(maps).all():
         raise UserError(
             "top locations: an anomaly map holds scores that are not finite; the detector is broken, train "
@@ -68,9 +66,7 @@ def top_locations_batch(maps: Tensor, count: int = TOP, min_distance: int = 1) -
     return torch.stack(locations, dim=1), torch.stack(scores, dim=1)
 
 
-def top_locations(
-    anomaly_map: ArrayLike, count: int = TOP, min_distance: int = 1
-) -> list[tuple[int, int, float]]:
+def top_locations(anomaly_map: ArrayLike, count: int = TOP, min_distance: int = 1) -> list[tuple[int, int, float]]:
     """`top_locations_batch` of one map (h, w): `(row, column, score)` for each location that there is."""
     one = torch.as_tensor(anomaly_map)
     rows_columns, scores = top_locations_batch(one[None], count, min_distance)

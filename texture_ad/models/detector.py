@@ -164,7 +164,9 @@ class Detector(nn.Module):
                 f"version {VERSION}; train it again with this version"
             )
         try:
-            detector = cls(Backbone(weights="none", **content["backbone"]), Flow(**content["flow"]), **content["settings"])
+            detector = cls(
+                Backbone(weights="none", **content["backbone"]), Flow(**content["flow"]), **content["settings"]
+            )
             detector.load_state_dict(content["state"])
         except (KeyError, TypeError, RuntimeError) as error:
             raise UserError(f"detector={path}: damaged ({str(error).splitlines()[0]}); train it again") from error

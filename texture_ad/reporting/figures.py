@@ -130,9 +130,7 @@ def score_line_graph(scores: ArrayLike, labels: ArrayLike, threshold: float, pat
             chosen = scores[labels == label]
             if chosen.size:
                 places = np.arange(start, start + chosen.size)
-                axes.plot(
-                    places, chosen, color=colour, marker=marker, label=f"{name} ({chosen.size})", **line
-                )
+                axes.plot(places, chosen, color=colour, marker=marker, label=f"{name} ({chosen.size})", **line)
                 start += chosen.size
         axes.axhline(threshold, **_THRESHOLD, label=f"threshold {threshold:.4g}")
         axes.set(xlabel="test image", ylabel="image score")
@@ -255,9 +253,7 @@ def tsne(
         _legend_below(panels[0])
 
 
-def atoms(
-    crops: Sequence[np.ndarray], ids: Sequence[int], usage: Sequence[float], path: Path, source: str
-) -> None:
+def atoms(crops: Sequence[np.ndarray], ids: Sequence[int], usage: Sequence[float], path: Path, source: str) -> None:
     """What the dictionary's atoms stand for: for each atom, the image patches that use it most.
 
     Args:
@@ -311,9 +307,7 @@ def contact_sheet(
         UserError: no image, or another number of captions.
     """
     if not images or len(images) != len(captions):
-        raise UserError(
-            f"{path}: {len(images)} images, {len(captions)} captions; give equally many, at least one"
-        )
+        raise UserError(f"{path}: {len(images)} images, {len(captions)} captions; give equally many, at least one")
     _sheet([_fitted(image, 160) for image in images], captions, columns, title, source, path)
 
 
@@ -339,9 +333,7 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _chart(
-    path: Path, title: str, source: str, size: tuple[float, float], panels: int = 1
-) -> Iterator[Sequence]:
+def _chart(path: Path, title: str, source: str, size: tuple[float, float], panels: int = 1) -> Iterator[Sequence]:
     # Figure without pyplot: no global state, no window, nothing to close.
     import matplotlib
     from matplotlib.figure import Figure
