@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from texture_ad.data.datamodule import TextureDataModule
+from texture_ad.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """MVTec AD's layout: one category, images of several sizes."""
+    rng, top = np.random.default_rng(0), tmp_path_factory.mktemp("mvtec")
+    for part, count in (("train/good", 11), ("test/good", 3), ("test/hole", 4)):
+        (top / "carpet" / part).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(rng.integers(0, 255, (40 + i, 50, 3), np.uint8)).save(top / "carpet" / part / f"{i}.png")
+    (top / "carpet/ground_truth/hole").mkdir(parents=True)
+    for i in range(4):
+        mask = np.zeros((40 + i, 50), np.uint8)
+        mask[10:20, 10:20] = 255
+        Image.fromarray(mask).save(top / f"carpet/ground_truth/hole/{i}_mask.png")
+    return top
+
+
+def module(root, **options):
+    data = TextureDataModule("mvtec", str(root), "carpet", **{"size": 32, "batch_size": 4, **options})
+    data.setup()
+    return data
+
+
+def test_split_is_disjoint_and_the_seeds(root):
+    a, b, c = (module(root, seed=s) for s in (0, 0, 1))
+    assert not set(a.train_samples) & set(a.val_samples)
+    assert len(a.train_samples) == 9 and len(a.val_samples) == 2
+    assert a.train_samples == b.train_samples and a.train_samples != c.train_samples
+
+
+def test_no_test_image_is_trained_or_validated_on(root):
+    data = module(root)
+    assert all("test" not in s.path.parts for s in data.train_samples + data.val_samples)
+
+
+@pytest.mark.parametrize("cache_mb", [4096, 0])
+def test_batches(root, cache_mb):
+    data = module(root, cache_mb=cache_mb)
+    batches = list(data.test_dataloader())
+    assert batches[0]["image"].shape == (7, 3, 32, 32) and batches[0]["image"].dtype == torch.uint8
+    assert batches[0]["label"].tolist() == [0, 0, 0, 1, 1, 1, 1]
+    assert batches[0]["mask"].dtype == torch.bool and batches[0]["mask"].flatten(1).any(1).tolist()[3:] == [True] * 4
+    assert sorted(i for b in data.train_dataloader() for i in b["index"].tolist()) == list(range(9))
+
+
+def test_cached_and_decoded_images_are_equal(root):
+    a, b = (next(iter(module(root, cache_mb=m).test_dataloader()))["image"] for m in (4096, 0))
+    assert torch.equal(a, b)
+
+
+def test_shuffling_is_the_seeds(root):
+    a, b, c = ([i for x in module(root, seed=s).train_dataloader() for i in x["index"].tolist()] for s in (3, 3, 4))
+    assert a == b and a != c
+
+
+def test_validation_pairs_normals_with_synthetic_defects(root):
+    data = module(root, eval_batch_size=3)
+    parts = list(data.val_dataloader())
+    merged = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+    assert merged["label"].tolist() == [0, 0, 1, 1] and merged["index"].tolist() == [0, 1, 0, 1]
+    changed = (merged["image"][2:] != merged["image"][:2]).any(1)
+    assert changed.flatten(1).any(1).all() and not merged["mask"][:2].any()
+    assert (merged["mask"][2:] & ~changed).sum() == 0
+    again = torch.cat([p["image"] for p in module(root, eval_batch_size=1).val_dataloader()])
+    assert torch.equal(again, merged["image"])
+
+
+def test_source_is_named(root, monkeypatch, tmp_path):
+    assert TextureDataModule("auto", str(root), "carpet", 32).source_name == "MVTec AD carpet"
+    monkeypatch.setenv("TEXTURE_AD_CACHE", str(tmp_path))
+    assert "generated, not a benchmark" in TextureDataModule("auto", None, "wood", 32).source_name
+    assert TextureDataModule("folder", str(root / "carpet"), None, 32).source_name == "folder carpet"
+
+
+def test_fingerprint_follows_the_bytes(root, tmp_path):
+    import shutil
+
+    shutil.copytree(root, tmp_path / "copy")
+    before = module(tmp_path / "copy").fingerprint
+    assert before == module(root).fingerprint
+    Image.new("RGB", (40, 50)).save(tmp_path / "copy/carpet/train/good/0.png")
+    assert module(tmp_path / "copy").fingerprint != before
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"source": "mvtek"}, "data.source=mvtek"),
+    ({"source": "mvtec"}, "set data.root or MVTEC_AD_ROOT"),
+    ({"source": "folder"}, "no data.root"),
+    ({"source": "auto", "root": "/nowhere"}, "data.root=/nowhere: no such folder"),
+    ({"source": "embedded", "category": "wod"}, "did you mean wood"),
+    ({"size": 31}, "data.size=31"), ({"size": 64.5}, "data.size=64.5"),
+    ({"batch_size": 0}, "data.batch_size=0"), ({"val_fraction": 1.0}, "data.val_fraction=1.0"),
+    ({"num_workers": -1}, "data.num_workers=-1"), ({"cache_mb": -1}, "data.cache_mb=-1"),
+])  # fmt: skip
+def test_parameters_out_of_range_are_named(options, message):
+    with pytest.raises(UserError, match=message):
+        TextureDataModule(**options)
+
+
+def test_an_unknown_category_names_what_there_is(root):
+    with pytest.raises(UserError, match="did you mean carpet"):
+        TextureDataModule("mvtec", str(root), "carpett")
