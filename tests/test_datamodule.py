@@ -30,10 +30,11 @@ def module(root, **options):
 
 
 def test_split_is_disjoint_and_the_seeds(root):
-    a, b, c = (module(root, seed=s) for s in (0, 0, 1))
+    a, b = module(root), module(root)
     assert not set(a.train_samples) & set(a.val_samples)
     assert len(a.train_samples) == 9 and len(a.val_samples) == 2
-    assert a.train_samples == b.train_samples and a.train_samples != c.train_samples
+    assert a.train_samples == b.train_samples
+    assert len({tuple(module(root, seed=s).val_samples) for s in range(5)}) > 2
 
 
 def test_no_test_image_is_trained_or_validated_on(root):
