@@ -105,3 +105,17 @@ def test_error_bound_stops_early(signals, coder):
 def test_fewer_signals_than_atoms():
     atoms = initial_atoms(torch.randn(5, 8), 20, 0)
     assert torch.allclose(atoms.norm(dim=1), torch.ones(20)) and torch.unique(atoms, dim=0).shape[0] == 20
+
+
+def test_spams_leaves_torchs_threads_alone():
+    from texture_ad.models.sparse import residuals
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        atoms = torch.nn.functional.normalize(torch.randn(8, 4), dim=1)
+        residuals(torch.randn(20, 4), atoms, 2, coder="spams")
+        update_atoms(torch.randn(50, 4), atoms, None, 0.1, 2, 10, -1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

@@ -27,14 +27,14 @@ def test_grey_and_bilevel(tmp_path):
 
 
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
-    values = np.array([[0, 256 * 100, 65535]], np.uint16)
+    values = np.tile(np.array([0, 256 * 100, 65535, 65535], np.uint16), (4, 1))
     for name in ("a.png", "a.tif"):
-        assert read_image(saved(tmp_path, Image.fromarray(values), name))[0, :, 0].tolist() == [0, 99, 255]
+        assert read_image(saved(tmp_path, Image.fromarray(values), name))[0, :, 0].tolist() == [0, 99, 255, 255]
 
 
 def test_float_tiff(tmp_path):
-    values = np.array([[0, 0.5, 1]], np.float32)
-    assert read_image(saved(tmp_path, Image.fromarray(values), "a.tif"))[0, :, 0].tolist() == [0, 127, 255]
+    values = np.tile(np.array([0, 0.5, 1, 1], np.float32), (4, 1))
+    assert read_image(saved(tmp_path, Image.fromarray(values), "a.tif"))[0, :, 0].tolist() == [0, 127, 255, 255]
 
 
 def test_palette(tmp_path):
@@ -43,8 +43,8 @@ def test_palette(tmp_path):
 
 
 def test_alpha_lies_over_black(tmp_path):
-    rgba = np.dstack([np.full((2, 2, 3), 200, np.uint8), np.array([[0, 255], [51, 255]], np.uint8)])
-    assert read_image(saved(tmp_path, Image.fromarray(rgba)))[..., 0].tolist() == [[0, 200], [40, 200]]
+    rgba = np.dstack([np.full((4, 4, 3), 200, np.uint8), np.tile(np.array([0, 255, 51, 255], np.uint8), (4, 1))])
+    assert read_image(saved(tmp_path, Image.fromarray(rgba)))[0, :, 0].tolist() == [0, 200, 40, 200]
 
 
 def test_cmyk(tmp_path):

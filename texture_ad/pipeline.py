@@ -3,9 +3,7 @@
 data -> stage 1 (Representation) -> stage 2 (Dictionary) -> calibration on held-out normals -> test -> files.
 """
 
-import csv
 import json
-import os
 import platform
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -14,14 +12,17 @@ from pathlib import Path
 import lightning as L
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
 from texture_ad.data.datamodule import TextureDataModule
+from texture_ad.data.drift import brightness, training_statistics
 from texture_ad.data.mvtec import duplicates
-from texture_ad.errors import UserError
+from texture_ad.errors import check_number
 from texture_ad.evaluation.localization import region_mask
 from texture_ad.evaluation.metrics import image_metrics, pixel_metrics
+from texture_ad.files import csv_text, write_whole
+from texture_ad.guards import Repeatable, StopDivergence, WholeCheckpoints, prepare_folder
 from texture_ad.models.detector import Detector
 from texture_ad.models.dictionary import Dictionary
 from texture_ad.models.flow import Flow
@@ -56,15 +57,17 @@ def _versions() -> dict[str, str]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, text.encode("utf-8", "backslashreplace"))
 
 
-def _trainer(config: DictConfig, folder: Path, loggers: list, **options) -> L.Trainer:
-    return instantiate(config.trainer, default_root_dir=str(folder), logger=loggers or False,
-                       log_every_n_steps=1, enable_model_summary=False, **options)  # fmt: skip
+def _trainer(config: DictConfig, folder: Path, loggers: list, callbacks: list, **options) -> L.Trainer:
+    check_number("trainer.max_epochs", config.trainer.max_epochs, 1, whole=True)
+    check_number("trainer.accumulate_grad_batches", config.trainer.accumulate_grad_batches, 1, whole=True)
+    if config.trainer.gradient_clip_val is not None:
+        check_number("trainer.gradient_clip_val", config.trainer.gradient_clip_val, 0)
+    return instantiate(config.trainer, default_root_dir=str(folder), logger=loggers or False, log_every_n_steps=1,
+                       enable_model_summary=False, plugins=[WholeCheckpoints()],
+                       callbacks=[*callbacks, Repeatable(config.seed)], **options)  # fmt: skip
 
 
 def _last(folder: Path) -> str | None:
@@ -72,8 +75,11 @@ def _last(folder: Path) -> str | None:
     return str(path) if path.is_file() else None
 
 
-class _SaveEpochs(L.Callback):
-    """ModelCheckpoint saves where the optimizer has stepped; the dictionary is learnt without one."""
+class _SaveEpochs(Checkpoint):
+    """Every epoch's end, which ModelCheckpoint leaves out where no optimizer has stepped or nothing improved.
+
+    A Checkpoint, because those come after the module's own end of the epoch.
+    """
 
     def __init__(self, folder: Path):
         self.path = folder / "last.ckpt"
@@ -85,20 +91,19 @@ class _SaveEpochs(L.Callback):
 def train_representation(config: DictConfig, module: Representation, data: TextureDataModule, folder: Path,
                          loggers: list) -> dict[str, float]:  # fmt: skip
     """Stage 1; leaves the module with the weights that scored best on synthetic defects."""
-    best = ModelCheckpoint(
-        folder, "best", monitor="val/auroc", mode="max", save_last=True, enable_version_counter=False
-    )
-    trainer = _trainer(config, folder, loggers, callbacks=[best])
+    best = ModelCheckpoint(folder, "best", monitor="val/auroc", mode="max", enable_version_counter=False)
+    trainer = _trainer(config, folder, loggers, [best, _SaveEpochs(folder), StopDivergence()])
     trainer.fit(module, datamodule=data, ckpt_path=_last(folder), weights_only=True)
-    if best.best_model_path:
-        module.load_state_dict(torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"])
+    # Not best.best_model_path: the folder may have been moved since.
+    if (folder / "best.ckpt").is_file():
+        module.load_state_dict(WholeCheckpoints().load_checkpoint(str(folder / "best.ckpt"))["state_dict"])
     return {} if best.best_model_score is None else {"val_auroc_stage1": float(best.best_model_score)}
 
 
 def train_dictionary(config: DictConfig, module: Dictionary, data: TextureDataModule, folder: Path,
                      loggers: list) -> L.Trainer:  # fmt: skip
     """Stage 2, then the calibration on held-out normal images."""
-    trainer = _trainer(config, folder, loggers, callbacks=[_SaveEpochs(folder)], max_epochs=1 + module.epochs,
+    trainer = _trainer(config, folder, loggers, [_SaveEpochs(folder)], max_epochs=1 + module.epochs,
                        gradient_clip_val=None, accumulate_grad_batches=1, limit_val_batches=0)  # fmt: skip
     trainer.fit(module, train_dataloaders=data.normal_dataloader(), ckpt_path=_last(folder), weights_only=True)
     module.to(trainer.strategy.root_device)
@@ -133,9 +138,7 @@ def write_results(module: Dictionary, data: TextureDataModule, folder: Path, met
         rows.append(
             (name, sample.kind, label, f"{score:.8g}", f"{threshold:.8g}", int(score > threshold), data.source_name)
         )
-    with open(folder / "scores.csv.partial", "w", newline="", encoding="utf-8") as sink:
-        csv.writer(sink).writerows(rows)
-    os.replace(folder / "scores.csv.partial", folder / "scores.csv")
+    write_whole(folder / "scores.csv", csv_text(rows))
     if pictures:
         low, high = float(maps.min()), float(max(maps.max(), threshold))
         grid = module.detector.patch_features(
@@ -163,19 +166,20 @@ def run(config: DictConfig) -> dict:
         UserError: input that can't be worked with.
     """
     folder = Path(config.run_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"run_dir={folder}: can't be written ({error.strerror}); give a writable folder") from error
-    if not isinstance(config.seed, int) or config.seed < 0:
-        raise UserError(f"seed={config.seed}: expected an integer of at least 0")
+    check_number("seed", config.seed, 0, 2**32 - 1, whole=True)
+    prepare_folder(folder, config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     data: TextureDataModule = instantiate(config.data)
     data.setup()
     print(f"data     {data.source_name}: {len(data.train_samples)} training, {len(data.val_samples)} held-out normal, "
           f"{len(data.test_samples)} test images, {data.size} px\nrun      {folder}", flush=True)  # fmt: skip
-    for train, test in duplicates(data.layout)[:5]:
+    copies = duplicates(data.layout)
+    for train, test in copies[:5]:
         print(f"warning: {test} is a copy of the training image {train}", flush=True)
+    if copies:
+        print(f"warning: {len(copies)} test images are copies of training images, all listed in duplicates.csv; the "
+              "metrics are too good", flush=True)  # fmt: skip
+        write_whole(folder / "duplicates.csv", csv_text([("train", "test"), *copies]))
     _write(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     loggers = [instantiate(options) for options in (config.logger or {}).values()]
     for logger in loggers:
@@ -196,6 +200,9 @@ def run(config: DictConfig) -> dict:
     metrics["versions"] = _versions()
     detector = dictionary.detector
     detector.meta = {k: metrics[k] for k in ("data_source", "category", "data_fingerprint", "seed", "versions")}
+    levels = torch.cat([brightness(b["image"]) for b in data.normal_dataloader()])
+    detector.meta["training_images"] = training_statistics([s.path for s in data.train_samples], levels)
+    detector.meta["quantile"] = float(config.dictionary.quantile)
     detector.save(folder / "detector.pt")
     if data.test_samples:
         start = time.perf_counter()

@@ -2,19 +2,21 @@
 
 import difflib
 import hashlib
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from texture_ad.data import embedded, mvtec
 from texture_ad.data.images import Sample, read_image, read_mask, resize, resize_mask
 from texture_ad.data.synthetic import synthetic_defects
-from texture_ad.errors import UserError
+from texture_ad.errors import UserError, check_number
 
 SOURCES = ("auto", "mvtec", "folder", "embedded")
 
@@ -56,9 +58,15 @@ def locate(source: str, root: str | None, category: str | None) -> tuple[Path, s
     return folder / category, category, f"MVTec AD {category}"
 
 
-def load_sample(sample: Sample, size: int) -> tuple[Tensor, Tensor]:
-    """One sample as uint8 (3, size, size) and its mask, bool (size, size), False where there is none."""
+def load_sample(sample: Sample, size: int, training: bool = False) -> tuple[Tensor, Tensor]:
+    """One sample as uint8 (3, size, size) and its mask, bool (size, size), False where there is none.
+
+    Raises:
+        UserError: unreadable, or a training image of one colour.
+    """
     image = read_image(sample.path)
+    if training and (image == image[0, 0]).all():
+        raise UserError(f"{sample.path}: one colour all over, nothing to learn from; remove this exposure")
     mask = torch.zeros(size, size, dtype=torch.bool)
     if sample.mask:
         mask = resize_mask(read_mask(sample.mask, image.shape[:2]), size)
@@ -68,15 +76,15 @@ def load_sample(sample: Sample, size: int) -> tuple[Tensor, Tensor]:
 class _Batches(Dataset):
     """Samples as ready batches: from memory when they fit, else decoded when asked for."""
 
-    def __init__(self, samples: list[Sample], size: int, cache: bool):
-        self.samples, self.size = samples, size
+    def __init__(self, samples: list[Sample], size: int, cache: bool, training: bool = False):
+        self.samples, self.size, self.training = samples, size, training
         self.labels = torch.tensor([s.label for s in samples])
         self.images = self.masks = None
         if cache:
             self.images = torch.empty(len(samples), 3, size, size, dtype=torch.uint8)
             self.masks = torch.empty(len(samples), size, size, dtype=torch.bool)
             with ThreadPoolExecutor() as pool:
-                for i, (image, mask) in enumerate(pool.map(lambda s: load_sample(s, size), samples)):
+                for i, (image, mask) in enumerate(pool.map(lambda s: load_sample(s, size, training), samples)):
                     self.images[i], self.masks[i] = image, mask
 
     def __len__(self) -> int:
@@ -87,7 +95,7 @@ class _Batches(Dataset):
         if self.images is not None:
             image, mask = self.images[index], self.masks[index]
         else:
-            pairs = [load_sample(self.samples[i], self.size) for i in indices]
+            pairs = [load_sample(self.samples[i], self.size, self.training) for i in indices]
             image, mask = (torch.stack(part) for part in zip(*pairs, strict=True))
         return {"image": image, "label": self.labels[index], "mask": mask, "index": index}
 
@@ -118,6 +126,21 @@ def _identity(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return batch
 
 
+class EpochShuffle(RandomSampler):
+    """Shuffles by seed and epoch alone, so that a resumed run sees the order of an undisturbed one.
+
+    Lightning calls `set_epoch` before each epoch.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int):
+        super().__init__(dataset, generator=torch.Generator())
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.generator.manual_seed(self.seed * 1_000_003 + epoch)
+
+
 class TextureDataModule(L.LightningDataModule):
     """Normal images for training and validation, all images of the test folder for the final metrics.
 
@@ -128,9 +151,9 @@ class TextureDataModule(L.LightningDataModule):
         source: "auto" (MVTec AD where a root is given, else embedded), "mvtec", "folder" or "embedded".
         root: MVTec AD's folder, or for "folder" the category's own.
         category: the texture.
-        size: side of the square images in pixels, at least 32.
+        size: side of the square images in pixels, 32 to 8192.
         batch_size: of training, at least 1; eval_batch_size: of everything else.
-        val_fraction: of the normal images to hold out, in (0, 1).
+        val_fraction: of the normal images to hold out, in (0, 0.9].
         cache_mb: budget for decoded images; beyond it they are decoded again in every epoch.
         num_workers: processes that decode when the images don't fit.
         seed: of the split, the shuffling and the synthetic defects.
@@ -146,10 +169,8 @@ class TextureDataModule(L.LightningDataModule):
         for key, value, least in (("size", size, 32), ("batch_size", batch_size, 1), ("cache_mb", cache_mb, 0),
                                   ("eval_batch_size", eval_batch_size, 1), ("num_workers", num_workers, 0),
                                   ("seed", seed, 0)):  # fmt: skip
-            if not isinstance(value, int) or value < least:
-                raise UserError(f"data.{key}={value}: expected an integer of at least {least}")
-        if not 0 < val_fraction < 1:
-            raise UserError(f"data.val_fraction={val_fraction}: expected a number between 0 and 1")
+            check_number(f"data.{key}", value, least, 8192 if key == "size" else None, whole=True)
+        check_number("data.val_fraction", val_fraction, 0, 0.9, above=True)
         self.source, self.root, self.size, self.batch_size = source, root, size, batch_size
         self.eval_batch_size, self.val_fraction, self.cache_mb = eval_batch_size, val_fraction, cache_mb
         self.num_workers, self.seed = num_workers, seed
@@ -168,24 +189,31 @@ class TextureDataModule(L.LightningDataModule):
         self.test_samples, self.has_masks = self.layout.test, self.layout.has_masks
         count = len(normal) + len(self.test_samples)
         cache = count * 4 * self.size**2 <= self.cache_mb * 2**20
-        self._train = _Batches(self.train_samples, self.size, cache)
-        self._val = _WithDefects(_Batches(self.val_samples, self.size, cache), self.seed)
+        self._train = _Batches(self.train_samples, self.size, cache, training=True)
+        self._val = _WithDefects(_Batches(self.val_samples, self.size, cache, training=True), self.seed)
         self._test = _Batches(self.test_samples, self.size, cache)
         self._ready = True
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """16 hex digits of the names and bytes of all training and test images."""
         total = hashlib.sha256()
         for sample in self.layout.train + self.layout.test:
-            total.update(str(sample.path.relative_to(self.folder)).encode())
+            total.update(os.fsencode(sample.path.relative_to(self.folder)))
             total.update(hashlib.sha256(sample.path.read_bytes()).digest())
         return total.hexdigest()[:16]
 
+    def state_dict(self) -> dict:
+        return {"fingerprint": self.fingerprint}
+
+    def load_state_dict(self, state: dict) -> None:
+        if state["fingerprint"] != self.fingerprint:
+            raise UserError(f"{self.folder}: its images changed since this run's last checkpoint; give another run_dir")
+
     def _loader(self, dataset: Dataset, size: int, shuffle: bool = False) -> DataLoader:
-        generator = torch.Generator().manual_seed(self.seed) if shuffle else None
+        sampler = EpochShuffle(dataset, self.seed) if shuffle else None
         workers = 0 if getattr(dataset, "images", None) is not None else self.num_workers
-        return DataLoader(dataset, size, shuffle, collate_fn=_identity, num_workers=workers, generator=generator,
+        return DataLoader(dataset, size, sampler=sampler, collate_fn=_identity, num_workers=workers,
                           pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0)  # fmt: skip
 
     def train_dataloader(self) -> DataLoader:

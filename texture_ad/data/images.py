@@ -13,6 +13,8 @@ from texture_ad.errors import UserError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif"})
 MAX_PIXELS = 100_000_000
+MIN_SIDE = 4
+MAX_GREY = 0.05  # of a mask's pixels between black and white: soft edges, not a picture
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ def _open(path: Path) -> Image.Image:
                 raise UserError(
                     f"{path}: {width} x {height} pixels, more than {MAX_PIXELS:,}; scale the image down or cut it"
                 )
+            if min(width, height) < MIN_SIDE:
+                raise UserError(f"{path}: {width} x {height} pixels, expected at least {MIN_SIDE} a side; remove it")
             if getattr(image, "n_frames", 1) > 1:
                 raise UserError(f"{path}: {image.n_frames} frames, expected one; save the frames as single images")
             image.load()
@@ -49,6 +53,21 @@ def _open(path: Path) -> Image.Image:
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: can't be read as an image ({reason}); copy it again or remove it") from error
+
+
+def header(path: Path) -> tuple[int, int, str]:
+    """Width, height and mode of an image, as its header has them: nothing is decoded.
+
+    Raises:
+        UserError: no image.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                return *image.size, image.mode
+    except Exception as error:
+        raise UserError(f"{path}: can't be read as an image; copy it again or remove it") from error
 
 
 def _grey_bytes(image: Image.Image) -> np.ndarray:
@@ -70,7 +89,7 @@ def read_image(path: Path) -> np.ndarray:
         uint8 (H, W, 3).
 
     Raises:
-        UserError: missing, empty, truncated, animated, over MAX_PIXELS, or no image at all.
+        UserError: missing, empty, truncated, animated, over MAX_PIXELS, under MIN_SIDE, or no image at all.
     """
     path = Path(path)
     image = _open(path)
@@ -83,7 +102,9 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    """Reads a ground-truth mask: a pixel is defect where its grey value is above half of the mask's highest.
+    """Reads a ground-truth mask of two values: 0, and any other for the pixels of the defect.
+
+    Values within a tenth of the range of either count as it, as JPEG and resampling make them.
 
     Args:
         path: the mask's file.
@@ -93,7 +114,7 @@ def read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
         bool (H, W).
 
     Raises:
-        UserError: unreadable, of another size than its image, or without a defect pixel.
+        UserError: unreadable, of another size than its image, without a defect pixel, or not binary.
     """
     image = _open(Path(path))
     values = np.asarray(image if image.mode.startswith("I") else image.convert("L"))
@@ -104,7 +125,14 @@ def read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
         )
     if values.max() == 0:
         raise UserError(f"{path}: the mask of a defect image marks no pixel; mend it or remove the image")
-    return values > values.max() / 2
+    share = values / values.max()
+    between = ((share > 0.1) & (share < 0.9)).mean()
+    if between > MAX_GREY:
+        raise UserError(
+            f"{path}: not a binary mask, {between:.0%} of its pixels are neither 0 nor {values.max()}; make it black "
+            "and white"
+        )
+    return share > 0.5
 
 
 def resize(image: np.ndarray, size: int) -> Tensor:

@@ -12,6 +12,7 @@ import tarfile
 import tempfile
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 from texture_ad.data.images import IMAGE_SUFFIXES, Sample
@@ -90,12 +91,10 @@ def duplicates(layout: Layout) -> list[tuple[Path, Path]]:
     by_size: dict[int, list[Path]] = defaultdict(list)
     for sample in layout.train:
         by_size[sample.path.stat().st_size].append(sample.path)
-    digests: dict[Path, str] = {}
 
+    @cache
     def digest(path: Path) -> str:
-        if path not in digests:
-            digests[path] = hashlib.sha256(path.read_bytes()).hexdigest()
-        return digests[path]
+        return hashlib.sha256(path.read_bytes()).hexdigest()
 
     return [
         (a, s.path) for s in layout.test for a in by_size.get(s.path.stat().st_size, ()) if digest(a) == digest(s.path)

@@ -46,7 +46,12 @@ def top_locations_batch(maps: Tensor, count: int = TOP, min_distance: int = 1) -
             "top locations: an anomaly map holds scores that are not finite; the detector is broken, train "
             "it again with a lower learning rate"
         )
-    batch, height, width = maps.shape
+    return separate_peaks(maps, count, min_distance)
+
+
+def separate_peaks(maps: Tensor, count: int, min_distance: int) -> tuple[Tensor, Tensor]:
+    """`top_locations_batch` without its checks, which an exported graph can't hold."""
+    height, width = maps.shape[1:]
     left = maps.clone()
     rows = torch.arange(height, device=maps.device).view(1, -1, 1)
     columns = torch.arange(width, device=maps.device).view(1, 1, -1)

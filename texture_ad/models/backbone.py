@@ -2,13 +2,14 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from texture_ad.errors import UserError
+from texture_ad.errors import UserError, check_number
 
 # torchvision's preprocessing of ImageNet weights, for pixels in 0..255.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -20,7 +21,7 @@ def _torchvision(name: str, imagenet: bool) -> nn.Module:
 
     try:
         return torchvision.models.get_model(name, weights="DEFAULT" if imagenet else None)
-    except OSError as error:  # urllib's URLError is one
+    except (OSError, HTTPException, RuntimeError) as error:  # no network, cut off, or a wrong hash
         raise UserError(
             f"backbone.weights=imagenet: {name}'s weights could not be downloaded ({error}); give a local file "
             "with backbone.weights=FILE, or use backbone=efficientnet_lite0, whose weights are in a package"
@@ -102,7 +103,8 @@ class Backbone(nn.Module):
         super().__init__()
         if name not in BACKBONES:
             raise UserError(f"backbone.name={name}: expected one of {', '.join(BACKBONES)}")
-        if neighborhood < 1 or neighborhood % 2 == 0:
+        check_number("backbone.neighborhood", neighborhood, 1, whole=True)
+        if neighborhood % 2 == 0:
             raise UserError(f"backbone.neighborhood={neighborhood}: expected an odd number of at least 1")
         net, stages = BACKBONES[name](weights == "imagenet")
         unknown = [layer for layer in layers if layer not in stages]

@@ -4,7 +4,9 @@ Loading needs neither Hydra nor Lightning. The order of `forward` is the order o
 patch features, dictionary and flow, anomaly map, five locations, score.
 """
 
-import os
+import zipfile
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,13 +14,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from texture_ad.errors import UserError
-from texture_ad.evaluation.localization import image_scores, top_locations_batch
+from texture_ad.errors import UserError, check_number
+from texture_ad.evaluation.localization import image_scores, separate_peaks, top_locations_batch
+from texture_ad.files import save_whole
 from texture_ad.models.backbone import Backbone
 from texture_ad.models.flow import Flow, negative_log_likelihood
 from texture_ad.models.sparse import residuals
 
 FORMAT, VERSION = "texture_ad.detector", 1
+
+
+def _check_content(content: dict, file_size: int) -> None:
+    """Holds a file's sizes to the tensors in it before anything of those sizes is made.
+
+    Raises:
+        LookupError, TypeError, ValueError, AttributeError: the file was not written by `Detector.save`.
+    """
+    state, settings, flow = content["state"], content["settings"], content["flow"]
+    if not all(isinstance(v, Tensor) and v.is_contiguous() for v in state.values()):
+        raise ValueError("its state holds more than tensors")
+    if sum(v.numel() * v.element_size() for v in state.values()) > file_size:
+        raise ValueError("its tensors are larger than the file")
+    blocks = {key.split(".")[2] for key in state if key.startswith("flow.blocks.")}
+    sizes = (settings["atoms"], flow["dim"], flow["blocks"], flow["hidden"])
+    stored = (*state["atoms"].shape, len(blocks), len(state["flow.blocks.0.second.net.0.bias"]))
+    if sizes != stored:
+        raise ValueError(f"its settings say {sizes}, its tensors {stored}")
+    check_number("size", settings["size"], 32, 8192, whole=True)
+    if not isinstance(content["meta"], dict):
+        raise TypeError("its meta is no dict")
 
 
 class Prediction(NamedTuple):
@@ -40,7 +64,7 @@ class Detector(nn.Module):
         nonzeros: OMP's limit, 1 to C; error: OMP's bound on the squared error, 0 for none.
         fusion: weight of the flow's likelihood in the score, in [0, 1]; both are standardised on held-out
             normal patches first.
-        coder: "auto" (spams on a CPU, torch elsewhere), "spams" or "torch".
+        coder: "auto" (spams on a CPU where it is installed, torch elsewhere), "spams" or "torch".
         top, min_distance: of the image score.
         size: side of the images in pixels that the detector was trained on.
 
@@ -53,23 +77,21 @@ class Detector(nn.Module):
                  coder: str = "auto", top: int = 5, min_distance: int = 2, size: int = 256):  # fmt: skip
         super().__init__()
         dim = len(flow.center)
-        if atoms < 1:
-            raise UserError(f"dictionary.atoms={atoms}: expected at least 1")
-        if not 1 <= nonzeros <= dim:
-            raise UserError(f"dictionary.nonzeros={nonzeros}: expected 1 to {dim}, the number of features")
-        if error < 0:
-            raise UserError(f"dictionary.error={error}: expected a number of at least 0")
-        if not 0 <= fusion <= 1:
-            raise UserError(f"dictionary.fusion={fusion}: expected a number from 0 to 1")
+        check_number("dictionary.atoms", atoms, 1, whole=True)
+        check_number("dictionary.nonzeros", nonzeros, 1, dim, whole=True)
+        check_number("dictionary.error", error, 0)
+        check_number("dictionary.fusion", fusion, 0, 1)
+        check_number("dictionary.top", top, 1, whole=True)
+        check_number("dictionary.min_distance", min_distance, 1, whole=True)
         for key, value, allowed in (("features", features, ("backbone", "latent")),
                                     ("coder", coder, ("auto", "spams", "torch"))):  # fmt: skip
             if value not in allowed:
                 raise UserError(f"dictionary.{key}={value}: expected one of {', '.join(allowed)}")
-        if top < 1 or min_distance < 1:
-            raise UserError(f"dictionary.top={top}, min_distance={min_distance}: expected at least 1 each")
         self.backbone, self.flow = backbone, flow
-        self.settings = {"atoms": atoms, "features": features, "whiten": whiten, "nonzeros": nonzeros, "error": error,
-                         "fusion": fusion, "coder": coder, "top": top, "min_distance": min_distance, "size": size}  # fmt: skip
+        self.settings = {
+            "atoms": atoms, "features": features, "whiten": whiten, "nonzeros": nonzeros, "error": error,
+            "fusion": fusion, "coder": coder, "top": top, "min_distance": min_distance, "size": size,
+        }  # fmt: skip
         self.meta: dict = {}
         self.register_buffer("atoms", F.normalize(torch.ones(atoms, dim), dim=1))
         self.register_buffer("mean", torch.zeros(dim))
@@ -97,7 +119,7 @@ class Detector(nn.Module):
         s = self.settings
         coder = s["coder"]
         if coder == "auto":
-            coder = "spams" if patches.device.type == "cpu" else "torch"
+            coder = "spams" if patches.device.type == "cpu" and find_spec("spams") else "torch"
         t = log_det = None
         if s["features"] == "latent" or s["fusion"] > 0:
             t, log_det = self.flow(patches)
@@ -121,15 +143,23 @@ class Detector(nn.Module):
         center, scale = self.patch_statistics[:, :1], self.patch_statistics[:, 1:]
         z = (scores - center) / scale
         w = self.settings["fusion"]
-        return ((1 - w) * z[0] + w * z[1]).view(len(images), *grid)
+        return ((1 - w) * z[0] + w * z[1]).view(images.shape[0], *grid)
+
+    def scores_and_maps(self, images: Tensor, peaks: Callable = separate_peaks) -> Prediction:
+        """`forward` as one graph: nothing in it looks at a value."""
+        maps = self.patch_map(images)
+        locations, top = peaks(maps, self.settings["top"], self.settings["min_distance"])
+        full = F.interpolate(maps[:, None], images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+        return Prediction(image_scores(top), full, locations)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Prediction:
-        """Scores images, uint8 (B, 3, H, W)."""
-        maps = self.patch_map(images)
-        locations, top = top_locations_batch(maps, self.settings["top"], self.settings["min_distance"])
-        full = F.interpolate(maps[:, None], images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
-        return Prediction(image_scores(top), full, locations)
+        """Scores images, uint8 (B, 3, H, W).
+
+        Raises:
+            UserError: scores that are not finite.
+        """
+        return self.scores_and_maps(images, top_locations_batch)
 
     def save(self, path: Path) -> None:
         """Writes one file of tensors and plain values, whole or not at all."""
@@ -139,36 +169,54 @@ class Detector(nn.Module):
             "backbone": {"name": b.name, "layers": list(b.layers), "neighborhood": b.neighborhood},
             "flow": dict(self.flow.settings), "state": self.state_dict(),
         }  # fmt: skip
-        temporary = Path(f"{path}.partial")
-        torch.save(content, temporary)
-        os.replace(temporary, path)
+        save_whole(path, content)
 
     @classmethod
-    def load(cls, path: Path, device: str = "cpu") -> "Detector":
+    def load(cls, path: Path, device: str = "cpu", coder: str | None = None) -> "Detector":
         """Reads a detector; a file that holds code is refused, not run.
 
+        Args:
+            path: of the file.
+            device: "cpu", "cuda", "cuda:1", ...
+            coder: instead of the one it was saved with.
+
         Raises:
-            UserError: missing, no detector, of another version, or damaged.
+            UserError: missing, no detector, of another version, damaged, or a device that is not there.
         """
         path = Path(path)
         if not path.is_file():
             raise UserError(f"detector={path}: no such file; give the detector.pt of a finished run")
         try:
+            with zipfile.ZipFile(path) as parts:
+                # torch stores uncompressed; a compressed part is a bomb.
+                if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
+                    raise ValueError("compressed")
             content = torch.load(path, map_location="cpu", weights_only=True)
             right = content["format"] == FORMAT
+            named = (content["format"], content["version"])
         except Exception as error:
             raise UserError(f"detector={path}: not a detector file, or damaged; give a run's detector.pt") from error
         if not right or content["version"] != VERSION:
             raise UserError(
-                f"detector={path}: format {content['format']} version {content['version']}, expected {FORMAT} "
-                f"version {VERSION}; train it again with this version"
+                f"detector={path}: format {named[0]} version {named[1]}, expected {FORMAT} version {VERSION}; train "
+                "it again with this version"
             )
         try:
+            _check_content(content, path.stat().st_size)
+            if coder is not None:
+                content["settings"]["coder"] = coder
             detector = cls(
                 Backbone(weights="none", **content["backbone"]), Flow(**content["flow"]), **content["settings"]
             )
             detector.load_state_dict(content["state"])
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise UserError(f"detector={path}: damaged ({str(error).splitlines()[0]}); train it again") from error
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, UserError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"detector={path}: damaged ({reason}); train it again") from error
         detector.meta = content["meta"]
-        return detector.eval().requires_grad_(False).to(device)
+        try:
+            return detector.eval().requires_grad_(False).to(device)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"device={device}: not available ({reason}); use device=cpu") from error

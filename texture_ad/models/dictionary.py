@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from texture_ad.errors import UserError
+from texture_ad.errors import check_number
 from texture_ad.models.detector import Detector
+from texture_ad.models.sparse import own_threads
 
 
 def initial_atoms(signals: Tensor, count: int, seed: int) -> Tensor:
@@ -41,10 +42,11 @@ def update_atoms(signals: Tensor, atoms: Tensor, statistics: dict | None, lambda
 
     x = signals.contiguous().numpy().T
     # The objective with 1/2 ||y - D x||^2 is equation 8 divided by two, up to lambda1's scale.
-    d, learnt = spams.trainDL(
-        x, return_model=True, model=statistics, D=np.asfortranarray(atoms.numpy().T), lambda1=lambda1,
-        iter=iterations, batchsize=min(batch, len(signals)), numThreads=threads, verbose=False,
-    )  # fmt: skip
+    with own_threads():
+        d, learnt = spams.trainDL(
+            x, return_model=True, model=statistics, D=np.asfortranarray(atoms.numpy().T), lambda1=lambda1,
+            iter=iterations, batchsize=min(batch, len(signals)), numThreads=threads, verbose=False,
+        )  # fmt: skip
     # SPAMS keeps the norms at most 1: an atom that nothing uses may shrink below.
     return F.normalize(torch.from_numpy(np.ascontiguousarray(d.T)), dim=1), learnt
 
@@ -66,13 +68,11 @@ class Dictionary(L.LightningModule):
     def __init__(self, detector: Detector, lambda1: float = 0.15, iterations: int = 20, batch: int = 512,
                  threads: int = -1, epochs: int = 2, quantile: float = 0.95, seed: int = 0):  # fmt: skip
         super().__init__()
-        if not lambda1 > 0:
-            raise UserError(f"dictionary.lambda1={lambda1}: expected a number above 0")
+        check_number("dictionary.lambda1", lambda1, 0, above=True)
         for key, value in (("iterations", iterations), ("batch", batch), ("epochs", epochs)):
-            if value < 1:
-                raise UserError(f"dictionary.{key}={value}: expected at least 1")
-        if not 0 < quantile <= 1:
-            raise UserError(f"dictionary.quantile={quantile}: expected a number above 0 and at most 1")
+            check_number(f"dictionary.{key}", value, 1, whole=True)
+        check_number("dictionary.threads", threads, -1, whole=True)
+        check_number("dictionary.quantile", quantile, 0, 1, above=True)
         self.automatic_optimization = False
         self.detector = detector
         self.lambda1, self.iterations, self.batch, self.threads = lambda1, iterations, batch, threads

@@ -4,12 +4,10 @@ Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP, 2016 (the paper
 equation 3 can't be inverted as it stands; see experiments/README.md for the reading used here.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from texture_ad.errors import UserError
+from texture_ad.errors import check_number
 
 
 def negative_log_likelihood(t: Tensor, log_det: Tensor) -> Tensor:
@@ -102,11 +100,9 @@ class Flow(nn.Module):
 
     def __init__(self, dim: int, blocks: int = 8, hidden: int = 128, clamp: float = 2.0, seed: int = 0):
         super().__init__()
-        for key, value, least in (("dim", dim, 2), ("blocks", blocks, 1), ("hidden", hidden, 1)):
-            if value < least:
-                raise UserError(f"flow.{key}={value}: expected at least {least}")
-        if not (clamp > 0 and math.isfinite(clamp)):
-            raise UserError(f"flow.clamp={clamp}: expected a number above 0")
+        for key, value, least in (("dim", dim, 2), ("blocks", blocks, 1), ("hidden", hidden, 1), ("seed", seed, 0)):
+            check_number(f"flow.{key}", value, least, whole=True)
+        check_number("flow.clamp", clamp, 0, above=True)
         self.settings = {"dim": dim, "blocks": blocks, "hidden": hidden, "clamp": clamp, "seed": seed}
         generator = torch.Generator().manual_seed(seed)
         self.blocks = nn.ModuleList(CouplingBlock(dim, hidden, clamp, generator) for _ in range(blocks))
@@ -122,7 +118,7 @@ class Flow(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Features (N, D) to latent features t (N, D) and log|det dt/dx| (N,)."""
         t = (x - self.center) / self.scale
-        log_det = -self.scale.log().sum().expand(len(x))
+        log_det = -self.scale.log().sum().expand(x.shape[0])
         for block in self.blocks:
             t, block_log_det = block(t)
             log_det = log_det + block_log_det

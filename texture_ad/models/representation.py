@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import BinaryAUROC
 
 from texture_ad.data.cutpaste import TASKS, pretext_batch
-from texture_ad.errors import UserError
+from texture_ad.errors import UserError, check_number
 from texture_ad.evaluation.localization import image_scores, top_locations_batch
 from texture_ad.models.backbone import Backbone
 from texture_ad.models.flow import Flow, negative_log_likelihood
@@ -48,11 +48,11 @@ class Representation(L.LightningModule):
         super().__init__()
         if task != "none" and task not in TASKS:
             raise UserError(f"cutpaste.task={task}: expected one of none, {', '.join(TASKS)}")
-        for key, value in (("lr", lr), ("backbone_lr", backbone_lr)):
-            if not value > 0:
-                raise UserError(f"representation.{key}={value}: expected a number above 0")
-        if patch_weight < 0:
-            raise UserError(f"cutpaste.patch_weight={patch_weight}: expected a number of at least 0")
+        check_number("representation.lr", lr, 0, above=True)
+        check_number("representation.backbone_lr", backbone_lr, 0, above=True)
+        check_number("representation.weight_decay", weight_decay, 0)
+        check_number("representation.flow_patches", flow_patches, 2, whole=True)
+        check_number("cutpaste.patch_weight", patch_weight, 0)
         self.backbone, self.flow, self.task = backbone, flow, task
         self.patch_weight, self.lr, self.backbone_lr, self.weight_decay = patch_weight, lr, backbone_lr, weight_decay
         self.flow_patches, self.top, self.min_distance = flow_patches, top, min_distance
@@ -105,11 +105,6 @@ class Representation(L.LightningModule):
         nll = negative_log_likelihood(*self.flow(patches)).mean() / patches.shape[1]
         self.log("train/nll", nll, prog_bar=True, sync_dist=True)
         loss = loss + nll
-        if not torch.isfinite(loss):
-            raise UserError(
-                f"stage 1, step {self.global_step}: the loss is not finite; lower representation.lr={self.lr} "
-                f"or representation.backbone_lr={self.backbone_lr}"
-            )
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
 

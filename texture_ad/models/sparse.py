@@ -3,9 +3,26 @@
 Shapes: signals (N, C), atoms (K, C) with unit-norm rows; Fortran (C, N) and (C, K) at the SPAMS boundary only.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from torch import Tensor
+
+
+@contextmanager
+def own_threads() -> Iterator[None]:
+    """Keeps SPAMS's number of threads from torch.
+
+    SPAMS sets OpenMP's for the whole process, and the last digits of torch's convolutions depend on it: what came
+    before a call would differ from what comes after it, and a resumed run from an undisturbed one.
+    """
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def omp_spams(signals: Tensor, atoms: Tensor, nonzeros: int, error: float, threads: int = -1):
@@ -15,7 +32,8 @@ def omp_spams(signals: Tensor, atoms: Tensor, nonzeros: int, error: float, threa
     # A contiguous (N, C) tensor is, transposed, the Fortran (C, N) array that SPAMS wants: no copy.
     x = signals.contiguous().numpy().T
     d = atoms.contiguous().numpy().T
-    return spams.omp(x, d, L=nonzeros, eps=error, numThreads=threads)
+    with own_threads():
+        return spams.omp(x, d, L=nonzeros, eps=error, numThreads=threads)
 
 
 def residuals(signals: Tensor, atoms: Tensor, nonzeros: int, error: float = 0.0, coder: str = "spams") -> Tensor:

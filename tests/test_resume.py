@@ -1,0 +1,240 @@
+"""Killed at any moment and started again, a run ends as an undisturbed one does."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from texture_ad.data.embedded import ensure
+from texture_ad.stream import Rows
+
+KILLS = 24 if os.environ.get("TEXTURE_AD_LONG") else 4
+MARKS = ("stage 1", "stage 2", "stage1/last.ckpt", "stage2/last.ckpt", "detector.pt", "scores.csv", "overlays")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A few of the embedded photographs, so that a run takes seconds."""
+    whole, root = ensure("carpet"), tmp_path_factory.mktemp("data") / "carpet"
+    for pattern, count in (("train/good", 14), ("test/good", 4), ("test/hole", 4), ("ground_truth/hole", 4)):
+        source = whole / pattern
+        if not source.is_dir():
+            source = sorted(p for p in (whole / pattern.split("/")[0]).iterdir() if p.name != "good")[0]
+        target = root / pattern
+        target.mkdir(parents=True)
+        for path in sorted(source.iterdir())[:count]:
+            (target / path.name).write_bytes(path.read_bytes())
+    return root
+
+
+def arguments(data, run_dir, *more):
+    return [sys.executable, "-m", "texture_ad.run", "data=folder", f"data.root={data}", f"run_dir={run_dir}",
+            "data.size=64", "data.batch_size=4", "data.eval_batch_size=4", "trainer.max_epochs=3", "flow.blocks=2",
+            "dictionary.atoms=16", "dictionary.epochs=2", "trainer.enable_progress_bar=false",
+            "trainer.accelerator=cpu", *more]  # fmt: skip
+
+
+def environment(**more):
+    return {k: v for k, v in os.environ.items() if k != "MVTEC_AD_ROOT"} | {"OMP_NUM_THREADS": "1"} | more
+
+
+def finish(data, run_dir, *more, **env):
+    done = subprocess.run(arguments(data, run_dir, *more), env=environment(**env), capture_output=True, text=True,
+                          timeout=300)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def results(run_dir):
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    return {k: v for k, v in metrics.items() if "seconds" not in k}, (run_dir / "scores.csv").read_text()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("undisturbed")
+    start = time.monotonic()
+    finish(data, run_dir)
+    return run_dir, time.monotonic() - start
+
+
+def started(data, run_dir, *more, **env):
+    """A running process, its own group so that nothing of it outlives a kill."""
+    return subprocess.Popen(arguments(data, run_dir, *more), env=environment(**env), stdout=subprocess.DEVNULL,
+                            stderr=subprocess.PIPE, text=True, start_new_session=True)  # fmt: skip
+
+
+def wait_for(path, process):
+    while not path.exists() and process.poll() is None:
+        time.sleep(0.002)
+
+
+def readable(run_dir):
+    """What there is under a final name is whole."""
+    for path in run_dir.rglob("*.ckpt"):
+        torch.load(path, weights_only=True)
+    for path in (run_dir / "metrics.json",):
+        if path.exists():
+            json.loads(path.read_text())
+    if (run_dir / "scores.csv").exists():
+        assert all(len(row) == 7 for row in csv.reader((run_dir / "scores.csv").open()))
+    if (run_dir / "detector.pt").exists():
+        torch.load(run_dir / "detector.pt", weights_only=True)
+
+
+def test_killed_runs_end_as_undisturbed_ones(data, undisturbed, tmp_path):
+    reference, seconds = undisturbed
+    rng, kills = random.Random(int.from_bytes(os.urandom(4), "big")), 0
+    places = ["stage1/last.ckpt", "stage2/last.ckpt", "detector.pt", "scores.csv"]
+    while kills < KILLS:
+        run_dir = tmp_path / f"run{kills}"
+        # Two kills a run: one at a place that matters, one at any moment.
+        for place in (places[kills // 2 % len(places)], None):
+            process = started(data, run_dir)
+            if place:
+                wait_for(run_dir / place, process)
+                time.sleep(rng.random() * 0.5)
+            else:
+                time.sleep(rng.random() * seconds)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            process.stderr.close()
+            readable(run_dir)
+            kills += 1
+        finish(data, run_dir)
+        assert results(run_dir) == results(reference)
+        assert not list(run_dir.rglob("*.partial"))
+        names = {str(p.relative_to(run_dir)) for p in run_dir.rglob("*") if "logs" not in p.parts}
+        assert names == {str(p.relative_to(reference)) for p in reference.rglob("*") if "logs" not in p.parts}
+
+
+def test_the_log_of_the_earlier_part_is_kept(data, tmp_path):
+    process = started(data, tmp_path / "run", "pictures=false")
+    wait_for(tmp_path / "run/stage2/last.ckpt", process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    before = (tmp_path / "run/logs/metrics.csv").read_text()
+    finish(data, tmp_path / "run", "pictures=false")
+    assert (tmp_path / "run/logs/metrics_1.csv").read_text() == before
+
+
+def test_sigterm_stops_with_advice_and_the_run_goes_on(data, undisturbed, tmp_path):
+    run_dir = tmp_path / "run"
+    process = started(data, run_dir, "trainer.max_epochs=3")
+    wait_for(run_dir / "stage1/last.ckpt", process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    # In the middle of training Lightning stops at the next batch; elsewhere the process ends at once.
+    assert process.returncode in (143, -signal.SIGTERM), errors
+    assert "Traceback" not in errors
+    finish(data, run_dir)
+    assert results(run_dir) == results(undisturbed[0])
+
+
+def test_a_preempted_slurm_job_saves_and_requeues(data, tmp_path):
+    run_dir, tools = tmp_path / "run", tmp_path / "bin"
+    tools.mkdir()
+    (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/requeued\n')
+    (tools / "scontrol").chmod(0o755)
+    slurm = {"SLURM_NTASKS": "1", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "texture", "SLURM_NTASKS_PER_NODE": "1",
+             "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost",
+             "PATH": f"{tools}:{os.environ['PATH']}"}  # fmt: skip
+    process = started(data, run_dir, "trainer.max_epochs=60", "pictures=false", **slurm)
+    wait_for(run_dir / "stage1/last.ckpt", process)
+    process.send_signal(signal.SIGUSR1)
+    wait_for(tmp_path / "requeued", process)
+    os.killpg(process.pid, signal.SIGKILL)
+    _, errors = process.communicate()
+    assert (tmp_path / "requeued").exists(), errors
+    assert (tmp_path / "requeued").read_text().split() == ["requeue", "7"]
+    finish(data, run_dir, "trainer.max_epochs=60", "pictures=false", **slurm)
+    assert not list(run_dir.rglob("hpc_ckpt_*"))
+    assert "image_auroc" in results(run_dir)[0]
+
+
+def test_other_settings_in_the_same_folder_are_refused(data, undisturbed):
+    before = results(undisturbed[0])
+    done = subprocess.run(arguments(data, undisturbed[0], "flow.blocks=3"), env=environment(), capture_output=True,
+                          text=True)  # fmt: skip
+    assert done.returncode == 2 and "flow.blocks=2, not 3" in done.stderr, done.stderr
+    assert results(undisturbed[0]) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04broken"])
+def test_a_damaged_checkpoint_is_named(data, tmp_path, content):
+    (tmp_path / "stage1").mkdir()
+    (tmp_path / "stage1/last.ckpt").write_bytes(content)
+    done = subprocess.run(arguments(data, tmp_path), env=environment(), capture_output=True, text=True)
+    assert done.returncode == 2 and "not a checkpoint of this program" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# --- the watched folder -------------------------------------------------------------------------------
+
+
+def watching(detector, folder, output):
+    command = [sys.executable, "-m", "texture_ad.predict", f"detector={detector}", f"input={folder}",
+               f"output={output}", "watch=true", "interval=0.2", "pictures=false", "batch_size=2"]  # fmt: skip
+    return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def rows(output):
+    path = output / "scores.csv"
+    return list(csv.DictReader(path.open(newline=""))) if path.exists() else []
+
+
+def wait_rows(output, count, process):
+    deadline = time.monotonic() + 120
+    while len(rows(output)) < count and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def test_a_watched_folder_is_scored_once_each_over_kills(undisturbed, data, tmp_path):
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    photographs = [p.read_bytes() for p in sorted((data / "test").rglob("*.png"))]
+    names = ["a b.png", "ü.png", 'q"uote.png', "new\nline.png", "4.png", "5.png", "6.png", "7.png"]
+    rng = random.Random(1)
+    for part in (names[:3], names[3:6], names[6:]):
+        process = watching(undisturbed[0] / "detector.pt", folder, output)
+        for name in part:
+            # Written in two halves, as a slow camera would: it must not be scored in between.
+            content = photographs[names.index(name)]
+            with open(folder / name, "wb") as sink:
+                sink.write(content[: len(content) // 2])
+                sink.flush()
+                time.sleep(0.1)
+                sink.write(content[len(content) // 2 :])
+        wait_rows(output, names.index(part[0]) + rng.randint(1, len(part)), process)
+        process.kill()
+        process.communicate()
+    (folder / "broken.png").write_bytes(b"nonsense")
+    process = watching(undisturbed[0] / "detector.pt", folder, output)
+    wait_rows(output, len(names) + 1, process)
+    process.send_signal(signal.SIGTERM)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    found = rows(output)
+    assert sorted(r["path"] for r in found) == sorted([*names, "broken.png"])
+    assert all(float(r["score"]) for r in found if r["path"] != "broken.png")
+    assert "above the threshold" in out
+    assert "can't be read" in next(r["warning"] for r in found if r["path"] == "broken.png")
+
+
+@pytest.mark.parametrize("torn", [b"c.png,1.0,2", b'"na\nme', b"c.png,1,2,0,\xc3"])
+def test_a_torn_row_is_cut_off(tmp_path, torn):
+    first = Rows(tmp_path / "scores.csv")
+    first.append([("a.png", 1, 2, 0, ""), ("b\nb.png", 1, 2, 0, "")])
+    first.file.close()
+    whole = (tmp_path / "scores.csv").read_bytes()
+    (tmp_path / "scores.csv").write_bytes(whole + torn)
+    again = Rows(tmp_path / "scores.csv")
+    assert again.names == {"a.png", "b\nb.png"}
+    assert (tmp_path / "scores.csv").read_bytes() == whole

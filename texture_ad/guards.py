@@ -1,0 +1,120 @@
+"""What makes a run safe to kill and safe to start again: checkpoints written whole, chance that depends on the
+step alone, and a stop when training diverges."""
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from texture_ad.errors import UserError
+from texture_ad.files import save_whole
+
+# May differ between the runs that share a folder: they change no result.
+FREE = ("run_dir", "pictures", "logger", "data.root", "data.num_workers", "data.cache_mb", "dictionary.threads",
+        "trainer.enable_progress_bar", "trainer.accelerator", "trainer.devices")  # fmt: skip
+DIVERGED = 1e6  # a loss beyond; both stages' losses are of order one
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that are there whole or not at all, and that hold no code.
+
+    Lightning's own writer goes through the system's folder for temporary files, from which a file can't be renamed
+    where that is another disk.
+    """
+
+    def save_checkpoint(self, checkpoint: dict, path: str, storage_options: object = None) -> None:
+        save_whole(Path(path), checkpoint)
+
+    def load_checkpoint(self, path: str, map_location: object = None, weights_only: bool | None = True) -> dict:
+        try:
+            return super().load_checkpoint(path, map_location or (lambda storage, _: storage), weights_only=True)
+        except Exception as error:
+            raise UserError(f"{path}: not a checkpoint of this program, or damaged; remove it to train the stage "
+                            "anew") from error  # fmt: skip
+
+
+class Repeatable(L.Callback):
+    """Seeds every step by its number, so that a resumed run draws what an undisturbed one would have drawn."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: object, index: int) -> None:
+        step = (self.seed * 100_003 + trainer.current_epoch) * 1_000_003 + index
+        torch.manual_seed((step * 64 + trainer.global_rank) % 2**63)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        # What Lightning saved when a cluster preempted the job; from here on the epoch's checkpoint is newer.
+        if trainer.is_global_zero:
+            for old in Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"):
+                old.unlink()
+
+
+class StopDivergence(L.Callback):
+    """Ends training when the loss is not finite or beyond DIVERGED, and saves the batch for study."""
+
+    batch: dict[str, Tensor] | None = None
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: dict, index: int) -> None:
+        self.batch = batch
+
+    def on_before_backward(self, trainer: L.Trainer, module: L.LightningModule, loss: Tensor) -> None:
+        value = float(loss)
+        if math.isfinite(value) and abs(value) < DIVERGED:
+            return
+        path = Path(trainer.default_root_dir) / "diverged_batch.pt"
+        samples = trainer.datamodule.train_samples
+        save_whole(path, {
+            "image": self.batch["image"].cpu(), "paths": [str(samples[i].path) for i in self.batch["index"].tolist()],
+            "epoch": trainer.current_epoch, "step": trainer.global_step, "loss": value,
+        })  # fmt: skip
+        raise UserError(
+            f"stage 1, step {trainer.global_step}: the loss is {value:g}; the batch is saved in {path}; lower "
+            f"representation.lr={module.lr:g} or representation.backbone_lr={module.backbone_lr:g}"
+        )
+
+
+def _leaves(config: object, key: str = "") -> Iterator[tuple[str, object]]:
+    if isinstance(config, dict):
+        for name, value in config.items():
+            yield from _leaves(value, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, config
+
+
+def prepare_folder(folder: Path, config: DictConfig) -> None:
+    """Makes a run folder ready for its first run or for going on.
+
+    Half-written files that a kill left are removed, and the log of the earlier part is kept under a number.
+
+    Raises:
+        UserError: the folder holds checkpoints of a run with other settings, or can't be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.rglob("*.partial"):
+            leftover.unlink()
+        log = folder / "logs" / "metrics.csv"
+        if log.is_file():
+            number = 1 + len(list(log.parent.glob("metrics_*.csv")))
+            os.replace(log, log.with_name(f"metrics_{number}.csv"))
+    except OSError as error:
+        raise UserError(f"run_dir={folder}: can't be written ({error.strerror}); give a writable folder") from error
+    earlier = folder / "config.yaml"
+    if earlier.is_file() and any(folder.glob("stage*/last.ckpt")):
+        try:
+            before = dict(_leaves(OmegaConf.to_container(OmegaConf.load(earlier))))
+        except Exception as error:
+            raise UserError(f"{earlier}: damaged; remove {folder} or give another run_dir") from error
+        now = dict(_leaves(OmegaConf.to_container(config, resolve=True)))
+        for key in sorted(before.keys() | now.keys()):
+            free = any(key == f or key.startswith(f + ".") for f in FREE)
+            if not free and before.get(key) != now.get(key):
+                raise UserError(f"run_dir={folder}: holds a run with {key}={before.get(key)}, not {now.get(key)}; give "
+                                "another run_dir, or remove this one to train anew")  # fmt: skip
