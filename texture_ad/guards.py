@@ -65,7 +65,7 @@ class StopDivergence(L.Callback):
         self.batch = batch
 
     def on_before_backward(self, trainer: L.Trainer, module: L.LightningModule, loss: Tensor) -> None:
-        value = float(loss)
+        value = float(loss.detach())
         if math.isfinite(value) and abs(value) < DIVERGED:
             return
         path = Path(trainer.default_root_dir) / "diverged_batch.pt"
@@ -98,8 +98,9 @@ def prepare_folder(folder: Path, config: DictConfig) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.rglob("*.partial"):
-            leftover.unlink()
+        for pattern in ("*.partial", ".*.part"):
+            for leftover in folder.rglob(pattern):
+                leftover.unlink()
         log = folder / "logs" / "metrics.csv"
         if log.is_file():
             number = 1 + len(list(log.parent.glob("metrics_*.csv")))

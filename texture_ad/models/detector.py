@@ -161,6 +161,17 @@ class Detector(nn.Module):
         """
         return self.scores_and_maps(images, top_locations_batch)
 
+    def read(self, *paths: Path) -> Tensor:
+        """Photographs as this detector wants them: uint8 (B, 3, size, size) on its device.
+
+        Raises:
+            UserError: a file that can't be read as an image.
+        """
+        from texture_ad.data.images import read_image, resize
+
+        images = [resize(read_image(path), self.settings["size"]) for path in paths]
+        return torch.stack(images).to(self.threshold.device)
+
     def save(self, path: Path) -> None:
         """Writes one file of tensors and plain values, whole or not at all."""
         b = self.backbone

@@ -68,7 +68,9 @@ class Representation(L.LightningModule):
             groups.append({"params": self.backbone.parameters(), "lr": self.backbone_lr})
         optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay)
         steps = max(2, int(self.trainer.estimated_stepping_batches))
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [g["lr"] for g in groups], steps, pct_start=0.2)
+        # OneCycleLR divides by zero where its rise lasts exactly one step.
+        rise = max(0.2, 1.5 / steps)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [g["lr"] for g in groups], steps, pct_start=rise)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def train(self, mode: bool = True):

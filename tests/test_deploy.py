@@ -1,0 +1,279 @@
+"""The detector away from its training: in a process without the training's packages, as a graph, on a stream of
+photographs, and as a file that someone else wrote."""
+
+import csv
+import io
+import os
+import pickle
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import command, untrained_detector
+from PIL import Image
+
+from texture_ad.data.images import read_image, resize
+from texture_ad.errors import UserError
+from texture_ad.models.detector import Detector
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
+    for i in range(5):
+        Image.fromarray(rng.integers(60, 180, (80, 90, 3), np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def saved(photographs, tmp_path_factory):
+    paths = sorted(photographs.iterdir())
+    images = torch.stack([resize(read_image(p), 64) for p in paths])
+    path = tmp_path_factory.mktemp("detector") / "detector.pt"
+    untrained_detector(64, paths, images).save(path)
+    return path
+
+
+ALONE = """
+import sys
+for name in ("hydra", "omegaconf", "lightning", "pytorch_lightning", "wandb", "spams", "torchmetrics", "sklearn"):
+    sys.modules[name] = None  # importing it fails
+from texture_ad.models.detector import Detector
+import torch
+detector = Detector.load(sys.argv[1])
+scores, maps, locations = detector(torch.load(sys.argv[2]))
+torch.save((scores, maps), sys.argv[3])
+"""
+
+
+def test_it_loads_in_a_process_without_the_trainings_packages(saved, tmp_path):
+    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    torch.save(images, tmp_path / "images.pt")
+    call = [sys.executable, "-c", ALONE, str(saved), str(tmp_path / "images.pt"), str(tmp_path / "out.pt")]
+    done = subprocess.run(call, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    expected = Detector.load(saved, coder="spams")(images)
+    for found, right in zip(torch.load(tmp_path / "out.pt"), expected[:2], strict=True):
+        assert torch.allclose(found, right, atol=1e-4)
+
+
+def test_the_readmes_three_lines(saved, photographs):
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    lines = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "Detector.load" in block)
+    assert len(lines.strip().splitlines()) <= 4
+    scope = {}
+    exec(lines.replace("detector.pt", str(saved)).replace("photograph.png", str(photographs / "0.png")), scope)
+    assert scope["scores"].shape == (1,) and scope["anomaly_maps"].shape == (1, 64, 64)
+
+
+def test_gpu_and_cpu_agree(saved):
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    cpu, gpu = Detector.load(saved)(images), Detector.load(saved, "cuda")(images.cuda())
+    assert torch.allclose(cpu.scores, gpu.scores.cpu(), atol=1e-3)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "tpu"])
+def test_a_device_that_is_not_there(saved, device):
+    with pytest.raises(UserError, match=f"device={device}: not available .* use device=cpu"):
+        Detector.load(saved, device)
+
+
+# --- as one graph -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch_export"])
+def test_export_equals_the_detector(saved, tmp_path, monkeypatch, capsys, format):
+    target = tmp_path / "graph"
+    code, out, errors = command(
+        monkeypatch, capsys, "export", f"detector={saved}", f"format={format}", f"output={target}"
+    )
+    assert code == 0, errors
+    assert "of the detector" in out and os.listdir(tmp_path) == ["graph"]
+    detector = Detector.load(saved, coder="spams")
+    for batch in (1, 5):
+        images = torch.randint(0, 256, (batch, 3, 64, 64), dtype=torch.uint8)
+        if format == "onnx":
+            onnxruntime = pytest.importorskip("onnxruntime")
+            session = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
+            found = [torch.from_numpy(v) for v in session.run(["scores", "anomaly_maps"], {"images": images.numpy()})]
+        else:
+            found = torch.export.load(target).module()(images)
+        expected = detector(images)
+        assert torch.allclose(found[0], expected.scores, atol=1e-4)
+        assert torch.allclose(found[1], expected.anomaly_maps, atol=1e-4)
+
+
+def test_an_unknown_format_is_named(saved, monkeypatch, capsys):
+    code, _, errors = command(monkeypatch, capsys, "export", f"detector={saved}", "format=tflite")
+    assert code == 2 and "format=tflite: expected one of onnx, torch_export" in errors
+
+
+# --- a stream of photographs --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def predict(saved, tmp_path, monkeypatch, capsys):
+    def call(source, *args):
+        outcome = command(monkeypatch, capsys, "predict", f"detector={saved}", f"input={source}",
+                          f"output={tmp_path / 'out'}", *args)  # fmt: skip
+        path = tmp_path / "out/scores.csv"
+        return *outcome, list(csv.DictReader(path.open(newline=""))) if path.exists() else []
+
+    return call
+
+
+def test_the_share_above_the_threshold_is_told(predict, photographs):
+    code, out, errors, rows = predict(photographs)
+    assert code == 0, errors
+    share = sum(int(r["anomalous"]) for r in rows)
+    assert f"{share} of 5 images ({share / 5:.1%}) above the threshold" in out and "5.0% are expected" in out
+    assert "warning" not in errors and all(r["warning"] == "" for r in rows)
+
+
+def test_images_unlike_the_training_images_are_warned_of(predict, photographs, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    pixels = read_image(photographs / "0.png")
+    Image.fromarray(pixels).save(folder / "alike.png")
+    Image.fromarray(pixels[:50]).save(folder / "small.png")
+    Image.fromarray(pixels).convert("L").save(folder / "grey.png")
+    Image.fromarray(pixels // 4).save(folder / "dark.png")
+    code, _, errors, rows = predict(folder)
+    warnings = {r["path"]: r["warning"] for r in rows}
+    assert code == 0 and warnings["alike.png"] == ""
+    assert warnings["small.png"].startswith("90 x 50 pixels, trained on 90 to 90 x 80 to 80")
+    assert warnings["grey.png"].startswith("mode L, trained on RGB")
+    assert "brightness" in warnings["dark.png"] and "contrast" in warnings["dark.png"]
+    for respect in ("size", "mode", "brightness", "contrast"):
+        assert re.search(rf"warning: \d of 4 images differ in {respect}", errors)
+
+
+def test_an_unreadable_image_fails_after_all_others_are_scored(predict, photographs, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for path in photographs.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "2.png").write_bytes(b"")
+    os.mkfifo(folder / "pipe.png")  # would block a reader for ever
+    code, _, errors, rows = predict(folder, "batch_size=2")
+    assert code == 2 and "1 of 5 images could not be scored" in errors
+    assert [bool(r["score"]) for r in rows] == [True, True, False, True, True]
+
+
+def test_its_own_pictures_are_not_scored(predict, photographs, tmp_path):
+    (tmp_path / "a.png").write_bytes((photographs / "0.png").read_bytes())
+    (tmp_path / "a.jpg").write_bytes((photographs / "1.png").read_bytes())
+    for _ in range(2):
+        code, _, errors, rows = predict(tmp_path)
+        assert code == 0 and [r["path"] for r in rows] == ["a.jpg", "a.png"], errors
+    assert sorted(p.name for p in (tmp_path / "out/overlays").iterdir()) == ["a.jpg.png", "a.png"]
+
+
+@pytest.mark.parametrize(("args", "message"), [
+    (["batch_size=0"], "batch_size=0: expected an integer of at least 1"),
+    (["interval=0"], "interval=0: expected a number above 0"),
+    (["input=/nowhere"], "input=/nowhere: no such file or folder"),
+    (["device=cuda:99"], "device=cuda:99: not available"),
+    (["+colour=red"], "colour: no such key"),
+])  # fmt: skip
+def test_bad_arguments(predict, photographs, args, message):
+    code, _, errors, _ = predict(photographs, *args) if "input" not in args[0] else predict(args[0][6:])
+    assert code == 2 and message in errors and "Traceback" not in errors
+
+
+def test_a_folder_without_images(predict, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "holds no image" in predict(tmp_path / "empty")[2]
+
+
+# --- files that someone else wrote --------------------------------------------------------------------
+
+
+class Harm:
+    def __reduce__(self):
+        return os.system, ("touch harmed",)
+
+
+def altered(saved, path, change):
+    content = torch.load(saved, weights_only=True)
+    change(content)
+    torch.save(content, path)
+
+
+def compressed(saved, path):
+    """The same detector with a part that unpacks to a hundred times its size."""
+    with zipfile.ZipFile(saved) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for part in old.infolist():
+            new.writestr(part.filename, old.read(part) + bytes(10_000_000))
+
+
+def giant(content):
+    content["settings"]["atoms"] = 10**12
+    content["state"]["atoms"] = torch.zeros(1, 1).expand(10**12, content["state"]["atoms"].shape[1])
+
+
+HOSTILE = {
+    "code": lambda s, p: torch.save({"format": Harm()}, p),
+    "code in the meta": lambda s, p: altered(s, p, lambda c: c["meta"].update(x=Harm())),
+    "a bare pickle": lambda s, p: p.write_bytes(pickle.dumps({"format": Harm()})),
+    "a legacy file": lambda s, p: torch.save({"format": Harm()}, p, _use_new_zipfile_serialization=False),
+    "compressed": compressed,
+    "another version": lambda s, p: altered(s, p, lambda c: c.update(version=99)),
+    "another format": lambda s, p: altered(s, p, lambda c: c.update(format="model")),
+    "a list": lambda s, p: torch.save([1, 2], p),
+    "no state": lambda s, p: altered(s, p, lambda c: c.pop("state")),
+    "giant": lambda s, p: altered(s, p, giant),
+    "many blocks": lambda s, p: altered(s, p, lambda c: c["flow"].update(blocks=10**9)),
+    "a wide flow": lambda s, p: altered(s, p, lambda c: c["flow"].update(hidden=10**9)),
+    "a large image": lambda s, p: altered(s, p, lambda c: c["settings"].update(size=10**9)),
+    "another shape": lambda s, p: altered(s, p, lambda c: c["state"].update(mean=torch.zeros(3))),
+    "no tensor": lambda s, p: altered(s, p, lambda c: c["state"].update(mean="zero")),
+    "unknown setting": lambda s, p: altered(s, p, lambda c: c["settings"].update(colour="red")),
+    "a file's name as weights": lambda s, p: altered(s, p, lambda c: c["backbone"].update(weights="/etc/passwd")),
+    "another backbone": lambda s, p: altered(s, p, lambda c: c["backbone"].update(name="alexnet")),
+    "meta": lambda s, p: altered(s, p, lambda c: c.update(meta=[1])),
+    "truncated": lambda s, p: p.write_bytes(s.read_bytes()[:-1000]),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_detectors_are_refused(saved, tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    HOSTILE[kind](saved, tmp_path / "detector.pt")
+    with pytest.raises(UserError, match=r"^detector=.*(damaged|not a detector file|expected texture_ad.detector)"):
+        Detector.load(tmp_path / "detector.pt")
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_code_in_backbone_weights_is_refused(tmp_path, monkeypatch):
+    from texture_ad.models.backbone import Backbone
+
+    monkeypatch.chdir(tmp_path)
+    torch.save({"x": Harm()}, tmp_path / "weights.pt")
+    with pytest.raises(UserError, match="not a state dict"):
+        Backbone("efficientnet_lite0", ["block2"], str(tmp_path / "weights.pt"))
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_code_in_a_checkpoint_is_refused(tmp_path, monkeypatch):
+    from texture_ad.guards import WholeCheckpoints
+
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": Harm()}, tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match="not a checkpoint of this program"):
+        WholeCheckpoints().load_checkpoint(str(tmp_path / "last.ckpt"))
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_a_saved_detector_is_the_same(saved):
+    a, b = Detector.load(saved), io.BytesIO()
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    torch.save(a.state_dict(), b)
+    assert torch.equal(a(images).scores, Detector.load(saved)(images).scores)

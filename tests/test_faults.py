@@ -1,0 +1,318 @@
+"""Every bad input has its message and exit code; nothing is lost and nothing goes on in silence."""
+
+import csv
+import os
+import resource
+import struct
+import subprocess
+import sys
+import urllib.error
+import zlib
+from http.client import IncompleteRead
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import command
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+from texture_ad import cli
+from texture_ad.data import mvtec
+from texture_ad.errors import UserError
+
+
+def noise(seed, height=40, width=40):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "wall"
+    for part in ("train/good", "test/good", "test/hole", "ground_truth/hole"):
+        (root / part).mkdir(parents=True)
+    for i in range(6):
+        noise(i).save(root / f"train/good/{i}.png")
+    for i in range(2):
+        noise(10 + i).save(root / f"test/good/{i}.png")
+        noise(20 + i).save(root / f"test/hole/{i}.png")
+        mask = np.zeros((40, 40), np.uint8)
+        mask[10:20, 10:20] = 255
+        Image.fromarray(mask).save(root / f"ground_truth/hole/{i}_mask.png")
+    return root
+
+
+def arguments(folder, run_dir):
+    return ["data=folder", f"data.root={folder}", f"run_dir={run_dir}", "data.size=32", "data.batch_size=2",
+            "backbone.weights=none", "backbone.layers=[block2,block4]", "flow.blocks=1", "flow.hidden=8",
+            "dictionary.atoms=4", "dictionary.nonzeros=2", "dictionary.min_distance=1", "trainer.max_epochs=1",
+            "trainer.enable_progress_bar=false", "trainer.accelerator=cpu", "logger=none",
+            "pictures=false"]  # fmt: skip
+
+
+@pytest.fixture
+def run(folder, tmp_path, monkeypatch, capsys):
+    def call(*args):
+        return command(monkeypatch, capsys, "run", *arguments(folder, tmp_path / "run"), *args)
+
+    return call
+
+
+def refused(outcome, *messages):
+    code, _, errors = outcome
+    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(lines) == 1, errors
+    assert "Traceback" not in errors
+    for message in messages:
+        assert message in lines[0], errors
+
+
+def bomb(path):
+    """A PNG of some hundred bytes that claims 20 000 x 20 000 pixels."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0)
+    data = zlib.compress(bytes(50_000), 9)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b""))
+
+
+def animation(path):
+    noise(0).save(path, "GIF", save_all=True, append_images=[noise(1), noise(2)])
+
+
+BAD_IMAGES = {
+    "truncated": (lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]), "can't be read as an image"),
+    "zero bytes": (lambda p: p.write_bytes(b""), "the file is empty"),
+    "only a header": (lambda p: p.write_bytes(p.read_bytes()[:8]), "can't be read as an image"),
+    "no image": (lambda p: p.write_text("<html>not found</html>"), "can't be read as an image"),
+    "one pixel": (lambda p: noise(0, 1, 1).save(p), "1 x 1 pixels, expected at least 4"),
+    "a bomb": (bomb, "scale the image down or cut it"),
+    "animated": (animation, "3 frames, expected one"),
+    "constant": (lambda p: Image.new("RGB", (40, 40), (9, 9, 9)).save(p), "one colour all over"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_IMAGES)
+def test_bad_training_images_are_named(run, folder, kind):
+    harm, message = BAD_IMAGES[kind]
+    path = folder / "train/good/3.png"
+    harm(path)
+    refused(run(), message, str(path))
+
+
+@pytest.mark.parametrize("kind", set(BAD_IMAGES) - {"constant"})
+def test_bad_test_images_are_named(run, folder, kind):
+    path = folder / "test/hole/1.png"
+    BAD_IMAGES[kind][0](path)
+    refused(run(), BAD_IMAGES[kind][1], str(path))
+
+
+def test_every_mode_and_name_is_worked_with(run, folder, tmp_path):
+    good, exif = folder / "train/good", Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.random.default_rng(0).integers(0, 65535, (40, 40), dtype=np.uint16)).save(good / "16 bit.png")
+    noise(1).convert("CMYK").save(good / "cmyk.jpg")
+    noise(2).convert("RGBA").save(good / "alpha.png")
+    noise(3).quantize(16).save(good / "palette.gif")
+    noise(4, 30, 50).save(good / "rotated.jpg", exif=exif)
+    names = [
+        "with space.png",
+        "Lücke 漢字.png",
+        "new\nline.png",
+        "-rf.png",
+        "$(touch x).png",
+        "%s{0}.png",
+        "q\"uo'te.png",
+    ]
+    for i, name in enumerate(names):
+        noise(30 + i).save(folder / "test/good" / name)
+    odd = os.fsencode(folder / "test/good") + b"/\xff\xfe.png"
+    with open(odd, "wb") as sink:
+        noise(99).save(sink, "PNG")
+    code, _, errors = run("pictures=true")
+    assert code == 0, errors
+    with open(tmp_path / "run/scores.csv", newline="", encoding="utf-8") as source:
+        found = {Path(row["path"]).name for row in csv.DictReader(source)}
+    assert set(names) <= found and "\\udcff\\udcfe.png" in found
+
+
+MASKS = {
+    "missing": (lambda p: p.unlink(), "has no mask"),
+    "misaligned": (lambda p: Image.new("L", (40, 39), 255).save(p), "the mask has 40 x 39 pixels, its image 40 x 40"),
+    "not binary": (lambda p: noise(0).convert("L").save(p), "not a binary mask"),
+    "empty": (lambda p: Image.new("L", (40, 40)).save(p), "marks no pixel"),
+    "truncated": (lambda p: p.write_bytes(p.read_bytes()[:40]), "can't be read as an image"),
+}
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_bad_masks_are_named(run, folder, kind):
+    harm, message = MASKS[kind]
+    harm(folder / "ground_truth/hole/1_mask.png")
+    refused(run(), message, "1.png" if kind == "missing" else "1_mask.png")
+
+
+def test_defects_in_the_training_folder(run, folder):
+    (folder / "train/hole").mkdir()
+    noise(0).save(folder / "train/hole/0.png")
+    refused(run(), "train/hole: training uses defect-free images only")
+
+
+def test_one_training_image_is_too_few_and_two_are_enough(run, folder):
+    for path in sorted((folder / "train/good").iterdir())[2:]:
+        path.unlink()
+    code, _, errors = run()
+    assert code == 0, errors
+    (folder / "train/good/0.png").unlink()
+    refused(run("run_dir=" + str(folder.parent / "other")), "1 images; at least 2 are needed")
+
+
+def test_duplicates_are_warned_of_and_listed(run, folder, tmp_path):
+    for i in range(6):
+        (folder / f"test/good/copy{i}.png").write_bytes((folder / f"train/good/{i}.png").read_bytes())
+    code, out, _ = run()
+    assert code == 0 and "warning: 6 test images are copies of training images" in out
+    listed = list(csv.DictReader((tmp_path / "run/duplicates.csv").open()))
+    assert [Path(row["test"]).name for row in listed] == [f"copy{i}.png" for i in range(6)]
+
+
+def test_an_unreadable_folder_is_named(run, folder, monkeypatch):
+    real = Path.iterdir
+
+    def denied(path):
+        if path.name == "good":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "iterdir", denied)  # root may read everything
+    refused(run(), "train/good: can't be read (Permission denied)")
+
+
+def test_link_loops_end(run, folder):
+    (folder / "train/good/loop").symlink_to(folder)
+    (folder / "test/loop").symlink_to(folder / "test")
+    (folder / "train/good/self.png").symlink_to(folder / "train/good/self.png")
+    code, _, errors = run()
+    assert code == 0, errors
+
+
+@pytest.mark.parametrize("place", ["file/run", "/proc/run", "/proc/self/fd"])
+def test_a_run_folder_that_cant_be_written(run, tmp_path, place):
+    (tmp_path / "file").write_text("in the way")
+    refused(run(f"run_dir={place if place.startswith('/') else tmp_path / place}"), "can't be written")
+
+
+def test_a_full_disk_loses_nothing(folder, tmp_path):
+    call = [sys.executable, "-m", "texture_ad.run", *arguments(folder, tmp_path / "run")]
+
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    done = subprocess.run(call, preexec_fn=small_files, capture_output=True, text=True)
+    refused((done.returncode, done.stdout, done.stderr), "File too large", "goes on from its last checkpoint")
+    assert not list((tmp_path / "run").rglob("*.ckpt")) and not list((tmp_path / "run").rglob("*.partial"))
+    done = subprocess.run(call, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("error", [
+    urllib.error.URLError("Network is unreachable"), IncompleteRead(b"half"),
+    RuntimeError('invalid hash value (expected "1", got "2")'), ConnectionResetError("reset by peer"),
+])  # fmt: skip
+def test_weights_that_cant_be_downloaded(run, monkeypatch, error):
+    import torchvision
+
+    def lost(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torchvision.models, "get_model", lost)
+    refused(run("backbone=resnet18", "backbone.layers=[layer1]", "backbone.weights=imagenet"),
+            "could not be downloaded", "backbone.weights=FILE")  # fmt: skip
+
+
+def test_a_full_gpu_gets_advice(run, monkeypatch):
+    import texture_ad.pipeline
+
+    def full(_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total ...")
+
+    monkeypatch.setattr(texture_ad.pipeline, "run", full)
+    refused(run(), "the GPU's memory is full", "lower data.batch_size")
+
+
+def test_a_diverging_loss_stops_and_the_batch_is_saved(run, folder, tmp_path):
+    refused(run("representation.lr=1e30", "trainer.gradient_clip_val=null"), "the loss is", "representation.lr=1e+30")
+    saved = torch.load(tmp_path / "run/stage1/diverged_batch.pt", weights_only=True)
+    assert saved["image"].shape[1:] == (3, 32, 32) and saved["image"].dtype == torch.uint8
+    assert all(Path(p).parent == folder / "train/good" for p in saved["paths"])
+    assert len(saved["paths"]) == len(saved["image"])
+
+
+# --- parameters ---------------------------------------------------------------------------------------
+
+
+def settings(*overrides):
+    with initialize_config_dir(cli.CONF, version_base="1.3"):
+        return compose("config", ["backbone.weights=none", "data=embedded", "run_dir=none", *overrides])
+
+
+NUMBERS = sorted(
+    f"{group}.{key}"
+    for group, keys in settings().items()
+    if group in ("backbone", "cutpaste", "data", "dictionary", "flow", "representation")
+    for key, value in keys.items()
+    if isinstance(value, int | float) and not isinstance(value, bool)
+) + ["trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.max_epochs"]
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+@pytest.mark.parametrize("value", ["text", ".nan", "-2", "true"])
+def test_every_number_is_held_to_its_range(key, value, tmp_path):
+    from hydra.utils import instantiate
+
+    from texture_ad.pipeline import _trainer, build
+
+    with pytest.raises(Exception) as error:  # noqa: B017, cli.explain is what is tested
+        config = settings(f"{key}={value}", "data.cache_mb=0" if key != "data.cache_mb" else "pictures=false")
+        instantiate(config.data)
+        build(config, 64)
+        _trainer(config, tmp_path, [], [])
+    line = cli.explain(error.value)
+    assert line is not None and f"{key}=" in line and "expected " in line, (line, error.value)
+
+
+@pytest.mark.parametrize(
+    "args", [["flow.block=4"], ["backbone=vgg"], ["data.size"], ["+experiment=rug"], ["flow=[", "x=1"]]
+)
+def test_what_hydra_refuses_has_the_same_form(run, args):
+    refused(run(*args))
+
+
+@pytest.mark.parametrize("args", [
+    ["backbone._target_=os.system"], ["data._target_=subprocess.check_output"],
+    ["trainer._target_=texture_ad.data.mvtec.shutil.rmtree"],
+    ["+logger.x._target_=os.system", "+logger.x.command=touch harmed"],
+    ["+flow.seed2={_target_: os.system, command: touch harmed}"],
+])  # fmt: skip
+def test_only_classes_of_the_configuration_are_made(run, tmp_path, monkeypatch, args):
+    monkeypatch.chdir(tmp_path)
+    refused(run("logger=csv", *args), "not a class that conf/ names")
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_an_error_line_holds_no_control_characters(run, tmp_path):
+    refused(run("data.root='/no\x1b]0;title\x07where'"), "/no?]0;title?where")
+
+
+def test_a_fault_of_the_program_keeps_its_traceback():
+    assert cli.explain(ZeroDivisionError("division by zero")) is None
+    assert cli.explain(UserError("plain")) == "plain"
+
+
+def test_a_device_in_an_archive_path_is_refused_before_unpacking(tmp_path):
+    (tmp_path / "a.tar").symlink_to("/dev/null")
+    with pytest.raises(UserError, match="no such file|can't be unpacked"):
+        mvtec.import_archive(tmp_path / "a.tar", tmp_path / "root")
