@@ -11,6 +11,7 @@ import time
 
 import pytest
 import torch
+from helpers import command
 
 from texture_ad.data.embedded import ensure
 from texture_ad.stream import Rows
@@ -146,7 +147,7 @@ def test_a_preempted_slurm_job_saves_and_requeues(data, tmp_path):
     slurm = {"SLURM_NTASKS": "1", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "texture", "SLURM_NTASKS_PER_NODE": "1",
              "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost",
              "PATH": f"{tools}:{os.environ['PATH']}"}  # fmt: skip
-    process = started(data, run_dir, "trainer.max_epochs=60", "pictures=false", **slurm)
+    process = started(data, run_dir, "trainer.max_epochs=20", "pictures=false", **slurm)
     wait_for(run_dir / "stage1/last.ckpt", process)
     process.send_signal(signal.SIGUSR1)
     wait_for(tmp_path / "requeued", process)
@@ -154,26 +155,25 @@ def test_a_preempted_slurm_job_saves_and_requeues(data, tmp_path):
     _, errors = process.communicate()
     assert (tmp_path / "requeued").exists(), errors
     assert (tmp_path / "requeued").read_text().split() == ["requeue", "7"]
-    finish(data, run_dir, "trainer.max_epochs=60", "pictures=false", **slurm)
+    finish(data, run_dir, "trainer.max_epochs=20", "pictures=false", **slurm)
     assert not list(run_dir.rglob("hpc_ckpt_*"))
     assert "image_auroc" in results(run_dir)[0]
 
 
-def test_other_settings_in_the_same_folder_are_refused(data, undisturbed):
+def test_other_settings_in_the_same_folder_are_refused(data, undisturbed, monkeypatch, capsys):
     before = results(undisturbed[0])
-    done = subprocess.run(arguments(data, undisturbed[0], "flow.blocks=3"), env=environment(), capture_output=True,
-                          text=True)  # fmt: skip
-    assert done.returncode == 2 and "flow.blocks=2, not 3" in done.stderr, done.stderr
+    code, _, errors = command(monkeypatch, capsys, "run", *arguments(data, undisturbed[0], "flow.blocks=3")[3:])
+    assert code == 2 and "flow.blocks=2, not 3" in errors
     assert results(undisturbed[0]) == before
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04broken"])
-def test_a_damaged_checkpoint_is_named(data, tmp_path, content):
+def test_a_damaged_checkpoint_is_named(data, tmp_path, monkeypatch, capsys, content):
     (tmp_path / "stage1").mkdir()
     (tmp_path / "stage1/last.ckpt").write_bytes(content)
-    done = subprocess.run(arguments(data, tmp_path), env=environment(), capture_output=True, text=True)
-    assert done.returncode == 2 and "not a checkpoint of this program" in done.stderr, done.stderr
-    assert "Traceback" not in done.stderr
+    code, _, errors = command(monkeypatch, capsys, "run", *arguments(data, tmp_path)[3:])
+    assert code == 2 and f"{tmp_path}/stage1/last.ckpt: not a checkpoint of this program" in errors
+    assert "Traceback" not in errors
 
 
 # --- the watched folder -------------------------------------------------------------------------------
