@@ -45,7 +45,7 @@ def folder(tmp_path):
 
 def arguments(folder, run_dir):
     return ["data=folder", f"data.root={folder}", f"run_dir={run_dir}", "data.size=32", "data.batch_size=2",
-            "backbone.weights=none", "backbone.layers=[block2,block4]", "flow.blocks=1", "flow.hidden=8",
+            "backbone=resnet18", "backbone.weights=none", "backbone.layers=[layer1]", "flow.blocks=1", "flow.hidden=8",
             "dictionary.atoms=4", "dictionary.nonzeros=2", "dictionary.min_distance=1", "trainer.max_epochs=1",
             "trainer.enable_progress_bar=false", "trainer.accelerator=cpu", "logger=none",
             "pictures=false"]  # fmt: skip
