@@ -86,6 +86,8 @@ class Backbone(nn.Module):
         weights: "imagenet" (downloaded, or from a package for efficientnet_lite0), "none" (random), or the
             path of a state dict.
         neighborhood: odd; each position's feature is the mean over neighborhood x neighborhood positions.
+        min_size: images whose shorter side is below this many pixels are enlarged to it first; 0 for never.
+        frozen: leading stages that keep their weights in stage 1, 0 for none.
 
     Raises:
         UserError: an unknown name or layer, weights that can't be had, an even neighborhood.
@@ -99,14 +101,17 @@ class Backbone(nn.Module):
         (2, 152, 16, 16)
     """
 
-    def __init__(self, name: str, layers: Sequence[str], weights: str = "imagenet", neighborhood: int = 3):
+    def __init__(self, name: str, layers: Sequence[str], weights: str = "imagenet", neighborhood: int = 3,
+                 min_size: int = 0, frozen: int = 0):  # fmt: skip
         super().__init__()
         if name not in BACKBONES:
             raise UserError(f"backbone.name={name}: expected one of {', '.join(BACKBONES)}")
         check_number("backbone.neighborhood", neighborhood, 1, whole=True)
         if neighborhood % 2 == 0:
             raise UserError(f"backbone.neighborhood={neighborhood}: expected an odd number of at least 1")
+        check_number("backbone.min_size", min_size, 0, 8192, whole=True)
         net, stages = BACKBONES[name](weights == "imagenet")
+        check_number("backbone.frozen", frozen, 0, len(stages), whole=True)
         unknown = [layer for layer in layers if layer not in stages]
         if unknown or not layers:
             raise UserError(f"backbone.layers={list(layers)}: {name} has {', '.join(stages)}; choose at least one")
@@ -118,6 +123,9 @@ class Backbone(nn.Module):
         self.stages = nn.ModuleList(stages[k] for k in order[: deepest + 1])
         self.taps = sorted(order.index(layer) for layer in layers)
         self.name, self.layers, self.neighborhood = name, [order[i] for i in self.taps], neighborhood
+        self.min_size = min_size
+        for stage in self.stages[:frozen]:
+            stage.requires_grad_(False)
         for module in self.modules():
             if isinstance(module, nn.ReLU | nn.ReLU6):
                 module.inplace = False  # a tapped output must not be overwritten by the next stage
@@ -126,6 +134,10 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W), uint8 or float in 0..255, to the chosen layers' maps (B, C_l, h_l, w_l)."""
+        side = min(images.shape[-2:])
+        if side < self.min_size:
+            size = [round(n * self.min_size / side) for n in images.shape[-2:]]
+            images = F.interpolate(images.float(), size, mode="bicubic", align_corners=False).clamp(0, 255)
         x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         maps = []
         for i, stage in enumerate(self.stages):

@@ -21,6 +21,7 @@ from texture_ad.models.backbone import Backbone
 from texture_ad.models.flow import Flow, negative_log_likelihood
 from texture_ad.models.sparse import residuals
 
+RIDGE = 0.1  # of whitening, times the features' mean variance
 FORMAT, VERSION = "texture_ad.detector", 1
 
 
@@ -72,8 +73,8 @@ class Detector(nn.Module):
         UserError: a parameter out of its range.
     """
 
-    def __init__(self, backbone: Backbone, flow: Flow, atoms: int = 256, features: str = "backbone",
-                 whiten: bool = True, nonzeros: int = 8, error: float = 0.0, fusion: float = 0.5,
+    def __init__(self, backbone: Backbone, flow: Flow, atoms: int = 1024, features: str = "backbone",
+                 whiten: bool = True, nonzeros: int = 4, error: float = 0.0, fusion: float = 0.5,
                  coder: str = "auto", top: int = 5, min_distance: int = 2, size: int = 256):  # fmt: skip
         super().__init__()
         dim = len(flow.center)
@@ -101,18 +102,27 @@ class Detector(nn.Module):
         self.register_buffer("threshold", torch.tensor(float("nan")))
 
     def set_whitening(self, mean: Tensor, covariance: Tensor) -> None:
-        """From the training patches' mean (C,) and covariance (C, C); a ridge of 1e-4 of its mean diagonal."""
-        dim = len(mean)
-        ridge = 1e-4 * covariance.trace() / dim
-        values, vectors = torch.linalg.eigh(covariance + ridge * torch.eye(dim, dtype=covariance.dtype))
+        """From the training patches' mean (C,) and covariance (C, C), which are not changed.
+
+        Signals then have a mean squared length of 1, so that `lambda1` means the same for every backbone. With
+        `whiten`, directions are scaled by their standard deviation, RIDGE of the mean variance added: features
+        of a normal texture have many directions of almost no variance, whose noise would else drown the rest.
+        """
+        values, vectors = torch.linalg.eigh(covariance)
+        values = values.clamp(min=0)
+        if self.settings["whiten"]:
+            scale = (values + RIDGE * values.mean()).rsqrt()
+            whitening, energy = vectors * scale, (values * scale.square()).sum()
+        else:
+            whitening, energy = torch.eye(len(mean), dtype=covariance.dtype), values.sum()
         self.mean.copy_(mean)
-        self.whitening.copy_(vectors * values.rsqrt())
+        self.whitening.copy_(whitening / energy.clamp(min=1e-12).sqrt())
 
     def dictionary_features(self, patches: Tensor) -> Tensor:
         """Patch features (N, C) to what the dictionary models, (N, C)."""
         if self.settings["features"] == "latent":
-            return self.flow(patches)[0]
-        return (patches - self.mean) @ self.whitening if self.settings["whiten"] else patches
+            return self.flow(patches)[0] / patches.shape[1] ** 0.5
+        return (patches - self.mean) @ self.whitening
 
     def patch_scores(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstruction errors ||y - D x|| and negative log-likelihoods of patches (N, C), each (N,)."""
@@ -123,7 +133,7 @@ class Detector(nn.Module):
         t = log_det = None
         if s["features"] == "latent" or s["fusion"] > 0:
             t, log_det = self.flow(patches)
-        signals = t if s["features"] == "latent" else self.dictionary_features(patches)
+        signals = t / t.shape[1] ** 0.5 if s["features"] == "latent" else self.dictionary_features(patches)
         if s["fusion"] == 1:
             errors = patches.new_zeros(len(patches))
         else:
@@ -177,7 +187,8 @@ class Detector(nn.Module):
         b = self.backbone
         content = {
             "format": FORMAT, "version": VERSION, "settings": self.settings, "meta": self.meta,
-            "backbone": {"name": b.name, "layers": list(b.layers), "neighborhood": b.neighborhood},
+            "backbone": {"name": b.name, "layers": list(b.layers), "neighborhood": b.neighborhood,
+                         "min_size": b.min_size},
             "flow": dict(self.flow.settings), "state": self.state_dict(),
         }  # fmt: skip
         save_whole(path, content)

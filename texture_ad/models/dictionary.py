@@ -65,7 +65,7 @@ class Dictionary(L.LightningModule):
         UserError: a parameter out of its range.
     """
 
-    def __init__(self, detector: Detector, lambda1: float = 0.15, iterations: int = 20, batch: int = 512,
+    def __init__(self, detector: Detector, lambda1: float = 0.2, iterations: int = 20, batch: int = 512,
                  threads: int = -1, epochs: int = 2, quantile: float = 0.95, seed: int = 0):  # fmt: skip
         super().__init__()
         check_number("dictionary.lambda1", lambda1, 0, above=True)

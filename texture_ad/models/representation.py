@@ -65,7 +65,8 @@ class Representation(L.LightningModule):
         heads = [*self.image_head.parameters(), *self.patch_head.parameters(), *self.flow.parameters()]
         groups = [{"params": heads, "lr": self.lr}]
         if self.task != "none":
-            groups.append({"params": self.backbone.parameters(), "lr": self.backbone_lr})
+            tuned = [p for p in self.backbone.parameters() if p.requires_grad]
+            groups.append({"params": tuned, "lr": self.backbone_lr})
         optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay)
         steps = max(2, int(self.trainer.estimated_stepping_batches))
         # OneCycleLR divides by zero where its rise lasts exactly one step.
