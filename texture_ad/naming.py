@@ -1,17 +1,15 @@
-"""What runs and sweeps are called: the resolvers that conf/config.yaml uses. Imports nothing heavy."""
+"""What runs, sweeps and their jobs are called: the resolvers that conf/config.yaml uses. Imports nothing heavy."""
 
 import hashlib
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-# Say where and how a sweep runs, not what it compares.
-_MEANS = ("hydra.", "hydra/", "logger", "cache", "pictures", "trainer.enable_progress_bar")
+# Say how a sweep runs, not what it compares: the folder is the same with and without them.
+_MEANS = ("run_dir", "logger", "pictures", "cache", "cache_gb", "trainer.enable_progress_bar")
 
 
 def slug(text: str, longest: int = 100) -> str:
@@ -23,7 +21,7 @@ def slug(text: str, longest: int = 100) -> str:
 
 
 def data_name(source: str, root: str | None, category: str | None) -> str:
-    """A run's name, which tells where its images come from: embedded-carpet, mvtec-wood, folder-photographs.
+    """A run's name, which tells where its images come from.
 
     Example:
         >>> data_name("auto", None, "carpet"), data_name("folder", "/data/my photographs", None)
@@ -34,43 +32,48 @@ def data_name(source: str, root: str | None, category: str | None) -> str:
     return slug(f"{source}-{category or (Path(root).expanduser().resolve().name if root else None)}")
 
 
-def sweep_name(arguments: Sequence[str]) -> str:
-    """A sweep's folder from its command line: the same command comes back to it and does only what is missing.
-
-    Example:
-        >>> sweep_name(["-m", "+experiment=wood", "seed=0,1", "hydra/launcher=joblib"])
-        'experiment=wood+seed=0,1'
-    """
-    told = [a.lstrip("+") for a in arguments if "=" in a and not a.lstrip("+~").startswith(_MEANS)]
-    return slug("+".join(sorted(told)))
+def key_of(override: str) -> str:
+    """The key of "key=value", without Hydra's + or ~."""
+    return override.partition("=")[0].lstrip("+~")
 
 
-def job_name(arguments: Sequence[str], overrides: Sequence[str]) -> str:
-    """A job's folder in its sweep: the swept values, so that it stays the same when the sweep grows.
+def sweep_dir(overrides: Sequence[str], run_dir: str) -> str:
+    """A sweep's folder: `run_dir` where it was given, else named by what is swept.
+
+    The same command so comes back to its folder, and does only what is missing there.
 
     Args:
-        arguments: the sweep's command line.
-        overrides: the job's, each "key=value".
+        overrides: the sweep's, each "key=value".
+        run_dir: the configuration's.
+
+    Example:
+        >>> sweep_dir(["+experiment=wood", "seed=0,1", "logger=none"], "runs/now")
+        'runs/sweeps/experiment=wood+seed=0,1'
     """
-    parser, fixed = OverridesParser.create(), set()
-    for argument in arguments:
-        if "=" in argument and not argument.startswith("-"):
-            try:
-                override = parser.parse_override(argument)
-            except HydraException:
-                continue
-            if not override.is_sweep_override():
-                fixed.add(argument.partition("=")[0])
-    swept = [o for o in overrides if o.partition("=")[0] not in fixed and not o.startswith("hydra")]
-    return slug(",".join(swept)) if swept else "run"
+    if any(key_of(o) == "run_dir" for o in overrides):
+        return run_dir
+    return "runs/sweeps/" + slug("+".join(sorted(o.lstrip("+") for o in overrides if key_of(o) not in _MEANS)))
 
 
-def register() -> None:
-    """Makes the resolvers known to OmegaConf, in the processes of launchers too."""
-    # Cached: Hydra hands the cache to every job, whose own process has another command line.
-    OmegaConf.register_new_resolver("command", lambda: list(sys.argv[1:]), use_cache=True, replace=True)
-    for function in (data_name, sweep_name, job_name):
-        OmegaConf.register_new_resolver(function.__name__, function, replace=True)
+def swept(overrides: Sequence[str], job: Sequence[str]) -> list[str]:
+    """The job's overrides that its sweep's leave open: those of sweeps (a=1,2) and of +ablation's parameters.
+
+    Example:
+        >>> swept(["+experiment=wood", "seed=0,1"], ["+experiment=wood", "seed=1", "flow.blocks=4"])
+        ['seed=1', 'flow.blocks=4']
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    fixed = {key_of(o.input_line) for o in parsed if not o.is_sweep_override()}
+    return [o for o in job if key_of(o) not in fixed]
 
 
-register()
+def job_name(overrides: Sequence[str], job: Sequence[str]) -> str:
+    """A job's folder in its sweep: the swept values, so that it stays the same when the sweep grows."""
+    return slug(",".join(swept(overrides, job)) or "run")
+
+
+# Cached where the job's configuration must give what its sweep's gave: Hydra hands the cache on.
+OmegaConf.register_new_resolver("once", lambda value: list(value), use_cache=True, replace=True)
+OmegaConf.register_new_resolver("sweep_dir", sweep_dir, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("data_name", data_name, replace=True)
+OmegaConf.register_new_resolver("job_name", job_name, replace=True)

@@ -15,6 +15,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
+from texture_ad.cache import Cache, share_features, stage1_address
 from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.data.drift import brightness, training_statistics
 from texture_ad.data.mvtec import duplicates
@@ -29,6 +30,7 @@ from texture_ad.models.flow import Flow
 from texture_ad.models.representation import Representation
 from texture_ad.reporting import figures
 from texture_ad.reporting.tables import metrics_table
+from texture_ad.resources import peak_memory, reset_peak_memory
 
 
 def build(config: DictConfig, size: int) -> tuple[Representation, Dictionary]:
@@ -89,15 +91,25 @@ class _SaveEpochs(Checkpoint):
 
 
 def train_representation(config: DictConfig, module: Representation, data: TextureDataModule, folder: Path,
-                         loggers: list) -> dict[str, float]:  # fmt: skip
-    """Stage 1; leaves the module with the weights that scored best on synthetic defects."""
+                         loggers: list, cache: Cache | None = None) -> dict[str, float]:  # fmt: skip
+    """Stage 1; leaves the module with the weights that scored best on synthetic defects, trained or from the cache."""
     best = ModelCheckpoint(folder, "best", monitor="val/auroc", mode="max", enable_version_counter=False)
     trainer = _trainer(config, folder, loggers, [best, _SaveEpochs(folder), StopDivergence()])
-    trainer.fit(module, datamodule=data, ckpt_path=_last(folder), weights_only=True)
-    # Not best.best_model_path: the folder may have been moved since.
-    if (folder / "best.ckpt").is_file():
-        module.load_state_dict(WholeCheckpoints().load_checkpoint(str(folder / "best.ckpt"))["state_dict"])
-    return {} if best.best_model_score is None else {"val_auroc_stage1": float(best.best_model_score)}
+
+    def train() -> dict:
+        trainer.fit(module, datamodule=data, ckpt_path=_last(folder), weights_only=True)
+        # Not best.best_model_path: the folder may have been moved since.
+        if (folder / "best.ckpt").is_file():
+            module.load_state_dict(WholeCheckpoints().load_checkpoint(str(folder / "best.ckpt"))["state_dict"])
+        score = {} if best.best_model_score is None else {"val_auroc_stage1": float(best.best_model_score)}
+        return {"state": module.state_dict(), "metrics": score | peak_memory()}
+
+    if cache is None or trainer.world_size > 1:  # of several processes each would have to find the same
+        return train()["metrics"]
+    address = stage1_address(config, module.state_dict(), data.fingerprint)
+    found = cache.shared(f"stage1-{address}", train)
+    module.load_state_dict(found["state"])
+    return found["metrics"]
 
 
 def train_dictionary(config: DictConfig, module: Dictionary, data: TextureDataModule, folder: Path,
@@ -159,12 +171,15 @@ def write_results(module: Dictionary, data: TextureDataModule, folder: Path, met
     return metrics
 
 
-def run(config: DictConfig) -> dict:
+def run(config: DictConfig, cache: Cache | None = None) -> dict:
     """Runs one experiment and fills its run folder; returns what metrics.json holds.
+
+    Times and peaks of memory are those of a run that shares nothing, also where it finds stage 1 in the cache.
 
     Raises:
         UserError: input that can't be worked with.
     """
+    reset_peak_memory()
     folder = Path(config.run_dir)
     check_number("seed", config.seed, 0, 2**32 - 1, whole=True)
     prepare_folder(folder, config)
@@ -186,18 +201,22 @@ def run(config: DictConfig) -> dict:
         logger.log_hyperparams({**OmegaConf.to_container(config, resolve=True), "data_source": data.source_name})
     representation, dictionary = build(config, data.size)
 
-    start = time.perf_counter()
+    clock = cache.clock if cache else time.perf_counter
+    start = clock()
     print("stage 1  representation: CutPaste and the flow", flush=True)
     metrics = {"data_source": data.source_name, "category": data.category, "data_fingerprint": data.fingerprint,
                "seed": config.seed}  # fmt: skip
-    metrics |= train_representation(config, representation, data, folder / "stage1", loggers)
-    metrics["stage1_seconds"] = time.perf_counter() - start
+    metrics |= train_representation(config, representation, data, folder / "stage1", loggers, cache)
+    metrics["stage1_seconds"] = clock() - start
+    if cache:
+        share_features(dictionary.detector, config.backbone, cache)
     print("stage 2  detection: the dictionary", flush=True)
     trainer = train_dictionary(config, dictionary, data, folder / "stage2", loggers)
-    metrics["fit_seconds"] = time.perf_counter() - start
+    metrics["fit_seconds"] = clock() - start
     metrics["synthetic_auroc"] = synthetic_auroc(dictionary, data)
     metrics["threshold_origin"] = f"{config.dictionary.quantile:g} quantile of held-out normal images"
     metrics["versions"] = _versions()
+    metrics["threads"] = torch.get_num_threads()
     detector = dictionary.detector
     detector.meta = {k: metrics[k] for k in ("data_source", "category", "data_fingerprint", "seed", "versions")}
     levels = torch.cat([brightness(b["image"]) for b in data.normal_dataloader()])
@@ -205,9 +224,10 @@ def run(config: DictConfig) -> dict:
     detector.meta["quantile"] = float(config.dictionary.quantile)
     detector.save(folder / "detector.pt")
     if data.test_samples:
-        start = time.perf_counter()
+        start = clock()
         trainer.test(dictionary, data.test_dataloader(), verbose=False)
-        metrics["test_seconds_per_image"] = (time.perf_counter() - start) / len(data.test_samples)
+        metrics["test_seconds_per_image"] = (clock() - start) / len(data.test_samples)
+        metrics |= {key: max(value, metrics.get(key, 0)) for key, value in peak_memory().items()}
         metrics = write_results(dictionary, data, folder, metrics, config.pictures)
         print(
             metrics_table({k: v for k, v in metrics.items() if k not in ("data_source", "category")}, data.source_name)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from statistics import fmean, stdev
 
-_ROWS = {
+METRIC_NAMES = {
     "image_auroc": "image AUROC",
     "image_ap": "image average precision",
     "image_f1": "image F1 at the threshold",
@@ -36,9 +36,9 @@ def metrics_table(metrics: Mapping, source: str) -> str:
     if "threshold" in metrics:
         origin = metrics.get("threshold_origin")
         heading["threshold"] = f"{metrics['threshold']:.4g}" + (f" ({origin})" if origin else "")
-    rows = {name: _value(metrics[key], key) for key, name in _ROWS.items() if key in metrics}
+    rows = {name: _value(metrics[key], key) for key, name in METRIC_NAMES.items() if key in metrics}
     for key, value in metrics.items():
-        if key not in _ROWS and key not in _IN_HEADER and isinstance(value, Real | str):
+        if key not in METRIC_NAMES and key not in _IN_HEADER and isinstance(value, Real | str):
             rows[key] = _cell(value)
     width = max(map(len, [*heading, *rows]))
     lines = [f"{name:<{width}}  {text}" for name, text in heading.items()]
