@@ -62,15 +62,16 @@ class StopDivergence(L.Callback):
         self.batch = batch
 
     def on_before_backward(self, trainer: L.Trainer, module: L.LightningModule, loss: Tensor) -> None:
-        value = float(loss.detach())
+        value = float(trainer.strategy.reduce(loss.detach().clone()))  # the mean over processes: all stop, or none
         if math.isfinite(value) and abs(value) < DIVERGED:
             return
         path = Path(trainer.default_root_dir) / "diverged_batch.pt"
         samples = trainer.datamodule.train_samples
-        save_whole(path, {
-            "image": self.batch["image"].cpu(), "paths": [str(samples[i].path) for i in self.batch["index"].tolist()],
-            "epoch": trainer.current_epoch, "step": trainer.global_step, "loss": value,
-        })  # fmt: skip
+        if trainer.is_global_zero:
+            save_whole(path, {
+                "image": self.batch["image"].cpu(), "epoch": trainer.current_epoch, "step": trainer.global_step,
+                "paths": [str(samples[i].path) for i in self.batch["index"].tolist()], "loss": value,
+            })  # fmt: skip
         raise UserError(
             f"stage 1, step {trainer.global_step}: the loss is {value:g}; the batch is saved in {path}; lower "
             f"representation.lr={module.lr:g} or representation.backbone_lr={module.backbone_lr:g}"

@@ -19,6 +19,7 @@ from texture_ad.cache import Cache, share_features, stage1_address
 from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.data.drift import brightness, training_statistics
 from texture_ad.data.mvtec import duplicates
+from texture_ad.distributed import check_processes, first, gather
 from texture_ad.errors import check_number
 from texture_ad.evaluation.localization import region_mask
 from texture_ad.evaluation.metrics import image_metrics, pixel_metrics
@@ -67,9 +68,11 @@ def _trainer(config: DictConfig, folder: Path, loggers: list, callbacks: list, *
     check_number("trainer.accumulate_grad_batches", config.trainer.accumulate_grad_batches, 1, whole=True)
     if config.trainer.gradient_clip_val is not None:
         check_number("trainer.gradient_clip_val", config.trainer.gradient_clip_val, 0)
-    return instantiate(config.trainer, default_root_dir=str(folder), logger=loggers or False, log_every_n_steps=1,
-                       enable_model_summary=False, plugins=[WholeCheckpoints()],
-                       callbacks=[*callbacks, Repeatable(config.seed)], **options)  # fmt: skip
+    trainer = instantiate(config.trainer, default_root_dir=str(folder), logger=loggers or False, log_every_n_steps=1,
+                          enable_model_summary=False, plugins=[WholeCheckpoints()], use_distributed_sampler=False,
+                          callbacks=[*callbacks, Repeatable(config.seed)], **options)  # fmt: skip
+    check_processes(trainer, config.trainer.strategy)
+    return trainer
 
 
 def _last(folder: Path) -> str | None:
@@ -127,8 +130,8 @@ def synthetic_auroc(module: Dictionary, data: TextureDataModule) -> float:
     """Image AUROC of the finished detector on held-out normals against synthetic defects."""
     scores, labels = [], []
     for batch in data.val_dataloader():
-        scores.append(module.detector(batch["image"].to(module.device)).scores.cpu())
-        labels.append(batch["label"])
+        scores.append(gather(module.detector(batch["image"].to(module.device)).scores).cpu())
+        labels.append(gather(batch["label"].to(module.device)).cpu())
     return image_metrics(torch.cat(scores).numpy(), torch.cat(labels).numpy(), float(module.detector.threshold))[
         "image_auroc"
     ]
@@ -182,7 +185,8 @@ def run(config: DictConfig, cache: Cache | None = None) -> dict:
     reset_peak_memory()
     folder = Path(config.run_dir)
     check_number("seed", config.seed, 0, 2**32 - 1, whole=True)
-    prepare_folder(folder, config)
+    if first():
+        prepare_folder(folder, config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     data: TextureDataModule = instantiate(config.data)
     data.setup()
@@ -191,11 +195,12 @@ def run(config: DictConfig, cache: Cache | None = None) -> dict:
     copies = duplicates(data.layout)
     for train, test in copies[:5]:
         print(f"warning: {test} is a copy of the training image {train}", flush=True)
-    if copies:
+    if copies and first():
         print(f"warning: {len(copies)} test images are copies of training images, all listed in duplicates.csv; the "
               "metrics are too good", flush=True)  # fmt: skip
         write_whole(folder / "duplicates.csv", csv_text([("train", "test"), *copies]))
-    _write(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    if first():
+        _write(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     loggers = [instantiate(options) for options in (config.logger or {}).values()]
     for logger in loggers:
         logger.log_hyperparams({**OmegaConf.to_container(config, resolve=True), "data_source": data.source_name})
@@ -219,20 +224,23 @@ def run(config: DictConfig, cache: Cache | None = None) -> dict:
     metrics["threads"] = torch.get_num_threads()
     detector = dictionary.detector
     detector.meta = {k: metrics[k] for k in ("data_source", "category", "data_fingerprint", "seed", "versions")}
-    levels = torch.cat([brightness(b["image"]) for b in data.normal_dataloader()])
+    levels = torch.cat([gather(brightness(b["image"].to(dictionary.device))) for b in data.normal_dataloader()]).cpu()
     detector.meta["training_images"] = training_statistics([s.path for s in data.train_samples], levels)
     detector.meta["quantile"] = float(config.dictionary.quantile)
-    detector.save(folder / "detector.pt")
+    if first():
+        detector.save(folder / "detector.pt")
     if data.test_samples:
         start = clock()
         trainer.test(dictionary, data.test_dataloader(), verbose=False)
         metrics["test_seconds_per_image"] = (clock() - start) / len(data.test_samples)
+        if not first():
+            return metrics
         metrics |= {key: max(value, metrics.get(key, 0)) for key, value in peak_memory().items()}
         metrics = write_results(dictionary, data, folder, metrics, config.pictures)
         print(
             metrics_table({k: v for k, v in metrics.items() if k not in ("data_source", "category")}, data.source_name)
         )
-    else:
+    elif first():
         _write(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
         print(f"{data.folder} has no test images: no metrics")
     for logger in loggers:

@@ -35,7 +35,11 @@ def main(config: DictConfig) -> None:
     # Advice for Lightning's developers and deprecations inside libraries: nothing that a user can act on.
     warnings.filterwarnings("ignore", module=r"(lightning|torch|torchmetrics)\b")
     from texture_ad.cache import Cache
+    from texture_ad.distributed import first
     from texture_ad.pipeline import run
+
+    if not first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, to the end of the process
 
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
