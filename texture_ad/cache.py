@@ -161,7 +161,7 @@ class Cache:
 
 
 def share_features(detector: Detector, backbone: DictConfig, shared: Cache) -> None:
-    """Lets a detector look its patch features up; they depend on the backbone's weights, its settings and the images."""
+    """Lets a detector look its patch features up: they depend on the backbone's weights and settings and the images."""
     extract = detector.patch_features
     weights = digest(detector.backbone.state_dict(), leaves(backbone))
 

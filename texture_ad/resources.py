@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -34,10 +35,8 @@ def reset_peak_memory() -> None:
     """Starts the measurement of `peak_memory` anew; on Linux of the process's own memory too."""
     import torch
 
-    try:
+    with suppress(OSError):  # where there is no such file, the process's peak counts from its start
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass  # the process's peak then counts from its start
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
 

@@ -17,11 +17,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from texture_ad.cli import explain, fail, in_sweep
 from texture_ad.errors import UserError
-from texture_ad.naming import key_of, swept
+from texture_ad.naming import swept
 from texture_ad.settings import check_same
 
 METRICS = ("image_auroc", "image_ap", "image_f1", "pixel_auroc", "aupro", "synthetic_auroc")
-COSTS = ("fit_seconds", "test_seconds_per_image", "peak_memory_mb", "peak_gpu_memory_mb", "threads")
+# Name in metrics.json to what a table calls it, the scale and the digits there.
+COSTS = {
+    "fit_seconds": ("training, s", 1, 1),
+    "test_seconds_per_image": ("test, ms an image", 1000, 1),
+    "peak_memory_mb": ("peak memory, MiB", 1, 0),
+    "peak_gpu_memory_mb": ("peak GPU memory, MiB", 1, 0),
+    "threads": ("threads", 1, 0),
+}
 
 
 def finished(folder: Path, config: DictConfig) -> bool:
@@ -63,16 +70,17 @@ def compare(jobs: Sequence[dict]) -> tuple[list[str], list[dict]]:
     """Brings the seeds of each setting together.
 
     Returns:
-        The swept keys that have more than one value, the one with the most values first, `seed` never among others;
-        and for each setting a dict of these keys, `data`, and for every metric and cost the list of its values, one
-        for each seed. Settings are in the order of their values, numbers by size.
+        The swept keys but `seed` that have more than one value, the one with the most values first; without any, the
+        first of the others. And for each setting, in the order of its values, numbers by size, a dict of these keys, `data`,
+        and for every metric and cost the list of its values, one for each seed.
     """
-    done = [job for job in jobs if job["metrics"]]
-    values = {key: {job["swept"].get(key) for job in done} for job in done for key in job["swept"]}
-    keys = sorted((k for k in values if len(values[k]) > 1 and k != "seed"), key=lambda k: -len(values[k]))
-    keys = keys or ["seed"]
+    values = {key: {job["swept"].get(key) for job in jobs} for job in jobs for key in job["swept"]}
+    values.pop("seed", None)
+    keys = sorted((k for k in values if len(values[k]) > 1), key=lambda k: -len(values[k])) or list(values)[:1]
     settings: dict[tuple, dict] = {}
-    for job in done:
+    for job in jobs:
+        if not job["metrics"]:
+            continue
         setting = tuple(job["swept"].get(key) for key in keys)
         row = settings.setdefault((setting, job["metrics"]["data_source"]), {
             **dict(zip(keys, setting, strict=True)), "data": job["metrics"]["data_source"],
@@ -118,16 +126,14 @@ def write_comparison(folder: Path, jobs: Sequence[dict]) -> str:
             part for v in numbers for part in (fmean(v) if v else "", stdev(v) if len(v) > 1 else "", len(v))
         )))  # fmt: skip
         line = {key: row[key] for key in keys}
-        line |= {METRIC_NAMES.get(n, n.replace("_", " ")): _spread(row[n], 3) for n in METRICS if n in row}
-        line |= {title: _spread([scale * v for v in row[n]], digits) for n, (title, scale, digits) in {
-            "fit_seconds": ("training, s", 1, 1), "test_seconds_per_image": ("test, ms an image", 1000, 1),
-            "peak_memory_mb": ("peak memory, MiB", 1, 0), "peak_gpu_memory_mb": ("peak GPU memory, MiB", 1, 0),
-        }.items() if n in row}  # fmt: skip
+        for name in (n for n in names if n in row):
+            title, scale, digits = COSTS.get(name) or (METRIC_NAMES.get(name, name), 1, 3)
+            line[title] = _spread([scale * value for value in row[name]], digits)
         line |= {"runs": max(map(len, numbers)), "data": row["data"]}
         table.append(line)
     write_whole(folder / "comparison.csv", csv_text(rows))
     text = markdown_table(table) if table else "No job has finished."
-    note = "Mean ± sample standard deviation over seeds. Training counts stage 1 as its own training took, shared or not."
+    note = "Mean ± sample standard deviation over seeds. Times and memory are those of a run that shares nothing."
     failures = "".join(f"\nFailed: {job['folder'].name}: {job['error']}\n" for job in jobs if job["error"])
     write_whole(folder / "comparison.md", f"{text}\n\n{note}\n{failures}".encode("utf-8", "backslashreplace"))
     if settings:
@@ -137,6 +143,11 @@ def write_comparison(folder: Path, jobs: Sequence[dict]) -> str:
 
 class Comparison(Callback):
     """Hydra's callback: in every job's process it tells a failure, and at the end it compares."""
+
+    before = 0
+
+    def on_multirun_start(self, config: DictConfig, **_: object) -> None:
+        self.before = len(list(Path(config.hydra.sweep.dir).glob("*/metrics.json")))
 
     def on_job_start(self, config: DictConfig, **_: object) -> None:
         if in_sweep():
@@ -157,14 +168,17 @@ class Comparison(Callback):
         folder = Path(config.hydra.sweep.dir)
         try:
             jobs = read_jobs(folder, config.hydra.overrides.task)
-            print(f"\n{write_comparison(folder, jobs)}\n\nsweep    {folder}: comparison.md, .csv, .png and jobs.csv")
+            done = sum(bool(job["metrics"]) for job in jobs)
+            print(f"\n{write_comparison(folder, jobs)}\n\nsweep    {folder}: comparison.md, .csv, .png and jobs.csv; "
+                  f"{done} of {len(jobs)} jobs finished, {self.before} of them before")  # fmt: skip
             for what, found in _mixed(jobs).items():
                 print(f"warning: the jobs were run with different {what} ({', '.join(found)}); remove the older jobs' "
                       "folders to compare like with like", file=sys.stderr)  # fmt: skip
             failed = [job for job in jobs if job["error"]]
+            for job in failed:
+                print(f"failed   {job['folder']}: {job['error']}", file=sys.stderr)
             if failed:
-                raise UserError(f"{len(failed)} of {len(jobs)} jobs failed, first {failed[0]['folder']}: "
-                                f"{failed[0]['error']}; the same command does what is missing")  # fmt: skip
+                raise UserError(f"{len(failed)} of {len(jobs)} jobs failed; the same command does what is missing")
         except Exception as error:
             # Hydra would make a warning of it, and exit with 0.
             fail(error)
@@ -179,5 +193,6 @@ def _mixed(jobs: Sequence[dict]) -> dict[str, list[str]]:
         for package, version in job["metrics"].get("versions", {}).items():
             found.setdefault(f"versions of {package}", {})[str(version)] = None
         if job["metrics"]:
-            found.setdefault(f"images of {job['metrics']['data_source']}", {})[job["metrics"]["data_fingerprint"]] = None
+            images = found.setdefault(f"images of {job['metrics']['data_source']}", {})
+            images[job["metrics"]["data_fingerprint"]] = None
     return {what: list(values) for what, values in found.items() if len(values) > 1}

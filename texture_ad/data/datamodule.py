@@ -214,7 +214,8 @@ class TextureDataModule(L.LightningDataModule):
     def _loader(self, dataset: Dataset, size: int, shuffle: bool = False) -> DataLoader:
         sampler = EpochShuffle(dataset, self.seed) if shuffle else SequentialSampler(dataset)
         workers = 0 if getattr(dataset, "images", None) is not None else self.num_workers
-        return DataLoader(dataset, batch_sampler=SharedBatches(sampler, size), collate_fn=_identity, num_workers=workers,
+        batches = SharedBatches(sampler, size)
+        return DataLoader(dataset, batch_sampler=batches, collate_fn=_identity, num_workers=workers,
                           pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0)  # fmt: skip
 
     def train_dataloader(self) -> DataLoader:

@@ -43,10 +43,10 @@ def update_atoms(signals: Tensor, atoms: Tensor, statistics: dict | None, lambda
 
     x = signals.contiguous().numpy().T
     # The objective with 1/2 ||y - D x||^2 is equation 8 divided by two, up to lambda1's scale.
-    with own_threads():
+    with own_threads(threads) as count:
         d, learnt = spams.trainDL(
             x, return_model=True, model=statistics, D=np.asfortranarray(atoms.numpy().T), lambda1=lambda1,
-            iter=iterations, batchsize=min(batch, len(signals)), numThreads=threads, verbose=False,
+            iter=iterations, batchsize=min(batch, len(signals)), numThreads=count, verbose=False,
         )  # fmt: skip
     # SPAMS keeps the norms at most 1: an atom that nothing uses may shrink below.
     return F.normalize(torch.from_numpy(np.ascontiguousarray(d.T)), dim=1), learnt

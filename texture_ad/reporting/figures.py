@@ -258,12 +258,12 @@ def comparison(keys: Sequence[str], settings: Sequence[dict], path: Path) -> Non
     """A sweep: detection, training time and memory against the swept value, mean ± standard deviation over seeds.
 
     Args:
-        keys: swept; the first is the axis, each combination of the others a line.
+        keys: swept; the first is the axis, each combination of the others a line. Without any there is one place.
         settings: for each setting its value of every key, `data` (the source's name) and the lists of its metrics,
             one value for each seed, as `sweep.compare` returns them.
         path: the PNG to write; an SVG goes beside it.
     """
-    axis, *others = keys
+    axis, *others = keys or ["all seeds"]
     panels = {
         "image_auroc": "image AUROC",
         "aupro": "AUPRO (FPR ≤ 0.3)",
@@ -272,7 +272,7 @@ def comparison(keys: Sequence[str], settings: Sequence[dict], path: Path) -> Non
         "peak_gpu_memory_mb": "peak GPU memory, MiB",
     }
     panels = {name: title for name, title in panels.items() if any(name in row for row in settings)}
-    places = list(dict.fromkeys(str(row[axis]) for row in settings))
+    places = list(dict.fromkeys(str(row.get(axis, "")) for row in settings))
     lines: dict[tuple, list[dict]] = {}
     for row in settings:
         lines.setdefault(tuple(row[key] for key in others), []).append(row)
@@ -281,7 +281,7 @@ def comparison(keys: Sequence[str], settings: Sequence[dict], path: Path) -> Non
     with _chart(path, title, sources, (3.4 * max(2, len(panels)), 3.6), len(panels)) as axes:
         for panel, (name, label) in zip(axes, panels.items(), strict=True):
             for number, (values, rows) in enumerate(lines.items()):
-                found = [(places.index(str(row[axis])), row[name]) for row in rows if name in row]
+                found = [(places.index(str(row.get(axis, ""))), row[name]) for row in rows if name in row]
                 # Lines beside each other: spreads that cover one another can't be read.
                 at = np.array([place for place, _ in found]) + 0.08 * (number - (len(lines) - 1) / 2)
                 spread = [np.std(v, ddof=1) if len(v) > 1 else 0 for _, v in found]

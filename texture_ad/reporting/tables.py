@@ -13,6 +13,7 @@ METRIC_NAMES = {
     "false_positive_rate": "false positive rate at the threshold",
     "pixel_auroc": "pixel AUROC",
     "aupro": "AUPRO (FPR ≤ 0.3)",
+    "synthetic_auroc": "AUROC on synthetic defects",
 }
 _IN_HEADER = ("normal_images", "anomalous_images", "threshold", "threshold_origin")
 
