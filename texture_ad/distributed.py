@@ -1,6 +1,7 @@
 """Several processes as one run: each batch is shared out, what comes of it is brought together in its order.
 
-A run on several devices so sees the batches of a run on one; batch sizes count all devices together.
+A run on several devices so sees the batches of a run on one; batch sizes count all devices together. What differs are
+last digits, CutPaste's chance, and that shares which differ by an image weigh the same in DDP's mean of gradients.
 """
 
 from collections.abc import Iterator
