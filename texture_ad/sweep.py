@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from texture_ad.cli import explain, fail, in_sweep
 from texture_ad.errors import UserError
-from texture_ad.naming import swept
+from texture_ad.naming import key_of, swept
 from texture_ad.settings import check_same
 
 METRICS = ("image_auroc", "image_ap", "image_f1", "pixel_auroc", "aupro", "synthetic_auroc")
@@ -56,12 +56,12 @@ def read_jobs(folder: Path, overrides: Sequence[str]) -> list[dict]:
     jobs = []
     for told in sorted(folder.glob("*/hydra/overrides.yaml")):
         place = told.parents[1]
-        values = dict(o.lstrip("+").split("=", 1) for o in swept(overrides, OmegaConf.load(told)))
+        values = {key_of(o): o.partition("=")[2] for o in swept(overrides, OmegaConf.load(told))}
         error, metrics = place / "error.txt", place / "metrics.json"
         jobs.append({
             "folder": place, "swept": values,
             "metrics": json.loads(metrics.read_text("utf-8")) if metrics.is_file() else {},
-            "error": error.read_text("utf-8").splitlines()[0] if error.is_file() else None,
+            "error": error.read_text("utf-8").partition("\n")[0] if error.is_file() else None,
         })  # fmt: skip
     return jobs
 
@@ -71,8 +71,8 @@ def compare(jobs: Sequence[dict]) -> tuple[list[str], list[dict]]:
 
     Returns:
         The swept keys but `seed` that have more than one value, the one with the most values first; without any, the
-        first of the others. And for each setting, in the order of its values, numbers by size, a dict of these keys, `data`,
-        and for every metric and cost the list of its values, one for each seed.
+        first of the others. And for each setting, in the order of its values, numbers by size, a dict of these keys,
+        `data`, and for every metric and cost the list of its values, one for each seed.
     """
     values = {key: {job["swept"].get(key) for job in jobs} for job in jobs for key in job["swept"]}
     values.pop("seed", None)
@@ -133,7 +133,8 @@ def write_comparison(folder: Path, jobs: Sequence[dict]) -> str:
         table.append(line)
     write_whole(folder / "comparison.csv", csv_text(rows))
     text = markdown_table(table) if table else "No job has finished."
-    note = "Mean ± sample standard deviation over seeds. Times and memory are those of a run that shares nothing."
+    note = ("Mean ± sample standard deviation over seeds. Times and memory are those of a run that shares nothing; of "
+            "a job that was killed and went on, those of its last part.")  # fmt: skip
     failures = "".join(f"\nFailed: {job['folder'].name}: {job['error']}\n" for job in jobs if job["error"])
     write_whole(folder / "comparison.md", f"{text}\n\n{note}\n{failures}".encode("utf-8", "backslashreplace"))
     if settings:
