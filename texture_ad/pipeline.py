@@ -24,6 +24,7 @@ from texture_ad.models.detector import Detector
 from texture_ad.models.dictionary import Dictionary
 from texture_ad.models.flow import Flow
 from texture_ad.models.representation import Representation
+from texture_ad.reporting.progress import StageProgress
 from texture_ad.reporting.results import versions, write_results
 from texture_ad.reporting.tables import metrics_table
 
@@ -48,6 +49,8 @@ def _trainer(config: DictConfig, folder: Path, loggers: list, callbacks: list, *
     check_number("trainer.accumulate_grad_batches", config.trainer.accumulate_grad_batches, 1, whole=True)
     if config.trainer.gradient_clip_val is not None:
         check_number("trainer.gradient_clip_val", config.trainer.gradient_clip_val, 0)
+    if config.trainer.enable_progress_bar:
+        callbacks = [*callbacks, StageProgress(folder.name.replace("stage", "stage "))]
     return instantiate(config.trainer, default_root_dir=str(folder), logger=loggers or False, log_every_n_steps=1,
                        enable_model_summary=False, plugins=[WholeCheckpoints()],
                        callbacks=[*callbacks, Repeatable(config.seed)], **options)  # fmt: skip
