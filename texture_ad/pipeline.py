@@ -3,6 +3,7 @@
 data -> stage 1 (Representation) -> stage 2 (Dictionary) -> calibration on held-out normals -> test -> files.
 """
 
+import copy
 import json
 import time
 from pathlib import Path
@@ -24,6 +25,7 @@ from texture_ad.models.detector import Detector
 from texture_ad.models.dictionary import Dictionary
 from texture_ad.models.flow import Flow
 from texture_ad.models.representation import Representation
+from texture_ad.reporting.features import write_feature_figures
 from texture_ad.reporting.progress import StageProgress
 from texture_ad.reporting.results import versions, write_results
 from texture_ad.reporting.tables import metrics_table
@@ -134,6 +136,7 @@ def run(config: DictConfig) -> dict:
     for logger in loggers:
         logger.log_hyperparams({**OmegaConf.to_container(config, resolve=True), "data_source": data.source_name})
     representation, dictionary = build(config, data.size)
+    pretrained = copy.deepcopy(representation.backbone) if config.pictures else None
 
     start = time.perf_counter()
     print("stage 1  representation: CutPaste and the flow", flush=True)
@@ -153,6 +156,8 @@ def run(config: DictConfig) -> dict:
     detector.meta["training_images"] = training_statistics([s.path for s in data.train_samples], levels)
     detector.meta["quantile"] = float(config.dictionary.quantile)
     detector.save(folder / "detector.pt")
+    if pretrained is not None:
+        write_feature_figures(pretrained, detector, data, folder, config.seed)
     if data.test_samples:
         start = time.perf_counter()
         trainer.test(dictionary, data.test_dataloader(), verbose=False)
@@ -169,6 +174,8 @@ def run(config: DictConfig) -> dict:
     for logger in loggers:
         logger.log_metrics({f"test/{k}": v for k, v in metrics.items() if isinstance(v, float)})
         logger.finalize("success")
+    if data.test_samples:
+        print(f"report   {folder / 'report.html'}")
     print(f"detector {folder / 'detector.pt'}")
     print(f"next     python -m texture_ad.predict detector={folder / 'detector.pt'} input=FILE_OR_FOLDER")
     return metrics

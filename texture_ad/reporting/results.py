@@ -12,6 +12,7 @@ from texture_ad.evaluation.localization import region_mask
 from texture_ad.evaluation.metrics import image_metrics, pixel_metrics
 from texture_ad.files import csv_text, write_text, write_whole
 from texture_ad.reporting import figures
+from texture_ad.reporting.report import thumbnail, write_report
 
 
 def versions() -> dict[str, str]:
@@ -27,7 +28,7 @@ def versions() -> dict[str, str]:
 
 def write_results(predictions: dict[str, np.ndarray | None], grid: tuple[int, int] | None, threshold: float,
                   data: TextureDataModule, folder: Path, metrics: dict, pictures: bool) -> dict:  # fmt: skip
-    """Writes scores.csv, the pictures and metrics.json of n test images.
+    """Writes scores.csv, the pictures, report.html and metrics.json of n test images.
 
     Args:
         predictions: `score` (n,), `label` (n,), `index` (n,) into data.test_samples, `mask` bool (n, H, W), `map`
@@ -38,7 +39,7 @@ def write_results(predictions: dict[str, np.ndarray | None], grid: tuple[int, in
         data: the images.
         folder: of the run.
         metrics: what is known so far; is kept and comes first.
-        pictures: draw overlays and figures.
+        pictures: draw overlays, figures and the report's gallery.
 
     Returns:
         What metrics.json holds.
@@ -55,26 +56,44 @@ def write_results(predictions: dict[str, np.ndarray | None], grid: tuple[int, in
             (name, sample.kind, label, f"{score:.8g}", f"{threshold:.8g}", int(score > threshold), data.source_name)
         )
     write_whole(folder / "scores.csv", csv_text(rows))
+    images = []
     if pictures:
-        if maps is not None:
-            _overlays(predictions, grid, threshold, data, folder)
+        images = _overlays(predictions, grid, threshold, data, folder)
         for name, draw in (("scores", figures.score_line_graph), ("histogram", figures.score_histogram)):
             draw(scores, labels, threshold, folder / f"{name}.png", data.source_name)
         if 0 < labels.sum() < len(labels):
             figures.roc_pr(scores, labels, threshold, folder / "roc_pr.png", data.source_name)
+    write_report(folder, metrics, images)
+    # Last: a run folder with metrics.json is finished.
     write_text(folder / "metrics.json", json.dumps(metrics, indent=2, default=float) + "\n")
     return metrics
 
 
-def _overlays(predictions: dict, grid: tuple[int, int], threshold: float, data: TextureDataModule,
-              folder: Path) -> None:  # fmt: skip
-    maps, masks = predictions["map"], predictions["mask"]
-    low, high = float(maps.min()), float(max(maps.max(), threshold))
-    for row, (sample, image) in enumerate(data.test_images()):
-        region = region_mask(predictions["locations"][row], grid, (data.size, data.size))
-        mask = masks[row] if sample.mask else None
-        target = folder / "overlays" / sample.kind / f"{sample.path.stem}.png"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        figures.localization_panel(image.permute(1, 2, 0).numpy(), maps[row], region, mask,
-                                   float(predictions["score"][row]), threshold, int(predictions["label"][row]), target,
-                                   low, high, data.source_name)  # fmt: skip
+def _overlays(predictions: dict, grid: tuple[int, int] | None, threshold: float, data: TextureDataModule,
+              folder: Path) -> list[dict]:  # fmt: skip
+    """Writes a panel of every test image, where there are maps; returns what the report's gallery shows of it."""
+    maps, shown = predictions["map"], []
+    if maps is not None:
+        # Most pixels are normal: they are dark, and the threshold lies in the middle of the scale.
+        low = float(np.median(maps))
+        high = 2 * threshold - low if threshold > low else float(maps.max())
+    for row, number in enumerate(predictions["index"].tolist()):
+        sample, score, label = (
+            data.test_samples[number],
+            float(predictions["score"][row]),
+            int(predictions["label"][row]),
+        )
+        image = data.test_batch([number])["image"][0].permute(1, 2, 0).numpy()
+        tiles = [image]
+        if maps is not None:
+            region = region_mask(predictions["locations"][row], grid, (data.size, data.size))
+            mask = predictions["mask"][row] if sample.mask else None
+            # Two images may differ in their suffix alone.
+            suffix = "" if sample.path.suffix.lower() == ".png" else sample.path.suffix
+            target = folder / "overlays" / sample.kind / f"{sample.path.stem}{suffix}.png"
+            figures.localization_panel(image, maps[row], region, mask, score, threshold, label, target, low, high,
+                                       data.source_name)  # fmt: skip
+            tiles = figures.localization_tiles(image, maps[row], region, mask, score > threshold, low, high)[1:]
+        shown.append({"path": str(sample.path.relative_to(data.folder)), "kind": sample.kind, "label": label,
+                      "score": score, "thumbnail": thumbnail(tiles)})  # fmt: skip
+    return shown
