@@ -26,6 +26,7 @@ from texture_ad.models.dictionary import Dictionary
 from texture_ad.models.flow import Flow
 from texture_ad.models.representation import Representation
 from texture_ad.reporting.features import write_feature_figures
+from texture_ad.reporting.loggers import log_results, open_loggers
 from texture_ad.reporting.progress import StageProgress
 from texture_ad.reporting.results import versions, write_results
 from texture_ad.reporting.tables import metrics_table
@@ -119,6 +120,12 @@ def run(config: DictConfig) -> dict:
     folder = Path(config.run_dir)
     check_number("seed", config.seed, 0, 2**32 - 1, whole=True)
     prepare_folder(folder, config)
+    with open_loggers(config.logger) as loggers:
+        return experiment(config, folder, loggers)
+
+
+def experiment(config: DictConfig, folder: Path, loggers: list) -> dict:
+    """`run` in a folder that is ready, with loggers that are open."""
     L.seed_everything(config.seed, workers=True, verbose=False)
     data: TextureDataModule = instantiate(config.data)
     data.setup()
@@ -132,7 +139,6 @@ def run(config: DictConfig) -> dict:
               "metrics are too good", flush=True)  # fmt: skip
         write_whole(folder / "duplicates.csv", csv_text([("train", "test"), *copies]))
     write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
-    loggers = [instantiate(options) for options in (config.logger or {}).values()]
     for logger in loggers:
         logger.log_hyperparams({**OmegaConf.to_container(config, resolve=True), "data_source": data.source_name})
     representation, dictionary = build(config, data.size)
@@ -171,9 +177,7 @@ def run(config: DictConfig) -> dict:
     else:
         write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
         print(f"{data.folder} has no test images: no metrics")
-    for logger in loggers:
-        logger.log_metrics({f"test/{k}": v for k, v in metrics.items() if isinstance(v, float)})
-        logger.finalize("success")
+    log_results(loggers, folder, metrics)
     if data.test_samples:
         print(f"report   {folder / 'report.html'}")
     print(f"detector {folder / 'detector.pt'}")

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from texture_ad.errors import check_number
 from texture_ad.models.detector import Detector
-from texture_ad.models.sparse import own_threads
+from texture_ad.models.sparse import own_threads, residuals
+
+LOGGED = 512  # signals of a batch, at most, whose residual is logged
 
 
 def initial_atoms(signals: Tensor, count: int, seed: int) -> Tensor:
@@ -109,6 +111,8 @@ class Dictionary(L.LightningModule):
             signals, self.detector.atoms.cpu(), self.statistics, self.lambda1, self.iterations, self.batch, self.threads
         )
         self.detector.atoms.copy_(atoms)
+        s, some = self.detector.settings, signals[:: -(-len(signals) // LOGGED)]
+        self.log("dictionary/residual", residuals(some, atoms, s["nonzeros"], s["error"]).sqrt().mean(), prog_bar=True)
 
     def on_train_epoch_end(self) -> None:
         if self.current_epoch == 0:

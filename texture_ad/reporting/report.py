@@ -44,9 +44,11 @@ h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.2rem; margin: 2rem 0 .5re
 table { border-collapse: collapse; } th, td { text-align: left; padding: .3rem .8rem .3rem 0; vertical-align: top;
   border-bottom: 1px solid var(--line); } th { font-weight: 600; }
 table.sortable th { cursor: pointer; white-space: nowrap; } table.sortable td { white-space: nowrap; }
-figure { margin: 0 0 1.5rem; } figure img { min-width: 36rem; max-width: 100%; }
-.controls { position: sticky; top: 0; background: #fff; padding: .5rem 0; display: flex; flex-wrap: wrap; gap: .5rem;
+nav a { margin-right: 1rem; }
+figure { margin: 0 0 1.5rem; } figure img { min-width: 36rem; max-width: 100%; max-height: 40rem; } h3 { margin: 0; }
+.controls { background: #fff; padding: .5rem 0; display: flex; flex-wrap: wrap; gap: .5rem;
   border-bottom: 1px solid var(--line); }
+@media (min-width: 40rem) { .controls { position: sticky; top: 0; } }
 .controls select, .controls input { font: inherit; padding: .3rem; max-width: 100%; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); gap: 1rem;
   margin-top: 1rem; }
@@ -101,6 +103,8 @@ for (const table of document.querySelectorAll("table.sortable")) {
   });
 }
 """
+_CONTENTS = """<nav><a href="#metrics">Metrics</a><a href="#figures">Figures</a><a href="#images">Test images</a>
+<a href="#repeat">How to repeat it</a></nav>"""
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -149,8 +153,11 @@ def thumbnail(tiles: Sequence[np.ndarray]) -> bytes:
     from PIL import Image
 
     height, width = tiles[0].shape[:2]
-    strip = Image.fromarray(np.concatenate(tiles, axis=1))
-    return _webp(strip.resize((len(tiles) * round(width * TILE / height), TILE), Image.Resampling.BOX), quality=70)
+    width = round(width * TILE / height)
+    strip = Image.new("RGB", (len(tiles) * (width + 4) - 4, TILE), "white")
+    for place, tile in enumerate(tiles):
+        strip.paste(Image.fromarray(tile).resize((width, TILE), Image.Resampling.BICUBIC), (place * (width + 4), 0))
+    return _webp(strip, quality=70)
 
 
 def _figure(path: Path, title: str, caption: str) -> str:
@@ -207,7 +214,7 @@ def _gallery(images: Sequence[Mapping], threshold: float) -> str:
     note = "Left to right: the image with the true defect's outline, the anomaly map, the located region."
     if len(images) > GALLERY:
         note += f" The {GALLERY} clearest mistakes and scores of {len(images)} images; scores.csv has all."
-    return f"""<h2 id="gallery">Test images</h2>
+    return f"""<section id="images"><h2>Test images</h2>
 <p class="note">{note}</p>
 <div class="controls">
 <select id="order" aria-label="order"><option value="mistake">worst mistakes first</option>
@@ -219,7 +226,7 @@ def _gallery(images: Sequence[Mapping], threshold: float) -> str:
 <select id="kind" aria-label="kind"><option value="">all kinds</option>{kinds}</select>
 <input id="name" type="search" placeholder="name" aria-label="name"> <span class="note" id="shown"></span>
 </div>
-<div class="gallery">{"".join(_card(image, threshold) for image in worst[:GALLERY])}</div>"""
+<div class="gallery">{"".join(_card(image, threshold) for image in worst[:GALLERY])}</div></section>"""
 
 
 def _repeat(folder: Path, metrics: Mapping) -> str:
@@ -258,10 +265,11 @@ def write_report(folder: Path, metrics: Mapping, images: Sequence[Mapping]) -> P
     settings = config.read_text(encoding="utf-8") if config.is_file() else ""
     body = [
         f'<div class="verdict">{"".join(f"<p>{_text(s)}</p>" for s in verdict(metrics) + warnings)}</div>',
-        f"<h2>Metrics</h2>{_rows(heading | rows)}",
+        _CONTENTS if images else "",
+        f'<h2 id="metrics">Metrics</h2>{_rows({k.replace("_", " "): v for k, v in (heading | rows).items()})}',
+        f'<h2 id="figures">Figures</h2>{"".join(figures)}' if figures else "",
         _gallery(images, metrics["threshold"]),
-        f"<h2>Figures</h2>{''.join(figures)}" if figures else "",
-        f"<h2>How to repeat it</h2>{_repeat(folder, metrics)}",
+        f'<h2 id="repeat">How to repeat it</h2>{_repeat(folder, metrics)}',
         f"<details><summary>Versions</summary>{_rows(metrics.get('versions', {}))}</details>",
         f"<details><summary>Configuration</summary><pre>{_text(settings)}</pre></details>",
     ]

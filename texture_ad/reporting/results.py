@@ -69,6 +69,11 @@ def write_results(predictions: dict[str, np.ndarray | None], grid: tuple[int, in
     return metrics
 
 
+def overlay_path(kind: str, image: Path) -> Path:
+    """A test image's overlay in the run folder; two images may differ in their suffix alone."""
+    return Path("overlays", kind, image.name if image.suffix == ".png" else f"{image.name}.png")
+
+
 def _overlays(predictions: dict, grid: tuple[int, int] | None, threshold: float, data: TextureDataModule,
               folder: Path) -> list[dict]:  # fmt: skip
     """Writes a panel of every test image, where there are maps; returns what the report's gallery shows of it."""
@@ -88,9 +93,7 @@ def _overlays(predictions: dict, grid: tuple[int, int] | None, threshold: float,
         if maps is not None:
             region = region_mask(predictions["locations"][row], grid, (data.size, data.size))
             mask = predictions["mask"][row] if sample.mask else None
-            # Two images may differ in their suffix alone.
-            suffix = "" if sample.path.suffix.lower() == ".png" else sample.path.suffix
-            target = folder / "overlays" / sample.kind / f"{sample.path.stem}{suffix}.png"
+            target = folder / overlay_path(sample.kind, sample.path)
             figures.localization_panel(image, maps[row], region, mask, score, threshold, label, target, low, high,
                                        data.source_name)  # fmt: skip
             tiles = figures.localization_tiles(image, maps[row], region, mask, score > threshold, low, high)[1:]
