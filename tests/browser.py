@@ -6,9 +6,19 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+
+# Chromium reads commands from descriptor 3 and answers on descriptor 4.
+_LAUNCH = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+for end, number in zip(ends, (3, 4)):
+    os.dup2(end, number)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 class Browser:
@@ -18,15 +28,13 @@ class Browser:
         self.profile, self._numbers, self.events = profile, itertools.count(1), []
 
     def __enter__(self) -> "Browser":
-        self._in, theirs_in = os.pipe()[::-1]
-        theirs_out_read, theirs_out = os.pipe()
-        self._out = theirs_out_read
-        # Chromium reads commands from descriptor 3 and answers on descriptor 4.
+        theirs_in, self._in = os.pipe()
+        self._out, theirs_out = os.pipe()
         command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
                    f"--user-data-dir={self.profile}", "--remote-debugging-pipe", "about:blank"]  # fmt: skip
-        shell = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
-        self._process = subprocess.Popen(["sh", "-c", shell, *command], pass_fds=(theirs_in, theirs_out),
-                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        self._process = subprocess.Popen([sys.executable, "-c", _LAUNCH, str(theirs_in), str(theirs_out), *command],
+                                         pass_fds=(theirs_in, theirs_out), stdout=subprocess.DEVNULL,
+                                         stderr=subprocess.DEVNULL)  # fmt: skip
         os.close(theirs_in)
         os.close(theirs_out)
         self._answers, self._session = os.fdopen(self._out, "rb"), None

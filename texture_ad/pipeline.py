@@ -3,7 +3,6 @@
 data -> stage 1 (Representation) -> stage 2 (Dictionary) -> calibration on held-out normals -> test -> files.
 """
 
-import copy
 import json
 import time
 from pathlib import Path
@@ -142,7 +141,6 @@ def experiment(config: DictConfig, folder: Path, loggers: list) -> dict:
     for logger in loggers:
         logger.log_hyperparams({**OmegaConf.to_container(config, resolve=True), "data_source": data.source_name})
     representation, dictionary = build(config, data.size)
-    pretrained = copy.deepcopy(representation.backbone) if config.pictures else None
 
     start = time.perf_counter()
     print("stage 1  representation: CutPaste and the flow", flush=True)
@@ -162,12 +160,12 @@ def experiment(config: DictConfig, folder: Path, loggers: list) -> dict:
     detector.meta["training_images"] = training_statistics([s.path for s in data.train_samples], levels)
     detector.meta["quantile"] = float(config.dictionary.quantile)
     detector.save(folder / "detector.pt")
-    if pretrained is not None:
-        write_feature_figures(pretrained, detector, data, folder, config.seed)
     if data.test_samples:
         start = time.perf_counter()
         trainer.test(dictionary, data.test_dataloader(), verbose=False)
         metrics["test_seconds_per_image"] = (time.perf_counter() - start) / len(data.test_samples)
+        if config.pictures:
+            write_feature_figures(config, detector, data, folder)
         predictions = {k: torch.cat([p[k] for p in dictionary.predictions]).numpy() for k in dictionary.predictions[0]}
         metrics = write_results(predictions, detector.grid(), float(detector.threshold), data, folder, metrics,
                                 config.pictures)  # fmt: skip

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from hydra.utils import instantiate
+from omegaconf import DictConfig
 from torch import Tensor
 
 from texture_ad.data.datamodule import TextureDataModule
@@ -18,22 +20,20 @@ IMAGES = 64  # that the figures look at, at most, evenly over all
 PATCHES = 12  # of each class from each image, for t-SNE
 
 
-def write_feature_figures(pretrained: Backbone, detector: Detector, data: TextureDataModule, folder: Path,
-                          seed: int) -> None:  # fmt: skip
+def write_feature_figures(config: DictConfig, detector: Detector, data: TextureDataModule, folder: Path) -> None:
     """Writes tsne.png and atoms.png into the run folder.
 
     Args:
-        pretrained: the backbone as it was before stage 1.
+        config: of the run; its backbone is made anew, as it was before stage 1.
         detector: after stage 2.
         data: test images for t-SNE, training images for the atoms.
         folder: of the run.
-        seed: of the patches drawn and of t-SNE.
     """
+    pretrained = None if config.backbone.weights == "none" else instantiate(config.backbone)
     try:
-        if data.test_samples:
-            features, labels = sample_features(pretrained, detector, data, seed)
-            unit = "patches" if data.has_masks else "images"
-            figures.tsne(features, labels, folder / "tsne.png", data.source_name, unit, seed=seed)
+        features, labels = sample_features(pretrained, detector, data, config.seed)
+        unit = "patches" if data.has_masks else "images"
+        figures.tsne(features, labels, folder / "tsne.png", data.source_name, unit, seed=config.seed)
     except UserError as error:
         print(f"warning: no t-SNE, {error}", flush=True)
     figures.atoms(*atom_patches(detector, data), folder / "atoms.png", data.source_name)
@@ -64,38 +64,40 @@ def patch_labels(masks: Tensor, labels: Tensor, grid: tuple[int, int]) -> Tensor
 
 
 @torch.no_grad()
-def sample_features(pretrained: Backbone, detector: Detector, data: TextureDataModule,
+def sample_features(pretrained: Backbone | None, detector: Detector, data: TextureDataModule,
                     seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:  # fmt: skip
     """Patch features of the test images before and after each learnt step.
 
     Returns:
         A step's name to features (N, C) of the same N patches, and their labels (N,). Without masks the patches of
-        an image are averaged and the image's label stands for them.
+        an image are averaged and take the image's label.
     """
     generator = torch.Generator().manual_seed(seed)
     device = detector.threshold.device
-    pretrained = pretrained.to(device).eval()
-    before, after, labels = [], [], []
+    backbones = {"after the pretext": detector.backbone}
+    if pretrained is not None:
+        backbones = {"pretrained backbone": pretrained.to(device).eval()} | backbones
+    steps, labels = {name: [] for name in backbones}, []
     for i in _evenly(len(data.test_samples)):
         batch = data.test_batch([i])
         image = batch["image"].to(device)
-        maps = pretrained.patch_features(pretrained(image))
-        found = patch_labels(batch["mask"], batch["label"], maps.shape[-2:]).flatten()
-        first, last = maps.permute(0, 2, 3, 1).flatten(0, 2).float(), detector.patch_features(image)[0]
+        maps = {name: backbone.patch_features(backbone(image)).float() for name, backbone in backbones.items()}
         if data.has_masks:
+            grid = maps["after the pretext"].shape[-2:]
+            found = patch_labels(batch["mask"], batch["label"], grid).flatten()
             drawn = [torch.nonzero(found == label).flatten() for label in (0, 1)]
             chosen = torch.cat([d[torch.randperm(len(d), generator=generator)[:PATCHES]] for d in drawn])
             labels.append(found[chosen])
-            before.append(first[chosen.to(device)])
-            after.append(last[chosen.to(device)])
+            chosen = chosen.to(device)
         else:
             labels.append(batch["label"])
-            before.append(first.mean(0, keepdim=True))
-            after.append(last.mean(0, keepdim=True))
-    before, after = torch.cat(before), torch.cat(after)
-    steps = {"pretrained backbone": before, "after the pretext": after, "after the flow": detector.flow(after)[0]}
-    if torch.equal(before, after):
-        del steps["after the pretext"]
+        for name, one in maps.items():
+            steps[name].append(one[0].flatten(1).T[chosen] if data.has_masks else one.mean((2, 3)))
+    steps = {name: torch.cat(parts) for name, parts in steps.items()}
+    first, last = list(steps.values())[0], list(steps.values())[-1]
+    if pretrained is not None and torch.equal(first, last):
+        del steps["after the pretext"]  # which left the backbone as it was
+    steps["after the flow"] = detector.flow(last)[0]
     return {name: value.cpu().numpy() for name, value in steps.items()}, torch.cat(labels).numpy()
 
 

@@ -26,7 +26,7 @@ _FIGURES = {
                "below the threshold and the anomalous ones above."),
     "histogram": ("Distribution of the scores", "Where the two colours overlap, no threshold tells the classes apart."),
     "roc_pr": ("ROC and precision-recall", "What other thresholds would give; the diamond is the chosen one."),
-    "tsne": ("Features before and after each step", "Features of test images in the plane. Distances mean little, "
+    "tsne": ("Features before and after each step", "Test images' features in the plane. Distances mean little, "
              "overlap of the colours does. Nothing here was used in training."),
     "atoms": ("Atoms of the dictionary", "The patches of training images that use each atom most: what the detector "
               "takes for normal."),
@@ -92,12 +92,12 @@ for (const table of document.querySelectorAll("table.sortable")) {
     const head = event.target.closest("th");
     if (!head) return;
     const column = head.cellIndex, turn = head.ariaSort === "descending" ? 1 : -1, rows = [...table.tBodies[0].rows];
-    const value = row => row.cells[column].dataset.value;
+    const value = row => row.cells[column].dataset.value, number = row => parseFloat(value(row));
     for (const other of head.parentNode.cells) other.ariaSort = null;
     head.ariaSort = turn < 0 ? "descending" : "ascending";
     rows.sort((a, b) => {
-      const x = value(a), y = value(b), numbers = x !== "" && y !== "" && !isNaN(x) && !isNaN(y);
-      return turn * (numbers ? x - y : x.localeCompare(y));
+      const difference = number(a) - number(b);
+      return turn * (isNaN(difference) ? value(a).localeCompare(value(b)) : difference);
     });
     table.tBodies[0].append(...rows);
   });

@@ -145,7 +145,8 @@ def log_results(logger: WandbLogger, folder: Path, metrics: Mapping) -> None:
     if figures:
         run.log(figures)
     about = {k: v for k, v in metrics.items() if v is not None}
-    artifact = wandb.Artifact(f"detector-{run.id}", "detector", description=metrics["data_source"], metadata=about)
+    name = re.sub(r"[^\w.-]", "_", f"detector-{metrics['category']}", flags=re.ASCII)
+    artifact = wandb.Artifact(name, "detector", description=metrics["data_source"], metadata=about)
     for name in ("detector.pt", "config.yaml", "metrics.json", "report.html"):
         if (folder / name).is_file():
             artifact.add_file(str(folder / name))
