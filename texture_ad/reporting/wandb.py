@@ -135,7 +135,17 @@ def log_results(logger: WandbLogger, folder: Path, metrics: Mapping) -> None:
         folder: of the run.
         metrics: what metrics.json holds.
     """
-    run = logger.experiment
+    # What waits for its upload would else lie in the home folder, which a cluster's node may not share.
+    data_dir = os.environ.get(wandb.env.DATA_DIR)
+    os.environ[wandb.env.DATA_DIR] = data_dir or str(folder.resolve() / "wandb")
+    try:
+        _log_results(logger.experiment, folder, metrics)
+    finally:
+        if data_dir is None:
+            del os.environ[wandb.env.DATA_DIR]
+
+
+def _log_results(run: wandb.Run, folder: Path, metrics: Mapping) -> None:
     scores_file = folder / "scores.csv"
     if scores_file.is_file():
         with open(scores_file, encoding="utf-8", newline="") as lines:
