@@ -16,7 +16,7 @@ from PIL import Image
 from wandb_file import records
 
 from texture_ad.errors import UserError
-from texture_ad.reporting import wandb
+from texture_ad.reporting import wandb, wandb_server
 from texture_ad.reporting.wandb import run_names
 
 HOSTILE = "<script>alert('1')\n.png"
@@ -131,23 +131,23 @@ def test_a_failed_run_ends_as_failed_and_keeps_its_id(run, tmp_path):
 def test_a_key_without_a_server_is_offline_at_once(monkeypatch, tmp_path, capsys):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setattr(wandb, "_answers", lambda url: False)
+    monkeypatch.setattr(wandb_server, "_answers", lambda url: False)
     logger = wandb.wandb_logger(tmp_path)
     logger.experiment.finish()
     assert "does not answer" in capsys.readouterr().out and list(tmp_path.glob("wandb/offline-run-*"))
 
 
 def test_a_server_that_never_answers_is_given_up(monkeypatch):
-    monkeypatch.setattr(wandb, "PATIENCE", -0.9)
-    monkeypatch.setattr(wandb.urllib.request, "urlopen", lambda *_, **__: time.sleep(60))
+    monkeypatch.setattr(wandb_server, "PATIENCE", -0.9)
+    monkeypatch.setattr(wandb_server.urllib.request, "urlopen", lambda *_, **__: time.sleep(60))
     start = time.monotonic()
-    assert not wandb._answers("https://example.invalid") and time.monotonic() - start < 30
+    assert not wandb_server._answers("https://example.invalid") and time.monotonic() - start < 30
 
 
 def test_a_refused_key_is_a_users_error(monkeypatch, tmp_path):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_API_KEY", "too-short")
-    monkeypatch.setattr(wandb, "_answers", lambda url: True)
+    monkeypatch.setattr(wandb_server, "_answers", lambda url: True)
     with pytest.raises(UserError, match="logger=wandb: .*WANDB_MODE=offline"):
         wandb.wandb_logger(tmp_path)
 

@@ -5,13 +5,9 @@ swept values, its job type the same without the seed. Grouped by job type, every
 """
 
 import csv
-import netrc
 import os
 import re
 import secrets
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,44 +18,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from texture_ad.errors import UserError
 from texture_ad.files import write_text
 from texture_ad.reporting.results import overlay_path
+from texture_ad.reporting.wandb_server import offline_reason
 
-PATIENCE = 5.0  # seconds for the server's first answer
 UPLOAD = 600.0  # seconds for what is left to upload at the end; all of it stays on disk
-
-
-def _has_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return any("wandb" in host or host in wandb.setup().settings.base_url for host in netrc.netrc().hosts)
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
-def _answers(url: str) -> bool:
-    """Whether a server answers, with whatever status; in a thread, because looking up a name has no time limit."""
-    answered = []
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(url, timeout=PATIENCE).close()
-            answered.append(True)
-        except urllib.error.HTTPError:
-            answered.append(True)
-        except (OSError, ValueError):
-            pass
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(PATIENCE + 1)
-    return bool(answered)
-
-
-def _offline_reason() -> str | None:
-    if not _has_key():
-        return "no API key"
-    url = wandb.setup().settings.base_url
-    return None if _answers(url) else f"{url} does not answer"
 
 
 def run_names(folder: Path) -> tuple[str, str, str]:
@@ -96,7 +57,7 @@ def wandb_logger(save_dir: str, project: str = "texture_ad", entity: str | None 
     names |= {k: v for k, v in (("group", group), ("name", name), ("job_type", job_type)) if v}
     mode = os.environ.get("WANDB_MODE")
     if mode is None:
-        reason = _offline_reason()
+        reason = offline_reason()
         mode = "offline" if reason else "online"
         if reason:
             print(
