@@ -74,7 +74,7 @@ def test_wandb_offline_holds_everything_and_several_log_at_once(run, tmp_path):
     code, out, errors = run(run_dir.as_posix().replace("=", "\\=").replace(",", "\\,"),
                             "logger=[csv,wandb,tensorboard]")  # fmt: skip
     assert code == 0, errors
-    assert f"wandb sync {run_dir}/wandb/offline-run-*" in out and "no API key" in out
+    assert f"wandb sync {run_dir}/wandb/offline-run-*" in out and "no API key" in out  # fit for a shell
     assert "warning" not in (out + errors).lower()
     # Where there is no terminal each stage has a plain line at its end.
     for stage, epoch in (("stage 1 ", "epoch 2/2"), ("stage 2 ", "epoch 3/3"), ("test ", "")):
@@ -142,6 +142,21 @@ def test_a_server_that_never_answers_is_given_up(monkeypatch):
     monkeypatch.setattr(wandb_server.urllib.request, "urlopen", lambda *_, **__: time.sleep(60))
     start = time.monotonic()
     assert not wandb_server._answers("https://example.invalid") and time.monotonic() - start < 30
+
+
+def test_a_server_that_fails_to_begin_a_run_is_left_for_later(monkeypatch, tmp_path, capsys):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr(wandb, "offline_reason", lambda: None)
+    begin = wandb.wandb.init
+
+    def init(mode, **options):
+        if mode == "online":
+            raise wandb.wandb.errors.CommError("bad gateway")
+        return begin(mode=mode, **options)
+
+    monkeypatch.setattr(wandb.wandb, "init", init)
+    wandb.wandb_logger(tmp_path / "a b").experiment.finish()
+    assert f"offline, bad gateway; upload later: wandb sync '{tmp_path}/a b/wandb'/offline" in capsys.readouterr().out
 
 
 def test_a_refused_key_is_a_users_error(monkeypatch, tmp_path):

@@ -6,26 +6,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from omegaconf import DictConfig
-
-from texture_ad.errors import UserError
 
 
 @contextmanager
 def open_loggers(config: DictConfig | None) -> Iterator[list[Logger]]:
-    """The loggers of the group `logger`, whose runs end as failed when an exception leaves the block.
-
-    Raises:
-        UserError: a logger whose package is not installed, or that can't begin.
-    """
+    """The loggers of the group `logger`, whose runs end as failed when an exception leaves the block."""
     loggers: list[Logger] = []
     try:
-        for name, options in (config or {}).items():
-            try:
-                loggers.append(instantiate(options))
-            except ModuleNotFoundError as error:
-                raise UserError(f"logger={name}: {error}") from error
+        for options in (config or {}).values():
+            loggers.append(instantiate(options))
         yield loggers
     except BaseException:
         _close(loggers, "failed")
@@ -58,7 +49,7 @@ def log_results(loggers: Sequence[Logger], folder: Path, metrics: Mapping) -> No
             for path in sorted(folder.glob("*.png")):
                 with Image.open(path) as picture:
                     logger.experiment.add_image(path.stem, np.asarray(picture.convert("RGB")), dataformats="HWC")
-        elif type(logger).__name__ == "WandbLogger":
+        elif isinstance(logger, WandbLogger):
             from texture_ad.reporting import wandb
 
             wandb.log_results(logger, folder, metrics)

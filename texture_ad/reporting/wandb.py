@@ -8,7 +8,9 @@ import csv
 import os
 import re
 import secrets
+import shlex
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import wandb
@@ -55,28 +57,29 @@ def wandb_logger(save_dir: str, project: str = "texture_ad", entity: str | None 
     folder.mkdir(parents=True, exist_ok=True)
     names = dict(zip(("group", "name", "job_type"), run_names(folder), strict=True))
     names |= {k: v for k, v in (("group", group), ("name", name), ("job_type", job_type)) if v}
-    mode = os.environ.get("WANDB_MODE")
-    if mode is None:
-        reason = offline_reason()
-        mode = "offline" if reason else "online"
-        if reason:
-            print(
-                f"wandb    offline, {reason}; upload later: wandb sync {folder / 'wandb' / 'offline-run-*'}", flush=True
-            )
     options = {"silent": True, "init_timeout": 30.0, "finish_timeout": UPLOAD}
-    settings = wandb.Settings(**{k: v for k, v in options.items() if k in wandb.Settings.model_fields})
-    try:
-        # Not left to Lightning, which passes settings that W&B warns of.
-        run = wandb.init(dir=str(folder), project=project, entity=entity, id=_run_id(folder), resume="allow", mode=mode,
-                         tags=[t for t in tags if t], settings=settings, **names)  # fmt: skip
-    except wandb.errors.AuthenticationError as error:
-        raise UserError(f"logger=wandb: {error}; give a valid key by wandb login, or set WANDB_MODE=offline") from error
-    except wandb.errors.CommError as error:
-        raise UserError(f"logger=wandb: {error}; try again, or set WANDB_MODE=offline and upload later") from error
+    # Not left to Lightning, which passes settings that W&B warns of.
+    begin = partial(wandb.init, dir=str(folder), project=project, entity=entity, id=_run_id(folder), resume="allow",
+                    settings=wandb.Settings(**{k: v for k, v in options.items() if k in wandb.Settings.model_fields}),
+                    tags=[t for t in tags if t], **names)  # fmt: skip
+    mode = os.environ.get("WANDB_MODE", "online")
+    reason = offline_reason() if mode == "online" else f"WANDB_MODE={mode}"
+    run = None
+    if reason is None:
+        try:
+            run = begin(mode="online")
+            print(f"wandb    {run.url}", flush=True)
+        except wandb.errors.AuthenticationError as error:
+            raise UserError(f"logger=wandb: {error}; give a valid key by wandb login, or WANDB_MODE=offline") from error
+        except wandb.errors.CommError as error:
+            reason = str(error)
+    if run is None:
+        place = shlex.quote(str(folder / "wandb"))
+        if mode != "disabled":
+            print(f"wandb    offline, {reason}; upload later: wandb sync {place}/offline-run-*", flush=True)
+        run = begin(mode="offline" if mode == "online" else mode)
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    if mode == "online":
-        print(f"wandb    {run.url}", flush=True)
     return WandbLogger(save_dir=str(folder), experiment=run)
 
 
