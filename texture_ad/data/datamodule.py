@@ -3,7 +3,6 @@
 import difflib
 import hashlib
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -235,7 +234,10 @@ class TextureDataModule(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return self._loader(self._test, self.eval_batch_size)
 
-    def test_images(self) -> Iterator[tuple[Sample, Tensor]]:
-        """Every test sample with its resized image, for pictures."""
-        for i, sample in enumerate(self.test_samples):
-            yield sample, self._test.__getitems__([i])["image"][0]
+    def train_batch(self, indices: list[int]) -> dict[str, Tensor]:
+        """The training images of these numbers, for pictures."""
+        return self._train.__getitems__(indices)
+
+    def test_batch(self, indices: list[int]) -> dict[str, Tensor]:
+        """The test images of these numbers, for pictures."""
+        return self._test.__getitems__(indices)

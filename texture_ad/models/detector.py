@@ -146,6 +146,11 @@ class Detector(nn.Module):
         maps = self.backbone.patch_features(self.backbone(images))
         return maps.permute(0, 2, 3, 1).flatten(0, 2).float(), tuple(maps.shape[-2:])
 
+    def grid(self) -> tuple[int, int]:
+        """Patches (h, w) of an image of the detector's size."""
+        size = self.settings["size"]
+        return self.patch_features(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.threshold.device))[1]
+
     def patch_map(self, images: Tensor) -> Tensor:
         """Fused patch scores, (B, h, w)."""
         patches, grid = self.patch_features(images)

@@ -12,7 +12,9 @@ from torch import Tensor
 from texture_ad.distributed import gather
 from texture_ad.errors import check_number
 from texture_ad.models.detector import Detector
-from texture_ad.models.sparse import own_threads
+from texture_ad.models.sparse import own_threads, residuals
+
+LOGGED = 512  # signals of a batch, at most, whose residual is logged
 
 
 def initial_atoms(signals: Tensor, count: int, seed: int) -> Tensor:
@@ -110,7 +112,10 @@ class Dictionary(L.LightningModule):
         if self.trainer.is_global_zero:  # fits on all processes' patches; the others wait for its atoms
             atoms, self.statistics = update_atoms(signals, self.detector.atoms.cpu(), self.statistics, self.lambda1,
                                                   self.iterations, self.batch, self.threads)  # fmt: skip
-        self.detector.atoms.copy_(self.trainer.strategy.broadcast(atoms))
+        atoms = self.trainer.strategy.broadcast(atoms)
+        self.detector.atoms.copy_(atoms)
+        s, some = self.detector.settings, signals[:: -(-len(signals) // LOGGED)]
+        self.log("dictionary/residual", residuals(some, atoms, s["nonzeros"], s["error"]).sqrt().mean(), prog_bar=True)
 
     def on_train_epoch_end(self) -> None:
         if self.current_epoch == 0:
