@@ -104,11 +104,11 @@ class Dictionary(L.LightningModule):
             return
         signals = self.detector.dictionary_features(patches).cpu()
         if self.statistics is None and index == 0 and self.current_epoch == 1:
-            self.detector.atoms.copy_(initial_atoms(signals, len(self.detector.atoms), self.seed))
+            self.detector.set_atoms(initial_atoms(signals, len(self.detector.atoms), self.seed))
         atoms, self.statistics = update_atoms(
             signals, self.detector.atoms.cpu(), self.statistics, self.lambda1, self.iterations, self.batch, self.threads
         )
-        self.detector.atoms.copy_(atoms)
+        self.detector.set_atoms(atoms)
 
     def on_train_epoch_end(self) -> None:
         if self.current_epoch == 0:
