@@ -15,8 +15,10 @@ def main(config: DictConfig) -> None:
 
     # Advice for Lightning's developers and deprecations inside libraries: nothing that a user can act on.
     warnings.filterwarnings("ignore", module=r"(lightning|torch|torchmetrics)\b")
+    from texture_ad.memory import keep_freed_memory
     from texture_ad.pipeline import run
 
+    keep_freed_memory()
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
