@@ -22,7 +22,7 @@ from texture_ad.errors import check_number
 from texture_ad.evaluation.localization import region_mask
 from texture_ad.evaluation.metrics import image_metrics, pixel_metrics
 from texture_ad.files import csv_text, write_whole
-from texture_ad.guards import Repeatable, StopDivergence, WholeCheckpoints, prepare_folder
+from texture_ad.guards import LoaderTime, Repeatable, StopDivergence, WholeCheckpoints, prepare_folder
 from texture_ad.models.detector import Detector
 from texture_ad.models.dictionary import Dictionary
 from texture_ad.models.flow import Flow
@@ -92,12 +92,16 @@ def train_representation(config: DictConfig, module: Representation, data: Textu
                          loggers: list) -> dict[str, float]:  # fmt: skip
     """Stage 1; leaves the module with the weights that scored best on synthetic defects."""
     best = ModelCheckpoint(folder, "best", monitor="val/auroc", mode="max", enable_version_counter=False)
-    trainer = _trainer(config, folder, loggers, [best, _SaveEpochs(folder), StopDivergence()])
+    waiting, start = LoaderTime(), time.perf_counter()
+    trainer = _trainer(config, folder, loggers, [best, _SaveEpochs(folder), StopDivergence()], profiler=waiting)
     trainer.fit(module, datamodule=data, ckpt_path=_last(folder), weights_only=True)
+    measured = {"stage1_loader_share": waiting.seconds / (time.perf_counter() - start)}
     # Not best.best_model_path: the folder may have been moved since.
     if (folder / "best.ckpt").is_file():
         module.load_state_dict(WholeCheckpoints().load_checkpoint(str(folder / "best.ckpt"))["state_dict"])
-    return {} if best.best_model_score is None else {"val_auroc_stage1": float(best.best_model_score)}
+    if best.best_model_score is not None:
+        measured["val_auroc_stage1"] = float(best.best_model_score)
+    return measured
 
 
 def train_dictionary(config: DictConfig, module: Dictionary, data: TextureDataModule, folder: Path,
