@@ -6,7 +6,6 @@ patch features, dictionary and flow, anomaly map, five locations, score.
 
 import zipfile
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +21,7 @@ from texture_ad.models.flow import Flow, negative_log_likelihood
 from texture_ad.models.sparse import residuals
 
 RIDGE = 0.1  # of whitening, times the features' mean variance
+SLICE = 4  # images that the backbone takes at a time on a CPU, whose caches then hold their activations
 FORMAT, VERSION = "texture_ad.detector", 1
 
 
@@ -65,7 +65,7 @@ class Detector(nn.Module):
         nonzeros: OMP's limit, 1 to C; error: OMP's bound on the squared error, 0 for none.
         fusion: weight of the flow's likelihood in the score, in [0, 1]; both are standardised on held-out
             normal patches first.
-        coder: "auto" (spams on a CPU where it is installed, torch elsewhere), "spams" or "torch".
+        coder: "auto", "spams" or "torch" (see sparse.residuals).
         top, min_distance: of the image score.
         size: side of the images in pixels that the detector was trained on.
 
@@ -95,11 +95,18 @@ class Detector(nn.Module):
         }  # fmt: skip
         self.meta: dict = {}
         self.register_buffer("atoms", F.normalize(torch.ones(atoms, dim), dim=1))
+        self.register_buffer("gram", self.atoms @ self.atoms.T, persistent=False)
+        self.register_load_state_dict_post_hook(lambda self, _: self.set_atoms(self.atoms))
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("whitening", torch.eye(dim))
         # Rows: dictionary, flow. Columns: mean and standard deviation over held-out normal patches.
         self.register_buffer("patch_statistics", torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
         self.register_buffer("threshold", torch.tensor(float("nan")))
+
+    def set_atoms(self, atoms: Tensor) -> None:
+        """Takes over atoms (K, C) of unit norm, with their Gram matrix, which is computed here alone."""
+        self.atoms.copy_(atoms)
+        self.gram.copy_(self.atoms @ self.atoms.T)
 
     def set_whitening(self, mean: Tensor, covariance: Tensor) -> None:
         """From the training patches' mean (C,) and covariance (C, C), which are not changed.
@@ -127,9 +134,6 @@ class Detector(nn.Module):
     def patch_scores(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstruction errors ||y - D x|| and negative log-likelihoods of patches (N, C), each (N,)."""
         s = self.settings
-        coder = s["coder"]
-        if coder == "auto":
-            coder = "spams" if patches.device.type == "cpu" and find_spec("spams") else "torch"
         t = log_det = None
         if s["features"] == "latent" or s["fusion"] > 0:
             t, log_det = self.flow(patches)
@@ -137,13 +141,15 @@ class Detector(nn.Module):
         if s["fusion"] == 1:
             errors = patches.new_zeros(len(patches))
         else:
-            errors = residuals(signals, self.atoms, s["nonzeros"], s["error"], coder).sqrt()
+            errors = residuals(signals, self.atoms, s["nonzeros"], s["error"], s["coder"], self.gram).sqrt()
         nll = negative_log_likelihood(t, log_det) if s["fusion"] > 0 else torch.zeros_like(errors)
         return errors, nll
 
     def patch_features(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """uint8 (B, 3, H, W) to patch features (B h w, C) and (h, w)."""
-        maps = self.backbone.patch_features(self.backbone(images))
+        whole = images.device.type != "cpu" or torch.compiler.is_compiling()
+        parts = [images] if whole else images.split(SLICE)
+        maps = torch.cat([self.backbone.patch_features(self.backbone(part)) for part in parts])
         return maps.permute(0, 2, 3, 1).flatten(0, 2).float(), tuple(maps.shape[-2:])
 
     def grid(self) -> tuple[int, int]:
