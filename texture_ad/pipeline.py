@@ -114,7 +114,8 @@ def train_dictionary(config: DictConfig, module: Dictionary, data: TextureDataMo
                        gradient_clip_val=None, accumulate_grad_batches=1, limit_val_batches=0)  # fmt: skip
     trainer.fit(module, train_dataloaders=data.normal_dataloader(), ckpt_path=_last(folder), weights_only=True)
     module.to(trainer.strategy.root_device)
-    module.calibrate(data.held_out_dataloader())
+    module.standardise(data.normal_dataloader())
+    module.set_threshold(data.held_out_dataloader())
     return trainer
 
 

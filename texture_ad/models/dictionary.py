@@ -158,13 +158,20 @@ class Dictionary(L.LightningModule):
             }
 
     @torch.no_grad()
-    def calibrate(self, loader) -> None:
-        """Standardises both scores on held-out normal patches, then sets the threshold on their images."""
+    def standardise(self, loader) -> None:
+        """Brings both scores to mean 0 and standard deviation 1 over normal images, at every position by itself."""
+        total, count = 0.0, 0
+        for batch in loader:
+            patches, grid = self.detector.patch_features(batch["image"].to(self.device))
+            scores = gather(torch.stack(self.detector.patch_scores(patches)).view(2, -1, *grid).transpose(0, 1)).double()
+            total, count = total + torch.stack((scores, scores.square())).sum(1), count + len(scores)
+        mean, square = total / count
+        self.detector.set_patch_statistics(mean, square - mean.square(), count)
+
+    @torch.no_grad()
+    def set_threshold(self, loader) -> None:
+        """A quantile of held-out normal images' scores."""
         detector = self.detector
-        patches = (detector.patch_features(b["image"].to(self.device))[0] for b in loader)
-        scores = torch.cat([torch.stack(detector.patch_scores(p)) for p in patches], 1)
-        scores = gather(scores.T).T.contiguous()
-        detector.patch_statistics.copy_(torch.stack((scores.mean(1), scores.std(1).clamp(min=1e-6)), 1))
         images = gather(torch.cat([detector(b["image"].to(self.device)).scores for b in loader]))
         detector.threshold.copy_(images.quantile(self.quantile))
 
