@@ -175,7 +175,7 @@ class Comparison(Callback):
         try:
             jobs = read_jobs(folder, config.hydra.overrides.task)
             done = sum(bool(job["metrics"]) for job in jobs)
-            print(f"\n{write_comparison(folder, jobs)}\n\nsweep    {folder}: report.html, comparison.csv, .md, .png and "
+            print(f"\n{write_comparison(folder, jobs)}\n\nsweep    {folder}: report.html, comparison.csv, .md, .png, "
                   f"jobs.csv; {done} of {len(jobs)} jobs finished, {self.before} of them before")  # fmt: skip
             for what, found in _mixed(jobs).items():
                 print(f"warning: the jobs were run with different {what} ({', '.join(found)}); remove the older jobs' "
