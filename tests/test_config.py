@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from texture_ad.cli import CONF
 
 CHOICES = [
-    f"{'+' if group == 'experiment' else ''}{group}={file.stem}"
+    f"{'+' if group in ('ablation', 'experiment') else ''}{group}={file.stem}"
     for group in sorted(p.name for p in Path(CONF).iterdir() if p.is_dir())
     for file in sorted((Path(CONF) / group).glob("*.yaml"))
 ]

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from texture_ad.distributed import gather
 from texture_ad.errors import check_number
 from texture_ad.models.detector import Detector
 from texture_ad.models.sparse import own_threads, residuals
@@ -44,10 +45,10 @@ def update_atoms(signals: Tensor, atoms: Tensor, statistics: dict | None, lambda
 
     x = signals.contiguous().numpy().T
     # The objective with 1/2 ||y - D x||^2 is equation 8 divided by two, up to lambda1's scale.
-    with own_threads():
+    with own_threads(threads) as count:
         d, learnt = spams.trainDL(
             x, return_model=True, model=statistics, D=np.asfortranarray(atoms.numpy().T), lambda1=lambda1,
-            iter=iterations, batchsize=min(batch, len(signals)), numThreads=threads, verbose=False,
+            iter=iterations, batchsize=min(batch, len(signals)), numThreads=count, verbose=False,
         )  # fmt: skip
     # SPAMS keeps the norms at most 1: an atom that nothing uses may shrink below.
     return F.normalize(torch.from_numpy(np.ascontiguousarray(d.T)), dim=1), learnt
@@ -97,7 +98,7 @@ class Dictionary(L.LightningModule):
 
     @torch.no_grad()
     def training_step(self, batch: dict[str, Tensor], index: int) -> None:
-        patches, _ = self.detector.patch_features(batch["image"])
+        patches = gather(self.detector.patch_features(batch["image"])[0])
         if self.current_epoch == 0:
             x = patches.double()
             self.total += x.sum(0)
@@ -107,9 +108,11 @@ class Dictionary(L.LightningModule):
         signals = self.detector.dictionary_features(patches).cpu()
         if self.statistics is None and index == 0 and self.current_epoch == 1:
             self.detector.atoms.copy_(initial_atoms(signals, len(self.detector.atoms), self.seed))
-        atoms, self.statistics = update_atoms(
-            signals, self.detector.atoms.cpu(), self.statistics, self.lambda1, self.iterations, self.batch, self.threads
-        )
+        atoms = None
+        if self.trainer.is_global_zero:  # fits on all processes' patches; the others wait for its atoms
+            atoms, self.statistics = update_atoms(signals, self.detector.atoms.cpu(), self.statistics, self.lambda1,
+                                                  self.iterations, self.batch, self.threads)  # fmt: skip
+        atoms = self.trainer.strategy.broadcast(atoms)
         self.detector.atoms.copy_(atoms)
         s, some = self.detector.settings, signals[:: -(-len(signals) // LOGGED)]
         self.log("dictionary/residual", residuals(some, atoms, s["nonzeros"], s["error"]).sqrt().mean(), prog_bar=True)
@@ -139,8 +142,9 @@ class Dictionary(L.LightningModule):
         detector = self.detector
         batches = [b["image"].to(self.device) for b in loader]
         scores = torch.cat([torch.stack(detector.patch_scores(detector.patch_features(b)[0])) for b in batches], 1)
+        scores = gather(scores.T).T.contiguous()
         detector.patch_statistics.copy_(torch.stack((scores.mean(1), scores.std(1).clamp(min=1e-6)), 1))
-        images = torch.cat([detector(b).scores for b in batches])
+        images = gather(torch.cat([detector(b).scores for b in batches]))
         detector.threshold.copy_(images.quantile(self.quantile))
 
     def on_test_start(self) -> None:
@@ -148,7 +152,6 @@ class Dictionary(L.LightningModule):
 
     def test_step(self, batch: dict[str, Tensor], _: int) -> None:
         scores, maps, locations = self.detector(batch["image"])
-        self.predictions.append(
-            {"score": scores.cpu(), "map": maps.cpu(), "locations": locations.cpu(), "label": batch["label"].cpu(),
-             "mask": batch["mask"].cpu(), "index": batch["index"].cpu()}
-        )  # fmt: skip
+        found = {"score": scores, "map": maps, "locations": locations}
+        found |= {key: batch[key] for key in ("label", "mask", "index")}
+        self.predictions.append({key: gather(value).cpu() for key, value in found.items()})

@@ -22,6 +22,7 @@ from texture_ad.errors import UserError
 NORMAL, ANOMALOUS = "#CC3311", "#0077BB"
 _MASK_COLOUR, _REGION_COLOUR, _QUIET_COLOUR = (0, 229, 255), (255, 190, 0), (200, 200, 200)
 _CLASSES = ((0, "normal", NORMAL, "o"), (1, "anomalous", ANOMALOUS, "^"))
+_MARKERS = "os^Dv<>P"
 _THRESHOLD = {"color": "black", "linestyle": "--", "linewidth": 1.2}
 _INK, _GREY = (25, 25, 25), (95, 95, 95)
 _STYLE = {
@@ -262,6 +263,50 @@ def tsne(
             axes.set(title=title, xticks=[], yticks=[])
             axes.spines[:].set_visible(True)
         _legend_below(panels[0])
+
+
+def comparison(keys: Sequence[str], settings: Sequence[dict], path: Path) -> None:
+    """A sweep: detection, training time and memory against the swept value, mean ± standard deviation over seeds.
+
+    Args:
+        keys: swept; the first is the axis, each combination of the others a line. Without any there is one place.
+        settings: for each setting its value of every key, `data` (the source's name) and the lists of its metrics,
+            one value for each seed, as `sweep.compare` returns them.
+        path: the PNG to write; an SVG goes beside it.
+    """
+    axis, *others = keys or ["all seeds"]
+    panels = {
+        "image_auroc": "image AUROC",
+        "aupro": "AUPRO (FPR ≤ 0.3)",
+        "fit_seconds": "training, s",
+        "peak_memory_mb": "peak memory, MiB",
+        "peak_gpu_memory_mb": "peak GPU memory, MiB",
+    }
+    panels = {name: title for name, title in panels.items() if any(name in row for row in settings)}
+    places = list(dict.fromkeys(str(row.get(axis, "")) for row in settings))
+    lines: dict[tuple, list[dict]] = {}
+    for row in settings:
+        lines.setdefault(tuple(row[key] for key in others), []).append(row)
+    sources = "; ".join(dict.fromkeys(row["data"] for row in settings))
+    title = f"{axis}: mean ± standard deviation over seeds"
+    with _chart(path, title, sources, (3.4 * max(2, len(panels)), 3.6), len(panels)) as axes:
+        for panel, (name, label) in zip(axes, panels.items(), strict=True):
+            for number, (values, rows) in enumerate(lines.items()):
+                found = [(places.index(str(row.get(axis, ""))), row[name]) for row in rows if name in row]
+                # Lines beside each other: spreads that cover one another can't be read.
+                at = np.array([place for place, _ in found]) + 0.08 * (number - (len(lines) - 1) / 2)
+                spread = [np.std(v, ddof=1) if len(v) > 1 else 0 for _, v in found]
+                text = ", ".join(f"{key}={value}" for key, value in zip(others, values, strict=True))
+                panel.errorbar(at, [np.mean(v) for _, v in found], spread, fmt=f"-{_MARKERS[number % len(_MARKERS)]}",
+                               capsize=3, linewidth=1.2, label=text or None)  # fmt: skip
+            panel.set(xlabel=axis, title=label)
+            long = max(map(len, places)) > 6
+            panel.set_xticks(range(len(places)), places, rotation=30 if long else 0, ha="right" if long else "center")
+            panel.set_xlim(-0.5, len(places) - 0.5)
+            if name in ("fit_seconds", "peak_memory_mb", "peak_gpu_memory_mb"):
+                panel.set_ylim(bottom=0)
+        if others:
+            _legend_below(axes[0])
 
 
 def atoms(crops: Sequence[np.ndarray], ids: Sequence[int], usage: Sequence[float], path: Path, source: str) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from statistics import fmean, stdev
 
-_ROWS = {
+METRIC_NAMES = {
     "image_auroc": "image AUROC",
     "image_ap": "image average precision",
     "image_f1": "image F1 at the threshold",
@@ -13,6 +13,7 @@ _ROWS = {
     "false_positive_rate": "false positive rate at the threshold",
     "pixel_auroc": "pixel AUROC",
     "aupro": "AUPRO (FPR ≤ 0.3)",
+    "synthetic_auroc": "AUROC on synthetic defects",
 }
 _IN_HEADER = ("normal_images", "anomalous_images", "threshold", "threshold_origin")
 
@@ -45,9 +46,9 @@ def metrics_rows(metrics: Mapping, source: str) -> tuple[dict[str, str], dict[st
     if "threshold" in metrics:
         origin = metrics.get("threshold_origin")
         heading["threshold"] = f"{metrics['threshold']:.4g}" + (f" ({origin})" if origin else "")
-    rows = {name: _value(metrics[key], key) for key, name in _ROWS.items() if key in metrics}
+    rows = {name: _value(metrics[key], key) for key, name in METRIC_NAMES.items() if key in metrics}
     for key, value in metrics.items():
-        if key not in _ROWS and key not in _IN_HEADER and isinstance(value, Real | str):
+        if key not in METRIC_NAMES and key not in _IN_HEADER and isinstance(value, Real | str):
             rows[key] = cell(value)
     return heading, rows
 
