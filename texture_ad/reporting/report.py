@@ -43,7 +43,7 @@ h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.2rem; margin: 2rem 0 .5re
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; } th, td { text-align: left; padding: .3rem .8rem .3rem 0; vertical-align: top;
   border-bottom: 1px solid var(--line); } th { font-weight: 600; }
-table.sortable th { cursor: pointer; white-space: nowrap; } table.sortable td { white-space: nowrap; }
+table.sortable th { cursor: pointer; } table.sortable td { white-space: nowrap; }
 nav a { margin-right: 1rem; }
 figure { margin: 0 0 1.5rem; } figure img { min-width: 36rem; max-width: 100%; max-height: 40rem; } h3 { margin: 0; }
 .controls { background: #fff; padding: .5rem 0; display: flex; flex-wrap: wrap; gap: .5rem;
@@ -139,7 +139,7 @@ def _page(title: str, source: str, body: str) -> str:
 
 def _image(content: bytes, caption: str) -> str:
     uri = f"data:image/webp;base64,{base64.b64encode(content).decode()}"
-    return f'<img src="{uri}" alt="{_text(caption)}" loading="lazy">'
+    return f'<img src="{uri}" alt="{_text(caption)}">'
 
 
 def _webp(picture, **options) -> bytes:
@@ -312,7 +312,7 @@ def sweep_report(folder: Path, rows: Sequence[Mapping], plots: Sequence[Path], s
         '<h2>Comparison</h2><p class="note">A click on a column sorts by it.</p><div class="scroll">'
         f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>'
         f"{''.join(f'<tr>{line}</tr>' for line in lines)}</tbody></table></div>",
-        "".join(_figure(plot, plot.stem.replace("_", " "), "") for plot in plots),
+        "".join(_figure(plot, plot.stem.replace("_", " ").capitalize(), "") for plot in plots),
         f"<h2>Runs</h2><ul>{''.join(links)}</ul>" if links else "",
     ]
     path = folder / "report.html"
