@@ -1,13 +1,15 @@
 """What makes a run safe to kill and safe to start again: checkpoints written whole, chance that depends on the
-step alone, and a stop when training diverges."""
+step alone, and a stop when training diverges. And the time that training waits for its images."""
 
 import math
 import os
+import time
 from pathlib import Path
 
 import lightning as L
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.profilers import Profiler
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -76,6 +78,20 @@ class StopDivergence(L.Callback):
             f"stage 1, step {trainer.global_step}: the loss is {value:g}; the batch is saved in {path}; lower "
             f"representation.lr={module.lr:g} or representation.backbone_lr={module.backbone_lr:g}"
         )
+
+
+class LoaderTime(Profiler):
+    """Adds up how long training waits for its loader."""
+
+    seconds = 0.0
+
+    def start(self, action_name: str) -> None:
+        if action_name.endswith("train_dataloader_next"):
+            self.seconds -= time.perf_counter()
+
+    def stop(self, action_name: str) -> None:
+        if action_name.endswith("train_dataloader_next"):
+            self.seconds += time.perf_counter()
 
 
 def prepare_folder(folder: Path, config: DictConfig) -> None:

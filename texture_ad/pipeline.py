@@ -21,7 +21,7 @@ from texture_ad.distributed import check_processes, first, gather
 from texture_ad.errors import check_number
 from texture_ad.evaluation.metrics import image_metrics
 from texture_ad.files import csv_text, write_text, write_whole
-from texture_ad.guards import Repeatable, StopDivergence, WholeCheckpoints, prepare_folder
+from texture_ad.guards import LoaderTime, Repeatable, StopDivergence, WholeCheckpoints, prepare_folder
 from texture_ad.models.detector import Detector
 from texture_ad.models.dictionary import Dictionary
 from texture_ad.models.flow import Flow
@@ -85,15 +85,19 @@ def train_representation(config: DictConfig, module: Representation, data: Textu
                          loggers: list, cache: Cache | None = None) -> dict[str, float]:  # fmt: skip
     """Stage 1; leaves the module with the weights that scored best on synthetic defects, trained or from the cache."""
     best = ModelCheckpoint(folder, "best", monitor="val/auroc", mode="max", enable_version_counter=False)
-    trainer = _trainer(config, folder, loggers, [best, _SaveEpochs(folder), StopDivergence()])
+    waiting = LoaderTime()
+    trainer = _trainer(config, folder, loggers, [best, _SaveEpochs(folder), StopDivergence()], profiler=waiting)
 
     def train() -> dict:
+        start = time.perf_counter()
         trainer.fit(module, datamodule=data, ckpt_path=_last(folder), weights_only=True)
+        measured = {"stage1_loader_share": waiting.seconds / (time.perf_counter() - start)}
         # Not best.best_model_path: the folder may have been moved since.
         if (folder / "best.ckpt").is_file():
             module.load_state_dict(WholeCheckpoints().load_checkpoint(str(folder / "best.ckpt"))["state_dict"])
-        score = {} if best.best_model_score is None else {"val_auroc_stage1": float(best.best_model_score)}
-        return {"state": module.state_dict(), "metrics": score | peak_memory()}
+        if best.best_model_score is not None:
+            measured["val_auroc_stage1"] = float(best.best_model_score)
+        return {"state": module.state_dict(), "metrics": measured | peak_memory()}
 
     if cache is None or trainer.world_size > 1:  # of several processes each would have to find the same
         return train()["metrics"]
@@ -110,7 +114,8 @@ def train_dictionary(config: DictConfig, module: Dictionary, data: TextureDataMo
                        gradient_clip_val=None, accumulate_grad_batches=1, limit_val_batches=0)  # fmt: skip
     trainer.fit(module, train_dataloaders=data.normal_dataloader(), ckpt_path=_last(folder), weights_only=True)
     module.to(trainer.strategy.root_device)
-    module.calibrate(data.held_out_dataloader())
+    module.standardise(data.normal_dataloader())
+    module.set_threshold(data.held_out_dataloader())
     return trainer
 
 

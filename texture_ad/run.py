@@ -36,8 +36,10 @@ def main(config: DictConfig) -> None:
     warnings.filterwarnings("ignore", module=r"(lightning|torch|torchmetrics)\b")
     from texture_ad.cache import Cache
     from texture_ad.distributed import first
+    from texture_ad.memory import keep_freed_memory
     from texture_ad.pipeline import run
 
+    keep_freed_memory()
     if not first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, to the end of the process
 
