@@ -143,7 +143,8 @@ def write_comparison(folder: Path, jobs: Sequence[dict]) -> str:
         comparison(keys, settings, folder / "comparison.png")
     told = [f"{sum(bool(job['metrics']) for job in jobs)} of {len(jobs)} jobs have finished.", note]
     told += [f"Failed: {job['folder'].name}: {job['error']}" for job in jobs if job["error"]]
-    reports = {job["folder"].name: job["folder"] / "report.html" for job in jobs if job["metrics"]}
+    reports = {job["folder"].name: job["folder"] / "report.html" for job in jobs}
+    reports = {name: path for name, path in reports.items() if path.is_file()}
     sweep_report(folder, table, [folder / "comparison.png"] if settings else [],
                  "; ".join(dict.fromkeys(row["data"] for row in settings)), reports, told)  # fmt: skip
     return text
