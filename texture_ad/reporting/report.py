@@ -206,7 +206,7 @@ def _card(image: Mapping, threshold: float) -> str:
             f'<p class="note">{_text(image["path"])}</p></article>')  # fmt: skip
 
 
-def _gallery(images: Sequence[Mapping], threshold: float) -> str:
+def _gallery(images: Sequence[Mapping], threshold: float, source: str) -> str:
     if not images:
         return ""
     worst = sorted(images, key=lambda i: ((i["score"] > threshold) == i["label"], -abs(i["score"] - threshold)))
@@ -215,7 +215,7 @@ def _gallery(images: Sequence[Mapping], threshold: float) -> str:
     if len(images) > GALLERY:
         note += f" The {GALLERY} clearest mistakes and scores of {len(images)} images; scores.csv has all."
     return f"""<section id="images"><h2>Test images</h2>
-<p class="note">{note}</p>
+<p class="note">{note} Data: {_text(source)}.</p>
 <div class="controls">
 <select id="order" aria-label="order"><option value="mistake">worst mistakes first</option>
 <option value="high">highest score first</option><option value="low">lowest score first</option>
@@ -268,7 +268,7 @@ def write_report(folder: Path, metrics: Mapping, images: Sequence[Mapping]) -> P
         _CONTENTS if images else "",
         f'<h2 id="metrics">Metrics</h2>{_rows({k.replace("_", " "): v for k, v in (heading | rows).items()})}',
         f'<h2 id="figures">Figures</h2>{"".join(figures)}' if figures else "",
-        _gallery(images, metrics["threshold"]),
+        _gallery(images, metrics["threshold"], source),
         f'<h2 id="repeat">How to repeat it</h2>{_repeat(folder, metrics)}',
         f"<details><summary>Versions</summary>{_rows(metrics.get('versions', {}))}</details>",
         f"<details><summary>Configuration</summary><pre>{_text(settings)}</pre></details>",
