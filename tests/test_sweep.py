@@ -4,11 +4,13 @@ import csv
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import time
 from statistics import fmean, stdev
 from types import SimpleNamespace
+from urllib.parse import unquote
 
 import pytest
 import torch
@@ -82,6 +84,10 @@ def test_the_comparison_is_that_of_the_jobs_and_names_its_data(sweep):
     assert {row["data"] for row in table} == {"folder carpet"}
     assert "Failed: dictionary.nonzeros=500,seed=0" in (folder / "comparison.md").read_text()
     assert (folder / "comparison.png").is_file() and not list(folder.rglob("*.partial"))
+    report = (folder / "report.html").read_text()
+    assert "Failed: dictionary.nonzeros=500,seed=0" in report and "data:image/webp" in report
+    for link in re.findall('href="([^"]+)"', report):
+        assert (folder / unquote(link)).is_file()
 
 
 def test_one_stage_1_a_seed_and_the_digits_of_a_run_of_its_own(sweep, data, tmp_path):
@@ -288,4 +294,5 @@ def test_seeds_alone_are_one_setting_and_sources_are_kept_apart(tmp_path):
 def test_a_sweep_of_failures_has_a_table_that_says_so(tmp_path):
     assert write_comparison(tmp_path, [job(tmp_path, seed=0, error="no, really")]) == "No job has finished."
     assert "Failed: x: no, really" in (tmp_path / "comparison.md").read_text()
+    assert "Failed: x: no, really" in (tmp_path / "report.html").read_text()
     assert read_jobs(tmp_path, []) == [] and not (tmp_path / "comparison.png").exists()

@@ -1,7 +1,7 @@
 """Sweeps: what a failed and a finished job mean, and the comparison of all jobs at the end.
 
-A sweep's folder holds one folder a job, named by the swept values, and jobs.csv, comparison.csv, .md, .png and .svg,
-and report.html.
+A sweep's folder holds one folder a job, named by the swept values, and report.html, jobs.csv, comparison.csv, .md, .png
+and .svg.
 Imports nothing heavy.
 """
 
@@ -104,7 +104,7 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 
 def write_comparison(folder: Path, jobs: Sequence[dict]) -> str:
-    """Writes jobs.csv and the comparison as CSV, Markdown, picture and report; returns the Markdown table."""
+    """Writes jobs.csv, report.html and the comparison as CSV, Markdown and picture; returns the Markdown table."""
     from texture_ad.files import csv_text, write_text, write_whole
     from texture_ad.reporting.figures import comparison
     from texture_ad.reporting.report import sweep_report
@@ -141,9 +141,11 @@ def write_comparison(folder: Path, jobs: Sequence[dict]) -> str:
     write_text(folder / "comparison.md", "\n\n".join([text, note, *failures]) + "\n")
     if settings:
         comparison(keys, settings, folder / "comparison.png")
-        sources = "; ".join(dict.fromkeys(row["data"] for row in settings))
-        reports = {job["folder"].name: job["folder"] / "report.html" for job in jobs if job["metrics"]}
-        sweep_report(folder, table, [folder / "comparison.png"], sources, reports, [note, *failures])
+    told = [f"{sum(bool(job['metrics']) for job in jobs)} of {len(jobs)} jobs have finished.", note, *failures]
+    reports = {job["folder"].name: job["folder"] / "report.html" for job in jobs}
+    reports = {name: path for name, path in reports.items() if path.is_file()}
+    sweep_report(folder, table, [folder / "comparison.png"] if settings else [],
+                 "; ".join(dict.fromkeys(row["data"] for row in settings)), reports, told)  # fmt: skip
     return text
 
 
@@ -175,8 +177,8 @@ class Comparison(Callback):
         try:
             jobs = read_jobs(folder, config.hydra.overrides.task)
             done = sum(bool(job["metrics"]) for job in jobs)
-            print(f"\n{write_comparison(folder, jobs)}\n\nsweep    {folder}: report.html, comparison.csv, .md, .png, "
-                  f"jobs.csv; {done} of {len(jobs)} jobs finished, {self.before} of them before")  # fmt: skip
+            print(f"\n{write_comparison(folder, jobs)}\n\nsweep    {folder}: report.html, comparison.md, .csv, .png "
+                  f"and jobs.csv; {done} of {len(jobs)} jobs finished, {self.before} of them before")  # fmt: skip
             for what, found in _mixed(jobs).items():
                 print(f"warning: the jobs were run with different {what} ({', '.join(found)}); remove the older jobs' "
                       "folders to compare like with like", file=sys.stderr)  # fmt: skip
