@@ -95,7 +95,8 @@ class Detector(nn.Module):
         self.backbone, self.flow = backbone, flow
         self.settings = {
             "atoms": atoms, "features": features, "whiten": whiten, "nonzeros": nonzeros, "error": error,
-            "fusion": fusion, "per_position": per_position, "coder": coder, "top": top, "min_distance": min_distance, "size": size,
+            "fusion": fusion, "per_position": per_position, "coder": coder, "top": top, "min_distance": min_distance,
+            "size": size,
         }  # fmt: skip
         self.meta: dict = {}
         self.register_buffer("atoms", F.normalize(torch.ones(atoms, dim), dim=1))
