@@ -1,6 +1,7 @@
 """One experiment, from configuration to results: read this page first.
 
-data -> stage 1 (Representation) -> stage 2 (Dictionary) -> calibration on held-out normals -> test -> files.
+data -> fit -> calibration on held-out normals -> test -> files. The fusion is fitted in two stages, Representation and
+Dictionary; `method=NAME` fits one of the systems that the paper compares with (baselines/) instead.
 """
 
 import json
@@ -14,13 +15,17 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
+from texture_ad.baselines import peer_class
+from texture_ad.baselines.peer import Peer
 from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.data.drift import brightness, training_statistics
 from texture_ad.data.mvtec import duplicates
-from texture_ad.errors import check_number
+from texture_ad.errors import UserError, check_number
 from texture_ad.evaluation.localization import region_mask
 from texture_ad.evaluation.metrics import image_metrics, pixel_metrics
+from texture_ad.evaluation.testing import Test
 from texture_ad.files import csv_text, write_whole
 from texture_ad.guards import Repeatable, StopDivergence, WholeCheckpoints, prepare_folder
 from texture_ad.models.detector import Detector
@@ -40,7 +45,7 @@ def build(config: DictConfig, size: int) -> tuple[Representation, Dictionary]:
     flow = Flow(dim=dim, **config.flow)
     score = {k: config.dictionary[k] for k in ("top", "min_distance")}
     representation = Representation(backbone, flow, **config.cutpaste, **config.representation, **score)
-    training = ("lambda1", "iterations", "batch", "threads", "epochs", "quantile")
+    training = ("lambda1", "iterations", "batch", "threads", "epochs")
     options = dict(config.dictionary)
     fit = {k: options.pop(k) for k in training}
     return representation, Dictionary(Detector(backbone, flow, size=size, **options), **fit, seed=config.seed)
@@ -102,34 +107,90 @@ def train_representation(config: DictConfig, module: Representation, data: Textu
 
 def train_dictionary(config: DictConfig, module: Dictionary, data: TextureDataModule, folder: Path,
                      loggers: list) -> L.Trainer:  # fmt: skip
-    """Stage 2, then the calibration on held-out normal images."""
+    """Stage 2, then the standardisation of both scores on held-out normal images."""
     trainer = _trainer(config, folder, loggers, [_SaveEpochs(folder)], max_epochs=1 + module.epochs,
                        gradient_clip_val=None, accumulate_grad_batches=1, limit_val_batches=0)  # fmt: skip
     trainer.fit(module, train_dataloaders=data.normal_dataloader(), ckpt_path=_last(folder), weights_only=True)
     module.to(trainer.strategy.root_device)
-    module.calibrate(data.held_out_dataloader())
+    module.standardise(data.held_out_dataloader())
     return trainer
 
 
-def synthetic_auroc(module: Dictionary, data: TextureDataModule) -> float:
+def fit_fusion(config: DictConfig, data: TextureDataModule, folder: Path,
+               loggers: list) -> tuple[Detector, L.Trainer, dict]:  # fmt: skip
+    """The main detector: stage 1, then stage 2."""
+    representation, dictionary = build(config, data.size)
+    start = time.perf_counter()
+    print("stage 1  representation: CutPaste and the flow", flush=True)
+    metrics = train_representation(config, representation, data, folder / "stage1", loggers)
+    metrics["stage1_seconds"] = time.perf_counter() - start
+    print("stage 2  detection: the dictionary", flush=True)
+    trainer = train_dictionary(config, dictionary, data, folder / "stage2", loggers)
+    return dictionary.detector, trainer, metrics
+
+
+def build_peer(config: DictConfig) -> Peer:
+    """The peer that `config.method` names."""
+    options = OmegaConf.to_container(config.method, resolve=True)
+    kind = peer_class(options.pop("name"))
+    backbone = [instantiate(config.backbone)] if kind.uses_backbone else []
+    return kind(*backbone, size=config.data.size, **options).eval()
+
+
+def fit_peer(config: DictConfig, data: TextureDataModule, folder: Path,
+             loggers: list) -> tuple[Peer, L.Trainer, dict]:  # fmt: skip
+    """A peer: what gradients train, by Lightning, then what passes over the images fit."""
+    peer = build_peer(config)
+    trained = isinstance(peer, L.LightningModule)
+    trainer = _trainer(config, folder, loggers, [_SaveEpochs(folder)] if trained else [],
+                       max_epochs=peer.settings.get("epochs"), gradient_clip_val=None, accumulate_grad_batches=1,
+                       limit_val_batches=0, enable_checkpointing=trained)  # fmt: skip
+    print(f"fit      {peer.name}", flush=True)
+    if trained:
+        trainer.fit(peer, datamodule=data, ckpt_path=_last(folder), weights_only=True)
+    peer.to(trainer.strategy.root_device).eval()
+    peer.fit(data.normal_dataloader())
+    return peer, trainer, {}
+
+
+def fit(config: DictConfig, data: TextureDataModule, folder: Path,
+        loggers: list) -> tuple[nn.Module, L.Trainer, dict]:  # fmt: skip
+    """The detector by the method that `config.method` names, the trainer to test it, and the fit's own metrics."""
+    if config.method.name == "fusion":
+        return fit_fusion(config, data, folder, loggers)
+    return fit_peer(config, data, folder / "stage1", loggers)
+
+
+def calibrate(detector: nn.Module, loader, quantile: float) -> None:
+    """Sets the threshold: a quantile of the scores of held-out normal images.
+
+    Raises:
+        UserError: scores that are not finite.
+    """
+    scores = torch.cat([detector(b["image"].to(detector.threshold.device)).scores for b in loader])
+    if not scores.isfinite().all():
+        raise UserError(
+            "the scores of held-out normal images are not finite: training diverged; lower the learning rate"
+        )
+    detector.threshold.copy_(scores.quantile(quantile))
+
+
+def synthetic_auroc(detector: nn.Module, data: TextureDataModule) -> float:
     """Image AUROC of the finished detector on held-out normals against synthetic defects."""
     scores, labels = [], []
     for batch in data.val_dataloader():
-        scores.append(module.detector(batch["image"].to(module.device)).scores.cpu())
+        scores.append(detector(batch["image"].to(detector.threshold.device)).scores.cpu())
         labels.append(batch["label"])
-    return image_metrics(torch.cat(scores).numpy(), torch.cat(labels).numpy(), float(module.detector.threshold))[
-        "image_auroc"
-    ]
+    return image_metrics(torch.cat(scores).numpy(), torch.cat(labels).numpy(), float(detector.threshold))["image_auroc"]
 
 
-def write_results(module: Dictionary, data: TextureDataModule, folder: Path, metrics: dict, pictures: bool) -> dict:
+def write_results(predictions: dict, grid: tuple[int, int] | None, threshold: float, data: TextureDataModule,
+                  folder: Path, metrics: dict, pictures: bool) -> dict:  # fmt: skip
     """Metrics, scores and pictures of the test images into the run folder."""
-    parts = module.predictions
-    merged = {k: torch.cat([p[k] for p in parts]).numpy() for k in parts[0]}
+    merged = predictions
     scores, labels, maps = merged["score"], merged["label"], merged["map"]
-    threshold = float(module.detector.threshold)
     metrics |= image_metrics(scores, labels, threshold)
-    if data.has_masks:
+    if maps is not None and data.has_masks:
         metrics |= pixel_metrics(maps, merged["mask"])
     rows = [("path", "kind", "label", "score", "threshold", "anomalous", "source")]
     for i, score, label in zip(merged["index"], scores, labels, strict=True):
@@ -139,11 +200,8 @@ def write_results(module: Dictionary, data: TextureDataModule, folder: Path, met
             (name, sample.kind, label, f"{score:.8g}", f"{threshold:.8g}", int(score > threshold), data.source_name)
         )
     write_whole(folder / "scores.csv", csv_text(rows))
-    if pictures:
+    if pictures and maps is not None:
         low, high = float(maps.min()), float(max(maps.max(), threshold))
-        grid = module.detector.patch_features(
-            torch.zeros(1, 3, data.size, data.size, dtype=torch.uint8, device=module.device)
-        )[1]
         for row, (sample, image) in enumerate(data.test_images()):
             region = region_mask(merged["locations"][row], grid, (data.size, data.size))
             mask = merged["mask"][row] if sample.mask else None
@@ -151,6 +209,7 @@ def write_results(module: Dictionary, data: TextureDataModule, folder: Path, met
             target.parent.mkdir(parents=True, exist_ok=True)
             figures.localization_panel(image.permute(1, 2, 0).numpy(), maps[row], region, mask, float(scores[row]),
                                        threshold, int(labels[row]), target, low, high, data.source_name)  # fmt: skip
+    if pictures:
         for name, draw in (("scores", figures.score_line_graph), ("histogram", figures.score_histogram)):
             draw(scores, labels, threshold, folder / f"{name}.png", data.source_name)
         if 0 < labels.sum() < len(labels):
@@ -167,6 +226,7 @@ def run(config: DictConfig) -> dict:
     """
     folder = Path(config.run_dir)
     check_number("seed", config.seed, 0, 2**32 - 1, whole=True)
+    check_number("quantile", config.quantile, 0, 1, above=True)
     prepare_folder(folder, config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     data: TextureDataModule = instantiate(config.data)
@@ -184,31 +244,26 @@ def run(config: DictConfig) -> dict:
     loggers = [instantiate(options) for options in (config.logger or {}).values()]
     for logger in loggers:
         logger.log_hyperparams({**OmegaConf.to_container(config, resolve=True), "data_source": data.source_name})
-    representation, dictionary = build(config, data.size)
-
+    metrics = {"method": config.method.name, "data_source": data.source_name, "category": data.category,
+               "data_fingerprint": data.fingerprint, "seed": config.seed}  # fmt: skip
     start = time.perf_counter()
-    print("stage 1  representation: CutPaste and the flow", flush=True)
-    metrics = {"data_source": data.source_name, "category": data.category, "data_fingerprint": data.fingerprint,
-               "seed": config.seed}  # fmt: skip
-    metrics |= train_representation(config, representation, data, folder / "stage1", loggers)
-    metrics["stage1_seconds"] = time.perf_counter() - start
-    print("stage 2  detection: the dictionary", flush=True)
-    trainer = train_dictionary(config, dictionary, data, folder / "stage2", loggers)
-    metrics["fit_seconds"] = time.perf_counter() - start
-    metrics["synthetic_auroc"] = synthetic_auroc(dictionary, data)
-    metrics["threshold_origin"] = f"{config.dictionary.quantile:g} quantile of held-out normal images"
+    detector, trainer, fitted = fit(config, data, folder, loggers)
+    calibrate(detector, data.held_out_dataloader(), config.quantile)
+    metrics |= fitted | {"fit_seconds": time.perf_counter() - start, "synthetic_auroc": synthetic_auroc(detector, data)}
+    metrics["threshold_origin"] = f"{config.quantile:g} quantile of held-out normal images"
     metrics["versions"] = _versions()
-    detector = dictionary.detector
     detector.meta = {k: metrics[k] for k in ("data_source", "category", "data_fingerprint", "seed", "versions")}
     levels = torch.cat([brightness(b["image"]) for b in data.normal_dataloader()])
     detector.meta["training_images"] = training_statistics([s.path for s in data.train_samples], levels)
-    detector.meta["quantile"] = float(config.dictionary.quantile)
+    detector.meta["quantile"] = float(config.quantile)
     detector.save(folder / "detector.pt")
     if data.test_samples:
         start = time.perf_counter()
-        trainer.test(dictionary, data.test_dataloader(), verbose=False)
+        test = Test(detector)
+        trainer.test(test, data.test_dataloader(), verbose=False)
         metrics["test_seconds_per_image"] = (time.perf_counter() - start) / len(data.test_samples)
-        metrics = write_results(dictionary, data, folder, metrics, config.pictures)
+        metrics = write_results(test.predictions(), detector.grid(), float(detector.threshold), data, folder, metrics,
+                                config.pictures)  # fmt: skip
         print(
             metrics_table({k: v for k, v in metrics.items() if k not in ("data_source", "category")}, data.source_name)
         )

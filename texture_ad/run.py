@@ -4,8 +4,8 @@ from omegaconf import DictConfig
 
 from texture_ad.cli import hydra_main
 
-KEYS = {"backbone", "cutpaste", "data", "dictionary", "flow", "logger", "name", "pictures", "representation",
-        "run_dir", "seed", "trainer"}  # fmt: skip
+KEYS = {"backbone", "cutpaste", "data", "dictionary", "flow", "logger", "method", "name", "pictures", "quantile",
+        "representation", "run_dir", "seed", "trainer"}  # fmt: skip
 
 
 @hydra_main("config", KEYS)

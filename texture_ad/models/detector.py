@@ -4,9 +4,7 @@ Loading needs neither Hydra nor Lightning. The order of `forward` is the order o
 patch features, dictionary and flow, anomaly map, five locations, score.
 """
 
-import zipfile
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,39 +17,28 @@ from texture_ad.evaluation.localization import image_scores, separate_peaks, top
 from texture_ad.files import save_whole
 from texture_ad.models.backbone import Backbone
 from texture_ad.models.flow import Flow, negative_log_likelihood
+from texture_ad.models.saved import load_detector
 from texture_ad.models.sparse import residuals
 
 RIDGE = 0.1  # of whitening, times the features' mean variance
 FORMAT, VERSION = "texture_ad.detector", 1
 
 
-def _check_content(content: dict, file_size: int) -> None:
-    """Holds a file's sizes to the tensors in it before anything of those sizes is made.
-
-    Raises:
-        LookupError, TypeError, ValueError, AttributeError: the file was not written by `Detector.save`.
-    """
-    state, settings, flow = content["state"], content["settings"], content["flow"]
-    if not all(isinstance(v, Tensor) and v.is_contiguous() for v in state.values()):
-        raise ValueError("its state holds more than tensors")
-    if sum(v.numel() * v.element_size() for v in state.values()) > file_size:
-        raise ValueError("its tensors are larger than the file")
-    blocks = {key.split(".")[2] for key in state if key.startswith("flow.blocks.")}
-    sizes = (settings["atoms"], flow["dim"], flow["blocks"], flow["hidden"])
-    stored = (*state["atoms"].shape, len(blocks), len(state["flow.blocks.0.second.net.0.bias"]))
-    if sizes != stored:
-        raise ValueError(f"its settings say {sizes}, its tensors {stored}")
-    check_number("size", settings["size"], 32, 8192, whole=True)
-    if not isinstance(content["meta"], dict):
-        raise TypeError("its meta is no dict")
+def backbone_settings(backbone: Backbone) -> dict:
+    """What makes the same backbone again, but for its weights."""
+    return {"name": backbone.name, "layers": list(backbone.layers), "neighborhood": backbone.neighborhood,
+            "min_size": backbone.min_size}  # fmt: skip
 
 
 class Prediction(NamedTuple):
-    """scores (B,), anomaly_maps (B, H, W) at the input's size, locations (B, top, 2) on the patches' grid."""
+    """scores (B,), anomaly_maps (B, H, W) at the input's size, locations (B, top, 2) on the patches' grid.
+
+    The last two are None for a method that has no map.
+    """
 
     scores: Tensor
-    anomaly_maps: Tensor
-    locations: Tensor
+    anomaly_maps: Tensor | None
+    locations: Tensor | None
 
 
 class Detector(nn.Module):
@@ -127,9 +114,6 @@ class Detector(nn.Module):
     def patch_scores(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstruction errors ||y - D x|| and negative log-likelihoods of patches (N, C), each (N,)."""
         s = self.settings
-        coder = s["coder"]
-        if coder == "auto":
-            coder = "spams" if patches.device.type == "cpu" and find_spec("spams") else "torch"
         t = log_det = None
         if s["features"] == "latent" or s["fusion"] > 0:
             t, log_det = self.flow(patches)
@@ -137,7 +121,7 @@ class Detector(nn.Module):
         if s["fusion"] == 1:
             errors = patches.new_zeros(len(patches))
         else:
-            errors = residuals(signals, self.atoms, s["nonzeros"], s["error"], coder).sqrt()
+            errors = residuals(signals, self.atoms, s["nonzeros"], s["error"], s["coder"]).sqrt()
         nll = negative_log_likelihood(t, log_det) if s["fusion"] > 0 else torch.zeros_like(errors)
         return errors, nll
 
@@ -145,6 +129,11 @@ class Detector(nn.Module):
         """uint8 (B, 3, H, W) to patch features (B h w, C) and (h, w)."""
         maps = self.backbone.patch_features(self.backbone(images))
         return maps.permute(0, 2, 3, 1).flatten(0, 2).float(), tuple(maps.shape[-2:])
+
+    def grid(self) -> tuple[int, int]:
+        """Patches (h, w) of an image of the detector's size."""
+        size = self.settings["size"]
+        return self.patch_features(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.threshold.device))[1]
 
     def patch_map(self, images: Tensor) -> Tensor:
         """Fused patch scores, (B, h, w)."""
@@ -184,61 +173,32 @@ class Detector(nn.Module):
 
     def save(self, path: Path) -> None:
         """Writes one file of tensors and plain values, whole or not at all."""
-        b = self.backbone
         content = {
             "format": FORMAT, "version": VERSION, "settings": self.settings, "meta": self.meta,
-            "backbone": {"name": b.name, "layers": list(b.layers), "neighborhood": b.neighborhood,
-                         "min_size": b.min_size},
-            "flow": dict(self.flow.settings), "state": self.state_dict(),
+            "backbone": backbone_settings(self.backbone), "flow": dict(self.flow.settings),
+            "state": self.state_dict(),
         }  # fmt: skip
         save_whole(path, content)
 
     @classmethod
-    def load(cls, path: Path, device: str = "cpu", coder: str | None = None) -> "Detector":
-        """Reads a detector; a file that holds code is refused, not run.
-
-        Args:
-            path: of the file.
-            device: "cpu", "cuda", "cuda:1", ...
-            coder: instead of the one it was saved with.
+    def from_content(cls, content: dict) -> "Detector":
+        """What `save` wrote, read by models.saved; its sizes are held to its tensors before anything of them is made.
 
         Raises:
-            UserError: missing, no detector, of another version, damaged, or a device that is not there.
+            LookupError, TypeError, ValueError, AttributeError, RuntimeError, UserError: not written by `save`.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise UserError(f"detector={path}: no such file; give the detector.pt of a finished run")
-        try:
-            with zipfile.ZipFile(path) as parts:
-                # torch stores uncompressed; a compressed part is a bomb.
-                if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
-                    raise ValueError("compressed")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            right = content["format"] == FORMAT
-            named = (content["format"], content["version"])
-        except Exception as error:
-            raise UserError(f"detector={path}: not a detector file, or damaged; give a run's detector.pt") from error
-        if not right or content["version"] != VERSION:
-            raise UserError(
-                f"detector={path}: format {named[0]} version {named[1]}, expected {FORMAT} version {VERSION}; train "
-                "it again with this version"
-            )
-        try:
-            _check_content(content, path.stat().st_size)
-            if coder is not None:
-                content["settings"]["coder"] = coder
-            detector = cls(
-                Backbone(weights="none", **content["backbone"]), Flow(**content["flow"]), **content["settings"]
-            )
-            detector.load_state_dict(content["state"])
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, UserError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"detector={path}: damaged ({reason}); train it again") from error
-        detector.meta = content["meta"]
-        try:
-            return detector.eval().requires_grad_(False).to(device)
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"device={device}: not available ({reason}); use device=cpu") from error
+        state, settings, flow = content["state"], content["settings"], content["flow"]
+        blocks = {key.split(".")[2] for key in state if key.startswith("flow.blocks.")}
+        sizes = (settings["atoms"], flow["dim"], flow["blocks"], flow["hidden"])
+        stored = (*state["atoms"].shape, len(blocks), len(state["flow.blocks.0.second.net.0.bias"]))
+        if sizes != stored:
+            raise ValueError(f"its settings say {sizes}, its tensors {stored}")
+        check_number("size", settings["size"], 32, 8192, whole=True)
+        detector = cls(Backbone(weights="none", **content["backbone"]), Flow(**flow), **settings)
+        detector.load_state_dict(state)
+        return detector
+
+    @staticmethod
+    def load(path: Path, device: str = "cpu", coder: str | None = None) -> "Detector":
+        """Reads a detector; see models.saved.load_detector."""
+        return load_detector(path, device, coder)

@@ -58,7 +58,6 @@ class Dictionary(L.LightningModule):
         detector: whose atoms and statistics this fits.
         lambda1: above 0; iterations, batch: per batch of images, at least 1; threads: -1 for all cores.
         epochs: passes over the training images that update the atoms, at least 1.
-        quantile: of the held-out normal images' scores, in (0, 1]; becomes the threshold.
         seed: of the initial atoms.
 
     Raises:
@@ -66,23 +65,21 @@ class Dictionary(L.LightningModule):
     """
 
     def __init__(self, detector: Detector, lambda1: float = 0.2, iterations: int = 20, batch: int = 512,
-                 threads: int = -1, epochs: int = 2, quantile: float = 0.95, seed: int = 0):  # fmt: skip
+                 threads: int = -1, epochs: int = 2, seed: int = 0):  # fmt: skip
         super().__init__()
         check_number("dictionary.lambda1", lambda1, 0, above=True)
         for key, value in (("iterations", iterations), ("batch", batch), ("epochs", epochs)):
             check_number(f"dictionary.{key}", value, 1, whole=True)
         check_number("dictionary.threads", threads, -1, whole=True)
-        check_number("dictionary.quantile", quantile, 0, 1, above=True)
         self.automatic_optimization = False
         self.detector = detector
         self.lambda1, self.iterations, self.batch, self.threads = lambda1, iterations, batch, threads
-        self.epochs, self.quantile, self.seed = epochs, quantile, seed
+        self.epochs, self.seed = epochs, seed
         self.statistics: dict | None = None
         dim = len(detector.mean)
         self.register_buffer("total", torch.zeros(dim, dtype=torch.float64))
         self.register_buffer("outer", torch.zeros(dim, dim, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
-        self.predictions: list[dict[str, Tensor]] = []
 
     def configure_optimizers(self):
         return None
@@ -130,21 +127,9 @@ class Dictionary(L.LightningModule):
             }
 
     @torch.no_grad()
-    def calibrate(self, loader) -> None:
-        """Standardises both scores on held-out normal patches, then sets the threshold on their images."""
+    def standardise(self, loader) -> None:
+        """Brings both scores to mean 0 and standard deviation 1 over held-out normal patches."""
         detector = self.detector
-        batches = [b["image"].to(self.device) for b in loader]
+        batches = (b["image"].to(self.device) for b in loader)
         scores = torch.cat([torch.stack(detector.patch_scores(detector.patch_features(b)[0])) for b in batches], 1)
         detector.patch_statistics.copy_(torch.stack((scores.mean(1), scores.std(1).clamp(min=1e-6)), 1))
-        images = torch.cat([detector(b).scores for b in batches])
-        detector.threshold.copy_(images.quantile(self.quantile))
-
-    def on_test_start(self) -> None:
-        self.predictions = []
-
-    def test_step(self, batch: dict[str, Tensor], _: int) -> None:
-        scores, maps, locations = self.detector(batch["image"])
-        self.predictions.append(
-            {"score": scores.cpu(), "map": maps.cpu(), "locations": locations.cpu(), "label": batch["label"].cpu(),
-             "mask": batch["mask"].cpu(), "index": batch["index"].cpu()}
-        )  # fmt: skip

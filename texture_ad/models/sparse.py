@@ -5,6 +5,7 @@ Shapes: signals (N, C), atoms (K, C) with unit-norm rows; Fortran (C, N) and (C,
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -44,11 +45,13 @@ def residuals(signals: Tensor, atoms: Tensor, nonzeros: int, error: float = 0.0,
         atoms: float32 (K, C), unit-norm rows.
         nonzeros: OMP's limit on the non-zero coefficients, 1 to C.
         error: OMP stops where the squared error is at most this (the paper's xi, squared); 0 for no bound.
-        coder: "spams" (CPU) or "torch" (any device).
+        coder: "spams" (CPU), "torch" (any device), or "auto": spams on a CPU where it is installed, torch elsewhere.
 
     Returns:
         (N,), at least 0.
     """
+    if coder == "auto":
+        coder = "spams" if signals.device.type == "cpu" and find_spec("spams") else "torch"
     if coder == "torch":
         return omp_residuals_torch(signals, atoms, nonzeros, error)
     codes = omp_spams(signals, atoms, nonzeros, error)
