@@ -3,8 +3,8 @@
 Yi, Yoon: Patch SVDD: Patch-level SVDD for Anomaly Detection and Segmentation, ACCV 2020 (the paper's [36]). As there:
 images of 256 pixels, a hierarchical encoder for patches of 64 and 32 pixels with embeddings of 64, the SVDD loss of
 neighbouring patches plus `svdd_weight`'s share against telling the relative position of two patches, maps of both sizes
-multiplied, the maximum as the image's score. Shorter: fewer steps with a higher learning rate, and a coarser stride
-of the patches that are compared (there 16 and 4).
+multiplied, the maximum as the image's score. Smaller: fewer steps with a higher learning rate, a coarser stride of the
+patches that are compared (there 16 and 4), and a random part of the normal ones (there all, searched approximately).
 """
 
 import lightning as L
@@ -13,41 +13,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from texture_ad.baselines.peer import Peer, nearest
-from texture_ad.errors import check_number
+from texture_ad.errors import UserError, check_number
 
 SIDE = 256  # of the images, pixels
 PATCHES = (64, 32)  # pixels
 DIM = 64  # of an embedding
+STEP = 8  # pixels between the encoder's outputs, which are patches of 32 when it runs over a whole image
 # The eight neighbours, by whose number the classifier tells them.
 DIRECTIONS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
 
 
-class _Small(nn.Module):
-    """Patches of 32 pixels (N, 3, 32, 32) to embeddings (N, DIM)."""
-
-    def __init__(self):
-        super().__init__()
-        layers: list[nn.Module] = []
-        for a, b in ((3, 64), (64, 64), (64, 128)):
-            layers += [nn.Conv2d(a, b, 5, 2), nn.LeakyReLU(0.1)]
-        self.net = nn.Sequential(*layers, nn.Conv2d(128, DIM, 1), nn.Tanh())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x).flatten(1)
-
-
-class _Large(nn.Module):
-    """Patches of 64 pixels (N, 3, 64, 64) to embeddings (N, DIM), from those of their four quarters."""
-
-    def __init__(self, small: _Small):
-        super().__init__()
-        self.small = small
-        self.join = nn.Sequential(nn.Conv2d(DIM, 128, 2), nn.LeakyReLU(0.1), nn.Conv2d(128, DIM, 1), nn.Tanh())
-
-    def forward(self, x: Tensor) -> Tensor:
-        quarters = x.unfold(2, 32, 32).unfold(3, 32, 32).permute(0, 2, 3, 1, 4, 5)
-        parts = self.small(quarters.flatten(0, 2)).view(len(x), 2, 2, DIM)
-        return self.join(parts.permute(0, 3, 1, 2)).flatten(1)
+def _stack(*shapes: tuple[int, ...]) -> nn.Sequential:
+    """Convolutions with leaky ReLUs between them and tanh at the end."""
+    layers: list[nn.Module] = []
+    for shape in shapes:
+        layers += [nn.Conv2d(*shape), nn.LeakyReLU(0.1)]
+    return nn.Sequential(*layers[:-1], nn.Tanh())
 
 
 def _classifier() -> nn.Sequential:
@@ -69,8 +50,10 @@ class PatchSVDD(Peer, L.LightningModule):
         size: see Peer.
         svdd_weight: of the SVDD loss against the position loss, at least 0.
         pairs: of patches from each image in each step, at least 1.
-        stride: between the patches that are compared, pixels from 1 to 32.
+        stride: between the patches that are compared, 8, 16 or 32 pixels.
+        normals: patches of each size that are kept at most, at least 1.
         lr: Adam's, above 0; epochs: at least 1.
+        seed: of the choice of patches.
 
     Raises:
         UserError: a parameter out of its range.
@@ -79,15 +62,18 @@ class PatchSVDD(Peer, L.LightningModule):
     name = "patch_svdd"
 
     def __init__(self, size: int = 256, svdd_weight: float = 1e-3, pairs: int = 1, stride: int = 16,
-                 lr: float = 1e-3, epochs: int = 20):  # fmt: skip
-        super().__init__(size=size, svdd_weight=svdd_weight, pairs=pairs, stride=stride, lr=lr, epochs=epochs)
+                 normals: int = 20_000, lr: float = 1e-3, epochs: int = 20, seed: int = 0):  # fmt: skip
+        super().__init__(size=size, svdd_weight=svdd_weight, pairs=pairs, stride=stride, normals=normals, lr=lr,
+                         epochs=epochs, seed=seed)  # fmt: skip
         check_number("method.svdd_weight", svdd_weight, 0)
-        check_number("method.stride", stride, 1, min(PATCHES), whole=True)
-        check_number("method.pairs", pairs, 1, whole=True)
-        check_number("method.epochs", epochs, 1, whole=True)
+        check_number("method.stride", stride, STEP, PATCHES[1], whole=True)
+        if stride not in (8, 16, 32):
+            raise UserError(f"method.stride={stride}: expected one of 8, 16, 32")
+        for key, value in (("pairs", pairs), ("normals", normals), ("epochs", epochs)):
+            check_number(f"method.{key}", value, 1, whole=True)
         check_number("method.lr", lr, 0, above=True)
-        small = _Small()
-        self.encoders = nn.ModuleList([_Large(small), small])
+        self.small = _stack((3, 64, 5, 2), (64, 64, 5, 2), (64, 128, 5, 2), (128, DIM, 1))
+        self.join = _stack((DIM, 128, 2), (128, DIM, 1))
         self.classifiers = nn.ModuleList([_classifier(), _classifier()])
         self.register_buffer("normals_64", torch.zeros(0, DIM))
         self.register_buffer("normals_32", torch.zeros(0, DIM))
@@ -97,10 +83,18 @@ class PatchSVDD(Peer, L.LightningModule):
         x = F.interpolate(images.float() / 255, (SIDE, SIDE), mode="bilinear", antialias=True)
         return (x - x.mean((2, 3), keepdim=True)) / 0.25
 
+    def encode(self, patches: Tensor) -> Tensor:
+        """Patches (N, 3, 32, 32), or (N, 3, 64, 64) by their four quarters, to embeddings (N, DIM)."""
+        if patches.shape[-1] == PATCHES[1]:
+            return self.small(patches).flatten(1)
+        quarters = patches.unfold(2, 32, 32).unfold(3, 32, 32).permute(0, 2, 3, 1, 4, 5)
+        parts = self.small(quarters.flatten(0, 2)).view(len(patches), 2, 2, DIM)
+        return self.join(parts.permute(0, 3, 1, 2)).flatten(1)
+
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), self.settings["lr"])
 
-    def _losses(self, x: Tensor, side: int, encoder: nn.Module, classifier: nn.Module) -> tuple[Tensor, Tensor]:
+    def _losses(self, x: Tensor, side: int, classifier: nn.Module) -> tuple[Tensor, Tensor]:
         """SVDD and position loss of one pair of each, from images (B, 3, SIDE, SIDE)."""
         device = x.device
 
@@ -118,12 +112,12 @@ class PatchSVDD(Peer, L.LightningModule):
         direction = torch.tensor(DIRECTIONS, device=device)[position]
         beside = [v + direction[:, i] * away + draw(-jitter, jitter) for i, v in enumerate(center)]
         patches = torch.cat([cut(x, *place, side) for place in ((top, left), near, center, beside)])
-        a, b, c, d = encoder(patches).chunk(4)
+        a, b, c, d = self.encode(patches).chunk(4)
         return (a - b).norm(dim=1).mean(), F.cross_entropy(classifier(c - d), position)
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         x = self.pixels(batch["image"]).repeat(self.settings["pairs"], 1, 1, 1)
-        losses = map(self._losses, [x, x], PATCHES, self.encoders, self.classifiers)
+        losses = map(self._losses, [x, x], PATCHES, self.classifiers)
         svdd, position = map(sum, zip(*losses, strict=True))
         loss = self.settings["svdd_weight"] * svdd + position
         self.log_dict({"train/svdd": svdd, "train/position": position})
@@ -131,19 +125,24 @@ class PatchSVDD(Peer, L.LightningModule):
         return loss
 
     def embeddings(self, images: Tensor) -> list[Tensor]:
-        """Of patches of 64 and of 32 pixels, (B, n, n, DIM) each."""
-        x, found = self.pixels(images), []
-        for side, encoder in zip(PATCHES, self.encoders, strict=True):
-            windows = x.unfold(2, side, self.settings["stride"]).unfold(3, side, self.settings["stride"])
-            b, _, n, m = windows.shape[:4]
-            parts = windows.permute(0, 2, 3, 1, 4, 5).flatten(0, 2).split(1024)
-            found.append(torch.cat([encoder(p) for p in parts]).view(b, n, m, DIM))
-        return found
+        """Of patches of 64 and of 32 pixels, `stride` apart, (B, n, n, DIM) each: the encoder run over whole images."""
+        stride = self.settings["stride"]
+        small = self.small(self.pixels(images))[:, :, :: stride // STEP, :: stride // STEP]
+        first, *rest = self.join
+        # The quarters of a large patch are small ones that lie 32 pixels apart.
+        large = F.conv2d(small, first.weight, first.bias, dilation=PATCHES[1] // stride)
+        for layer in rest:
+            large = layer(large)
+        return [large.permute(0, 2, 3, 1), small.permute(0, 2, 3, 1)]
 
     @torch.no_grad()
     def fit(self, loader) -> None:
-        parts = [self.embeddings(batch["image"].to(self.threshold.device)) for batch in loader]
-        self.normals_64, self.normals_32 = (torch.cat(level).flatten(0, 2) for level in zip(*parts, strict=True))
+        device, s = self.threshold.device, self.settings
+        levels = zip(*(self.embeddings(batch["image"].to(device)) for batch in loader), strict=True)
+        generator = torch.Generator().manual_seed(s["seed"])
+        banks = [torch.cat(level).flatten(0, 2) for level in levels]
+        kept = [torch.randperm(len(bank), generator=generator)[: s["normals"]].to(device) for bank in banks]
+        self.normals_64, self.normals_32 = (bank[index] for bank, index in zip(banks, kept, strict=True))
 
     def score(self, images: Tensor) -> tuple[None, Tensor]:
         product = 1.0

@@ -119,7 +119,7 @@ class Peer(nn.Module):
         save_whole(path, {
             "format": PEER_FORMAT, "version": PEER_VERSION, "method": self.name, "settings": self.settings,
             "meta": self.meta, "backbone": backbone_settings(self.backbone) if self.uses_backbone else None,
-            "state": self.state_dict(),
+            "state": {k: v.contiguous() for k, v in self.state_dict().items()},
         })  # fmt: skip
 
     @classmethod
