@@ -7,12 +7,9 @@ Own keys: methods, sizes, seeds, workers, runs (folder of the runs), output (wit
 Every other key=value goes to each run. The output grows with every run; a finished run is not repeated.
 """
 
-import json
 from pathlib import Path
 
-from experiments.runs import METHODS, arguments, run_all, script
-from texture_ad.files import write_whole
-from texture_ad.reporting.tables import markdown_table
+from experiments.runs import METHODS, arguments, read_run, run_all, script, write_table
 
 COLUMNS = {
     "image AUROC": "image_auroc",
@@ -55,30 +52,22 @@ def main() -> None:
          [f"method={method}", f"data.size={size}", f"seed={seed}", *overrides])
         for seed in own["seeds"] for method in own["methods"] for size in own["sizes"]
     ]  # fmt: skip
-    output = Path(own["output"][0])
+    kept = ("data_source", "data_fingerprint", "image_auroc", "image_ap", "pixel_auroc", "aupro", "synthetic_auroc",
+            "fit_seconds", "peak_memory_mb")  # fmt: skip
 
     def write() -> None:
         runs = []
-        for folder, (method, size, *_) in jobs:
-            if (folder / "resources.json").is_file():
-                found = json.loads((folder / "metrics.json").read_text())
-                found |= json.loads((folder / "resources.json").read_text())
+        for folder, (method, size, seed, *_) in jobs:
+            if found := read_run(folder):
                 runs.append({
-                    "method": method.partition("=")[2], "size": int(size.partition("=")[2]), "seed": found["seed"],
-                    "data_source": found["data_source"], "data_fingerprint": found["data_fingerprint"],
-                    **{k: found.get(k) for k in ("image_auroc", "image_ap", "pixel_auroc", "aupro", "synthetic_auroc")},
-                    "fit_seconds": None if found["resumed"] else found["fit_seconds"],
+                    "method": method.partition("=")[2], "size": int(size.partition("=")[2]),
+                    "seed": int(seed.partition("=")[2]), **{k: found.get(k) for k in kept},
                     "test_milliseconds_per_image": 1000 * found["test_seconds_per_image"],
-                    "peak_memory_mb": found["peak_memory_mb"],
                 })  # fmt: skip
-        write_whole(output.with_suffix(".json"), json.dumps(runs, indent=1).encode() + b"\n")
-        write_whole(output.with_suffix(".md"), markdown_table(table(runs)).encode() + b"\n")
+        write_table(Path(own["output"][0]), runs, table(runs))
 
-    try:
-        run_all([(folder, list(o)) for folder, o in jobs], int(own["workers"][0]), write)
-    finally:
-        if output.with_suffix(".md").is_file():
-            print(output.with_suffix(".md").read_text())
+    run_all(jobs, int(own["workers"][0]), write)
+    write()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from texture_ad.errors import UserError
 from texture_ad.files import write_whole
+from texture_ad.reporting.tables import markdown_table
 
 METHODS = ("fusion", "one_nn", "oc_svm", "sparse_coding", "dsebm", "ganomaly", "patch_svdd", "cutpaste", "patchcore",
            "padim")  # fmt: skip
@@ -26,7 +27,11 @@ def arguments(defaults: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[str
         defaults: this script's own keys, each a list of values.
 
     Returns:
-        The own keys, values split at commas, and all other pairs, which are overrides for every run.
+        The own keys, values split at commas, and all other pairs, which are overrides for every run; the root in
+        MVTEC_AD_ROOT is one of them, so that a finished run is not taken for one on other data.
+
+    Raises:
+        UserError: an argument that is no pair.
     """
     own, overrides = {k: list(v) for k, v in defaults.items()}, []
     for argument in sys.argv[1:]:
@@ -37,14 +42,9 @@ def arguments(defaults: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[str
             own[key] = value.split(",")
         else:
             overrides.append(argument)
+    if "MVTEC_AD_ROOT" in os.environ and not any(o.startswith(("data=", "data.root=")) for o in overrides):
+        overrides.append(f"data.root={os.environ['MVTEC_AD_ROOT']}")
     return own, overrides
-
-
-def data_overrides(overrides: Sequence[str], category: str) -> list[str]:
-    """MVTec AD's category where its root is given, else the embedded one, unless the command line names other data."""
-    if any(o.startswith(("data=", "data.category=")) for o in overrides):
-        return []
-    return [f"data.category={category}"]
 
 
 def run_once(folder: Path, overrides: Sequence[str]) -> dict:
@@ -54,9 +54,11 @@ def run_once(folder: Path, overrides: Sequence[str]) -> dict:
         What metrics.json holds, and `peak_memory_mb`, the process's largest resident memory.
 
     Raises:
-        UserError: the run failed; the end of its log says why.
+        UserError: the folder holds a run with other overrides, or the run failed; the end of its log says why.
     """
     finished = folder / "resources.json"
+    if finished.is_file() and json.loads(finished.read_text())["overrides"] != list(overrides):
+        raise UserError(f"{folder}: holds a run with other overrides; give another folder by runs=FOLDER")
     if not finished.is_file():
         # Seconds of a run that was killed and goes on are not those of a whole run.
         resumed = folder.is_dir()
@@ -70,10 +72,19 @@ def run_once(folder: Path, overrides: Sequence[str]) -> dict:
         if process.returncode:
             lines = (folder / "log.txt").read_text(errors="replace").strip().splitlines()
             raise UserError(f"{folder}: {lines[-1] if lines else process.returncode}; the rest is in its log.txt")
-        resources = {"peak_memory_mb": usage.ru_maxrss / 1024, "resumed": resumed}
+        resources = {"overrides": list(overrides), "peak_memory_mb": usage.ru_maxrss / 1024, "resumed": resumed}
         write_whole(finished, json.dumps(resources).encode())
-    metrics = json.loads((folder / "metrics.json").read_text()) | json.loads(finished.read_text())
-    if metrics.pop("resumed"):
+    return read_run(folder)
+
+
+def read_run(folder: Path) -> dict | None:
+    """What `run_once` returns for a finished run, None for any other; `fit_seconds` is None if it was interrupted."""
+    if not (folder / "resources.json").is_file():
+        return None
+    metrics = json.loads((folder / "metrics.json").read_text())
+    resources = json.loads((folder / "resources.json").read_text())
+    metrics["peak_memory_mb"] = resources["peak_memory_mb"]
+    if resources["resumed"]:
         metrics["fit_seconds"] = None
     return metrics
 
@@ -105,6 +116,46 @@ def run_all(
     if failures:
         raise UserError(f"{len(failures)} of {len(jobs)} runs failed, first: {failures[0]}")
     return [results[folder] for folder, _ in jobs]
+
+
+def write_table(output: Path, runs: list[dict], rows: list[dict]) -> None:
+    """`runs` as `output`.json and `rows` as a Markdown table, `output`.md, which is printed too."""
+    text = markdown_table(rows)
+    write_whole(output.with_suffix(".json"), json.dumps(runs, indent=1).encode() + b"\n")
+    write_whole(output.with_suffix(".md"), text.encode() + b"\n")
+    print(text)
+
+
+def paper_table(name: str, methods: Mapping[str, tuple[list[str], Sequence[float]]]) -> None:
+    """Image AUROC of methods on the five textures, beside what the paper printed.
+
+    Args:
+        name: of the output under experiments/results/.
+        methods: for each column's name the overrides, and the paper's figures in the order of TEXTURES.
+    """
+    own, overrides = arguments({
+        "categories": TEXTURES, "seeds": ["0", "1", "2"], "workers": ["1"], "runs": ["runs/experiments/paper"],
+        "output": [f"experiments/results/{name}"],
+    })  # fmt: skip
+    jobs = {
+        (category, label, seed): (
+            Path(own["runs"][0]) / f"{category}-{label}-seed{seed}",
+            [f"data.category={category}", f"seed={seed}", *options, *overrides],
+        )
+        for seed in own["seeds"] for category in own["categories"] for label, (options, _) in methods.items()
+    }  # fmt: skip
+    found = dict(zip(jobs, run_all(list(jobs.values()), int(own["workers"][0])), strict=True))
+    rows = []
+    for category in own["categories"]:
+        row: dict = {"category": category}
+        for label, (_, printed) in methods.items():
+            runs = [found[category, label, seed] for seed in own["seeds"]]
+            row |= {f"{label}, paper": printed[TEXTURES.index(category)], label: [r["image_auroc"] for r in runs]}
+        rows.append(row | {"data": runs[0]["data_source"]})
+    kept = ("data_source", "data_fingerprint", "image_auroc", "pixel_auroc", "aupro", "synthetic_auroc", "fit_seconds")
+    runs = [{"category": c, "method": m, "seed": int(s), **{k: run.get(k) for k in kept}}
+            for (c, m, s), run in found.items()]  # fmt: skip
+    write_table(Path(own["output"][0]), runs, rows)
 
 
 def script(main: Callable[[], None]) -> None:
