@@ -4,11 +4,11 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 CATEGORIES := carpet grid leather tile wood
 
-.PHONY: help setup test lint clean $(CATEGORIES)
+.PHONY: help setup test bench bench-scale lint clean $(CATEGORIES)
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@grep -hE '^[a-z$$()A-Z]+:.*## ' $(MAKEFILE_LIST) | sed 's/\$$(CATEGORIES)/carpet grid leather tile wood/' | awk -F ':.*## ' '{printf "  make %-32s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z$$()A-Z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/\$$(CATEGORIES)/carpet grid leather tile wood/' | awk -F ':.*## ' '{printf "  make %-32s %s\n", $$1, $$2}'
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,12 @@ $(CATEGORIES): setup ## run the experiment on this texture
 
 test: setup ## run all tests
 	$(BIN)/python -m pytest -q
+
+bench: setup ## measure against peers, about 10 minutes; writes experiments/results/bench.md
+	$(BIN)/python -m experiments.bench
+
+bench-scale: setup ## measure time against images, size and atoms; writes experiments/results/bench_scale.png
+	$(BIN)/python -m experiments.bench_scale
 
 lint: setup ## check the style
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """Many runs by the real command line: in parallel, each in a folder of its own, none of them twice.
 
-A run is finished when its folder holds `resources.json`, which is written after everything else.
+A run is finished when its folder holds `finished.json`, which is written after everything else.
 """
 
 import json
@@ -51,12 +51,12 @@ def run_once(folder: Path, overrides: Sequence[str]) -> dict:
     """One run in a process of its own, unless it is finished.
 
     Returns:
-        What metrics.json holds, and `peak_memory_mb`, the process's largest resident memory.
+        What metrics.json holds; `fit_seconds` is None if the run was interrupted.
 
     Raises:
         UserError: the folder holds a run with other overrides, or the run failed; the end of its log says why.
     """
-    finished = folder / "resources.json"
+    finished = folder / "finished.json"
     if finished.is_file() and json.loads(finished.read_text())["overrides"] != list(overrides):
         raise UserError(f"{folder}: holds a run with other overrides; give another folder by runs=FOLDER")
     if not finished.is_file():
@@ -66,25 +66,20 @@ def run_once(folder: Path, overrides: Sequence[str]) -> dict:
         call = [sys.executable, "-m", "texture_ad.run", f"run_dir={folder}", "pictures=false", "logger=none",
                 "trainer.enable_progress_bar=false", *overrides]  # fmt: skip
         with open(folder / "log.txt", "wb") as log:
-            process = subprocess.Popen(call, stdout=log, stderr=subprocess.STDOUT)
-            _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
+            code = subprocess.run(call, stdout=log, stderr=subprocess.STDOUT).returncode
+        if code:
             lines = (folder / "log.txt").read_text(errors="replace").strip().splitlines()
-            raise UserError(f"{folder}: {lines[-1] if lines else process.returncode}; the rest is in its log.txt")
-        resources = {"overrides": list(overrides), "peak_memory_mb": usage.ru_maxrss / 1024, "resumed": resumed}
-        write_whole(finished, json.dumps(resources).encode())
+            raise UserError(f"{folder}: {lines[-1] if lines else f'exit code {code}'}; the rest is in its log.txt")
+        write_whole(finished, json.dumps({"overrides": list(overrides), "resumed": resumed}).encode())
     return read_run(folder)
 
 
 def read_run(folder: Path) -> dict | None:
-    """What `run_once` returns for a finished run, None for any other; `fit_seconds` is None if it was interrupted."""
-    if not (folder / "resources.json").is_file():
+    """What `run_once` returns for a finished run, None for any other."""
+    if not (folder / "finished.json").is_file():
         return None
     metrics = json.loads((folder / "metrics.json").read_text())
-    resources = json.loads((folder / "resources.json").read_text())
-    metrics["peak_memory_mb"] = resources["peak_memory_mb"]
-    if resources["resumed"]:
+    if json.loads((folder / "finished.json").read_text())["resumed"]:
         metrics["fit_seconds"] = None
     return metrics
 

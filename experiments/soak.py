@@ -43,7 +43,8 @@ def main() -> None:
     seconds, memory = np.empty(args.count), []
     for i in range(-WARM_UP, args.count):
         start = time.perf_counter()
-        scorer.score([paths[i % len(paths)]])
+        one = [paths[i % len(paths)]]
+        scorer.score(one, scorer.read(one))
         if i >= 0:
             seconds[i] = time.perf_counter() - start
             if i % max(1, args.count // 10) == 0 or i == args.count - 1:

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from helpers import untrained_detector
 from sklearn.linear_model import orthogonal_mp_gram
 
+from texture_ad.models.detector import Detector
 from texture_ad.models.dictionary import initial_atoms, update_atoms
 from texture_ad.models.sparse import omp_spams, residuals
 
@@ -119,3 +121,24 @@ def test_spams_leaves_torchs_threads_alone():
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("coder", "tolerance"), [("spams", 1e-6), ("torch", 1e-5)])
+def test_small_errors_survive_float32(coder, tolerance):
+    g = torch.Generator().manual_seed(0)
+    atoms = torch.nn.functional.normalize(torch.randn(30, 60, generator=g), dim=1)
+    y = torch.randn(200, 2, generator=g) @ atoms[:2]
+    y += 1e-3 * torch.randn(200, 60, generator=g)
+    d = atoms.numpy().astype(np.float64).T
+    expected = [pursuit(v, d, 2) for v in y.numpy().astype(np.float64)]
+    assert max(expected) < 1e-4
+    # Relative to the signals' own energy, of which these errors are a ten thousandth.
+    difference = np.abs(residuals(y, atoms, 2, coder=coder).numpy() - expected) / y.square().sum(1).numpy()
+    assert np.quantile(difference, 0.95) < tolerance
+
+
+def test_new_atoms_bring_their_gram_matrix(tmp_path):
+    detector = untrained_detector()
+    assert torch.allclose(detector.gram, detector.atoms @ detector.atoms.T, atol=1e-6)
+    detector.save(tmp_path / "detector.pt")
+    assert torch.equal(Detector.load(tmp_path / "detector.pt").gram, detector.gram)

@@ -36,6 +36,7 @@ def carpet(tmp_path_factory):
 def test_run_folder_is_complete_and_names_its_source(carpet):
     folder, out = carpet
     metrics = json.loads((folder / "metrics.json").read_text())
+    assert 0 < metrics["stage1_loader_share"] < 0.5
     assert 0 <= metrics["image_auroc"] <= 1 and 0 <= metrics["aupro"] <= 1
     assert "generated" in metrics["data_source"] and "generated" in out
     rows = list(csv.DictReader((folder / "scores.csv").open()))

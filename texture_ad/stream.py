@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -80,15 +81,31 @@ class Scorer:
             self.first.setdefault(respect, f"{self.name(path)}: {sentence}")
         return "; ".join(found.values())
 
-    def score(self, paths: list[Path]) -> list[tuple]:
-        """One row of COLUMNS for every file, in order; a file that can't be read has no score and says why."""
-        images, notes = {}, {}
+    def read(self, paths: list[Path]) -> list[torch.Tensor | UserError]:
+        """The images, uint8 (3, size, size), or why one can't be read; changes nothing, so any thread may."""
+        found = []
         for path in paths:
             try:
-                images[path] = resize(read_image(path), self.size)
-                notes[path] = self._unlike(path, brightness(images[path][None])[0])
+                found.append(resize(read_image(path), self.size))
             except UserError as error:
-                images.pop(path, None)
+                found.append(error)
+        return found
+
+    def score(self, paths: list[Path], contents: list[torch.Tensor | UserError]) -> list[tuple]:
+        """One row of COLUMNS for every file, in order; a file that can't be read has no score and says why.
+
+        Args:
+            paths: of the files.
+            contents: what `read` gives for them.
+        """
+        images, notes = {}, {}
+        for path, content in zip(paths, contents, strict=True):
+            try:
+                if isinstance(content, UserError):
+                    raise content
+                notes[path] = self._unlike(path, brightness(content[None])[0])
+                images[path] = content
+            except UserError as error:
                 notes[path] = str(error)
                 self.failed.append(str(error))
         rows = {path: (self.name(path), "", f"{self.threshold:.8g}", "", notes[path]) for path in paths}
@@ -122,14 +139,18 @@ class Scorer:
 
 
 def predict(scorer: Scorer, paths: list[Path], output: Path, batch_size: int) -> None:
-    """Scores all files, then writes scores.csv whole.
+    """Scores all files, then writes scores.csv whole; a thread decodes each batch while the one before is scored.
 
     Raises:
         UserError: after everything is written, if a file could not be read.
     """
     rows = []
-    for start in range(0, len(paths), batch_size):
-        rows += scorer.score(paths[start : start + batch_size])
+    batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
+    with ThreadPoolExecutor(1) as reader:
+        ahead = reader.submit(scorer.read, batches[0])
+        for batch, following in zip(batches, [*batches[1:], []], strict=True):
+            contents, ahead = ahead.result(), reader.submit(scorer.read, following)
+            rows += scorer.score(batch, contents)
     write_whole(output / "scores.csv", csv_text([COLUMNS, *rows]))
     scorer.report()
     print(f"scores   {output / 'scores.csv'}")
@@ -208,7 +229,8 @@ def watch(scorer: Scorer, folder: Path, output: Path, batch_size: int, interval:
         for start in range(0, len(settled), batch_size):
             if stopped:
                 break
-            scored = scorer.score(settled[start : start + batch_size])
+            batch = settled[start : start + batch_size]
+            scored = scorer.score(batch, scorer.read(batch))
             rows.append(scored)
             print(f"{scorer.images} images, {scorer.anomalous} above the threshold, last {scored[-1][0]}", flush=True)
         deadline = time.monotonic() + interval

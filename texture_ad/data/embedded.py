@@ -22,6 +22,7 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
@@ -568,15 +569,17 @@ def _save(pixels: np.ndarray, path: Path) -> None:
 
 
 def _build(folder: Path, category: str, size: int, seed: int) -> None:
-    for index in range(TRAIN_GOOD):
-        _save(render(category, "train", index, size, seed)[1], folder / f"train/good/{index:03d}.png")
-    for index in range(TEST_GOOD):
-        _save(render(category, "good", index, size, seed)[1], folder / f"test/good/{index:03d}.png")
-    for kind in KINDS[category]:
-        for index in range(TEST_PER_KIND):
-            _, damaged, mask = render(category, kind, index, size, seed)
-            _save(damaged, folder / f"test/{kind}/{index:03d}.png")
+    def make(kind: str, index: int) -> None:
+        _, image, mask = render(category, kind, index, size, seed)
+        _save(image, folder / ("train/good" if kind == "train" else f"test/{kind}") / f"{index:03d}.png")
+        if kind in KINDS[category]:
             _save(mask.astype(np.uint8) * 255, folder / f"ground_truth/{kind}/{index:03d}_mask.png")
+
+    counts = {"train": TRAIN_GOOD, "good": TEST_GOOD, **dict.fromkeys(KINDS[category], TEST_PER_KIND)}
+    # Threads: NumPy, SciPy and Pillow's encoder let go of the interpreter for most of the time.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for made in [pool.submit(make, kind, index) for kind, count in counts.items() for index in range(count)]:
+            made.result()
     (folder / "ORIGIN.md").write_text(_origin(category, size, seed), encoding="utf-8")
 
 

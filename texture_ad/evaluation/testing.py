@@ -5,6 +5,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from texture_ad.distributed import gather
+
 
 class Test(L.LightningModule):
     """Scores every image of the test folder and keeps what the results are made of."""
@@ -18,7 +20,7 @@ class Test(L.LightningModule):
         scores, maps, locations = self.detector(batch["image"])
         found = {"score": scores, "map": maps, "locations": locations}
         found |= {k: batch[k] for k in ("label", "mask", "index")}
-        self.parts.append({k: v if v is None else v.cpu() for k, v in found.items()})
+        self.parts.append({k: v if v is None else gather(v).cpu() for k, v in found.items()})
 
     def predictions(self) -> dict[str, np.ndarray | None]:
         """Of all n images: score (n,), label (n,), index (n,), mask bool (n, H, W), and map (n, H, W) and locations

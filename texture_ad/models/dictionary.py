@@ -3,15 +3,20 @@
 Mairal et al.: Online learning for matrix factorization and sparse coding, JMLR 2010.
 """
 
+from concurrent.futures import Future, ThreadPoolExecutor
+
 import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from texture_ad.distributed import gather
 from texture_ad.errors import check_number
 from texture_ad.models.detector import Detector
-from texture_ad.models.sparse import own_threads
+from texture_ad.models.sparse import own_threads, residuals
+
+LOGGED = 512  # signals of a batch, at most, whose residual is logged
 
 
 def initial_atoms(signals: Tensor, count: int, seed: int) -> Tensor:
@@ -42,10 +47,10 @@ def update_atoms(signals: Tensor, atoms: Tensor, statistics: dict | None, lambda
 
     x = signals.contiguous().numpy().T
     # The objective with 1/2 ||y - D x||^2 is equation 8 divided by two, up to lambda1's scale.
-    with own_threads():
+    with own_threads(threads) as count:
         d, learnt = spams.trainDL(
             x, return_model=True, model=statistics, D=np.asfortranarray(atoms.numpy().T), lambda1=lambda1,
-            iter=iterations, batchsize=min(batch, len(signals)), numThreads=threads, verbose=False,
+            iter=iterations, batchsize=min(batch, len(signals)), numThreads=count, verbose=False,
         )  # fmt: skip
     # SPAMS keeps the norms at most 1: an atom that nothing uses may shrink below.
     return F.normalize(torch.from_numpy(np.ascontiguousarray(d.T)), dim=1), learnt
@@ -53,6 +58,9 @@ def update_atoms(signals: Tensor, atoms: Tensor, statistics: dict | None, lambda
 
 class Dictionary(L.LightningModule):
     """Epoch 0 streams the mean and covariance (for whitening), every later epoch streams the atoms.
+
+    SPAMS fits one batch's atoms in a thread of its own while the backbone extracts the next batch's features; the fits
+    follow one another in order, so the result is that of one thread.
 
     Args:
         detector: whose atoms and statistics this fits.
@@ -76,6 +84,8 @@ class Dictionary(L.LightningModule):
         self.lambda1, self.iterations, self.batch, self.threads = lambda1, iterations, batch, threads
         self.epochs, self.seed = epochs, seed
         self.statistics: dict | None = None
+        self._fit: Future | None = None  # of the last batch, in the first process
+        self._fitting = False
         dim = len(detector.mean)
         self.register_buffer("total", torch.zeros(dim, dtype=torch.float64))
         self.register_buffer("outer", torch.zeros(dim, dim, dtype=torch.float64))
@@ -86,13 +96,14 @@ class Dictionary(L.LightningModule):
 
     def on_fit_start(self) -> None:
         self.detector.requires_grad_(False)
+        self._worker = ThreadPoolExecutor(1)
 
     def train(self, mode: bool = True):
         return super().train(False)
 
     @torch.no_grad()
     def training_step(self, batch: dict[str, Tensor], index: int) -> None:
-        patches, _ = self.detector.patch_features(batch["image"])
+        patches = gather(self.detector.patch_features(batch["image"])[0])
         if self.current_epoch == 0:
             x = patches.double()
             self.total += x.sum(0)
@@ -101,13 +112,30 @@ class Dictionary(L.LightningModule):
             return
         signals = self.detector.dictionary_features(patches).cpu()
         if self.statistics is None and index == 0 and self.current_epoch == 1:
-            self.detector.atoms.copy_(initial_atoms(signals, len(self.detector.atoms), self.seed))
-        atoms, self.statistics = update_atoms(
-            signals, self.detector.atoms.cpu(), self.statistics, self.lambda1, self.iterations, self.batch, self.threads
-        )
-        self.detector.atoms.copy_(atoms)
+            self.detector.set_atoms(initial_atoms(signals, len(self.detector.atoms), self.seed))
+        self.finish_fit()
+        s, some = self.detector.settings, signals[:: -(-len(signals) // LOGGED)]
+        left = residuals(some, self.detector.atoms.cpu(), s["nonzeros"], s["error"]).sqrt().mean()
+        self.log("dictionary/residual", left, prog_bar=True)
+        self._fitting = True
+        if self.trainer.is_global_zero:  # fits on all processes' patches; the others wait for its atoms
+            self._fit = self._worker.submit(update_atoms, signals, self.detector.atoms.cpu(), self.statistics,
+                                            self.lambda1, self.iterations, self.batch, self.threads)  # fmt: skip
+
+    def finish_fit(self) -> None:
+        """Waits for the fit under way and takes over its atoms."""
+        if self._fitting:
+            self._fitting, atoms = False, None
+            if self.trainer.is_global_zero:
+                atoms, self.statistics = self._fit.result()
+            self.detector.set_atoms(self.trainer.strategy.broadcast(atoms))
+
+    def state_dict(self, *args, **kwargs) -> dict:
+        self.finish_fit()
+        return super().state_dict(*args, **kwargs)
 
     def on_train_epoch_end(self) -> None:
+        self.finish_fit()
         if self.current_epoch == 0:
             mean = self.total / self.count
             covariance = self.outer / self.count - torch.outer(mean, mean)
@@ -128,8 +156,13 @@ class Dictionary(L.LightningModule):
 
     @torch.no_grad()
     def standardise(self, loader) -> None:
-        """Brings both scores to mean 0 and standard deviation 1 over held-out normal patches."""
-        detector = self.detector
-        batches = (b["image"].to(self.device) for b in loader)
-        scores = torch.cat([torch.stack(detector.patch_scores(detector.patch_features(b)[0])) for b in batches], 1)
-        detector.patch_statistics.copy_(torch.stack((scores.mean(1), scores.std(1).clamp(min=1e-6)), 1))
+        """Brings both scores to mean 0 and standard deviation 1 over normal images, at every position by itself."""
+        total, count = 0.0, 0
+        for batch in loader:
+            patches, grid = self.detector.patch_features(batch["image"].to(self.device))
+            scores = gather(
+                torch.stack(self.detector.patch_scores(patches)).view(2, -1, *grid).transpose(0, 1)
+            ).double()
+            total, count = total + torch.stack((scores, scores.square())).sum(1), count + len(scores)
+        mean, square = total / count
+        self.detector.set_patch_statistics(mean, square - mean.square(), count)

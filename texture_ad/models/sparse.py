@@ -5,25 +5,26 @@ Shapes: signals (N, C), atoms (K, C) with unit-norm rows; Fortran (C, N) and (C,
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 
 import numpy as np
 import torch
 from torch import Tensor
 
+CHUNK = 128  # signals that the torch coder takes at a time on a CPU, whose caches then hold their products
+
 
 @contextmanager
-def own_threads() -> Iterator[None]:
-    """Keeps SPAMS's number of threads from torch.
+def own_threads(threads: int) -> Iterator[int]:
+    """Keeps SPAMS's number of threads from torch, and gives it: for -1 torch's, a job's share of the machine.
 
     SPAMS sets OpenMP's for the whole process, and the last digits of torch's convolutions depend on it: what came
     before a call would differ from what comes after it, and a resumed run from an undisturbed one.
     """
-    threads = torch.get_num_threads()
+    torchs = torch.get_num_threads()
     try:
-        yield
+        yield torchs if threads == -1 else threads
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(torchs)
 
 
 def omp_spams(signals: Tensor, atoms: Tensor, nonzeros: int, error: float, threads: int = -1):
@@ -33,11 +34,12 @@ def omp_spams(signals: Tensor, atoms: Tensor, nonzeros: int, error: float, threa
     # A contiguous (N, C) tensor is, transposed, the Fortran (C, N) array that SPAMS wants: no copy.
     x = signals.contiguous().numpy().T
     d = atoms.contiguous().numpy().T
-    with own_threads():
-        return spams.omp(x, d, L=nonzeros, eps=error, numThreads=threads)
+    with own_threads(threads) as count:
+        return spams.omp(x, d, L=nonzeros, eps=error, numThreads=count)
 
 
-def residuals(signals: Tensor, atoms: Tensor, nonzeros: int, error: float = 0.0, coder: str = "spams") -> Tensor:
+def residuals(signals: Tensor, atoms: Tensor, nonzeros: int, error: float = 0.0, coder: str = "auto",
+              gram: Tensor | None = None) -> Tensor:  # fmt: skip
     """Squared reconstruction error of each signal, ||y - D x||^2 with greedily chosen sparse x.
 
     Args:
@@ -45,45 +47,62 @@ def residuals(signals: Tensor, atoms: Tensor, nonzeros: int, error: float = 0.0,
         atoms: float32 (K, C), unit-norm rows.
         nonzeros: OMP's limit on the non-zero coefficients, 1 to C.
         error: OMP stops where the squared error is at most this (the paper's xi, squared); 0 for no bound.
-        coder: "spams" (CPU), "torch" (any device), or "auto": spams on a CPU where it is installed, torch elsewhere.
+        coder: "spams" (CPU), "torch" (any device) or "auto", the faster: torch, on a CPU too (`make bench`).
+        gram: atoms @ atoms.T (K, K), where the torch coder need not compute it anew; SPAMS always does.
 
     Returns:
         (N,), at least 0.
     """
-    if coder == "auto":
-        coder = "spams" if signals.device.type == "cpu" and find_spec("spams") else "torch"
-    if coder == "torch":
-        return omp_residuals_torch(signals, atoms, nonzeros, error)
+    if coder != "spams":
+        gram = atoms @ atoms.T if gram is None else gram
+        # A graph that is exported has any number of signals.
+        whole = signals.device.type != "cpu" or torch.compiler.is_compiling()
+        parts = [signals] if whole else signals.split(CHUNK)
+        return torch.cat([omp_residuals_torch(part, atoms, gram, nonzeros, error) for part in parts])
     codes = omp_spams(signals, atoms, nonzeros, error)
-    d = atoms.numpy()
-    y = signals.numpy()
-    reconstruction = (codes.T @ d).astype(np.float32, copy=False)  # (N, K) sparse times (K, C)
-    return torch.from_numpy(np.square(y - reconstruction).sum(1)).to(signals.device)
+    # Not ||y||^2 - y^T D x, which loses the digits of small errors; either takes less than a hundredth of the pursuit.
+    difference = codes.T @ atoms.numpy()
+    difference -= signals.numpy()
+    return torch.from_numpy(np.einsum("nc,nc->n", difference, difference))
 
 
-def omp_residuals_torch(signals: Tensor, atoms: Tensor, nonzeros: int, error: float = 0.0) -> Tensor:
+def _largest(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The maximum of each row of (N, K) and its column, (N, 1) each.
+
+    First over 16 interleaved parts: on a CPU torch's max that gives the columns too is many times slower than amax.
+    """
+    if values.shape[1] % 16:
+        return values.max(1, keepdim=True)
+    parts = values.unflatten(1, (16, -1))
+    best, column = parts.amax(1).max(1, keepdim=True)
+    part = parts.gather(2, column[:, None].expand(-1, 16, 1)).argmax(1)
+    return best, part * parts.shape[2] + column
+
+
+def omp_residuals_torch(signals: Tensor, atoms: Tensor, gram: Tensor, nonzeros: int, error: float) -> Tensor:
     """`residuals` by batched pursuit on the Gram matrix, on the signals' device.
 
     As SPAMS does, each step takes the atom that lowers the error most once the chosen ones are projected out
     (order recursive matching pursuit; Gharavi-Alkhansari and Huang, A fast orthogonal matching pursuit
     algorithm, ICASSP 1998). Chosen atoms become an orthonormal basis; only its products with all atoms are kept.
     """
-    gram = atoms @ atoms.T
     alpha = signals @ atoms.T  # products of the residual with every atom
     left = torch.ones_like(alpha)  # squared norms of the atoms, the basis projected out
-    energy = signals.square().sum(1)
+    energy = signals.square().sum(1, keepdim=True)
+    gain = torch.empty_like(alpha)  # one buffer: a new one in each step would cost more than the arithmetic
     basis: list[Tensor] = []
-    for _ in range(nonzeros):
-        gain = torch.where(left > 1e-6, alpha.square() / left, 0.0)
-        best, chosen = gain.max(1, keepdim=True)
-        going = energy[:, None] > error
-        direction = gram[chosen[:, 0]]
+    for step in range(nonzeros):
+        best, chosen = _largest(torch.mul(alpha, alpha, out=gain).div_(left))
+        energy = torch.where(energy > error, energy - best, energy)
+        if step == nonzeros - 1:
+            break
+        direction = gram.index_select(0, chosen[:, 0])
         for b in basis:
-            direction = direction - b.gather(1, chosen) * b
-        direction = direction / left.gather(1, chosen).clamp(min=1e-6).sqrt()
+            direction.addcmul_(b, b.gather(1, chosen), value=-1)
+        scale = left.gather(1, chosen).rsqrt()
+        direction *= scale
         basis.append(direction)
-        step = torch.where(going, alpha.gather(1, chosen) / left.gather(1, chosen).clamp(min=1e-6).sqrt(), 0.0)
-        energy = energy - torch.where(going, best, 0.0)[:, 0]
-        alpha = alpha - step * direction
-        left = left - direction.square()
-    return energy.clamp(min=0)
+        alpha.addcmul_(direction, alpha.gather(1, chosen) * scale, value=-1)
+        # A chosen atom has nothing left, and no product with the residual: the bound keeps it from being chosen again.
+        left.addcmul_(direction, direction, value=-1).clamp_(min=1e-6)
+    return energy[:, 0].clamp(min=0)

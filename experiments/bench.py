@@ -1,0 +1,545 @@
+"""How fast is it beside its peers? Every ratio is measured in one process, by turns, so that load falls on both alike.
+
+    make bench                                        # all rows, about 10 minutes on 2 quiet cores
+    python -m experiments.bench --quick               # fewer repetitions and files
+    python -m experiments.bench --only startup coders # some rows, which replace theirs in the results
+
+Writes experiments/results/bench.json and bench.md, and says which goals fall short. TEXTURE_AD_REAL_DATA may name a
+folder of photographs for the rows that compare accuracy; without it they use embedded data.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from scipy import ndimage
+from sklearn.decomposition import MiniBatchDictionaryLearning, sparse_encode
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
+
+from texture_ad.cli import CONF
+from texture_ad.data import embedded, mvtec
+from texture_ad.data.datamodule import load_sample
+from texture_ad.evaluation.localization import image_scores, top_locations_batch
+from texture_ad.evaluation.metrics import aupro, image_metrics
+from texture_ad.files import write_whole
+from texture_ad.memory import keep_freed_memory
+from texture_ad.models.backbone import Backbone
+from texture_ad.models.detector import Detector
+from texture_ad.models.dictionary import Dictionary, initial_atoms, update_atoms
+from texture_ad.models.flow import Flow
+from texture_ad.models.sparse import omp_spams, residuals
+from texture_ad.pipeline import build
+from texture_ad.stream import Scorer, predict
+
+RESULTS = Path(__file__).parent / "results"
+LAMBDA1, NONZEROS = 0.2, 4
+
+
+@dataclass
+class Row:
+    """One comparison. `ratio` is the median of `peer` over that of `ours`, seconds: how many times as fast ours is.
+
+    Attributes:
+        work, beside: what is timed, and what beside it.
+        goal: least ratio; a row without a goal is there for comparison.
+        ours, peer: seconds (or MiB) of each repetition.
+        unit: of both.
+        note: what else belongs to the figure, such as both accuracies.
+        holds: what the note says, where the goal asks for more than the ratio.
+    """
+
+    work: str
+    beside: str
+    goal: float | None
+    ours: list[float]
+    peer: list[float]
+    unit: str = "s"
+    note: str = ""
+    holds: bool = True
+    ratio: float = field(init=False)
+    low: float = field(init=False)
+    high: float = field(init=False)
+    met: bool | None = field(init=False)
+
+    def __post_init__(self):
+        ratios = [p / o for o, p in zip(self.ours, self.peer, strict=True)]
+        self.ratio, self.low, self.high = median(self.peer) / median(self.ours), min(ratios), max(ratios)
+        self.met = None if self.goal is None else bool(self.ratio >= self.goal and self.holds)
+
+
+def by_turns(ours: Callable, peer: Callable, repetitions: int, calls: int = 1) -> tuple[list[float], list[float]]:
+    """Seconds of one call of each, `repetitions` times, after one call of each that isn't counted."""
+    seconds: tuple[list[float], list[float]] = [], []
+    for repetition in range(-1, repetitions):
+        for function, kept in zip((ours, peer), seconds, strict=True):
+            start = time.perf_counter()
+            for _ in range(calls):
+                function()
+            if repetition >= 0:
+                kept.append((time.perf_counter() - start) / calls)
+    return seconds
+
+
+# --- what the rows work on ------------------------------------------------------------------------
+
+
+def photographs() -> tuple[str, list, list]:
+    """A data source's name, 96 training samples at most and the test samples."""
+    root = os.environ.get("TEXTURE_AD_REAL_DATA")
+    layout = mvtec.scan(Path(root) if root else embedded.ensure("carpet"))
+    return Path(root).name if root else "embedded carpet (generated)", layout.train[:96], layout.test
+
+
+@cache
+def images(part: str) -> Tensor:
+    """uint8 (N, 3, 256, 256) of "train" or "test"."""
+    _, train, test = photographs()
+    with ThreadPoolExecutor() as pool:
+        return torch.stack(list(pool.map(lambda s: load_sample(s, 256)[0], train if part == "train" else test)))
+
+
+@torch.no_grad()
+def whitened(detector: Detector, pictures: Tensor) -> Tensor:
+    """Sets the detector's whitening by these images; their signals (N, C)."""
+    patches = detector.patch_features(pictures)[0]
+    detector.set_whitening(patches.mean(0), torch.cov(patches.T))
+    return detector.dictionary_features(patches)
+
+
+@cache
+def signals() -> Tensor:
+    """Whitened patch features of three layers, (N, 232)."""
+    backbone = Backbone("efficientnet_lite0", ["block4", "block7", "block10"]).eval().requires_grad_(False)
+    return whitened(Detector(backbone, Flow(232), 1), images("train")[:32])[torch.randperm(32 * 1024)]
+
+
+@cache
+def default() -> Detector:
+    """The default detector with untuned features, and atoms of one pass over the training images."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        config = compose("config", ["cutpaste=none"])
+    detector = build(config, 256)[1].detector.eval().requires_grad_(False)
+    detector.set_atoms(learn(whitened(detector, images("train")), len(detector.atoms), 3, 30))
+    detector.threshold.fill_(1.0)
+    return detector
+
+
+def learn(x: Tensor, count: int, batches: int, iterations: int) -> Tensor:
+    atoms, statistics = initial_atoms(x, count, 0), None
+    for part in x.chunk(batches):
+        atoms, statistics = update_atoms(part, atoms, statistics, LAMBDA1, iterations, 512, 1)
+    return atoms
+
+
+# --- the rows -------------------------------------------------------------------------------------
+
+
+def startup(quick: bool) -> list[Row]:
+    def call(*command: str) -> Callable:
+        return lambda: subprocess.run([sys.executable, *command], capture_output=True)
+
+    rows = []
+    for name, args in (
+        ("--help", ["--help"]),
+        ("--cfg job", ["--cfg", "job"]),
+        ("a misspelt override", ["flow.bloks=4"]),
+    ):
+        ours = call("-m", "texture_ad.run", *args)
+        seconds = by_turns(ours, call("-c", "import torch"), 3 if quick else 7)
+        rows.append(Row(f"`{name}`", "import torch", 1 / 0.8, *seconds))
+    return rows
+
+
+def objective(x: Tensor, atoms: Tensor) -> float:
+    """Mean of ||y - D a||^2 / 2 + lambda1 |a|_1 over signals (N, C), with SPAMS's lasso codes."""
+    import spams
+
+    y, d = x.numpy().T, np.asfortranarray(atoms.numpy().T)
+    codes = spams.lasso(y, D=d, lambda1=LAMBDA1, numThreads=1)
+    return float((np.square(y - d @ codes).sum(0) / 2 + LAMBDA1 * np.abs(codes).sum(0)).mean())
+
+
+def fit_to_objective(quick: bool) -> list[Row]:
+    """Both from the same atoms; scikit-learn goes on until it is as good, or the goal is surely met."""
+    x, held_out, goal = signals()[:20_000], signals()[-2000:], 30
+    learn(x, 256, 1, 1)
+    start = time.perf_counter()
+    atoms = learn(x, 256, 4, 5 if quick else 10)
+    ours, target, seconds = time.perf_counter() - start, objective(held_out, atoms), 0.0
+    first = initial_atoms(x, 256, 0)
+    peer = MiniBatchDictionaryLearning(256, alpha=LAMBDA1, batch_size=512, dict_init=first.numpy(), random_state=0,
+                                       fit_algorithm="cd", transform_alpha=LAMBDA1)  # fmt: skip
+    generator, reached = np.random.default_rng(0), np.inf
+    while reached > target * 1.001 and seconds < 2 * goal * ours:
+        batches = [x[generator.choice(len(x), 512, replace=False)].numpy() for _ in range(5)]
+        start = time.perf_counter()
+        for batch in batches:
+            peer.partial_fit(batch)
+        seconds += time.perf_counter() - start
+        reached = objective(held_out, torch.from_numpy(peer.components_.astype(np.float32)))
+    note = (
+        f"held-out objective: untrained {objective(held_out, first):.4f}, ours {target:.4f}, scikit-learn {reached:.4f}"
+    )
+    return [Row("stage-2 fit to the same held-out objective (232 channels, 256 atoms)",
+                "scikit-learn MiniBatchDictionaryLearning", goal, [ours], [seconds], note=note)]  # fmt: skip
+
+
+def fit_streaming(quick: bool) -> list[Row]:
+    """Feature by feature, and as the whole of stage 2: mean and covariance, extraction, fit."""
+    import lightning as L
+    import spams
+
+    repetitions, detector = 1 if quick else 3, default()
+    pictures = images("train")[:64]
+    x = detector.dictionary_features(detector.patch_features(pictures)[0])
+    loader = [{"image": part} for part in pictures.split(32)]
+
+    def stage2() -> None:
+        module = Dictionary(detector, LAMBDA1, 20, 512, 1, 2)
+        trainer = L.Trainer(max_epochs=3, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                            enable_model_summary=False, accelerator="cpu")  # fmt: skip
+        trainer.fit(module, loader)
+
+    def at_once() -> None:
+        spams.trainDL(x.numpy().T, D=initial_atoms(x, len(detector.atoms), 0).numpy().T, lambda1=LAMBDA1, iter=80,
+                      batchsize=512, numThreads=1, verbose=False)  # fmt: skip
+
+    atoms = detector.atoms.clone()
+    rows = []
+    for work, ours in (("streaming fit of features", lambda: learn(x, len(atoms), 4, 20)),
+                       ("stage 2 with its extraction", stage2)):  # fmt: skip
+        seconds = by_turns(ours, at_once, repetitions)
+        rows.append(
+            Row(f"{work}, {len(atoms)} atoms", "one spams.trainDL call on features in memory", 1 / 1.2, *seconds)
+        )
+    detector.set_atoms(atoms)
+    return rows
+
+
+def coders(quick: bool) -> list[Row]:
+    repetitions, x = 2 if quick else 5, signals()[:2048]
+    atoms = learn(signals()[:8192], 256, 1, 20)
+    gram, d, y = atoms @ atoms.T, atoms.numpy(), x.numpy()
+    import spams
+
+    def plain_omp() -> np.ndarray:
+        return sparse_encode(y, d, algorithm="omp", n_nonzero_coefs=NONZEROS)
+
+    def error(codes) -> float:
+        return float(np.square(y - codes @ d).sum(1).mean())
+
+    def by_torch() -> Tensor:
+        return residuals(x, atoms, NONZEROS, coder="torch", gram=gram)
+
+    def by_spams():
+        return omp_spams(x, atoms, NONZEROS, 0.0, 1)
+
+    errors = error(by_spams().T), float(by_torch().mean()), error(plain_omp())
+    note = "mean squared error: SPAMS {:.4f}, torch {:.4f}, scikit-learn {:.4f}".format(*errors)
+    rows = [
+        Row(
+            "OMP codes by SPAMS, 4 non-zeros",
+            "scikit-learn sparse_encode",
+            10,
+            *by_turns(by_spams, plain_omp, repetitions),
+            note=note,
+        ),
+        Row(
+            "OMP residuals by the torch coder",
+            "scikit-learn sparse_encode",
+            10,
+            *by_turns(by_torch, plain_omp, repetitions),
+        ),
+    ]
+    few = np.ascontiguousarray(y[:512])
+
+    def lasso():
+        return spams.lasso(few.T, D=d.T, lambda1=LAMBDA1, numThreads=1)
+
+    def plain_lasso() -> np.ndarray:
+        return sparse_encode(few, d, algorithm="lasso_lars", alpha=LAMBDA1)
+
+    difference = float(np.abs(lasso().T.toarray() - plain_lasso()).max())
+    seconds = by_turns(lasso, plain_lasso, repetitions)
+    note = f"largest difference of codes {difference:.1e}"
+    rows.append(Row("lasso codes by SPAMS", "scikit-learn sparse_encode", 30, *seconds, note=note))
+    detector = default()
+    for count in (1, 32):
+        z = detector.dictionary_features(detector.patch_features(images("train")[:count])[0])
+        seconds = by_turns(lambda z=z: residuals(z, detector.atoms, NONZEROS, coder="torch", gram=detector.gram),
+                           lambda z=z: residuals(z, detector.atoms, NONZEROS, coder="spams"), repetitions)  # fmt: skip
+        work = f"OMP residuals by the torch coder, {len(detector.atoms)} atoms, {len(z)} patches"
+        rows.append(Row(work, "by SPAMS, all cores", None, *seconds))
+    return rows
+
+
+def greedy_coreset(patches: Tensor, count: int) -> Tensor:
+    """PatchCore's subsampling: the patch farthest from those chosen, again and again, in a random projection to 128."""
+    generator = torch.Generator().manual_seed(0)
+    x = patches @ torch.randn(patches.shape[1], 128, generator=generator) / 128**0.5
+    squares, chosen = x.square().sum(1), [0]
+    nearest = torch.full((len(x),), torch.inf)
+    for _ in range(count - 1):
+        last = x[chosen[-1]]
+        nearest = torch.minimum(nearest, squares - 2 * x @ last + last.square().sum())
+        chosen.append(int(nearest.argmax()))
+    return patches[chosen]
+
+
+def scoring(quick: bool) -> list[Row]:
+    """Patch features of the test images to patch scores; the image score is the mean of five in all of them."""
+    repetitions, detector = 2 if quick else 5, default()
+    source, _, test = photographs()
+    labels = np.array([s.label for s in test])
+    with torch.no_grad():
+        memory = detector.patch_features(images("train"))[0]
+        patches, grid = detector.patch_features(images("test"))
+    some = patches[: 32 * grid[0] * grid[1]]
+    generator = torch.Generator().manual_seed(0)
+    random = memory[torch.randperm(len(memory), generator=generator)[:10_000]]
+    banks = {
+        "brute-force 1-NN on 10 000 patches": (random, 10),
+        "PatchCore, 10 % coreset": (greedy_coreset(memory, len(memory) // 10), 5),
+    }
+    x = detector.dictionary_features(memory)
+
+    def auroc(scores: Tensor) -> float:
+        maps = torch.as_tensor(np.asarray(scores), dtype=torch.float32).view(-1, *grid)
+        return image_metrics(image_scores(top_locations_batch(maps, 5, 2)[1]).numpy(), labels, 0.0)["image_auroc"]
+
+    rows = []
+    for count in (256, len(detector.atoms)):
+        atoms = detector.atoms if count == len(detector.atoms) else learn(x, count, 3, 30)
+        gram = atoms @ atoms.T
+
+        def ours(p: Tensor, atoms=atoms, gram=gram) -> Tensor:
+            return residuals(detector.dictionary_features(p), atoms, NONZEROS, gram=gram).sqrt()
+
+        for name, (bank, goal) in banks.items():
+            index = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(bank.numpy())
+
+            def peer(p: Tensor, index=index) -> np.ndarray:
+                return index.kneighbors(p.numpy())[0][:, 0]
+
+            found, theirs = auroc(ours(patches)), auroc(peer(patches))
+            rows.append(Row(f"scoring patch features, {count} atoms", f"{name} ({len(bank)} patches)", goal,
+                            *by_turns(lambda: ours(some), lambda: peer(some), repetitions), holds=found >= theirs,
+                            note=f"image AUROC {found:.3f} against {theirs:.3f}, {source}"))  # fmt: skip
+    return rows
+
+
+@torch.no_grad()
+def end_to_end(quick: bool) -> list[Row]:
+    detector, rows = default(), []
+    for count, calls in ((1, 16), (32, 1)):
+        x = images("train")[:count]
+        seconds = by_turns(lambda x=x: detector(x), lambda x=x: detector.backbone(x), 3 if quick else 9, calls)
+        rows.append(Row(f"detector end to end, batches of {count}", "the bare backbone's forward", 0.85, *seconds))
+    return rows
+
+
+def folder(quick: bool) -> list[Row]:
+    detector, count = default(), 200 if quick else 1000
+    files = [s.path for s in mvtec.scan(embedded.ensure("carpet")).train]
+    with tempfile.TemporaryDirectory() as root:
+        source, output = Path(root) / "images", Path(root) / "output"
+        source.mkdir()
+        paths = [source / f"{i:04d}{files[i % len(files)].suffix}" for i in range(count)]
+        for i, path in enumerate(paths):
+            path.symlink_to(files[i % len(files)])
+        scorer = Scorer(detector, source, None)
+
+        @torch.no_grad()
+        def bare() -> None:
+            batches = [paths[i : i + 32] for i in range(0, count, 32)]
+            with ThreadPoolExecutor(1) as reader:
+                ahead = reader.submit(scorer.read, batches[0])
+                for following in [*batches[1:], []]:
+                    contents, ahead = ahead.result(), reader.submit(scorer.read, following)
+                    detector.backbone(torch.stack(contents))
+
+        def ours() -> None:
+            with open(os.devnull, "w") as sink:
+                stdout, stderr, sys.stdout, sys.stderr = sys.stdout, sys.stderr, sink, sink
+                try:
+                    predict(scorer, paths, output, 32)
+                finally:
+                    sys.stdout, sys.stderr = stdout, stderr
+
+        seconds = by_turns(ours, bare, 1 if quick else 2)
+    return [Row(f"predict on a folder of {count} files", "decoding + bare backbone, pipelined", 0.8, *seconds)]
+
+
+def reference_aupro(maps: np.ndarray, masks: np.ndarray, thresholds: int = 200) -> float:
+    """The definition, threshold by threshold: false positive rate against the mean overlap of the defect regions."""
+    regions, count = ndimage.label(masks, structure=np.stack([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))]))
+    rates, overlaps = [0.0], [0.0]
+    for threshold in np.linspace(maps.max(), maps.min(), thresholds):
+        flagged = maps >= threshold
+        rates.append((flagged & ~masks).sum() / (~masks).sum())
+        overlaps.append(ndimage.mean(flagged, regions, np.arange(1, count + 1)).mean())
+    grid = np.linspace(0, 0.3, 1000)
+    return float(np.trapezoid(np.interp(grid, rates, overlaps), grid) / 0.3)
+
+
+def pixel_metric(quick: bool) -> list[Row]:
+    generator = np.random.default_rng(0)
+    maps = generator.random((200, 256, 256), np.float32)
+    masks = np.zeros(maps.shape, bool)
+    for mask in masks[::2]:
+        row, column = generator.integers(0, 200, 2)
+        mask[row : row + 40, column : column + 30] = True
+    maps[masks] += 0.5
+    note = f"{aupro(maps, masks):.4f} against {reference_aupro(maps, masks):.4f}"
+    seconds = by_turns(lambda: aupro(maps, masks), lambda: reference_aupro(maps, masks), 1 if quick else 3)
+    return [Row("AUPRO of 200 maps of 256×256", "reference, 200 thresholds one by one", 20, *seconds, note=note)]
+
+
+def embedded_data(quick: bool) -> list[Row]:
+    rows = []
+    for texture in embedded.TEXTURES[:1] if quick else embedded.TEXTURES:
+        with tempfile.TemporaryDirectory() as root:
+            start = time.perf_counter()
+            embedded.ensure(texture, Path(root))
+            middle = time.perf_counter()
+            embedded.ensure(texture, Path(root))
+            note = f"then cached: {1000 * (time.perf_counter() - middle):.1f} ms"
+        rows.append(Row(f"embedded data set {texture}", "5 seconds", 1, [middle - start], [5.0], note=note))
+    return rows
+
+
+def stage2_memory(count: int) -> None:
+    """Prints the peak memory in MiB of stage 2 on `count` images, which are repeated and not held."""
+    import lightning as L
+
+    class Repeated:
+        def __init__(self, batches: int):
+            self.batches, self.some = batches, torch.randint(0, 256, (30, 3, 128, 128), dtype=torch.uint8)
+
+        def __len__(self) -> int:
+            return self.batches
+
+        def __iter__(self):
+            return ({"image": self.some.clone()} for _ in range(self.batches))
+
+    backbone = Backbone("efficientnet_lite0", ["block2"], "none").eval()
+    module = Dictionary(Detector(backbone, Flow(24, 1), 64, size=128), iterations=1, batch=128, threads=1, epochs=1)
+    trainer = L.Trainer(max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                        enable_model_summary=False, accelerator="cpu")  # fmt: skip
+    trainer.fit(module, Repeated(count // 30))
+    module.calibrate(Repeated(count // 30))
+    print(int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024)
+
+
+def memory(quick: bool) -> list[Row]:
+    few, many = (300, 1500) if quick else (300, 3000)
+    peak = {}
+    for count in (few, many):
+        done = subprocess.run(
+            [sys.executable, __file__, "--stage2-memory", str(count)], capture_output=True, text=True, check=True
+        )
+        peak[count] = float(done.stdout.split()[-1])
+    return [Row(f"peak memory of stage 2, {many} images", f"{few} images", 1 / 1.1, [peak[many]], [peak[few]], "MiB")]
+
+
+ROWS = {f.__name__: f for f in (startup, embedded_data, coders, fit_to_objective, fit_streaming, scoring, end_to_end,
+                                folder, pixel_metric, memory)}  # fmt: skip
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+def machine() -> dict:
+    cpuinfo = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*:\s*(.*)", cpuinfo.read_text()) if cpuinfo.is_file() else None
+    packages = ("torch", "torchvision", "lightning", "hydra-core", "spams-bin", "scikit-learn", "numpy", "scipy")
+    return {
+        "processor": named[1] if named else platform.processor(), "cores": os.cpu_count(),
+        "system": platform.platform(), "threads": torch.get_num_threads(),
+        "load_average": round(os.getloadavg()[0], 2), "data": photographs()[0],
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
+    }  # fmt: skip
+
+
+def _value(values: list[float], unit: str) -> str:
+    scale, unit = (1000, "ms") if unit == "s" and median(values) < 1 else (1, unit)
+    spread = f" ({scale * min(values):.3g}–{scale * max(values):.3g})" if len(values) > 1 else ""
+    return f"{scale * median(values):.3g}{spread} {unit}"
+
+
+def markdown(results: dict) -> str:
+    m = results["machine"]
+    lines = [
+        "# Benchmarks", "",
+        f"{m['processor']}, {m['cores']} cores, torch with {m['threads']} threads, SPAMS with 1 where not said "
+        f"otherwise, load average {m['load_average']} at the start; {m['system']}; accuracies on {m['data']}. No GPU "
+        "was measured.", "",
+        ", ".join(f"{k} {v}" for k, v in m["versions"].items()) + ".", "",
+        "Median (lowest–highest) of the repetitions, ours and the peer by turns in one run; the ratio says how many "
+        "times as fast ours is. Written by `make bench`.", "",
+        "| work | beside | ours | peer | repetitions | ratio | goal | |", "|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for rows in results["rows"].values():
+        for r in rows:
+            verdict = {True: "met", False: "**missed**", None: ""}[r["met"]]
+            spread = f" ({r['low']:.3g}–{r['high']:.3g})" if len(r["ours"]) > 1 else ""
+            goal = "" if r["goal"] is None else f"≥ {r['goal']:.3g}"
+            cells = [r["work"], r["beside"], _value(r["ours"], r["unit"]), _value(r["peer"], r["unit"]),
+                     str(len(r["ours"])), f"{r['ratio']:.3g}{spread}", goal,
+                     "; ".join(filter(None, (verdict, r["note"])))]  # fmt: skip
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions and files")
+    parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--stage2-memory", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    keep_freed_memory()
+    torch.manual_seed(0)
+    if args.stage2_memory:
+        stage2_memory(args.stage2_memory)
+        return
+    path = args.output / "bench.json"
+    results = json.loads(path.read_text()) if path.is_file() and len(args.only) < len(ROWS) else {"rows": {}}
+    results["machine"] = machine()
+    for name in args.only:
+        start = time.perf_counter()
+        results["rows"][name] = [asdict(row) for row in ROWS[name](args.quick)]
+        for row in results["rows"][name]:
+            print(
+                f"{row['ratio']:8.3g}  goal {row['goal'] or 0:5.3g}  {row['work']} | {row['beside']}  {row['note']}",
+                flush=True,
+            )
+        print(f"          {name}: {time.perf_counter() - start:.0f} s", flush=True)
+        results["rows"] = {key: results["rows"][key] for key in ROWS if key in results["rows"]}
+        write_whole(path, json.dumps(results, indent=1).encode() + b"\n")
+        write_whole(args.output / "bench.md", markdown(results).encode())
+    short = [r for rows in results["rows"].values() for r in rows if r["met"] is False]
+    print(f"\n{args.output / 'bench.md'}: " + (f"{len(short)} goals fall short:" if short else "all goals are met"))
+    for r in short:
+        print(f"  {r['work']}, beside {r['beside']}: {r['ratio']:.3g}, goal {r['goal']:.3g} {r['note']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""How fit and predict grow with the number of images, their size and the number of atoms.
+
+    make bench-scale
+
+Writes experiments/results/bench_scale.json and bench_scale.png. Each exponent is the slope of log time over log size,
+by least squares: 1 is proportional. The images are random: how much there is to do does not depend on them.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from statistics import median
+
+import lightning as L
+import matplotlib
+import numpy as np
+import torch
+
+from experiments.bench import RESULTS, machine
+from texture_ad.files import write_whole
+from texture_ad.memory import keep_freed_memory
+from texture_ad.models.backbone import Backbone
+from texture_ad.models.detector import Detector
+from texture_ad.models.dictionary import Dictionary
+from texture_ad.models.flow import Flow
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+BASE = {"images": 64, "size": 128, "atoms": 256}
+VALUES = {"images": (32, 64, 128, 256), "size": (64, 128, 256, 512), "atoms": (128, 256, 512, 1024)}
+UNIT = {"images": "images", "size": "side, pixels", "atoms": "atoms"}
+
+
+def measure(images: int, size: int, atoms: int) -> tuple[float, float]:
+    """Seconds of stage 2 (two passes and the calibration of a quarter) and of scoring all images."""
+    backbone = Backbone("efficientnet_lite0", ["block4", "block10"]).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8, generator=generator)
+    loader = [{"image": part} for part in pictures.split(16)]
+    module = Dictionary(Detector(backbone, Flow(152, 1), atoms, size=size), batch=256, threads=1, epochs=1)
+    trainer = L.Trainer(max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                        enable_model_summary=False, accelerator="cpu")  # fmt: skip
+    start = time.perf_counter()
+    trainer.fit(module, loader)
+    module.calibrate(loader[: max(1, len(loader) // 4)])
+    middle = time.perf_counter()
+    for batch in loader:
+        module.detector(batch["image"])
+    return middle - start, time.perf_counter() - middle
+
+
+def exponent(sizes: list[int], seconds: list[float]) -> float:
+    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
+
+
+def draw(results: dict, path: Path) -> None:
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
+    for axis, (name, found) in zip(axes, results["scale"].items(), strict=True):
+        for work, marker in (("fit", "o"), ("predict", "s")):
+            axis.loglog(found["sizes"], found[work], marker=marker, label=f"{work}: {found[f'{work}_exponent']:.2f}")
+        others = ", ".join(f"{v} {k}" if k != "size" else f"{v} px" for k, v in BASE.items() if k != name)
+        axis.set(xlabel=UNIT[name], ylabel="seconds", title=others)
+        axis.set_xticks(found["sizes"], [str(s) for s in found["sizes"]])
+        axis.minorticks_off()
+        axis.legend()
+    figure.suptitle(f"{results['machine']['processor']}, {results['machine']['cores']} cores; random images")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    keep_freed_memory()
+    results: dict = {"machine": machine(), "base": BASE, "repetitions": args.repetitions, "scale": {}}
+    measure(16, 64, 64)
+    for name, sizes in VALUES.items():
+        runs = [[measure(**BASE | {name: size}) for size in sizes] for _ in range(args.repetitions)]
+        found: dict = {"sizes": list(sizes)}
+        for i, work in enumerate(("fit", "predict")):
+            found[work] = [median(run[j][i] for run in runs) for j in range(len(sizes))]
+            found[f"{work}_exponent"] = round(exponent(found["sizes"], found[work]), 3)
+        results["scale"][name] = found
+        print(f"{name}: fit grows with exponent {found['fit_exponent']:.2f}, predict with "
+              f"{found['predict_exponent']:.2f}", flush=True)  # fmt: skip
+    write_whole(args.output / "bench_scale.json", json.dumps(results, indent=1).encode() + b"\n")
+    draw(results, args.output / "bench_scale.png")
+
+
+if __name__ == "__main__":
+    main()
