@@ -66,7 +66,6 @@ class Dictionary(L.LightningModule):
         detector: whose atoms and statistics this fits.
         lambda1: above 0; iterations, batch: per batch of images, at least 1; threads: -1 for all cores.
         epochs: passes over the training images that update the atoms, at least 1.
-        quantile: of the held-out normal images' scores, in (0, 1]; becomes the threshold.
         memory_mb: budget for patch features, which are then extracted once instead of in every epoch; at least 0.
         seed: of the initial atoms.
 
@@ -75,19 +74,17 @@ class Dictionary(L.LightningModule):
     """
 
     def __init__(self, detector: Detector, lambda1: float = 0.2, iterations: int = 20, batch: int = 512,
-                 threads: int = -1, epochs: int = 2, quantile: float = 0.95, memory_mb: int = 256,
-                 seed: int = 0):  # fmt: skip
+                 threads: int = -1, epochs: int = 2, memory_mb: int = 256, seed: int = 0):  # fmt: skip
         super().__init__()
         check_number("dictionary.lambda1", lambda1, 0, above=True)
         for key, value in (("iterations", iterations), ("batch", batch), ("epochs", epochs)):
             check_number(f"dictionary.{key}", value, 1, whole=True)
         check_number("dictionary.memory_mb", memory_mb, 0, whole=True)
         check_number("dictionary.threads", threads, -1, whole=True)
-        check_number("dictionary.quantile", quantile, 0, 1, above=True)
         self.automatic_optimization = False
         self.detector = detector
         self.lambda1, self.iterations, self.batch, self.threads = lambda1, iterations, batch, threads
-        self.epochs, self.quantile, self.memory_mb, self.seed = epochs, quantile, memory_mb, seed
+        self.epochs, self.memory_mb, self.seed = epochs, memory_mb, seed
         self.statistics: dict | None = None
         self._fit: Future | None = None  # of the last batch, in the first process
         self._fitting = False
@@ -96,7 +93,6 @@ class Dictionary(L.LightningModule):
         self.register_buffer("total", torch.zeros(dim, dtype=torch.float64))
         self.register_buffer("outer", torch.zeros(dim, dim, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
-        self.predictions: list[dict[str, Tensor]] = []
 
     def configure_optimizers(self):
         return None
@@ -172,7 +168,7 @@ class Dictionary(L.LightningModule):
 
     @torch.no_grad()
     def standardise(self, loader) -> None:
-        """Brings both scores to mean 0 and standard deviation 1 over the training images, at every position by itself.
+        """Brings both scores to mean 0 and standard deviation 1 over the training images.
 
         Args:
             loader: of the batches that the atoms were learnt from, in the same order.
@@ -182,22 +178,6 @@ class Dictionary(L.LightningModule):
             patches = self.patch_features(batch["image"].to(self.device), index)
             scores = torch.stack(self.detector.patch_scores(patches)).view(2, -1, *grid).double()
             total, count = total + torch.stack((scores, scores.square())).sum(2), count + scores.shape[1]
+        self._kept.clear()
         mean, square = total / count
         self.detector.set_patch_statistics(mean, square - mean.square(), count)
-
-    @torch.no_grad()
-    def set_threshold(self, loader) -> None:
-        """A quantile of held-out normal images' scores."""
-        detector = self.detector
-        self._kept.clear()
-        images = gather(torch.cat([detector(b["image"].to(self.device)).scores for b in loader]))
-        detector.threshold.copy_(images.quantile(self.quantile))
-
-    def on_test_start(self) -> None:
-        self.predictions = []
-
-    def test_step(self, batch: dict[str, Tensor], _: int) -> None:
-        scores, maps, locations = self.detector(batch["image"])
-        found = {"score": scores, "map": maps, "locations": locations}
-        found |= {key: batch[key] for key in ("label", "mask", "index")}
-        self.predictions.append({key: gather(value).cpu() for key, value in found.items()})
