@@ -1,12 +1,15 @@
 """What several tests share: an untrained detector, the command lines called in this process."""
 
 import importlib
+import os
 import sys
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from texture_ad.data.drift import brightness, training_statistics
+from texture_ad.data.embedded import ensure
 from texture_ad.models.backbone import Backbone
 from texture_ad.models.detector import Detector
 from texture_ad.models.flow import Flow
@@ -23,7 +26,7 @@ def untrained_detector(size: int = 64, paths=None, images=None, **options) -> De
     with torch.no_grad():
         detector.set_atoms(F.normalize(torch.randn(12, dim), dim=1))
         scores = torch.stack(detector.patch_scores(detector.patch_features(probe)[0]))
-        detector.patch_statistics.copy_(torch.stack((scores.mean(1), scores.std(1)), 1))
+        detector.set_patch_statistics(scores.mean(1)[:, None, None], scores.var(1)[:, None, None], len(probe))
         detector.threshold.copy_(detector(probe).scores.max())
     detector.meta = {"data_source": "a test", "quantile": 0.95}
     if paths:
@@ -43,3 +46,30 @@ def command(monkeypatch, capsys, module: str, *args: str) -> tuple[int, str, str
     except SystemExit as stop:
         code = stop.code or 0
     return code, *capsys.readouterr()
+
+
+def few_photographs(root: Path) -> Path:
+    """A few of the embedded photographs, so that a run takes seconds."""
+    whole = ensure("carpet")
+    for pattern, count in (("train/good", 14), ("test/good", 4), ("test/hole", 4), ("ground_truth/hole", 4)):
+        source = whole / pattern
+        if not source.is_dir():
+            source = sorted(p for p in (whole / pattern.split("/")[0]).iterdir() if p.name != "good")[0]
+        target = root / pattern
+        target.mkdir(parents=True)
+        for path in sorted(source.iterdir())[:count]:
+            (target / path.name).write_bytes(path.read_bytes())
+    return root
+
+
+def arguments(data, run_dir, *more):
+    """A command line of texture_ad.run that takes seconds."""
+    return [sys.executable, "-m", "texture_ad.run", "data=folder", f"data.root={data}", f"run_dir={run_dir}",
+            "data.size=64", "backbone=resnet18", "backbone.weights=none",
+            "backbone.layers=[layer1,layer2]", "data.batch_size=4", "data.eval_batch_size=4",
+            "trainer.max_epochs=3", "flow.blocks=2", "dictionary.atoms=16", "dictionary.epochs=2",
+            "trainer.enable_progress_bar=false", "trainer.accelerator=cpu", *more]  # fmt: skip
+
+
+def environment(**more):
+    return {k: v for k, v in os.environ.items() if k != "MVTEC_AD_ROOT"} | {"OMP_NUM_THREADS": "1"} | more

@@ -1,14 +1,18 @@
 """Every configuration composes and instantiates."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from texture_ad.cli import CONF
 
 CHOICES = [
-    f"{'+' if group == 'experiment' else ''}{group}={file.stem}"
+    f"{'+' if group in ('ablation', 'experiment') else ''}{group}={file.stem}"
     for group in sorted(p.name for p in Path(CONF).iterdir() if p.is_dir())
     for file in sorted((Path(CONF) / group).glob("*.yaml"))
 ]
@@ -31,3 +35,20 @@ def test_paper_protocol_is_the_papers():
         assert compose("config", ["protocol=paper", "flow.blocks=4"]).flow.blocks == 4
     assert (config.backbone.name, config.data.size, config.data.batch_size) == ("alexnet", 128, 2)
     assert (config.flow.blocks, config.trainer.max_epochs, config.data.eval_batch_size) == (8, 270, 32)
+
+
+def test_help_has_every_group_choice_and_default_and_imports_nothing_heavy():
+    script = ("import sys; sys.argv = ['run', '--help']\nfrom texture_ad.run import main\ntry: main()\nfinally: "
+              "assert not {'torch', 'lightning', 'matplotlib', 'wandb'} & sys.modules.keys()")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    text = done.stdout.split("Groups", 1)[1].split("Keys and defaults", 1)[0]
+    groups = {m[1]: m[2] for m in re.finditer(r"^  (\w+) +(.*(?:\n {6,}.*)*)", text, re.M)}
+    folders = {p.name: {f.stem for f in p.glob("*.yaml")} for p in Path(CONF).iterdir() if p.is_dir()}
+    assert groups.keys() == folders.keys()
+    for group, choices in folders.items():
+        assert choices <= set(re.findall(r"[\w-]+", groups[group])), group
+    for default in OmegaConf.load(Path(CONF) / "config.yaml").defaults:
+        if default != "_self_":
+            ((group, choice),) = default.items()
+            assert all(f"{c}*" in groups[group] for c in ([choice] if isinstance(choice, str) else choice)), group

@@ -155,12 +155,13 @@ def test_tsne_chooses_by_seed_and_from_both_classes(tmp_path):
     labels = np.r_[np.zeros(200, dtype=int), np.ones(10, dtype=int)]
     before, after = rng.standard_normal((210, 8)), rng.standard_normal((210, 4)) + 5 * labels[:, None]
     path = tmp_path / "tsne.png"
-    figures.tsne(before, after, labels, path, SOURCE, max_points=40)
+    features = {"before the flow": before, "after the flow": after}
+    figures.tsne(features, labels, path, SOURCE, max_points=40)
     svg = path.with_suffix(".svg").read_bytes()
-    assert b"normal (30)" in svg and b"anomalous (10)" in svg and b"after the flow" in svg
-    figures.tsne(before, after, labels, path, SOURCE, max_points=40)
+    assert b"normal patches (30)" in svg and b"anomalous patches (10)" in svg and b"after the flow" in svg
+    figures.tsne(features, labels, path, SOURCE, max_points=40)
     assert path.with_suffix(".svg").read_bytes() == svg
-    figures.tsne(before, after, labels, path, SOURCE, max_points=40, seed=1)
+    figures.tsne(features, labels, path, SOURCE, max_points=40, seed=1)
     assert path.with_suffix(".svg").read_bytes() != svg
 
 
@@ -168,9 +169,9 @@ def test_tsne_refuses_collapsed_and_unequal_features(tmp_path):
     features = np.random.default_rng(0).standard_normal((20, 3))
     labels = np.arange(20) % 2
     with pytest.raises(UserError, match="after.*collapsed"):
-        figures.tsne(features, np.ones((20, 3)), labels, tmp_path / "t.png", SOURCE)
-    with pytest.raises(UserError, match="19 features before"):
-        figures.tsne(features[1:], features, labels, tmp_path / "t.png", SOURCE)
+        figures.tsne({"before": features, "after": np.ones((20, 3))}, labels, tmp_path / "t.png", SOURCE)
+    with pytest.raises(UserError, match="'before': 19"):
+        figures.tsne({"before": features[1:], "after": features}, labels, tmp_path / "t.png", SOURCE)
 
 
 def test_atoms_draws_at_most_64_and_any_number_of_patches(tmp_path):

@@ -11,9 +11,8 @@ import time
 
 import pytest
 import torch
-from helpers import command
+from helpers import arguments, command, environment, few_photographs
 
-from texture_ad.data.embedded import ensure
 from texture_ad.stream import Rows
 
 KILLS = 24 if os.environ.get("TEXTURE_AD_LONG") else 4
@@ -22,29 +21,7 @@ MARKS = ("stage 1", "stage 2", "stage1/last.ckpt", "stage2/last.ckpt", "detector
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A few of the embedded photographs, so that a run takes seconds."""
-    whole, root = ensure("carpet"), tmp_path_factory.mktemp("data") / "carpet"
-    for pattern, count in (("train/good", 14), ("test/good", 4), ("test/hole", 4), ("ground_truth/hole", 4)):
-        source = whole / pattern
-        if not source.is_dir():
-            source = sorted(p for p in (whole / pattern.split("/")[0]).iterdir() if p.name != "good")[0]
-        target = root / pattern
-        target.mkdir(parents=True)
-        for path in sorted(source.iterdir())[:count]:
-            (target / path.name).write_bytes(path.read_bytes())
-    return root
-
-
-def arguments(data, run_dir, *more):
-    return [sys.executable, "-m", "texture_ad.run", "data=folder", f"data.root={data}", f"run_dir={run_dir}",
-            "data.size=64", "backbone=resnet18", "backbone.weights=none",
-            "backbone.layers=[layer1,layer2]", "data.batch_size=4", "data.eval_batch_size=4",
-            "trainer.max_epochs=3", "flow.blocks=2", "dictionary.atoms=16", "dictionary.epochs=2",
-            "trainer.enable_progress_bar=false", "trainer.accelerator=cpu", *more]  # fmt: skip
-
-
-def environment(**more):
-    return {k: v for k, v in os.environ.items() if k != "MVTEC_AD_ROOT"} | {"OMP_NUM_THREADS": "1"} | more
+    return few_photographs(tmp_path_factory.mktemp("data") / "carpet")
 
 
 def finish(data, run_dir, *more, **env):

@@ -12,10 +12,12 @@ from functools import wraps
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from texture_ad import naming  # noqa: F401, makes conf/'s resolvers known
 from texture_ad.errors import UserError
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -90,6 +92,9 @@ def explain(error: BaseException) -> str | None:
                     "the same command again: it goes on from its last checkpoint")  # fmt: skip
         if type(cause).__name__ == "MisconfigurationException":
             return f"trainer: {cause}"
+        if type(cause).__name__ in ("TerminatedWorkerError", "FailedJobError", "UncompletedJobError"):
+            return ("a job's process ended without a result, killed or out of memory; run fewer jobs side by side "
+                    "(hydra.launcher.n_jobs), then give the same command again: it does what is missing")  # fmt: skip
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         # The innermost says what is wrong with which key.
         return f"{error} ({chain[-1]})" if len(chain) > 1 and str(chain[-1]) not in str(error) else str(error)
@@ -105,6 +110,11 @@ def fail(error: BaseException) -> None:
         sys.exit(2)
 
 
+def in_sweep() -> bool:
+    """Whether Hydra runs this as one job of a multirun, in whatever process."""
+    return HydraConfig.initialized() and not OmegaConf.is_missing(HydraConfig.get().job, "num")
+
+
 def hydra_main(config_name: str, known: set[str]) -> Callable:
     """A Hydra entry point: unknown keys and bad input end in one line on stderr and exit code 2."""
 
@@ -118,7 +128,8 @@ def hydra_main(config_name: str, known: set[str]) -> Callable:
                 check_targets(config)
                 function(config)
             except Exception as error:
-                fail(error)
+                if not in_sweep():  # where sweep.Comparison tells it, and the other jobs go on
+                    fail(error)
                 raise
             except SystemExit as stop:
                 # Lightning's, after it has shut down; its own exit code would be that of success.

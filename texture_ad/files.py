@@ -28,6 +28,11 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """`write_whole` in UTF-8; what is no Unicode in a name is escaped."""
+    write_whole(path, text.encode("utf-8", "backslashreplace"))
+
+
 def save_whole(path: Path, content: dict) -> None:
     """`write_whole` of tensors and plain values; torch.save on a file would hide a full disk behind another error."""
     buffer = io.BytesIO()

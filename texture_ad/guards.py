@@ -4,22 +4,19 @@ step alone, and a stop when training diverges. And the time that training waits 
 import math
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import lightning as L
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.profilers import Profiler
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from texture_ad.errors import UserError
 from texture_ad.files import save_whole
+from texture_ad.settings import check_same
 
-# May differ between the runs that share a folder: they change no result.
-FREE = ("run_dir", "pictures", "logger", "data.root", "data.num_workers", "data.cache_mb", "dictionary.threads",
-        "trainer.enable_progress_bar", "trainer.accelerator", "trainer.devices")  # fmt: skip
 DIVERGED = 1e6  # a loss beyond; both stages' losses are of order one
 
 
@@ -67,15 +64,16 @@ class StopDivergence(L.Callback):
         self.batch = batch
 
     def on_before_backward(self, trainer: L.Trainer, module: L.LightningModule, loss: Tensor) -> None:
-        value = float(loss.detach())
+        value = float(trainer.strategy.reduce(loss.detach().clone()))  # the mean over processes: all stop, or none
         if math.isfinite(value) and abs(value) < DIVERGED:
             return
         path = Path(trainer.default_root_dir) / "diverged_batch.pt"
         samples = trainer.datamodule.train_samples
-        save_whole(path, {
-            "image": self.batch["image"].cpu(), "paths": [str(samples[i].path) for i in self.batch["index"].tolist()],
-            "epoch": trainer.current_epoch, "step": trainer.global_step, "loss": value,
-        })  # fmt: skip
+        if trainer.is_global_zero:
+            save_whole(path, {
+                "image": self.batch["image"].cpu(), "epoch": trainer.current_epoch, "step": trainer.global_step,
+                "paths": [str(samples[i].path) for i in self.batch["index"].tolist()], "loss": value,
+            })  # fmt: skip
         raise UserError(
             f"stage 1, step {trainer.global_step}: the loss is {value:g}; the batch is saved in {path}; lower "
             f"representation.lr={module.lr:g} or representation.backbone_lr={module.backbone_lr:g}"
@@ -94,14 +92,6 @@ class LoaderTime(Profiler):
     def stop(self, action_name: str) -> None:
         if action_name.endswith("train_dataloader_next"):
             self.seconds += time.perf_counter()
-
-
-def _leaves(config: object, key: str = "") -> Iterator[tuple[str, object]]:
-    if isinstance(config, dict):
-        for name, value in config.items():
-            yield from _leaves(value, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, config
 
 
 def prepare_folder(folder: Path, config: DictConfig) -> None:
@@ -123,15 +113,5 @@ def prepare_folder(folder: Path, config: DictConfig) -> None:
             os.replace(log, log.with_name(f"metrics_{number}.csv"))
     except OSError as error:
         raise UserError(f"run_dir={folder}: can't be written ({error.strerror}); give a writable folder") from error
-    earlier = folder / "config.yaml"
-    if earlier.is_file() and any(folder.glob("stage*/last.ckpt")):
-        try:
-            before = dict(_leaves(OmegaConf.to_container(OmegaConf.load(earlier))))
-        except Exception as error:
-            raise UserError(f"{earlier}: damaged; remove {folder} or give another run_dir") from error
-        now = dict(_leaves(OmegaConf.to_container(config, resolve=True)))
-        for key in sorted(before.keys() | now.keys()):
-            free = any(key == f or key.startswith(f + ".") for f in FREE)
-            if not free and before.get(key) != now.get(key):
-                raise UserError(f"run_dir={folder}: holds a run with {key}={before.get(key)}, not {now.get(key)}; give "
-                                "another run_dir, or remove this one to train anew")  # fmt: skip
+    if (folder / "config.yaml").is_file() and any(folder.glob("stage*/last.ckpt")):
+        check_same(folder, config)

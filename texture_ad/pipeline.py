@@ -4,9 +4,7 @@ data -> stage 1 (Representation) -> stage 2 (Dictionary) -> calibration on held-
 """
 
 import json
-import platform
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import lightning as L
@@ -15,20 +13,25 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
+from texture_ad.cache import Cache, share_features, stage1_address
 from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.data.drift import brightness, training_statistics
 from texture_ad.data.mvtec import duplicates
+from texture_ad.distributed import check_processes, first, gather
 from texture_ad.errors import check_number
-from texture_ad.evaluation.localization import region_mask
-from texture_ad.evaluation.metrics import image_metrics, pixel_metrics
-from texture_ad.files import csv_text, write_whole
+from texture_ad.evaluation.metrics import image_metrics
+from texture_ad.files import csv_text, write_text, write_whole
 from texture_ad.guards import LoaderTime, Repeatable, StopDivergence, WholeCheckpoints, prepare_folder
 from texture_ad.models.detector import Detector
 from texture_ad.models.dictionary import Dictionary
 from texture_ad.models.flow import Flow
 from texture_ad.models.representation import Representation
-from texture_ad.reporting import figures
+from texture_ad.reporting.features import write_feature_figures
+from texture_ad.reporting.loggers import log_results, open_loggers
+from texture_ad.reporting.progress import StageProgress
+from texture_ad.reporting.results import versions, write_results
 from texture_ad.reporting.tables import metrics_table
+from texture_ad.resources import peak_memory, reset_peak_memory
 
 
 def build(config: DictConfig, size: int) -> tuple[Representation, Dictionary]:
@@ -46,28 +49,18 @@ def build(config: DictConfig, size: int) -> tuple[Representation, Dictionary]:
     return representation, Dictionary(Detector(backbone, flow, size=size, **options), **fit, seed=config.seed)
 
 
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("texture_ad", "torch", "torchvision", "lightning", "spams-bin", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed as a package"
-    return found
-
-
-def _write(path: Path, text: str) -> None:
-    write_whole(path, text.encode("utf-8", "backslashreplace"))
-
-
 def _trainer(config: DictConfig, folder: Path, loggers: list, callbacks: list, **options) -> L.Trainer:
     check_number("trainer.max_epochs", config.trainer.max_epochs, 1, whole=True)
     check_number("trainer.accumulate_grad_batches", config.trainer.accumulate_grad_batches, 1, whole=True)
     if config.trainer.gradient_clip_val is not None:
         check_number("trainer.gradient_clip_val", config.trainer.gradient_clip_val, 0)
-    return instantiate(config.trainer, default_root_dir=str(folder), logger=loggers or False, log_every_n_steps=1,
-                       enable_model_summary=False, plugins=[WholeCheckpoints()],
-                       callbacks=[*callbacks, Repeatable(config.seed)], **options)  # fmt: skip
+    if config.trainer.enable_progress_bar:
+        callbacks = [*callbacks, StageProgress(folder.name.replace("stage", "stage "))]
+    trainer = instantiate(config.trainer, default_root_dir=str(folder), logger=loggers or False, log_every_n_steps=1,
+                          enable_model_summary=False, plugins=[WholeCheckpoints()], use_distributed_sampler=False,
+                          callbacks=[*callbacks, Repeatable(config.seed)], **options)  # fmt: skip
+    check_processes(trainer, config.trainer.strategy)
+    return trainer
 
 
 def _last(folder: Path) -> str | None:
@@ -89,19 +82,29 @@ class _SaveEpochs(Checkpoint):
 
 
 def train_representation(config: DictConfig, module: Representation, data: TextureDataModule, folder: Path,
-                         loggers: list) -> dict[str, float]:  # fmt: skip
-    """Stage 1; leaves the module with the weights that scored best on synthetic defects."""
+                         loggers: list, cache: Cache | None = None) -> dict[str, float]:  # fmt: skip
+    """Stage 1; leaves the module with the weights that scored best on synthetic defects, trained or from the cache."""
     best = ModelCheckpoint(folder, "best", monitor="val/auroc", mode="max", enable_version_counter=False)
-    waiting, start = LoaderTime(), time.perf_counter()
+    waiting = LoaderTime()
     trainer = _trainer(config, folder, loggers, [best, _SaveEpochs(folder), StopDivergence()], profiler=waiting)
-    trainer.fit(module, datamodule=data, ckpt_path=_last(folder), weights_only=True)
-    measured = {"stage1_loader_share": waiting.seconds / (time.perf_counter() - start)}
-    # Not best.best_model_path: the folder may have been moved since.
-    if (folder / "best.ckpt").is_file():
-        module.load_state_dict(WholeCheckpoints().load_checkpoint(str(folder / "best.ckpt"))["state_dict"])
-    if best.best_model_score is not None:
-        measured["val_auroc_stage1"] = float(best.best_model_score)
-    return measured
+
+    def train() -> dict:
+        start = time.perf_counter()
+        trainer.fit(module, datamodule=data, ckpt_path=_last(folder), weights_only=True)
+        measured = {"stage1_loader_share": waiting.seconds / (time.perf_counter() - start)}
+        # Not best.best_model_path: the folder may have been moved since.
+        if (folder / "best.ckpt").is_file():
+            module.load_state_dict(WholeCheckpoints().load_checkpoint(str(folder / "best.ckpt"))["state_dict"])
+        if best.best_model_score is not None:
+            measured["val_auroc_stage1"] = float(best.best_model_score)
+        return {"state": module.state_dict(), "metrics": measured | peak_memory()}
+
+    if cache is None or trainer.world_size > 1:  # of several processes each would have to find the same
+        return train()["metrics"]
+    address = stage1_address(config, module.state_dict(), data.fingerprint)
+    found = cache.shared(f"stage1-{address}", train)
+    module.load_state_dict(found["state"])
+    return found["metrics"]
 
 
 def train_dictionary(config: DictConfig, module: Dictionary, data: TextureDataModule, folder: Path,
@@ -111,7 +114,8 @@ def train_dictionary(config: DictConfig, module: Dictionary, data: TextureDataMo
                        gradient_clip_val=None, accumulate_grad_batches=1, limit_val_batches=0)  # fmt: skip
     trainer.fit(module, train_dataloaders=data.normal_dataloader(), ckpt_path=_last(folder), weights_only=True)
     module.to(trainer.strategy.root_device)
-    module.calibrate(data.held_out_dataloader())
+    module.standardise(data.normal_dataloader())
+    module.set_threshold(data.held_out_dataloader())
     return trainer
 
 
@@ -119,59 +123,32 @@ def synthetic_auroc(module: Dictionary, data: TextureDataModule) -> float:
     """Image AUROC of the finished detector on held-out normals against synthetic defects."""
     scores, labels = [], []
     for batch in data.val_dataloader():
-        scores.append(module.detector(batch["image"].to(module.device)).scores.cpu())
-        labels.append(batch["label"])
+        scores.append(gather(module.detector(batch["image"].to(module.device)).scores).cpu())
+        labels.append(gather(batch["label"].to(module.device)).cpu())
     return image_metrics(torch.cat(scores).numpy(), torch.cat(labels).numpy(), float(module.detector.threshold))[
         "image_auroc"
     ]
 
 
-def write_results(module: Dictionary, data: TextureDataModule, folder: Path, metrics: dict, pictures: bool) -> dict:
-    """Metrics, scores and pictures of the test images into the run folder."""
-    parts = module.predictions
-    merged = {k: torch.cat([p[k] for p in parts]).numpy() for k in parts[0]}
-    scores, labels, maps = merged["score"], merged["label"], merged["map"]
-    threshold = float(module.detector.threshold)
-    metrics |= image_metrics(scores, labels, threshold)
-    if data.has_masks:
-        metrics |= pixel_metrics(maps, merged["mask"])
-    rows = [("path", "kind", "label", "score", "threshold", "anomalous", "source")]
-    for i, score, label in zip(merged["index"], scores, labels, strict=True):
-        sample = data.test_samples[i]
-        name = sample.path.relative_to(data.folder)
-        rows.append(
-            (name, sample.kind, label, f"{score:.8g}", f"{threshold:.8g}", int(score > threshold), data.source_name)
-        )
-    write_whole(folder / "scores.csv", csv_text(rows))
-    if pictures:
-        low, high = float(maps.min()), float(max(maps.max(), threshold))
-        grid = module.detector.patch_features(
-            torch.zeros(1, 3, data.size, data.size, dtype=torch.uint8, device=module.device)
-        )[1]
-        for row, (sample, image) in enumerate(data.test_images()):
-            region = region_mask(merged["locations"][row], grid, (data.size, data.size))
-            mask = merged["mask"][row] if sample.mask else None
-            target = folder / "overlays" / sample.kind / f"{sample.path.stem}.png"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            figures.localization_panel(image.permute(1, 2, 0).numpy(), maps[row], region, mask, float(scores[row]),
-                                       threshold, int(labels[row]), target, low, high, data.source_name)  # fmt: skip
-        for name, draw in (("scores", figures.score_line_graph), ("histogram", figures.score_histogram)):
-            draw(scores, labels, threshold, folder / f"{name}.png", data.source_name)
-        if 0 < labels.sum() < len(labels):
-            figures.roc_pr(scores, labels, threshold, folder / "roc_pr.png", data.source_name)
-    _write(folder / "metrics.json", json.dumps(metrics, indent=2, default=float) + "\n")
-    return metrics
-
-
-def run(config: DictConfig) -> dict:
+def run(config: DictConfig, cache: Cache | None = None) -> dict:
     """Runs one experiment and fills its run folder; returns what metrics.json holds.
+
+    Times and peaks of memory are those of a run that shares nothing, also where it finds stage 1 in the cache.
 
     Raises:
         UserError: input that can't be worked with.
     """
+    reset_peak_memory()
     folder = Path(config.run_dir)
     check_number("seed", config.seed, 0, 2**32 - 1, whole=True)
-    prepare_folder(folder, config)
+    if first():
+        prepare_folder(folder, config)
+    with open_loggers(config.logger) as loggers:
+        return experiment(config, folder, loggers, cache)
+
+
+def experiment(config: DictConfig, folder: Path, loggers: list, cache: Cache | None = None) -> dict:
+    """`run` in a folder that is ready, with loggers that are open."""
     L.seed_everything(config.seed, workers=True, verbose=False)
     data: TextureDataModule = instantiate(config.data)
     data.setup()
@@ -180,48 +157,60 @@ def run(config: DictConfig) -> dict:
     copies = duplicates(data.layout)
     for train, test in copies[:5]:
         print(f"warning: {test} is a copy of the training image {train}", flush=True)
-    if copies:
+    if copies and first():
         print(f"warning: {len(copies)} test images are copies of training images, all listed in duplicates.csv; the "
               "metrics are too good", flush=True)  # fmt: skip
         write_whole(folder / "duplicates.csv", csv_text([("train", "test"), *copies]))
-    _write(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
-    loggers = [instantiate(options) for options in (config.logger or {}).values()]
+    if first():
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     for logger in loggers:
         logger.log_hyperparams({**OmegaConf.to_container(config, resolve=True), "data_source": data.source_name})
     representation, dictionary = build(config, data.size)
 
-    start = time.perf_counter()
+    clock = cache.clock if cache else time.perf_counter
+    start = clock()
     print("stage 1  representation: CutPaste and the flow", flush=True)
     metrics = {"data_source": data.source_name, "category": data.category, "data_fingerprint": data.fingerprint,
                "seed": config.seed}  # fmt: skip
-    metrics |= train_representation(config, representation, data, folder / "stage1", loggers)
-    metrics["stage1_seconds"] = time.perf_counter() - start
+    metrics |= train_representation(config, representation, data, folder / "stage1", loggers, cache)
+    metrics["stage1_seconds"] = clock() - start
+    if cache:
+        share_features(dictionary.detector, config.backbone, cache)
     print("stage 2  detection: the dictionary", flush=True)
     trainer = train_dictionary(config, dictionary, data, folder / "stage2", loggers)
-    metrics["fit_seconds"] = time.perf_counter() - start
+    metrics["fit_seconds"] = clock() - start
     metrics["synthetic_auroc"] = synthetic_auroc(dictionary, data)
     metrics["threshold_origin"] = f"{config.dictionary.quantile:g} quantile of held-out normal images"
-    metrics["versions"] = _versions()
+    metrics["versions"] = versions()
+    metrics["threads"] = torch.get_num_threads()
     detector = dictionary.detector
     detector.meta = {k: metrics[k] for k in ("data_source", "category", "data_fingerprint", "seed", "versions")}
-    levels = torch.cat([brightness(b["image"]) for b in data.normal_dataloader()])
+    levels = torch.cat([gather(brightness(b["image"].to(dictionary.device))) for b in data.normal_dataloader()]).cpu()
     detector.meta["training_images"] = training_statistics([s.path for s in data.train_samples], levels)
     detector.meta["quantile"] = float(config.dictionary.quantile)
-    detector.save(folder / "detector.pt")
+    if first():
+        detector.save(folder / "detector.pt")
     if data.test_samples:
-        start = time.perf_counter()
+        start = clock()
         trainer.test(dictionary, data.test_dataloader(), verbose=False)
-        metrics["test_seconds_per_image"] = (time.perf_counter() - start) / len(data.test_samples)
-        metrics = write_results(dictionary, data, folder, metrics, config.pictures)
+        metrics["test_seconds_per_image"] = (clock() - start) / len(data.test_samples)
+        if not first():
+            return metrics
+        metrics |= {key: max(value, metrics.get(key, 0)) for key, value in peak_memory().items()}
+        if config.pictures:
+            write_feature_figures(config, detector, data, folder)
+        predictions = {k: torch.cat([p[k] for p in dictionary.predictions]).numpy() for k in dictionary.predictions[0]}
+        metrics = write_results(predictions, detector.grid(), float(detector.threshold), data, folder, metrics,
+                                config.pictures)  # fmt: skip
         print(
             metrics_table({k: v for k, v in metrics.items() if k not in ("data_source", "category")}, data.source_name)
         )
-    else:
-        _write(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    elif first():
+        write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
         print(f"{data.folder} has no test images: no metrics")
-    for logger in loggers:
-        logger.log_metrics({f"test/{k}": v for k, v in metrics.items() if isinstance(v, float)})
-        logger.finalize("success")
+    log_results(loggers, folder, metrics)
+    if data.test_samples:
+        print(f"report   {folder / 'report.html'}")
     print(f"detector {folder / 'detector.pt'}")
     print(f"next     python -m texture_ad.predict detector={folder / 'detector.pt'} input=FILE_OR_FOLDER")
     return metrics

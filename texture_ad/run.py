@@ -1,11 +1,19 @@
 """`python -m texture_ad.run +experiment=carpet`: one experiment from configuration to results."""
 
+import os
+import sys
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from texture_ad.cli import hydra_main
+from texture_ad.cli import hydra_main, in_sweep
+from texture_ad.errors import UserError
+from texture_ad.resources import take_share
+from texture_ad.sweep import finished
 
-KEYS = {"backbone", "cutpaste", "data", "dictionary", "flow", "logger", "name", "pictures", "representation",
-        "run_dir", "seed", "trainer"}  # fmt: skip
+KEYS = {"backbone", "cache", "cache_gb", "cutpaste", "data", "dictionary", "flow", "logger", "name", "pictures",
+        "representation", "run_dir", "seed", "trainer"}  # fmt: skip
 
 
 @hydra_main("config", KEYS)
@@ -13,16 +21,33 @@ def main(config: DictConfig) -> None:
     import logging
     import warnings
 
+    # Hydra's: in a sweep the job's own, in a further process of DDP the first process's.
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    config.run_dir = str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
+    if config.cache not in ("sweep", "always", "never"):
+        raise UserError(f"cache={config.cache}: expected one of sweep, always, never")
+    if in_sweep():
+        if finished(folder, config):
+            print(f"skipped  {config.run_dir}: finished before", flush=True)
+            return
+        take_share(HydraConfig.get().launcher)
+
     # Advice for Lightning's developers and deprecations inside libraries: nothing that a user can act on.
     warnings.filterwarnings("ignore", module=r"(lightning|torch|torchmetrics)\b")
+    from texture_ad.cache import Cache
+    from texture_ad.distributed import first
     from texture_ad.memory import keep_freed_memory
     from texture_ad.pipeline import run
 
     keep_freed_memory()
+    if not first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, to the end of the process
+
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
-    run(config)
+    shared = config.cache == "always" or (config.cache == "sweep" and in_sweep())
+    run(config, Cache(config.cache_gb) if shared else None)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import difflib
 import hashlib
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +10,12 @@ from pathlib import Path
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
 
 from texture_ad.data import embedded, mvtec
 from texture_ad.data.images import Sample, read_image, read_mask, resize, resize_mask
 from texture_ad.data.synthetic import synthetic_defects
+from texture_ad.distributed import SharedBatches
 from texture_ad.errors import UserError, check_number
 
 SOURCES = ("auto", "mvtec", "folder", "embedded")
@@ -152,7 +152,7 @@ class TextureDataModule(L.LightningDataModule):
         root: MVTec AD's folder, or for "folder" the category's own.
         category: the texture.
         size: side of the square images in pixels, 32 to 8192.
-        batch_size: of training, at least 1; eval_batch_size: of everything else.
+        batch_size: of training, at least 1; eval_batch_size: of everything else. Over all devices together.
         val_fraction: of the normal images to hold out, in (0, 0.9].
         cache_mb: budget for decoded images; beyond it they are decoded again in every epoch.
         num_workers: processes that decode when the images don't fit.
@@ -211,9 +211,10 @@ class TextureDataModule(L.LightningDataModule):
             raise UserError(f"{self.folder}: its images changed since this run's last checkpoint; give another run_dir")
 
     def _loader(self, dataset: Dataset, size: int, shuffle: bool = False) -> DataLoader:
-        sampler = EpochShuffle(dataset, self.seed) if shuffle else None
+        sampler = EpochShuffle(dataset, self.seed) if shuffle else SequentialSampler(dataset)
         workers = 0 if getattr(dataset, "images", None) is not None else self.num_workers
-        return DataLoader(dataset, size, sampler=sampler, collate_fn=_identity, num_workers=workers,
+        batches = SharedBatches(sampler, size)
+        return DataLoader(dataset, batch_sampler=batches, collate_fn=_identity, num_workers=workers,
                           pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0)  # fmt: skip
 
     def train_dataloader(self) -> DataLoader:
@@ -233,7 +234,10 @@ class TextureDataModule(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return self._loader(self._test, self.eval_batch_size)
 
-    def test_images(self) -> Iterator[tuple[Sample, Tensor]]:
-        """Every test sample with its resized image, for pictures."""
-        for i, sample in enumerate(self.test_samples):
-            yield sample, self._test.__getitems__([i])["image"][0]
+    def train_batch(self, indices: list[int]) -> dict[str, Tensor]:
+        """The training images of these numbers, for pictures."""
+        return self._train.__getitems__(indices)
+
+    def test_batch(self, indices: list[int]) -> dict[str, Tensor]:
+        """The test images of these numbers, for pictures."""
+        return self._test.__getitems__(indices)

@@ -20,7 +20,8 @@ from texture_ad.models.backbone import Backbone
 from texture_ad.models.flow import Flow, negative_log_likelihood
 from texture_ad.models.sparse import residuals
 
-RIDGE = 0.1  # of whitening, times the features' mean variance
+RIDGE = 0.03  # of whitening, times the features' mean variance
+PRIOR = 8  # images: how much the statistics of all positions weigh at each single one
 SLICE = 4  # images that the backbone takes at a time on a CPU, whose caches then hold their activations
 FORMAT, VERSION = "texture_ad.detector", 1
 
@@ -63,10 +64,12 @@ class Detector(nn.Module):
         features: "backbone" (whitened patch features) or "latent" (the flow's).
         whiten: with features="backbone", decorrelate and scale them by the training set's covariance.
         nonzeros: OMP's limit, 1 to C; error: OMP's bound on the squared error, 0 for none.
-        fusion: weight of the flow's likelihood in the score, in [0, 1]; both are standardised on held-out
-            normal patches first.
+        fusion: weight of the flow's likelihood in the score, in [0, 1]; both are standardised on
+            normal images first.
+        per_position: standardise at every position by itself: borders and lamps make some parts of every normal
+            image harder to reconstruct than others. Without, by one mean and deviation for all positions.
         coder: "auto", "spams" or "torch" (see sparse.residuals).
-        top, min_distance: of the image score.
+        top, min_distance: of the image score (see evaluation.localization).
         size: side of the images in pixels that the detector was trained on.
 
     Raises:
@@ -75,7 +78,8 @@ class Detector(nn.Module):
 
     def __init__(self, backbone: Backbone, flow: Flow, atoms: int = 1024, features: str = "backbone",
                  whiten: bool = True, nonzeros: int = 4, error: float = 0.0, fusion: float = 0.5,
-                 coder: str = "auto", top: int = 5, min_distance: int = 2, size: int = 256):  # fmt: skip
+                 per_position: bool = True, coder: str = "auto", top: int = 5, min_distance: int = 1,
+                 size: int = 256):  # fmt: skip
         super().__init__()
         dim = len(flow.center)
         check_number("dictionary.atoms", atoms, 1, whole=True)
@@ -91,7 +95,7 @@ class Detector(nn.Module):
         self.backbone, self.flow = backbone, flow
         self.settings = {
             "atoms": atoms, "features": features, "whiten": whiten, "nonzeros": nonzeros, "error": error,
-            "fusion": fusion, "coder": coder, "top": top, "min_distance": min_distance, "size": size,
+            "fusion": fusion, "per_position": per_position, "coder": coder, "top": top, "min_distance": min_distance, "size": size,
         }  # fmt: skip
         self.meta: dict = {}
         self.register_buffer("atoms", F.normalize(torch.ones(atoms, dim), dim=1))
@@ -99,8 +103,8 @@ class Detector(nn.Module):
         self.register_load_state_dict_post_hook(lambda self, _: self.set_atoms(self.atoms))
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("whitening", torch.eye(dim))
-        # Rows: dictionary, flow. Columns: mean and standard deviation over held-out normal patches.
-        self.register_buffer("patch_statistics", torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
+        # Of the dictionary's and the flow's scores, mean and standard deviation at each position: (2, 2, h, w).
+        self.register_buffer("patch_statistics", torch.tensor([0.0, 1.0]).repeat(2, 1).view(2, 2, 1, 1))
         self.register_buffer("threshold", torch.tensor(float("nan")))
 
     def set_atoms(self, atoms: Tensor) -> None:
@@ -124,6 +128,18 @@ class Detector(nn.Module):
             whitening, energy = torch.eye(len(mean), dtype=covariance.dtype), values.sum()
         self.mean.copy_(mean)
         self.whitening.copy_(whitening / energy.clamp(min=1e-12).sqrt())
+
+    def set_patch_statistics(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """From both scores' mean and variance at every position, (2, h, w) each, over `count` normal images.
+
+        A position's own are drawn towards those of all positions, as if PRIOR more images had shown the latter: few
+        images say little about one position.
+        """
+        overall = mean.mean((1, 2), keepdim=True)
+        spread = (variance + (mean - overall).square()).mean((1, 2), keepdim=True)
+        own = count / (count + PRIOR) if self.settings["per_position"] else 0.0
+        mean, variance = torch.lerp(overall, mean, own), torch.lerp(spread, variance, own)
+        self.patch_statistics = torch.stack((mean, variance.clamp(min=1e-12).sqrt()), 1).float()
 
     def dictionary_features(self, patches: Tensor) -> Tensor:
         """Patch features (N, C) to what the dictionary models, (N, C)."""
@@ -152,14 +168,19 @@ class Detector(nn.Module):
         maps = torch.cat([self.backbone.patch_features(self.backbone(part)) for part in parts])
         return maps.permute(0, 2, 3, 1).flatten(0, 2).float(), tuple(maps.shape[-2:])
 
+    def grid(self) -> tuple[int, int]:
+        """Patches (h, w) of an image of the detector's size."""
+        size = self.settings["size"]
+        return self.patch_features(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.threshold.device))[1]
+
     def patch_map(self, images: Tensor) -> Tensor:
         """Fused patch scores, (B, h, w)."""
         patches, grid = self.patch_features(images)
-        scores = torch.stack(self.patch_scores(patches))
-        center, scale = self.patch_statistics[:, :1], self.patch_statistics[:, 1:]
-        z = (scores - center) / scale
+        scores = torch.stack(self.patch_scores(patches)).view(2, len(images), *grid)
+        mean, deviation = self.patch_statistics[:, :1], self.patch_statistics[:, 1:]
+        z = (scores - mean) / deviation
         w = self.settings["fusion"]
-        return ((1 - w) * z[0] + w * z[1]).view(images.shape[0], *grid)
+        return (1 - w) * z[0] + w * z[1]
 
     def scores_and_maps(self, images: Tensor, peaks: Callable = separate_peaks) -> Prediction:
         """`forward` as one graph: nothing in it looks at a value."""
@@ -236,6 +257,7 @@ class Detector(nn.Module):
             detector = cls(
                 Backbone(weights="none", **content["backbone"]), Flow(**content["flow"]), **content["settings"]
             )
+            detector.patch_statistics = torch.empty_like(content["state"]["patch_statistics"])
             detector.load_state_dict(content["state"])
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, UserError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -11,9 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from texture_ad.distributed import gather
 from texture_ad.errors import check_number
 from texture_ad.models.detector import Detector
-from texture_ad.models.sparse import own_threads
+from texture_ad.models.sparse import own_threads, residuals
+
+LOGGED = 512  # signals of a batch, at most, whose residual is logged
 
 
 def initial_atoms(signals: Tensor, count: int, seed: int) -> Tensor:
@@ -44,10 +47,10 @@ def update_atoms(signals: Tensor, atoms: Tensor, statistics: dict | None, lambda
 
     x = signals.contiguous().numpy().T
     # The objective with 1/2 ||y - D x||^2 is equation 8 divided by two, up to lambda1's scale.
-    with own_threads():
+    with own_threads(threads) as count:
         d, learnt = spams.trainDL(
             x, return_model=True, model=statistics, D=np.asfortranarray(atoms.numpy().T), lambda1=lambda1,
-            iter=iterations, batchsize=min(batch, len(signals)), numThreads=threads, verbose=False,
+            iter=iterations, batchsize=min(batch, len(signals)), numThreads=count, verbose=False,
         )  # fmt: skip
     # SPAMS keeps the norms at most 1: an atom that nothing uses may shrink below.
     return F.normalize(torch.from_numpy(np.ascontiguousarray(d.T)), dim=1), learnt
@@ -83,7 +86,8 @@ class Dictionary(L.LightningModule):
         self.lambda1, self.iterations, self.batch, self.threads = lambda1, iterations, batch, threads
         self.epochs, self.quantile, self.seed = epochs, quantile, seed
         self.statistics: dict | None = None
-        self._fit: Future | None = None  # of the last batch, still under way
+        self._fit: Future | None = None  # of the last batch, in the first process
+        self._fitting = False
         dim = len(detector.mean)
         self.register_buffer("total", torch.zeros(dim, dtype=torch.float64))
         self.register_buffer("outer", torch.zeros(dim, dim, dtype=torch.float64))
@@ -102,7 +106,7 @@ class Dictionary(L.LightningModule):
 
     @torch.no_grad()
     def training_step(self, batch: dict[str, Tensor], index: int) -> None:
-        patches, _ = self.detector.patch_features(batch["image"])
+        patches = gather(self.detector.patch_features(batch["image"])[0])
         if self.current_epoch == 0:
             x = patches.double()
             self.total += x.sum(0)
@@ -113,15 +117,21 @@ class Dictionary(L.LightningModule):
         if self.statistics is None and index == 0 and self.current_epoch == 1:
             self.detector.set_atoms(initial_atoms(signals, len(self.detector.atoms), self.seed))
         self.finish_fit()
-        self._fit = self._worker.submit(update_atoms, signals, self.detector.atoms.cpu(), self.statistics,
-                                        self.lambda1, self.iterations, self.batch, self.threads)  # fmt: skip
+        s, some = self.detector.settings, signals[:: -(-len(signals) // LOGGED)]
+        left = residuals(some, self.detector.atoms.cpu(), s["nonzeros"], s["error"]).sqrt().mean()
+        self.log("dictionary/residual", left, prog_bar=True)
+        self._fitting = True
+        if self.trainer.is_global_zero:  # fits on all processes' patches; the others wait for its atoms
+            self._fit = self._worker.submit(update_atoms, signals, self.detector.atoms.cpu(), self.statistics,
+                                            self.lambda1, self.iterations, self.batch, self.threads)  # fmt: skip
 
     def finish_fit(self) -> None:
         """Waits for the fit under way and takes over its atoms."""
-        if self._fit is not None:
-            fit, self._fit = self._fit, None
-            atoms, self.statistics = fit.result()
-            self.detector.set_atoms(atoms)
+        if self._fitting:
+            self._fitting, atoms = False, None
+            if self.trainer.is_global_zero:
+                atoms, self.statistics = self._fit.result()
+            self.detector.set_atoms(self.trainer.strategy.broadcast(atoms))
 
     def state_dict(self, *args, **kwargs) -> dict:
         self.finish_fit()
@@ -148,13 +158,21 @@ class Dictionary(L.LightningModule):
             }
 
     @torch.no_grad()
-    def calibrate(self, loader) -> None:
-        """Standardises both scores on held-out normal patches, then sets the threshold on their images."""
+    def standardise(self, loader) -> None:
+        """Brings both scores to mean 0 and standard deviation 1 over normal images, at every position by itself."""
+        total, count = 0.0, 0
+        for batch in loader:
+            patches, grid = self.detector.patch_features(batch["image"].to(self.device))
+            scores = gather(torch.stack(self.detector.patch_scores(patches)).view(2, -1, *grid).transpose(0, 1)).double()
+            total, count = total + torch.stack((scores, scores.square())).sum(1), count + len(scores)
+        mean, square = total / count
+        self.detector.set_patch_statistics(mean, square - mean.square(), count)
+
+    @torch.no_grad()
+    def set_threshold(self, loader) -> None:
+        """A quantile of held-out normal images' scores."""
         detector = self.detector
-        patches = (detector.patch_features(b["image"].to(self.device))[0] for b in loader)
-        scores = torch.cat([torch.stack(detector.patch_scores(p)) for p in patches], 1)
-        detector.patch_statistics.copy_(torch.stack((scores.mean(1), scores.std(1).clamp(min=1e-6)), 1))
-        images = torch.cat([detector(b["image"].to(self.device)).scores for b in loader])
+        images = gather(torch.cat([detector(b["image"].to(self.device)).scores for b in loader]))
         detector.threshold.copy_(images.quantile(self.quantile))
 
     def on_test_start(self) -> None:
@@ -162,7 +180,6 @@ class Dictionary(L.LightningModule):
 
     def test_step(self, batch: dict[str, Tensor], _: int) -> None:
         scores, maps, locations = self.detector(batch["image"])
-        self.predictions.append(
-            {"score": scores.cpu(), "map": maps.cpu(), "locations": locations.cpu(), "label": batch["label"].cpu(),
-             "mask": batch["mask"].cpu(), "index": batch["index"].cpu()}
-        )  # fmt: skip
+        found = {"score": scores, "map": maps, "locations": locations}
+        found |= {key: batch[key] for key in ("label", "mask", "index")}
+        self.predictions.append({key: gather(value).cpu() for key, value in found.items()})

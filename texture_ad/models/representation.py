@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import BinaryAUROC
 
 from texture_ad.data.cutpaste import TASKS, pretext_batch
+from texture_ad.distributed import gather
 from texture_ad.errors import UserError, check_number
 from texture_ad.evaluation.localization import image_scores, top_locations_batch
 from texture_ad.models.backbone import Backbone
@@ -59,6 +60,9 @@ class Representation(L.LightningModule):
         dim = len(flow.center)
         self.image_head = nn.Linear(dim, 1 + len(TASKS.get(task, ())))
         self.patch_head = nn.Conv2d(dim, 1, 1)
+        if task == "none":  # DDP waits for the gradient of every parameter that asks for one
+            for module in (backbone, self.image_head, self.patch_head):
+                module.requires_grad_(False)
         self.val_auroc = BinaryAUROC()
 
     def configure_optimizers(self):
@@ -103,8 +107,9 @@ class Representation(L.LightningModule):
         else:
             loss, features = self._pretext(images)
         patches = flatten_patches(features).float()
-        patches = patches[torch.randperm(len(patches), device=patches.device)[: self.flow_patches]]
-        self.flow.track(patches, 1.0 if self.global_step == 0 else TRACKING)
+        drawn = self.flow_patches // self.trainer.world_size
+        patches = patches[torch.randperm(len(patches), device=patches.device)[:drawn]]
+        self.flow.track(gather(patches), 1.0 if self.global_step == 0 else TRACKING)
         nll = negative_log_likelihood(*self.flow(patches)).mean() / patches.shape[1]
         self.log("train/nll", nll, prog_bar=True, sync_dist=True)
         loss = loss + nll

@@ -14,17 +14,17 @@ CHUNK = 2**17  # products of signals and atoms that the torch coder has at a tim
 
 
 @contextmanager
-def own_threads() -> Iterator[None]:
-    """Keeps SPAMS's number of threads from torch.
+def own_threads(threads: int) -> Iterator[int]:
+    """Keeps SPAMS's number of threads from torch, and gives it: for -1 torch's, a job's share of the machine.
 
     SPAMS sets OpenMP's for the whole process, and the last digits of torch's convolutions depend on it: what came
     before a call would differ from what comes after it, and a resumed run from an undisturbed one.
     """
-    threads = torch.get_num_threads()
+    torchs = torch.get_num_threads()
     try:
-        yield
+        yield torchs if threads == -1 else threads
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(torchs)
 
 
 def omp_spams(signals: Tensor, atoms: Tensor, nonzeros: int, error: float, threads: int = -1):
@@ -34,8 +34,8 @@ def omp_spams(signals: Tensor, atoms: Tensor, nonzeros: int, error: float, threa
     # A contiguous (N, C) tensor is, transposed, the Fortran (C, N) array that SPAMS wants: no copy.
     x = signals.contiguous().numpy().T
     d = atoms.contiguous().numpy().T
-    with own_threads():
-        return spams.omp(x, d, L=nonzeros, eps=error, numThreads=threads)
+    with own_threads(threads) as count:
+        return spams.omp(x, d, L=nonzeros, eps=error, numThreads=count)
 
 
 def residuals(signals: Tensor, atoms: Tensor, nonzeros: int, error: float = 0.0, coder: str = "auto",

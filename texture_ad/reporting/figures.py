@@ -9,7 +9,7 @@ a colour vision deficiency can tell apart, and with a marker of its own for each
 
 import os
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +22,7 @@ from texture_ad.errors import UserError
 NORMAL, ANOMALOUS = "#CC3311", "#0077BB"
 _MASK_COLOUR, _REGION_COLOUR, _QUIET_COLOUR = (0, 229, 255), (255, 190, 0), (200, 200, 200)
 _CLASSES = ((0, "normal", NORMAL, "o"), (1, "anomalous", ANOMALOUS, "^"))
+_MARKERS = "os^Dv<>P"
 _THRESHOLD = {"color": "black", "linestyle": "--", "linewidth": 1.2}
 _INK, _GREY = (25, 25, 25), (95, 95, 95)
 _STYLE = {
@@ -75,35 +76,19 @@ def localization_panel(
         if array is not None and array.shape != image.shape[:2]:
             raise UserError(f"{path}: {name} is {array.shape}; give the image's size {image.shape[:2]}")
 
-    from PIL import Image
-
     called = score > threshold
-    factor = max(1, round(256 / image.shape[1]))
-    picture = _enlarged(image, factor)
-
-    truth = picture.copy()
+    tiles = localization_tiles(image, anomaly_map, region, mask, called, vmin, vmax)
     if mask is not None and mask.any():
-        _draw_outline(truth, _enlarged(mask, factor), _MASK_COLOUR)
         truth_caption = "true defect (outlined)"
     else:
         captions = {0: "truth: no defect", 1: "truth: a defect, no mask given", None: "truth: not known"}
         truth_caption = captions[label]
-
-    bright = np.clip((anomaly_map - vmin) / max(vmax - vmin, 1e-12), 0, 1)
-    heat = _enlarged(_heat_colours()[(bright * 255).astype(np.uint8)], factor)
-    grey = np.asarray(Image.fromarray(picture).convert("L")) * np.uint16(106)
-    overlay = ((heat * np.uint16(150) + grey[..., None]) >> 8).astype(np.uint8)
-
-    inside = _enlarged(region, factor)
-    located = np.where(inside[..., None], picture, picture // 5 * 3)
-    _draw_outline(located, inside, _REGION_COLOUR if called else _QUIET_COLOUR)
-
     verdict = "anomalous" if called else "normal"
     title = f"Called {verdict}: score {score:.4g} {'>' if called else '≤'} threshold {threshold:.4g}"
     if label is not None:
         title += " (correct)" if called == label else " (FALSE ALARM)" if called else " (MISSED DEFECT)"
     _sheet(
-        [picture, truth, overlay, located],
+        tiles,
         [
             "image",
             truth_caption,
@@ -115,6 +100,35 @@ def localization_panel(
         source=source,
         path=path,
     )
+
+
+def localization_tiles(
+    image: np.ndarray,
+    anomaly_map: np.ndarray,
+    region: np.ndarray,
+    mask: np.ndarray | None,
+    called: bool,
+    vmin: float,
+    vmax: float,
+) -> list[np.ndarray]:
+    """The four pictures of `localization_panel`, whose arguments these are; `called`: anomalous by its score."""
+    from PIL import Image
+
+    factor = max(1, round(256 / image.shape[1]))
+    picture = _enlarged(image, factor)
+    truth = picture.copy()
+    if mask is not None and mask.any():
+        _draw_outline(truth, _enlarged(mask, factor), _MASK_COLOUR)
+
+    bright = np.clip((anomaly_map - vmin) / max(vmax - vmin, 1e-12), 0, 1)
+    heat = _enlarged(_heat_colours()[(bright * 255).astype(np.uint8)], factor)
+    grey = np.asarray(Image.fromarray(picture).convert("L")) * np.uint16(106)
+    overlay = ((heat * np.uint16(150) + grey[..., None]) >> 8).astype(np.uint8)
+
+    inside = _enlarged(region, factor)
+    located = np.where(inside[..., None], picture, picture // 5 * 3)
+    _draw_outline(located, inside, _REGION_COLOUR if called else _QUIET_COLOUR)
+    return [picture, truth, overlay, located]
 
 
 def score_line_graph(scores: ArrayLike, labels: ArrayLike, threshold: float, path: Path, source: str) -> None:
@@ -195,23 +209,22 @@ def roc_pr(scores: ArrayLike, labels: ArrayLike, threshold: float, path: Path, s
 
 
 def tsne(
-    before: ArrayLike,
-    after: ArrayLike,
+    features: Mapping[str, ArrayLike],
     labels: ArrayLike,
     path: Path,
     source: str,
-    titles: tuple[str, str] = ("before the flow", "after the flow"),
-    max_points: int = 600,
+    unit: str = "patches",
+    max_points: int = 400,
     seed: int = 0,
 ) -> None:
-    """The paper's figure 6: features before and after a learnt step, laid out in the plane by t-SNE.
+    """The paper's figure 6: features before and after each learnt step, laid out in the plane by t-SNE.
 
     Args:
-        before, after: (N, C) and (N, C') finite features of the same N patches or images.
+        features: a panel's title to finite features (N, C), of the same N patches or images in each panel.
         labels: (N,) 0 normal, 1 anomalous.
         path: the PNG to write; an SVG goes beside it.
         source: the data source's name.
-        titles: of the two panels.
+        unit: what the features are of.
         max_points: drawn at most, chosen at random by `seed`, half of each class where there are enough.
         seed: of the choice and of t-SNE.
 
@@ -221,16 +234,14 @@ def tsne(
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
-    before, after, labels = np.asarray(before), np.asarray(after), np.asarray(labels)
-    if len(labels) < 5 or not len(before) == len(after) == len(labels):
-        raise UserError(
-            f"{path}: {len(before)} features before, {len(after)} after, {len(labels)} labels; give equally "
-            "many of each, 5 or more"
-        )
-    for name, features in (("before", before), ("after", after)):
-        if not np.isfinite(features).all() or not np.ptp(features, axis=0).any():
+    features, labels = {title: np.asarray(one) for title, one in features.items()}, np.asarray(labels)
+    counts = {title: len(one) for title, one in features.items()}
+    if len(labels) < 5 or set(counts.values()) != {len(labels)}:
+        raise UserError(f"{path}: {counts} features, {len(labels)} labels; give equally many of each, 5 or more")
+    for title, one in features.items():
+        if not np.isfinite(one).all() or not np.ptp(one, axis=0).any():
             raise UserError(
-                f"{path}: the features {name} are not finite or all the same; the representation has "
+                f"{path}: the features {title} are not finite or all the same; the representation has "
                 "collapsed, train it again with a lower learning rate"
             )
     rng = np.random.default_rng(seed)
@@ -241,16 +252,61 @@ def tsne(
     method = TSNE(perplexity=min(30, (len(chosen) - 1) / 3), random_state=seed)
     # PyTorch's and scikit-learn's OpenMP threads hinder each other: one is several times faster than two.
     with threadpool_limits(1):
-        layouts = [method.fit_transform(features[chosen]) for features in (before, after)]
-    with _chart(path, "Features in the plane (t-SNE)", source, panels=2, size=(9, 4.8)) as panels:
-        for axes, layout, title in zip(panels, layouts, titles, strict=True):
+        layouts = {title: method.fit_transform(one[chosen]) for title, one in features.items()}
+    size = (4.3 * len(layouts), 4.8)
+    with _chart(path, "Features in the plane (t-SNE)", source, panels=len(layouts), size=size) as panels:
+        for axes, (title, layout) in zip(panels, layouts.items(), strict=True):
             for label, name, colour, marker in _CLASSES:
                 points = layout[labels == label]
                 style = {"s": 16, "c": colour, "marker": marker, "alpha": 0.6, "linewidths": 0}
-                axes.scatter(*points.T, **style, label=f"{name} ({len(points)})")
+                axes.scatter(*points.T, **style, label=f"{name} {unit} ({len(points)})")
             axes.set(title=title, xticks=[], yticks=[])
             axes.spines[:].set_visible(True)
         _legend_below(panels[0])
+
+
+def comparison(keys: Sequence[str], settings: Sequence[dict], path: Path) -> None:
+    """A sweep: detection, training time and memory against the swept value, mean ± standard deviation over seeds.
+
+    Args:
+        keys: swept; the first is the axis, each combination of the others a line. Without any there is one place.
+        settings: for each setting its value of every key, `data` (the source's name) and the lists of its metrics,
+            one value for each seed, as `sweep.compare` returns them.
+        path: the PNG to write; an SVG goes beside it.
+    """
+    axis, *others = keys or ["all seeds"]
+    panels = {
+        "image_auroc": "image AUROC",
+        "aupro": "AUPRO (FPR ≤ 0.3)",
+        "fit_seconds": "training, s",
+        "peak_memory_mb": "peak memory, MiB",
+        "peak_gpu_memory_mb": "peak GPU memory, MiB",
+    }
+    panels = {name: title for name, title in panels.items() if any(name in row for row in settings)}
+    places = list(dict.fromkeys(str(row.get(axis, "")) for row in settings))
+    lines: dict[tuple, list[dict]] = {}
+    for row in settings:
+        lines.setdefault(tuple(row[key] for key in others), []).append(row)
+    sources = "; ".join(dict.fromkeys(row["data"] for row in settings))
+    title = f"{axis}: mean ± standard deviation over seeds"
+    with _chart(path, title, sources, (3.4 * max(2, len(panels)), 3.6), len(panels)) as axes:
+        for panel, (name, label) in zip(axes, panels.items(), strict=True):
+            for number, (values, rows) in enumerate(lines.items()):
+                found = [(places.index(str(row.get(axis, ""))), row[name]) for row in rows if name in row]
+                # Lines beside each other: spreads that cover one another can't be read.
+                at = np.array([place for place, _ in found]) + 0.08 * (number - (len(lines) - 1) / 2)
+                spread = [np.std(v, ddof=1) if len(v) > 1 else 0 for _, v in found]
+                text = ", ".join(f"{key}={value}" for key, value in zip(others, values, strict=True))
+                panel.errorbar(at, [np.mean(v) for _, v in found], spread, fmt=f"-{_MARKERS[number % len(_MARKERS)]}",
+                               capsize=3, linewidth=1.2, label=text or None)  # fmt: skip
+            panel.set(xlabel=axis, title=label)
+            long = max(map(len, places)) > 6
+            panel.set_xticks(range(len(places)), places, rotation=30 if long else 0, ha="right" if long else "center")
+            panel.set_xlim(-0.5, len(places) - 0.5)
+            if name in ("fit_seconds", "peak_memory_mb", "peak_gpu_memory_mb"):
+                panel.set_ylim(bottom=0)
+        if others:
+            _legend_below(axes[0])
 
 
 def atoms(crops: Sequence[np.ndarray], ids: Sequence[int], usage: Sequence[float], path: Path, source: str) -> None:

@@ -1,0 +1,191 @@
+"""What runs share: never stale, made once, at most as large as it may be, and never in a run's way."""
+
+import copy
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from texture_ad.cache import IRRELEVANT, Cache, digest, share_features, stage1_address
+from texture_ad.cli import CONF
+from texture_ad.errors import UserError
+from texture_ad.models.backbone import Backbone
+from texture_ad.models.detector import Detector
+from texture_ad.models.flow import Flow
+from texture_ad.settings import among, leaves
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEXTURE_AD_CACHE", str(tmp_path))
+    return Cache()
+
+
+with initialize_config_dir(CONF, version_base="1.3"):
+    COMPOSED = compose("config", ["run_dir=runs/one", "data.root=/nowhere", "logger=wandb"])
+STATE = {"weight": torch.arange(6.0).view(2, 3), "count": torch.tensor(1)}
+
+
+def config():
+    return copy.deepcopy(COMPOSED)
+
+
+@pytest.mark.parametrize("key", leaves(COMPOSED))
+def test_every_setting_that_is_not_listed_changes_the_address(key):
+    one, other = config(), config()
+    OmegaConf.update(other, key, "something else", force_add=True)
+    same = stage1_address(one, STATE, "f") == stage1_address(other, STATE, "f")
+    assert same == among(key, IRRELEVANT)
+
+
+def test_a_setting_that_is_yet_to_come_changes_the_address():
+    other = config()
+    OmegaConf.update(other, "dictionary.patience", 3, force_add=True)
+    assert stage1_address(config(), STATE, "f") != stage1_address(other, STATE, "f")
+
+
+def test_irrelevant_settings_exist():
+    assert all(OmegaConf.select(config(), key, default="none") != "none" for key in IRRELEVANT)
+
+
+def test_weights_images_threads_and_source_change_the_address(monkeypatch):
+    c, threads = config(), torch.get_num_threads()
+    weights = STATE | {"weight": STATE["weight"] + 1e-7}
+    shape, dtype = STATE | {"weight": STATE["weight"].view(3, 2)}, STATE | {"count": torch.tensor(1, dtype=torch.int32)}
+    found = [stage1_address(c, state, "f") for state in (STATE, weights, shape, dtype)]
+    found.append(stage1_address(c, STATE, "g"))
+    try:
+        torch.set_num_threads(threads + 1)
+        found.append(stage1_address(c, STATE, "f"))
+    finally:
+        torch.set_num_threads(threads)
+    monkeypatch.setattr("texture_ad.cache.environment", lambda: ("another source",))
+    found.append(stage1_address(c, STATE, "f"))
+    assert len(set(found)) == len(found)
+
+
+def test_an_entry_is_made_once_and_counts_its_time_again(cache):
+    made = []
+
+    def make():
+        made.append(1)
+        time.sleep(0.2)
+        return {"state": STATE}
+
+    start = cache.clock()
+    for _ in range(3):
+        assert torch.equal(cache.shared("a", make)["state"]["weight"], STATE["weight"])
+    assert len(made) == 1 and cache.clock() - start >= 0.6
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", None])
+def test_a_damaged_entry_is_made_anew(cache, content):
+    cache.shared("a", lambda: {"value": 1})
+    path = cache.root / "a.pt"
+    path.write_bytes(path.read_bytes()[:-40] if content is None else content)
+    assert cache.shared("a", lambda: {"value": 2}) == {"value": 2}
+    assert cache.shared("a", lambda: {"value": 3}) == {"value": 2}
+
+
+def test_what_was_not_used_for_longest_goes_first(cache, tmp_path):
+    tensors = {"value": torch.zeros(1000)}
+    for age, name in enumerate("abc"):
+        cache.shared(name, lambda: tensors)
+        os.utime(cache.root / f"{name}.pt", (time.time() - 100 + age,) * 2)
+    cache.shared("a", lambda: tensors)  # used again
+    cache.limit = 3.5 * (cache.root / "a.pt").stat().st_size
+    cache.shared("d", lambda: tensors)
+    assert {p.stem for p in cache.root.glob("*.pt")} == {"a", "c", "d"}
+    cache.limit = 1
+    cache.shared("e", lambda: tensors)
+    assert {p.stem for p in cache.root.glob("*.pt")} == {"e"}
+
+
+def test_a_cache_that_cannot_be_written_is_told_once_and_left_alone(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TEXTURE_AD_CACHE", str(tmp_path / "file"))
+    cache = Cache()
+    assert [cache.shared("a", lambda: {"value": 1}) for _ in range(2)] == [{"value": 1}] * 2
+    assert capsys.readouterr().err.count("warning: ") == 1
+
+
+def test_an_error_in_making_leaves_no_entry_and_no_lock(cache):
+    def fails():
+        raise UserError("no")
+
+    with pytest.raises(UserError):
+        cache.shared("a", fails)
+    assert Cache().shared("a", lambda: {"value": 1}) == {"value": 1}
+
+
+@pytest.mark.parametrize("size", [0, -1, "much"])
+def test_the_size_is_checked(size):
+    with pytest.raises(UserError, match="cache_gb"):
+        Cache(size)
+
+
+def _append(root, started):
+    os.environ["TEXTURE_AD_CACHE"] = str(root)
+
+    def make():
+        with open(root / "made", "ab") as sink:
+            sink.write(b"x")
+        started.set()
+        time.sleep(0.5)
+        return {"value": 1}
+
+    assert Cache().shared("a", make) == {"value": 1}
+
+
+def test_processes_make_an_entry_once_and_a_killed_one_frees_it(tmp_path):
+    context = multiprocessing.get_context("fork")
+    started = context.Event()
+    killed = context.Process(target=_append, args=(tmp_path, started))
+    killed.start()
+    assert started.wait(60)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.join()
+    others = [context.Process(target=_append, args=(tmp_path, started)) for _ in range(4)]
+    for process in others:
+        process.start()
+    for process in others:
+        process.join(60)
+    assert [p.exitcode for p in others] == [0] * 4
+    assert (tmp_path / "made").read_bytes() == b"xx"  # the killed one's and one more
+
+
+def detector():
+    torch.manual_seed(0)
+    backbone = Backbone("resnet18", ["layer1"], "none").eval()
+    return Detector(backbone, Flow(64, 1, 8), atoms=4, nonzeros=2).eval().requires_grad_(False)
+
+
+def test_patch_features_are_extracted_once_for_the_same_weights_settings_and_images(cache):
+    settings = OmegaConf.create({"layers": ["layer1"], "min_size": 0})
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+
+    def look_up(settings, images, change=0.0):
+        d = detector()
+        next(d.backbone.stages.parameters()).add_(change)
+        expected = d.patch_features(images)
+        share_features(d, settings, cache)
+        for _ in range(2):
+            found = d.patch_features(images)
+            assert torch.equal(found[0], expected[0]) and found[1] == expected[1]
+        return len(list(cache.root.glob("features-*.pt")))
+
+    assert [look_up(settings, images) for _ in range(2)] == [1, 1]
+    assert look_up(settings, images + 1) == 2
+    assert look_up(settings, images, change=0.01) == 3
+    assert look_up(OmegaConf.create({"layers": ["layer1"], "min_size": 1}), images) == 4
+    with torch.autocast("cpu", torch.bfloat16):
+        assert look_up(settings, images) == 5
+
+
+def test_digests_of_like_values_differ():
+    assert len({digest(1), digest("1"), digest([1]), digest(None), digest({"": 1}, 2), digest({"": 2}, 1)}) == 6

@@ -1,0 +1,66 @@
+"""What the figures of features and atoms are made of."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from helpers import untrained_detector
+
+from texture_ad.data.datamodule import TextureDataModule
+from texture_ad.models.backbone import Backbone
+from texture_ad.models.sparse import omp_spams
+from texture_ad.reporting.features import atom_patches, patch_labels, sample_features
+
+
+@pytest.fixture(scope="module")
+def data():
+    module = TextureDataModule("embedded", None, "carpet", size=64)
+    module.setup()
+    return module
+
+
+def test_only_sure_patches_are_labelled():
+    masks = torch.zeros(4, 8, 8, dtype=torch.bool)
+    masks[0, :4, :4] = True  # the first of 2 x 2 patches, wholly
+    masks[1, 0, 0] = masks[1, 7, 6:] = True  # small: the largest part stands for it
+    found = patch_labels(masks, torch.tensor([1, 1, 1, 0]), (2, 2))
+    assert found.tolist() == [[[1, 0], [0, 0]], [[-1, 0], [0, 1]], [[-1, -1], [-1, -1]], [[0, 0], [0, 0]]]
+
+
+def test_features_are_of_the_same_patches_before_and_after(data):
+    detector = untrained_detector()
+    torch.manual_seed(1)
+    other = Backbone("efficientnet_lite0", ["block2", "block4"], "none")
+    features, labels = sample_features(other, detector, data, 0)
+    assert list(features) == ["pretrained backbone", "after the pretext", "after the flow"]
+    assert {len(f) for f in features.values()} == {len(labels)} and set(labels) == {0, 1}
+    latent = detector.flow(torch.from_numpy(features["after the pretext"]))[0]
+    assert np.allclose(latent, features["after the flow"], atol=1e-5)
+    again, _ = sample_features(other, detector, data, 0)
+    assert all(np.array_equal(features[k], again[k]) for k in features)
+    # A pretext that left the backbone as it was has no panel of its own.
+    assert list(sample_features(detector.backbone, detector, data, 0)[0]) == ["pretrained backbone", "after the flow"]
+    assert list(sample_features(None, detector, data, 0)[0]) == ["after the pretext", "after the flow"]
+
+
+def test_without_masks_images_stand_for_their_patches(data):
+    maskless = SimpleNamespace(has_masks=False, test_samples=data.test_samples[:9], test_batch=data.test_batch)
+    features, labels = sample_features(None, untrained_detector(), maskless, 0)
+    assert labels.tolist() == [s.label for s in data.test_samples[:9]] and len(features["after the flow"]) == 9
+
+
+def test_atoms_are_shown_by_patches_of_training_images_that_use_them(data):
+    detector = untrained_detector()
+    few = SimpleNamespace(train_samples=data.train_samples[:6], train_batch=data.train_batch, size=64)
+    crops, ids, usage = atom_patches(detector, few, atoms=5, each=3)
+    images = torch.cat([data.train_batch([i])["image"] for i in range(6)])
+    patches = detector.dictionary_features(detector.patch_features(images)[0])
+    used = (omp_spams(patches, detector.atoms, detector.settings["nonzeros"], 0.0) != 0).mean(1)
+    assert np.allclose(usage, np.sort(used.A1)[::-1][:5]) and used[ids[0]] == used.max()
+    # Every patch is a part of a training image, and no image is shown twice for one atom.
+    side = crops[0].shape[1]
+    windows = [np.lib.stride_tricks.sliding_window_view(i.permute(1, 2, 0).numpy(), (side, side, 3)) for i in images]
+    for patches in crops:
+        found = [[(w == patch).all(axis=(-1, -2, -3)).any() for w in windows] for patch in patches]
+        assert len(patches) <= 3 and (np.sum(found, axis=1) >= 1).all() and np.sum(found, axis=0).max() == 1

@@ -1,0 +1,189 @@
+"""Loggers through the real command line; what W&B's client wrote offline is read back."""
+
+import contextlib
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import command
+from PIL import Image
+from wandb_file import records
+
+from texture_ad.errors import UserError
+from texture_ad.reporting import wandb, wandb_server
+from texture_ad.reporting.wandb import run_names
+
+HOSTILE = "<script>alert('1')\n.png"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "wall"
+    for part in ("train/good", "test/good", "test/hole", "ground_truth/hole"):
+        (root / part).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+
+    def noise(*path):
+        Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8)).save(root.joinpath(*path))
+
+    for i in range(6):
+        noise("train/good", f"{i}.png")
+    noise("test/good", HOSTILE)
+    noise("test/good", "1.png")
+    noise("test/hole", "0.png")
+    mask = np.zeros((40, 40), np.uint8)
+    mask[10:20, 10:20] = 255
+    Image.fromarray(mask).save(root / "ground_truth/hole/0_mask.png")
+    return root
+
+
+def arguments(folder, run_dir):
+    return ["data=folder", f"data.root={folder}", f"run_dir={run_dir}", "data.size=32", "data.batch_size=2",
+            "backbone=resnet18", "backbone.weights=none", "backbone.layers=[layer1]", "flow.blocks=1", "flow.hidden=8",
+            "dictionary.atoms=4", "dictionary.nonzeros=2", "dictionary.min_distance=1", "trainer.max_epochs=2",
+            "trainer.accelerator=cpu"]  # fmt: skip
+
+
+@pytest.fixture
+def run(folder, monkeypatch, capsys, tmp_path):
+    for key in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # no key in a .netrc
+    return lambda run_dir, *args: command(monkeypatch, capsys, "run", *arguments(folder, run_dir), *args)
+
+
+def read(run_dir):
+    """The records of the only W&B run in a folder, by their kind."""
+    wandb.wandb.teardown()  # as at a process's end: waits for the last of the file
+    (path,) = run_dir.glob("wandb/offline-run-*/*.wandb")
+    found = {}
+    for record in records(path):
+        kind = record.WhichOneof("record_type")
+        found.setdefault(kind, []).append(getattr(record, kind))
+    return found
+
+
+def test_wandb_offline_holds_everything_and_several_log_at_once(run, tmp_path):
+    run_dir = tmp_path / "walls" / "flow.blocks=1,seed=0"
+    code, out, errors = run(run_dir.as_posix().replace("=", "\\=").replace(",", "\\,"),
+                            "logger=[csv,wandb,tensorboard]")  # fmt: skip
+    assert code == 0, errors
+    assert f"wandb sync {run_dir}/wandb/offline-run-*" in out and "no API key" in out  # fit for a shell
+    assert "warning" not in (out + errors).lower()
+    # Where there is no terminal each stage has a plain line at its end.
+    for stage, epoch in (("stage 1 ", "epoch 2/2"), ("stage 2 ", "epoch 3/3"), ("test ", "")):
+        (line,) = [text for text in out.splitlines() if text.startswith(stage) and "taken" in text]
+        assert epoch in line and "\x1b" not in line
+
+    found = read(run_dir)
+    about = found["run"][0]
+    assert (about.project, about.run_group, about.job_type, about.display_name) == (
+        "texture_ad", "walls", "flow.blocks=1", "flow.blocks=1,seed=0")  # fmt: skip
+    assert "resnet18" in about.tags
+    config = {u.key: json.loads(u.value_json) for part in found["config"] for u in part.update if u.key}
+    assert config["data_source"] == "folder wall" and config["flow"]["blocks"] == 1
+
+    values = {}
+    for line in found["history"]:
+        for item in line.item:
+            values.setdefault(".".join(item.nested_key) or item.key, []).append(json.loads(item.value_json))
+    assert len(values["val/auroc"]) == 2 and len(values["train/loss"]) >= 4  # stage 1
+    assert len(values["dictionary/residual"]) >= 2 and min(values["dictionary/residual"]) >= 0  # stage 2
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    assert values["test/image_auroc"] == [metrics["image_auroc"]]
+    assert {"figures/tsne.path", "figures/atoms.path", "test/scores_normal.bins"} <= values.keys()
+
+    artifacts = {a.name.split("-")[-2] if a.type == "run_table" else a.type: a for a in found["artifact"]}
+    files = {name: {e.path: e.local_path for e in a.manifest.contents} for name, a in artifacts.items()}
+    assert artifacts["detector"].name == "detector-wall" and "detector.pt" in files["detector"]
+    # All that a later upload needs lies in the run folder.
+    assert all(str(run_dir) in place for found_files in files.values() for place in found_files.values())
+    table = json.loads(Path(files["testimages"]["test/images.table.json"]).read_text())
+    rows = {row[0]: row for row in table["data"]}
+    scores = {r["path"]: r for r in csv.DictReader((run_dir / "scores.csv").open(newline=""))}
+    assert rows.keys() == scores.keys() and f"test/good/{HOSTILE}" in rows
+    assert all(abs(rows[k][3] - float(scores[k]["score"])) < 1e-6 for k in rows)
+    assert all(row[-1]["_type"] == "image-file" and row[-1]["path"] in files["testimages"] for row in table["data"])
+    roc = json.loads(Path(files["testroc_table"]["test/roc_table.table.json"]).read_text())
+    assert roc["data"][0] == [0, 0] and roc["data"][-1] == [1, 1]
+    assert found["exit"][0].exit_code == 0
+
+    assert "dictionary/residual" in (run_dir / "logs/metrics.csv").read_text().splitlines()[0]
+    assert list((run_dir / "tensorboard").glob("events*"))
+    report = (run_dir / "report.html").read_text()
+    assert "&lt;script&gt;alert" in report and "<script>alert" not in report
+
+
+def test_a_failed_run_ends_as_failed_and_keeps_its_id(run, tmp_path):
+    code, _, errors = run(tmp_path / "run", "logger=wandb", "representation.lr=1e30")
+    assert code == 2 and "the loss is" in errors
+    found = read(tmp_path / "run")
+    assert found["exit"][0].exit_code == 1
+    assert found["run"][0].run_id == (tmp_path / "run/wandb/id").read_text()
+
+
+def test_a_key_without_a_server_is_offline_at_once(monkeypatch, tmp_path, capsys):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setattr(wandb_server, "_answers", lambda url: False)
+    logger = wandb.wandb_logger(tmp_path)
+    logger.experiment.finish()
+    assert "does not answer" in capsys.readouterr().out and list(tmp_path.glob("wandb/offline-run-*"))
+
+
+def test_a_server_that_never_answers_is_given_up(monkeypatch):
+    monkeypatch.setattr(wandb_server, "PATIENCE", -0.9)
+    monkeypatch.setattr(wandb_server.urllib.request, "urlopen", lambda *_, **__: time.sleep(60))
+    start = time.monotonic()
+    assert not wandb_server._answers("https://example.invalid") and time.monotonic() - start < 30
+
+
+def test_a_server_that_fails_to_begin_a_run_is_left_for_later(monkeypatch, tmp_path, capsys):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr(wandb, "offline_reason", lambda: None)
+    begin = wandb.wandb.init
+
+    def init(mode, **options):
+        if mode == "online":
+            raise wandb.wandb.errors.CommError("bad gateway")
+        return begin(mode=mode, **options)
+
+    monkeypatch.setattr(wandb.wandb, "init", init)
+    wandb.wandb_logger(tmp_path / "a b").experiment.finish()
+    assert f"offline, bad gateway; upload later: wandb sync '{tmp_path}/a b/wandb'/offline" in capsys.readouterr().out
+
+
+def test_a_refused_key_is_a_users_error(monkeypatch, tmp_path):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "too-short")
+    monkeypatch.setattr(wandb_server, "_answers", lambda url: True)
+    with pytest.raises(UserError, match="logger=wandb: .*WANDB_MODE=offline"):
+        wandb.wandb_logger(tmp_path)
+
+
+def test_a_run_is_called_as_its_folder(tmp_path):
+    assert run_names(tmp_path / "carpet/2026-01-02_03-04-05") == ("carpet", "2026-01-02_03-04-05", "run")
+    assert run_names(tmp_path / "s/seed=3") == ("s", "seed=3", "run")
+    assert run_names(tmp_path / "s/a=1,seed=3,b=2")[2] == run_names(tmp_path / "s/a=1,seed=4,b=2")[2] == "a=1,b=2"
+
+
+def test_progress_on_a_terminal_and_nothing_is_warned_of(folder, tmp_path):
+    """In a process of its own: warnings that were shown once are not shown again."""
+    command = [sys.executable, "-m", "texture_ad.run", *arguments(folder, tmp_path), "pictures=false"]
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, env=os.environ | {"TERM": "xterm"})
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux's way to tell the end of a terminal
+        while part := os.read(ours, 65536):
+            shown += part
+    os.close(ours)
+    assert process.stderr.read() == b"" and process.wait() == 0
+    shown = shown.decode()
+    assert "\x1b[2K" in shown and all(text in shown for text in ("epoch 2/2", "epoch 3/3", "residual", "left"))

@@ -1,0 +1,292 @@
+"""Sweeps by the real command line: folders, failures, repetition, kills, launchers; several processes as one run."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from statistics import fmean, stdev
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import arguments, command, environment, few_photographs
+from omegaconf import OmegaConf
+
+from texture_ad.distributed import SharedBatches
+from texture_ad.errors import UserError
+from texture_ad.naming import data_name, job_name, slug, sweep_dir, swept
+from texture_ad.resources import take_share
+from texture_ad.sweep import COSTS, compare, finished, read_jobs, write_comparison
+
+KILLS = 8 if os.environ.get("TEXTURE_AD_LONG") else 1
+QUICK = ("pictures=false", "logger=none", "trainer.max_epochs=1", "dictionary.epochs=1", "cutpaste=none")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return few_photographs(tmp_path_factory.mktemp("data") / "carpet")
+
+
+def call(data, folder, *more, cache, **env):
+    return subprocess.run(arguments(data, folder, *QUICK, *more), capture_output=True, text=True, timeout=300,
+                          env=environment(TEXTURE_AD_CACHE=str(cache), **env))  # fmt: skip
+
+
+def rows(path):
+    return list(csv.DictReader(path.open(newline="")))
+
+
+def digits(folder):
+    """The sweep's tables without what is measured anew each time, and every job's scores."""
+    tables = [[{k: v for k, v in row.items() if not k.startswith(tuple(COSTS))} for row in rows(folder / name)]
+              for name in ("jobs.csv", "comparison.csv")]  # fmt: skip
+    return tables, {p.parent.name: p.read_text() for p in folder.glob("*/scores.csv")}
+
+
+SWEEP = ("+ablation=sparsity", "dictionary.nonzeros=1,500,3", "seed=0,1", "-m")
+
+
+@pytest.fixture(scope="module")
+def sweep(data, tmp_path_factory):
+    folder, cache = tmp_path_factory.mktemp("sweep"), tmp_path_factory.mktemp("cache")
+    return folder, cache, call(data, folder, *SWEEP, cache=cache)
+
+
+def test_a_failed_job_is_told_and_leaves_the_others_whole(sweep):
+    folder, _, done = sweep
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    for seed in (0, 1):
+        told = f"failed   {folder}/dictionary.nonzeros=500,seed={seed}: dictionary.nonzeros=500: expected"
+        assert told in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: 2 of 6 jobs failed; the same command")
+    whole = {p.parent.name for p in folder.glob("*/metrics.json")}
+    assert whole == {f"dictionary.nonzeros={n},seed={s}" for n in (1, 3) for s in (0, 1)}
+    assert all((folder / name / "detector.pt").is_file() for name in whole)
+
+
+def test_the_comparison_is_that_of_the_jobs_and_names_its_data(sweep):
+    folder, _, done = sweep
+    jobs, table = rows(folder / "jobs.csv"), rows(folder / "comparison.csv")
+    assert len(jobs) == 6 and [row["dictionary.nonzeros"] for row in table] == ["1", "3"]
+    for row in table:
+        found = [json.loads((folder / f"dictionary.nonzeros={row['dictionary.nonzeros']},seed={s}/metrics.json")
+                            .read_text()) for s in (0, 1)]  # fmt: skip
+        for name in ("image_auroc", "fit_seconds", "peak_memory_mb", "test_seconds_per_image"):
+            values = [metrics[name] for metrics in found]
+            assert float(row[f"{name}_mean"]) == fmean(values) > 0 and float(row[f"{name}_std"]) == stdev(values)
+    for text in ((folder / "comparison.md").read_text(), (folder / "comparison.svg").read_text(), done.stdout):
+        assert "folder carpet" in text
+    assert {row["data"] for row in table} == {"folder carpet"}
+    assert "Failed: dictionary.nonzeros=500,seed=0" in (folder / "comparison.md").read_text()
+    assert (folder / "comparison.png").is_file() and not list(folder.rglob("*.partial"))
+
+
+def test_one_stage_1_a_seed_and_the_digits_of_a_run_of_its_own(sweep, data, tmp_path):
+    folder, cache, _ = sweep
+    assert len(list(cache.glob("shared/stage1-*.pt"))) == 2
+    assert len(list(folder.glob("*/stage1/best.ckpt"))) == 2
+    done = call(data, tmp_path / "alone", "dictionary.nonzeros=3", "seed=1", cache=cache)
+    assert done.returncode == 0, done.stderr
+    shared = folder / "dictionary.nonzeros=3,seed=1"
+    assert (tmp_path / "alone/scores.csv").read_text() == (shared / "scores.csv").read_text()
+    alone, shared = (json.loads((f / "metrics.json").read_text()) for f in (tmp_path / "alone", shared))
+    measured = (*COSTS, "stage1_seconds")
+    assert {k: v for k, v in alone.items() if k not in measured} == {k: shared[k] for k in alone if k not in measured}
+
+
+def test_the_same_command_does_only_what_is_missing(sweep, data):
+    folder, cache, _ = sweep
+    before, missing = digits(folder), folder / "dictionary.nonzeros=1,seed=1"
+    kept = {p: p.stat().st_mtime_ns for p in folder.glob("*/metrics.json") if p.parent != missing}
+    (missing / "metrics.json").unlink()
+    done = call(data, folder, *SWEEP, cache=cache)
+    assert done.returncode == 2
+    assert done.stdout.count("skipped  ") == 3 and f"skipped  {missing}" not in done.stdout
+    assert "4 of 6 jobs finished, 3 of them before" in done.stdout
+    assert kept == {p: p.stat().st_mtime_ns for p in kept} and digits(folder) == before
+
+
+def test_a_job_of_other_settings_is_not_taken_for_finished(sweep):
+    folder = sweep[0] / "dictionary.nonzeros=1,seed=0"
+    config = OmegaConf.load(folder / "config.yaml")
+    config.pictures = True
+    assert finished(folder, config) and not finished(sweep[0] / "dictionary.nonzeros=500,seed=0", config)
+    config.flow.blocks = 3
+    with pytest.raises(UserError, match="flow.blocks=2, not 3"):
+        finished(folder, config)
+
+
+def test_a_killed_sweep_goes_on_and_ends_with_the_same_table(data, tmp_path):
+    sweep = ("dictionary.nonzeros=1,3", "seed=0,1", "-m")
+    start = time.monotonic()
+    assert call(data, tmp_path / "whole", *sweep, cache=tmp_path / "cache").returncode == 0
+    seconds, rng = time.monotonic() - start, random.Random(int.from_bytes(os.urandom(4), "big"))
+    for kill in range(KILLS):
+        folder, cache = tmp_path / f"killed{kill}", tmp_path / f"cache{kill}"
+        process = subprocess.Popen(
+            arguments(data, folder, *QUICK, *sweep), env=environment(TEXTURE_AD_CACHE=str(cache)),
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+        time.sleep(seconds * (0.3 + 0.6 * rng.random()))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        done = call(data, folder, *sweep, cache=cache)
+        assert done.returncode == 0, done.stderr
+        assert digits(folder) == digits(tmp_path / "whole")
+
+
+def launch(data, folder, launcher, *more):
+    """A sweep by this launcher, its jobs by `nonzeros`; the number of threads is left to it."""
+    env = environment(TEXTURE_AD_CACHE=str(folder / "cache"))
+    del env["OMP_NUM_THREADS"]
+    call = arguments(data, folder / "sweep", *QUICK, f"hydra/launcher={launcher}", *more, "-m")
+    done = subprocess.run(call, capture_output=True, text=True, env=env, timeout=300)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done, {row["dictionary.nonzeros"]: row for row in rows(folder / "sweep/jobs.csv")}
+
+
+def test_joblib_shares_the_cores_and_jobs_at_the_same_time_share_stage_1(data, tmp_path):
+    done, jobs = launch(data, tmp_path, "joblib", "hydra.launcher.n_jobs=2", "dictionary.nonzeros=1,3")
+    assert done.returncode == 0, done.stderr
+    share = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert [jobs[n]["threads"] for n in ("1", "3")] == [str(share)] * 2
+    assert len(list(tmp_path.glob("cache/shared/stage1-*.pt"))) == 1
+    assert len(list(tmp_path.glob("sweep/*/stage1/best.ckpt"))) == 1
+
+
+def test_submitit_takes_the_cores_it_is_given_and_tells_failures(data, tmp_path):
+    done, jobs = launch(data, tmp_path, "submitit_local", "dictionary.nonzeros=1,500")
+    assert done.returncode == 2
+    assert f"failed   {tmp_path}/sweep/dictionary.nonzeros=500: dictionary.nonzeros=500: expected" in done.stderr
+    assert [jobs[n]["threads"] for n in ("1", "500")] == ["1", ""]
+
+
+@pytest.mark.parametrize(("worker", "visible", "expected"), [
+    ("LokyProcess-1", "4,7", "4"), ("LokyProcess-2", "4,7", "7"), ("LokyProcess-3", "4,7", "4"),
+    ("LokyProcess-2", "7", "7"), ("MainProcess", "4,7", "4,7"),
+])  # fmt: skip
+def test_joblibs_processes_take_the_gpus_in_turn(monkeypatch, worker, visible, expected):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr("multiprocessing.current_process", lambda: SimpleNamespace(name=worker))
+    take_share(OmegaConf.create({"_target_": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"}))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
+
+
+# --- several processes as one run -----------------------------------------------------------------------
+
+
+def test_two_processes_end_as_one_does(data, tmp_path):
+    for folder, more in (("one", ()), ("two", ("trainer.devices=2", "trainer.strategy=ddp"))):
+        done = call(data, tmp_path / folder, *more, "trainer.max_epochs=2", "data.batch_size=4",
+                    "data.val_fraction=0.3", "data.eval_batch_size=5", "dictionary.fusion=0.5",
+                    "dictionary.whiten=false", cache=tmp_path)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        for line in ("run      ", "stage 1", "stage 2", "detector "):
+            assert sum(text.startswith(line) for text in done.stdout.splitlines()) == 1, done.stdout
+    one, two = (rows(tmp_path / name / "scores.csv") for name in ("one", "two"))
+    assert [row["path"] for row in one] == [row["path"] for row in two]
+    assert [float(row["score"]) for row in two] == pytest.approx([float(row["score"]) for row in one], abs=0.002)
+    one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
+    same = [k for k, v in one.items() if isinstance(v, float) and k not in COSTS and k != "stage1_seconds"]
+    assert {k: two[k] for k in same} == pytest.approx({k: one[k] for k in same}, abs=0.002)
+    names = [{str(p.relative_to(tmp_path / name)) for p in (tmp_path / name).rglob("*")} for name in ("one", "two")]
+    assert names[0] == names[1]
+    # One dictionary, of all processes' patches.
+    one, two = (torch.load(tmp_path / name / "stage2/last.ckpt", weights_only=True) for name in ("one", "two"))
+    assert one["state_dict"]["count"] == two["state_dict"]["count"] and one["spams"]["iter"] == two["spams"]["iter"]
+    assert (one["state_dict"]["detector.atoms"] - two["state_dict"]["detector.atoms"]).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+@pytest.mark.parametrize("count", [4, 7, 8, 9, 21])
+@pytest.mark.parametrize("batch", [4, 5, 8])
+def test_shared_batches_lose_and_repeat_nothing(monkeypatch, processes, count, batch):
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: processes)
+    parts = []
+    for rank in range(processes):
+        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+        shares = SharedBatches(range(count), batch)
+        parts.append(list(shares))
+        assert len(shares) == len(parts[-1]) and all(parts[-1])
+    # Joined in the processes' order they are the batches of one process.
+    joined = [sum(shares, []) for shares in zip(*parts, strict=True)]
+    assert sum(joined, []) == list(range(count))
+    assert all(len(b) == batch for b in joined[:-1]) and max(map(len, joined)) < batch + processes
+
+
+def test_more_processes_than_images_in_a_batch_are_refused(monkeypatch):
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 4)
+    with pytest.raises(UserError, match="trainer.devices=4: more than"):
+        len(SharedBatches(range(20), 2))
+
+
+@pytest.mark.parametrize(("more", "message"), [
+    (["trainer.strategy=ddp_spawn"], "trainer.strategy=ddp_spawn: expected auto or ddp"),
+    (["-m"], "trainer.devices=2: a sweep's job takes one device"),
+])  # fmt: skip
+def test_other_ways_to_several_processes_are_refused(data, tmp_path, monkeypatch, capsys, more, message):
+    code, _, errors = command(monkeypatch, capsys, "run",
+                              *arguments(data, tmp_path / "run", *QUICK, "trainer.devices=2", *more)[3:])  # fmt: skip
+    assert code == 2 and message in errors and "Traceback" not in errors
+
+
+# --- names and tables -----------------------------------------------------------------------------------
+
+
+def test_a_sweeps_folder_depends_on_what_is_swept_alone():
+    command = ["+experiment=wood", "seed=0,1", "flow.blocks=2,4"]
+    name = sweep_dir(command, "runs/now")
+    assert name == sweep_dir([*reversed(command), "logger=wandb", "pictures=false", "cache=never"], "runs/later")
+    assert name != sweep_dir(["+experiment=wood", "seed=0,1,2", "flow.blocks=2,4"], "runs/now")
+    assert sweep_dir([*command, "run_dir=mine"], "mine") == "mine"
+
+
+def test_a_jobs_folder_is_named_by_the_swept_values():
+    sweep = ["+experiment=wood", "data.size=64", "seed=0,1", "flow.blocks=range(1,3)", "data.category='a b'"]
+    job = ["+experiment=wood", "data.size=64", "seed=1", "flow.blocks=2", "data.category='a b'"]
+    assert swept(sweep, job) == ["seed=1", "flow.blocks=2"] and job_name(sweep, job) == "seed=1,flow.blocks=2"
+    assert job_name(["seed=1"], ["seed=1"]) == "run"
+    assert swept(["+ablation=sparsity"], ["dictionary.nonzeros=2", "+ablation=sparsity"]) == ["dictionary.nonzeros=2"]
+
+
+def test_names_are_those_of_one_file():
+    assert slug("a/../b c\n$x") == "a_.._b_c_x" and slug("..") == "_"
+    long = [slug("x" * 300 + end) for end in "ab"]
+    assert long[0] != long[1] and all(len(name) <= 100 for name in long)
+    assert data_name("auto", "/mvtec", "wood") == "mvtec-wood" and data_name("auto", None, "wood") == "embedded-wood"
+
+
+def job(folder, error=None, data="folder a", **values):
+    score = values.pop("score", None)
+    metrics = {} if error else {"data_source": data, "data_fingerprint": "f", "image_auroc": score, "fit_seconds": 2.0}
+    return {"folder": folder / "x", "swept": {k: str(v) for k, v in values.items()}, "metrics": metrics, "error": error}
+
+
+def test_settings_are_compared_over_seeds_in_the_order_of_their_values(tmp_path):
+    jobs = [job(tmp_path, blocks=b, task=t, seed=s, score=b / 100 + s / 1000)
+            for b in (10, 2, 1) for t in ("x", "y") for s in (0, 1)]  # fmt: skip
+    keys, settings = compare([*jobs, job(tmp_path, blocks=2, task="x", seed=2, error="no")])
+    assert keys == ["blocks", "task"]
+    assert [(row["blocks"], row["task"]) for row in settings] == [(b, t) for b in ("1", "2", "10") for t in "xy"]
+    assert settings[0]["image_auroc"] == [0.01, 0.011] and "aupro" not in settings[0]
+    text = write_comparison(tmp_path, jobs)
+    assert "0.010 ± 0.001" in text and "2.0 ± 0.0" in text
+    assert "task=y" in (tmp_path / "comparison.svg").read_text()
+
+
+def test_seeds_alone_are_one_setting_and_sources_are_kept_apart(tmp_path):
+    keys, settings = compare([job(tmp_path, seed=s, score=0.5) for s in (0, 1)])
+    assert keys == [] and len(settings) == 1 and settings[0]["image_auroc"] == [0.5, 0.5]
+    jobs = [job(tmp_path, seed=0, score=0.5, data=name) for name in ("folder a", "folder $b|")]
+    assert len(compare(jobs)[1]) == 2
+    assert "folder a; folder $b|" in (write_comparison(tmp_path, jobs) and (tmp_path / "comparison.svg").read_text())
+
+
+def test_a_sweep_of_failures_has_a_table_that_says_so(tmp_path):
+    assert write_comparison(tmp_path, [job(tmp_path, seed=0, error="no, really")]) == "No job has finished."
+    assert "Failed: x: no, really" in (tmp_path / "comparison.md").read_text()
+    assert read_jobs(tmp_path, []) == [] and not (tmp_path / "comparison.png").exists()

@@ -1,0 +1,79 @@
+"""What runs, sweeps and their jobs are called: the resolvers that conf/config.yaml uses. Imports nothing heavy."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+# Say how a sweep runs, not what it compares: the folder is the same with and without them.
+_MEANS = ("run_dir", "logger", "pictures", "cache", "cache_gb", "trainer.enable_progress_bar")
+
+
+def slug(text: str, longest: int = 100) -> str:
+    """`text` as the name of one file: odd characters become _, and what is too long ends in a digest of the whole."""
+    name = re.sub(r"[^\w.,=+-]+", "_", text, flags=re.ASCII).strip("_.") or "_"
+    if len(name) <= longest:
+        return name
+    return f"{name[: longest - 9]}-{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
+
+
+def data_name(source: str, root: str | None, category: str | None) -> str:
+    """A run's name, which tells where its images come from.
+
+    Example:
+        >>> data_name("auto", None, "carpet"), data_name("folder", "/data/my photographs", None)
+        ('embedded-carpet', 'folder-my_photographs')
+    """
+    if source == "auto":
+        source = "mvtec" if root else "embedded"
+    return slug(f"{source}-{category or (Path(root).expanduser().resolve().name if root else None)}")
+
+
+def key_of(override: str) -> str:
+    """The key of "key=value", without Hydra's + or ~."""
+    return override.partition("=")[0].lstrip("+~")
+
+
+def sweep_dir(overrides: Sequence[str], run_dir: str) -> str:
+    """A sweep's folder: `run_dir` where it was given, else named by what is swept.
+
+    The same command so comes back to its folder, and does only what is missing there.
+
+    Args:
+        overrides: the sweep's, each "key=value".
+        run_dir: the configuration's.
+
+    Example:
+        >>> sweep_dir(["+experiment=wood", "seed=0,1", "logger=none"], "runs/now")
+        'runs/sweeps/experiment=wood+seed=0,1'
+    """
+    if any(key_of(o) == "run_dir" for o in overrides):
+        return run_dir
+    return "runs/sweeps/" + slug("+".join(sorted(o.lstrip("+") for o in overrides if key_of(o) not in _MEANS)))
+
+
+def swept(overrides: Sequence[str], job: Sequence[str]) -> list[str]:
+    """The job's overrides that its sweep's leave open: those of sweeps (a=1,2) and of +ablation's parameters.
+
+    Example:
+        >>> swept(["+experiment=wood", "seed=0,1"], ["+experiment=wood", "seed=1", "flow.blocks=4"])
+        ['seed=1', 'flow.blocks=4']
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    fixed = {key_of(o.input_line) for o in parsed if not o.is_sweep_override()}
+    return [o for o in job if key_of(o) not in fixed]
+
+
+def job_name(overrides: Sequence[str], job: Sequence[str]) -> str:
+    """A job's folder in its sweep: the swept values, so that it stays the same when the sweep grows."""
+    return slug(",".join(swept(overrides, job)) or "run")
+
+
+# Cached where the job's configuration must give what its sweep's gave: Hydra hands the cache on.
+OmegaConf.register_new_resolver("once", lambda value: list(value), use_cache=True, replace=True)
+OmegaConf.register_new_resolver("sweep_dir", sweep_dir, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("data_name", data_name, replace=True)
+OmegaConf.register_new_resolver("job_name", job_name, replace=True)

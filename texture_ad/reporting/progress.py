@@ -1,0 +1,108 @@
+"""Progress of both stages and of the test: a bar each on a terminal, a line now and then elsewhere."""
+
+import sys
+import time
+from datetime import timedelta
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+LINES_APART = 10.0  # seconds between two lines where there is no terminal
+
+
+def _pace(task: Task) -> str:
+    """Speed, and the time that is left or, at the end, was taken."""
+    speed = task.finished_speed or task.speed
+    seconds = task.elapsed if task.finished else task.time_remaining
+    parts = [f"{speed:.3g} steps/s"] if speed else []
+    if seconds is not None:
+        parts.append(f"{timedelta(seconds=round(seconds))} {'taken' if task.finished else 'left'}")
+    return "  ".join(parts)
+
+
+class _Pace(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(_pace(task))
+
+
+class StageProgress(ProgressBar):
+    """A stage's name, epoch, speed, time left and the values that it logs for the progress bar.
+
+    A step of the dictionary's stage is one batch of images in SPAMS.
+
+    Args:
+        name: of the stage; a test is shown as "test".
+    """
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.name, self._first_process, self._progress = name, True, None
+
+    def disable(self) -> None:
+        """Lightning calls this on all processes but the first."""
+        self._first_process = False
+
+    def _open(self, name: str, total: int, done: int = 0) -> None:
+        if not self._first_process:
+            return
+        console = Console(file=sys.stdout)
+        columns = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[epoch]}"),
+                   _Pace(), TextColumn("{task.fields[values]}"))  # fmt: skip
+        self._progress = Progress(*columns, console=console)
+        self._progress.add_task(name.ljust(8), total=total, completed=done, epoch="", values="")
+        self._printed = time.monotonic()
+        if console.is_terminal:
+            self._progress.start()
+
+    def _update(self, trainer: L.Trainer, advance: int = 0, **fields: str) -> None:
+        if self._progress is None:
+            return
+        shown = {k: v for k, v in self.get_metrics(trainer, trainer.lightning_module).items() if k != "v_num"}
+        values = "  ".join(f"{k.rpartition('/')[2]} {float(v):.3g}" for k, v in shown.items())
+        self._progress.update(self._progress.task_ids[0], advance=advance, values=values, **fields)
+        if not self._progress.console.is_terminal and time.monotonic() - self._printed >= LINES_APART:
+            self._print()
+
+    def _print(self) -> None:
+        self._printed, task = time.monotonic(), self._progress.tasks[0]
+        parts = (task.description, task.fields["epoch"], _pace(task), task.fields["values"])
+        print("  ".join(part for part in parts if part), flush=True)
+
+    def _close(self) -> None:
+        if self._progress is not None:
+            if self._progress.console.is_terminal:
+                self._progress.stop()
+            else:
+                self._print()
+            self._progress = None
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        steps = int(trainer.num_training_batches)
+        self._open(self.name, steps * trainer.max_epochs, steps * trainer.current_epoch)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._update(trainer, epoch=f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: object) -> None:
+        self._update(trainer, 1)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._update(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._close()
+
+    def on_test_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._open("test", int(sum(trainer.num_test_batches)))
+
+    def on_test_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: object) -> None:
+        self._update(trainer, 1)
+
+    def on_test_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._close()
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, error: BaseException) -> None:
+        self._close()
