@@ -163,7 +163,8 @@ class Dictionary(L.LightningModule):
         total, count = 0.0, 0
         for batch in loader:
             patches, grid = self.detector.patch_features(batch["image"].to(self.device))
-            scores = gather(torch.stack(self.detector.patch_scores(patches)).view(2, -1, *grid).transpose(0, 1)).double()
+            scores = torch.stack(self.detector.patch_scores(patches)).view(2, -1, *grid)
+            scores = gather(scores.transpose(0, 1)).double()
             total, count = total + torch.stack((scores, scores.square())).sum(1), count + len(scores)
         mean, square = total / count
         self.detector.set_patch_statistics(mean, square - mean.square(), count)
