@@ -10,6 +10,7 @@ folder of photographs for the rows that compare accuracy; without it they use em
 
 import argparse
 import json
+import logging
 import os
 import platform
 import re
@@ -32,6 +33,7 @@ from scipy import ndimage
 from sklearn.decomposition import MiniBatchDictionaryLearning, sparse_encode
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from texture_ad.cli import CONF
 from texture_ad.data import embedded, mvtec
@@ -209,7 +211,7 @@ def fit_streaming(quick: bool) -> list[Row]:
 
     detector, pictures = default(), images("train")[:64]
     x = detector.dictionary_features(detector.patch_features(pictures)[0])
-    loader = [{"image": part} for part in pictures.split(32)]
+    loader = DataLoader([{"image": part} for part in pictures.split(32)], batch_size=None)
 
     def stage2() -> None:
         module = Dictionary(detector, LAMBDA1, 20, 512, 1, 2)
@@ -538,6 +540,7 @@ def main() -> None:
     parser.add_argument("--stage2-memory", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     keep_freed_memory()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.manual_seed(0)
     if args.stage2_memory:
         stage2_memory(args.stage2_memory)
