@@ -71,5 +71,13 @@ def arguments(data, run_dir, *more):
             "trainer.enable_progress_bar=false", "trainer.accelerator=cpu", *more]  # fmt: skip
 
 
+MEASURED = ("seconds", "memory", "loader_share")  # in the names of metrics that differ from run to run
+
+
+def repeatable(metrics: dict) -> dict:
+    """The metrics that the same run gives to the last digit."""
+    return {k: v for k, v in metrics.items() if not any(word in k for word in MEASURED)}
+
+
 def environment(**more):
     return {k: v for k, v in os.environ.items() if k != "MVTEC_AD_ROOT"} | {"OMP_NUM_THREADS": "1"} | more

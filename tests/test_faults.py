@@ -236,7 +236,7 @@ def test_weights_that_cant_be_downloaded(run, monkeypatch, error):
 def test_a_full_gpu_gets_advice(run, monkeypatch):
     import texture_ad.pipeline
 
-    def full(_):
+    def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total ...")
 
     monkeypatch.setattr(texture_ad.pipeline, "run", full)

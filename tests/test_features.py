@@ -52,9 +52,9 @@ def test_without_masks_images_stand_for_their_patches(data):
 
 def test_atoms_are_shown_by_patches_of_training_images_that_use_them(data):
     detector = untrained_detector()
-    few = SimpleNamespace(train_samples=data.train_samples[:6], train_batch=data.train_batch, size=64)
+    images = next(iter(data.normal_dataloader()))["image"][:6]
+    few = SimpleNamespace(normal_dataloader=lambda: [{"image": images[:4]}, {"image": images[4:]}], size=64)
     crops, ids, usage = atom_patches(detector, few, atoms=5, each=3)
-    images = torch.cat([data.train_batch([i])["image"] for i in range(6)])
     patches = detector.dictionary_features(detector.patch_features(images)[0])
     used = (omp_spams(patches, detector.atoms, detector.settings["nonzeros"], 0.0) != 0).mean(1)
     assert np.allclose(usage, np.sort(used.A1)[::-1][:5]) and used[ids[0]] == used.max()

@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from helpers import arguments, command, environment, few_photographs
+from helpers import arguments, command, environment, few_photographs, repeatable
 
 from texture_ad.stream import Rows
 
@@ -33,8 +33,7 @@ def finish(data, run_dir, *more, **env):
 
 def results(run_dir):
     metrics = json.loads((run_dir / "metrics.json").read_text())
-    timings = ("seconds", "loader_share")
-    return {k: v for k, v in metrics.items() if not any(t in k for t in timings)}, (run_dir / "scores.csv").read_text()
+    return repeatable(metrics), (run_dir / "scores.csv").read_text()
 
 
 @pytest.fixture(scope="module")

@@ -4,22 +4,24 @@ import csv
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import time
 from statistics import fmean, stdev
 from types import SimpleNamespace
+from urllib.parse import unquote
 
 import pytest
 import torch
-from helpers import arguments, command, environment, few_photographs
+from helpers import arguments, command, environment, few_photographs, repeatable
 from omegaconf import OmegaConf
 
 from texture_ad.distributed import SharedBatches
 from texture_ad.errors import UserError
 from texture_ad.naming import data_name, job_name, slug, sweep_dir, swept
 from texture_ad.resources import take_share
-from texture_ad.sweep import COSTS, compare, finished, read_jobs, write_comparison
+from texture_ad.sweep import compare, finished, read_jobs, write_comparison
 
 KILLS = 8 if os.environ.get("TEXTURE_AD_LONG") else 1
 QUICK = ("pictures=false", "logger=none", "trainer.max_epochs=1", "dictionary.epochs=1", "cutpaste=none")
@@ -41,7 +43,7 @@ def rows(path):
 
 def digits(folder):
     """The sweep's tables without what is measured anew each time, and every job's scores."""
-    tables = [[{k: v for k, v in row.items() if not k.startswith(tuple(COSTS))} for row in rows(folder / name)]
+    tables = [[repeatable(row) for row in rows(folder / name)]
               for name in ("jobs.csv", "comparison.csv")]  # fmt: skip
     return tables, {p.parent.name: p.read_text() for p in folder.glob("*/scores.csv")}
 
@@ -82,6 +84,10 @@ def test_the_comparison_is_that_of_the_jobs_and_names_its_data(sweep):
     assert {row["data"] for row in table} == {"folder carpet"}
     assert "Failed: dictionary.nonzeros=500,seed=0" in (folder / "comparison.md").read_text()
     assert (folder / "comparison.png").is_file() and not list(folder.rglob("*.partial"))
+    report = (folder / "report.html").read_text()
+    assert "Failed: dictionary.nonzeros=500,seed=0" in report and "data:image/webp" in report
+    for link in re.findall('href="([^"]+)"', report):
+        assert (folder / unquote(link)).is_file()
 
 
 def test_one_stage_1_a_seed_and_the_digits_of_a_run_of_its_own(sweep, data, tmp_path):
@@ -93,8 +99,7 @@ def test_one_stage_1_a_seed_and_the_digits_of_a_run_of_its_own(sweep, data, tmp_
     shared = folder / "dictionary.nonzeros=3,seed=1"
     assert (tmp_path / "alone/scores.csv").read_text() == (shared / "scores.csv").read_text()
     alone, shared = (json.loads((f / "metrics.json").read_text()) for f in (tmp_path / "alone", shared))
-    measured = (*COSTS, "stage1_seconds")
-    assert {k: v for k, v in alone.items() if k not in measured} == {k: shared[k] for k in alone if k not in measured}
+    assert repeatable(alone) == repeatable(shared)
 
 
 def test_the_same_command_does_only_what_is_missing(sweep, data):
@@ -189,7 +194,7 @@ def test_two_processes_end_as_one_does(data, tmp_path):
     assert [row["path"] for row in one] == [row["path"] for row in two]
     assert [float(row["score"]) for row in two] == pytest.approx([float(row["score"]) for row in one], abs=0.002)
     one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
-    same = [k for k, v in one.items() if isinstance(v, float) and k not in COSTS and k != "stage1_seconds"]
+    same = [k for k, v in repeatable(one).items() if isinstance(v, float)]
     assert {k: two[k] for k in same} == pytest.approx({k: one[k] for k in same}, abs=0.002)
     names = [{str(p.relative_to(tmp_path / name)) for p in (tmp_path / name).rglob("*")} for name in ("one", "two")]
     assert names[0] == names[1]
@@ -289,4 +294,5 @@ def test_seeds_alone_are_one_setting_and_sources_are_kept_apart(tmp_path):
 def test_a_sweep_of_failures_has_a_table_that_says_so(tmp_path):
     assert write_comparison(tmp_path, [job(tmp_path, seed=0, error="no, really")]) == "No job has finished."
     assert "Failed: x: no, really" in (tmp_path / "comparison.md").read_text()
+    assert "Failed: x: no, really" in (tmp_path / "report.html").read_text()
     assert read_jobs(tmp_path, []) == [] and not (tmp_path / "comparison.png").exists()

@@ -1,6 +1,7 @@
 """Sweeps: what a failed and a finished job mean, and the comparison of all jobs at the end.
 
-A sweep's folder holds one folder a job, named by the swept values, and jobs.csv, comparison.csv, .md, .png and .svg.
+A sweep's folder holds one folder a job, named by the swept values, and report.html, jobs.csv, comparison.csv, .md, .png
+and .svg.
 Imports nothing heavy.
 """
 
@@ -103,9 +104,10 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 
 def write_comparison(folder: Path, jobs: Sequence[dict]) -> str:
-    """Writes jobs.csv and the comparison as CSV, Markdown and picture; returns the Markdown table."""
-    from texture_ad.files import csv_text, write_whole
+    """Writes jobs.csv, report.html and the comparison as CSV, Markdown and picture; returns the Markdown table."""
+    from texture_ad.files import csv_text, write_text, write_whole
     from texture_ad.reporting.figures import comparison
+    from texture_ad.reporting.report import sweep_report
     from texture_ad.reporting.tables import METRIC_NAMES, markdown_table
 
     columns = list(dict.fromkeys(key for job in jobs for key in job["swept"]))
@@ -135,10 +137,15 @@ def write_comparison(folder: Path, jobs: Sequence[dict]) -> str:
     text = markdown_table(table) if table else "No job has finished."
     note = ("Mean ± sample standard deviation over seeds. Times and memory are those of a run that shares nothing; of "
             "a job that was killed and went on, those of its last part.")  # fmt: skip
-    failures = "".join(f"\nFailed: {job['folder'].name}: {job['error']}\n" for job in jobs if job["error"])
-    write_whole(folder / "comparison.md", f"{text}\n\n{note}\n{failures}".encode("utf-8", "backslashreplace"))
+    failures = [f"Failed: {job['folder'].name}: {job['error']}" for job in jobs if job["error"]]
+    write_text(folder / "comparison.md", "\n\n".join([text, note, *failures]) + "\n")
     if settings:
         comparison(keys, settings, folder / "comparison.png")
+    told = [f"{sum(bool(job['metrics']) for job in jobs)} of {len(jobs)} jobs have finished.", note, *failures]
+    reports = {job["folder"].name: job["folder"] / "report.html" for job in jobs}
+    reports = {name: path for name, path in reports.items() if path.is_file()}
+    sweep_report(folder, table, [folder / "comparison.png"] if settings else [],
+                 "; ".join(dict.fromkeys(row["data"] for row in settings)), reports, told)  # fmt: skip
     return text
 
 
@@ -170,8 +177,8 @@ class Comparison(Callback):
         try:
             jobs = read_jobs(folder, config.hydra.overrides.task)
             done = sum(bool(job["metrics"]) for job in jobs)
-            print(f"\n{write_comparison(folder, jobs)}\n\nsweep    {folder}: comparison.md, .csv, .png and jobs.csv; "
-                  f"{done} of {len(jobs)} jobs finished, {self.before} of them before")  # fmt: skip
+            print(f"\n{write_comparison(folder, jobs)}\n\nsweep    {folder}: report.html, comparison.md, .csv, .png "
+                  f"and jobs.csv; {done} of {len(jobs)} jobs finished, {self.before} of them before")  # fmt: skip
             for what, found in _mixed(jobs).items():
                 print(f"warning: the jobs were run with different {what} ({', '.join(found)}); remove the older jobs' "
                       "folders to compare like with like", file=sys.stderr)  # fmt: skip

@@ -234,10 +234,6 @@ class TextureDataModule(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return self._loader(self._test, self.eval_batch_size)
 
-    def train_batch(self, indices: list[int]) -> dict[str, Tensor]:
-        """The training images of these numbers, for pictures."""
-        return self._train.__getitems__(indices)
-
     def test_batch(self, indices: list[int]) -> dict[str, Tensor]:
         """The test images of these numbers, for pictures."""
         return self._test.__getitems__(indices)

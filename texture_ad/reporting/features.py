@@ -16,8 +16,8 @@ from texture_ad.models.detector import Detector
 from texture_ad.models.sparse import omp_spams
 from texture_ad.reporting import figures
 
-IMAGES = 64  # that the figures look at, at most, evenly over all
-PATCHES = 12  # of each class from each image, for t-SNE
+IMAGES = 32  # that the figures look at, about
+PATCHES = 16  # of each class from each image, for t-SNE
 
 
 def write_feature_figures(config: DictConfig, detector: Detector, data: TextureDataModule, folder: Path) -> None:
@@ -112,15 +112,20 @@ def atom_patches(detector: Detector, data: TextureDataModule, atoms: int = 64,
     """
     s = detector.settings
     images, weights, places, used, count = [], [], [], np.zeros(len(detector.atoms)), 0
-    for i in _evenly(len(data.train_samples)):
-        image = data.train_batch([i])["image"]
-        patches, grid = detector.patch_features(image.to(detector.threshold.device))
+    # The dictionary's own batches, whose features a sweep has at hand.
+    for batch in data.normal_dataloader():
+        patches, grid = detector.patch_features(batch["image"].to(detector.threshold.device))
         signals = detector.dictionary_features(patches).cpu()
-        codes = abs(omp_spams(signals, detector.atoms.cpu(), s["nonzeros"], s["error"])).toarray()  # (K, h w)
-        used, count = used + (codes > 0).sum(1), count + codes.shape[1]
-        images.append(image[0].permute(1, 2, 0).numpy())
-        weights.append(codes.max(1))
-        places.append(codes.argmax(1))
+        codes = abs(omp_spams(signals, detector.atoms.cpu(), s["nonzeros"], s["error"]))  # (K, B h w)
+        used, count = used + codes.getnnz(axis=1), count + codes.shape[1]
+        size = grid[0] * grid[1]
+        for i, image in enumerate(batch["image"]):
+            part = codes[:, i * size : (i + 1) * size].toarray()
+            images.append(image.permute(1, 2, 0).numpy())
+            weights.append(part.max(1))
+            places.append(part.argmax(1))
+        if len(images) >= IMAGES:
+            break
     weights, places = np.stack(weights), np.stack(places)  # (images, K)
     chosen = [int(k) for k in np.argsort(-used, kind="stable")[:atoms] if used[k]]
     side = min(3 * data.size // max(grid), data.size)

@@ -63,12 +63,13 @@ class StageProgress(ProgressBar):
         shown = {k: v for k, v in self.get_metrics(trainer, trainer.lightning_module).items() if k != "v_num"}
         values = "  ".join(f"{k.rpartition('/')[2]} {float(v):.3g}" for k, v in shown.items())
         self._progress.update(self._progress.task_ids[0], advance=advance, values=values, **fields)
-        if not self._progress.console.is_terminal and time.monotonic() - self._printed >= LINES_APART:
+        waited, finished = time.monotonic() - self._printed, self._progress.finished
+        if waited >= LINES_APART and not (finished or self._progress.console.is_terminal):
             self._print()
 
     def _print(self) -> None:
         self._printed, task = time.monotonic(), self._progress.tasks[0]
-        parts = (task.description, task.fields["epoch"], _pace(task), task.fields["values"])
+        parts = (task.description, task.fields["epoch"], f"{task.percentage:.0f}%", _pace(task), task.fields["values"])
         print("  ".join(part for part in parts if part), flush=True)
 
     def _close(self) -> None:

@@ -43,7 +43,7 @@ h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.2rem; margin: 2rem 0 .5re
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; } th, td { text-align: left; padding: .3rem .8rem .3rem 0; vertical-align: top;
   border-bottom: 1px solid var(--line); } th { font-weight: 600; }
-table.sortable th { cursor: pointer; white-space: nowrap; } table.sortable td { white-space: nowrap; }
+table.sortable th { cursor: pointer; } table.sortable td { white-space: nowrap; }
 nav a { margin-right: 1rem; }
 figure { margin: 0 0 1.5rem; } figure img { min-width: 36rem; max-width: 100%; max-height: 40rem; } h3 { margin: 0; }
 .controls { background: #fff; padding: .5rem 0; display: flex; flex-wrap: wrap; gap: .5rem;
@@ -139,7 +139,7 @@ def _page(title: str, source: str, body: str) -> str:
 
 def _image(content: bytes, caption: str) -> str:
     uri = f"data:image/webp;base64,{base64.b64encode(content).decode()}"
-    return f'<img src="{uri}" alt="{_text(caption)}" loading="lazy">'
+    return f'<img src="{uri}" alt="{_text(caption)}">'
 
 
 def _webp(picture, **options) -> bytes:
@@ -206,7 +206,7 @@ def _card(image: Mapping, threshold: float) -> str:
             f'<p class="note">{_text(image["path"])}</p></article>')  # fmt: skip
 
 
-def _gallery(images: Sequence[Mapping], threshold: float) -> str:
+def _gallery(images: Sequence[Mapping], threshold: float, source: str) -> str:
     if not images:
         return ""
     worst = sorted(images, key=lambda i: ((i["score"] > threshold) == i["label"], -abs(i["score"] - threshold)))
@@ -215,7 +215,7 @@ def _gallery(images: Sequence[Mapping], threshold: float) -> str:
     if len(images) > GALLERY:
         note += f" The {GALLERY} clearest mistakes and scores of {len(images)} images; scores.csv has all."
     return f"""<section id="images"><h2>Test images</h2>
-<p class="note">{note}</p>
+<p class="note">{note} Data: {_text(source)}.</p>
 <div class="controls">
 <select id="order" aria-label="order"><option value="mistake">worst mistakes first</option>
 <option value="high">highest score first</option><option value="low">lowest score first</option>
@@ -268,7 +268,7 @@ def write_report(folder: Path, metrics: Mapping, images: Sequence[Mapping]) -> P
         _CONTENTS if images else "",
         f'<h2 id="metrics">Metrics</h2>{_rows({k.replace("_", " "): v for k, v in (heading | rows).items()})}',
         f'<h2 id="figures">Figures</h2>{"".join(figures)}' if figures else "",
-        _gallery(images, metrics["threshold"]),
+        _gallery(images, metrics["threshold"], source),
         f'<h2 id="repeat">How to repeat it</h2>{_repeat(folder, metrics)}',
         f"<details><summary>Versions</summary>{_rows(metrics.get('versions', {}))}</details>",
         f"<details><summary>Configuration</summary><pre>{_text(settings)}</pre></details>",
@@ -312,7 +312,7 @@ def sweep_report(folder: Path, rows: Sequence[Mapping], plots: Sequence[Path], s
         '<h2>Comparison</h2><p class="note">A click on a column sorts by it.</p><div class="scroll">'
         f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>'
         f"{''.join(f'<tr>{line}</tr>' for line in lines)}</tbody></table></div>",
-        "".join(_figure(plot, plot.stem.replace("_", " "), "") for plot in plots),
+        "".join(_figure(plot, plot.stem.replace("_", " ").capitalize(), "") for plot in plots),
         f"<h2>Runs</h2><ul>{''.join(links)}</ul>" if links else "",
     ]
     path = folder / "report.html"
