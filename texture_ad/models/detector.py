@@ -178,7 +178,8 @@ class Detector(nn.Module):
     def patch_map(self, images: Tensor) -> Tensor:
         """Fused patch scores, (B, h, w)."""
         patches, grid = self.patch_features(images)
-        scores = torch.stack(self.patch_scores(patches)).view(2, images.shape[0], *grid)  # len() would fix an exported batch
+        # Not len(images): an exported graph would hold it as a constant.
+        scores = torch.stack(self.patch_scores(patches)).view(2, images.shape[0], *grid)
         mean, deviation = self.patch_statistics[:, :1], self.patch_statistics[:, 1:]
         z = (scores - mean) / deviation
         w = self.settings["fusion"]
