@@ -43,7 +43,7 @@ def build(config: DictConfig, size: int) -> tuple[Representation, Dictionary]:
     flow = Flow(dim=dim, **config.flow)
     score = {k: config.dictionary[k] for k in ("top", "min_distance")}
     representation = Representation(backbone, flow, **config.cutpaste, **config.representation, **score)
-    training = ("lambda1", "iterations", "batch", "threads", "epochs", "quantile")
+    training = ("lambda1", "iterations", "batch", "threads", "epochs", "memory_mb", "quantile")
     options = dict(config.dictionary)
     fit = {k: options.pop(k) for k in training}
     return representation, Dictionary(Detector(backbone, flow, size=size, **options), **fit, seed=config.seed)

@@ -8,8 +8,8 @@ from texture_ad.errors import UserError
 
 # May differ between the runs that share a folder: they change no result.
 FREE = ("run_dir", "name", "pictures", "cache", "cache_gb", "logger", "data.root", "data.num_workers", "data.cache_mb",
-        "dictionary.threads", "trainer.enable_progress_bar", "trainer.accelerator", "trainer.devices",
-        "trainer.strategy")  # fmt: skip
+        "dictionary.threads", "dictionary.memory_mb", "trainer.enable_progress_bar", "trainer.accelerator",
+        "trainer.devices", "trainer.strategy")  # fmt: skip
 
 
 def leaves(config: object, key: str = "") -> dict[str, object]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval
 
 from texture_ad.errors import UserError, check_number
 
@@ -61,6 +62,20 @@ BACKBONES = {
     "wide_resnet50_2": _resnet("wide_resnet50_2"),
     "efficientnet_lite0": _efficientnet_lite0,
 }
+
+
+def fold_batch_norm(module: nn.Module) -> None:
+    """Moves every batch normalisation's fixed statistics into the convolution before it, in place.
+
+    Stage 1 keeps the statistics of ImageNet, so that it loses nothing, and a pass over the activations is saved.
+    """
+    last: tuple[str, nn.Module] | None = None
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.BatchNorm2d) and last and last[1].out_channels == child.num_features:
+            setattr(module, last[0], fuse_conv_bn_eval(last[1].eval(), child.eval()))
+            setattr(module, name, nn.Identity())
+        last = (name, child) if isinstance(child, nn.Conv2d) else None
+        fold_batch_norm(child)
 
 
 def _load(net: nn.Module, file: Path) -> None:
@@ -117,6 +132,7 @@ class Backbone(nn.Module):
             raise UserError(f"backbone.layers={list(layers)}: {name} has {', '.join(stages)}; choose at least one")
         if weights not in ("imagenet", "none"):
             _load(net, Path(weights))
+        fold_batch_norm(net)
         order = list(stages)
         deepest = max(order.index(layer) for layer in layers)
         # ModuleList and not ModuleDict: torch.compile and export follow it without graph breaks.

@@ -67,6 +67,7 @@ class Dictionary(L.LightningModule):
         lambda1: above 0; iterations, batch: per batch of images, at least 1; threads: -1 for all cores.
         epochs: passes over the training images that update the atoms, at least 1.
         quantile: of the held-out normal images' scores, in (0, 1]; becomes the threshold.
+        memory_mb: budget for patch features, which are then extracted once instead of in every epoch; at least 0.
         seed: of the initial atoms.
 
     Raises:
@@ -74,20 +75,23 @@ class Dictionary(L.LightningModule):
     """
 
     def __init__(self, detector: Detector, lambda1: float = 0.2, iterations: int = 20, batch: int = 512,
-                 threads: int = -1, epochs: int = 2, quantile: float = 0.95, seed: int = 0):  # fmt: skip
+                 threads: int = -1, epochs: int = 2, quantile: float = 0.95, memory_mb: int = 256,
+                 seed: int = 0):  # fmt: skip
         super().__init__()
         check_number("dictionary.lambda1", lambda1, 0, above=True)
         for key, value in (("iterations", iterations), ("batch", batch), ("epochs", epochs)):
             check_number(f"dictionary.{key}", value, 1, whole=True)
+        check_number("dictionary.memory_mb", memory_mb, 0, whole=True)
         check_number("dictionary.threads", threads, -1, whole=True)
         check_number("dictionary.quantile", quantile, 0, 1, above=True)
         self.automatic_optimization = False
         self.detector = detector
         self.lambda1, self.iterations, self.batch, self.threads = lambda1, iterations, batch, threads
-        self.epochs, self.quantile, self.seed = epochs, quantile, seed
+        self.epochs, self.quantile, self.memory_mb, self.seed = epochs, quantile, memory_mb, seed
         self.statistics: dict | None = None
         self._fit: Future | None = None  # of the last batch, in the first process
         self._fitting = False
+        self._kept: dict[int, Tensor] = {}
         dim = len(detector.mean)
         self.register_buffer("total", torch.zeros(dim, dtype=torch.float64))
         self.register_buffer("outer", torch.zeros(dim, dim, dtype=torch.float64))
@@ -104,9 +108,18 @@ class Dictionary(L.LightningModule):
     def train(self, mode: bool = True):
         return super().train(False)
 
+    def patch_features(self, images: Tensor, index: int) -> Tensor:
+        """Patch features (N, C) of batch `index` of the training images: always the same, and kept while they fit."""
+        if index in self._kept:
+            return self._kept[index]
+        patches = gather(self.detector.patch_features(images)[0])
+        if sum(p.nbytes for p in self._kept.values()) + patches.nbytes <= self.memory_mb * 2**20:
+            self._kept[index] = patches
+        return patches
+
     @torch.no_grad()
     def training_step(self, batch: dict[str, Tensor], index: int) -> None:
-        patches = gather(self.detector.patch_features(batch["image"])[0])
+        patches = self.patch_features(batch["image"], index)
         if self.current_epoch == 0:
             x = patches.double()
             self.total += x.sum(0)
@@ -159,13 +172,16 @@ class Dictionary(L.LightningModule):
 
     @torch.no_grad()
     def standardise(self, loader) -> None:
-        """Brings both scores to mean 0 and standard deviation 1 over normal images, at every position by itself."""
-        total, count = 0.0, 0
-        for batch in loader:
-            patches, grid = self.detector.patch_features(batch["image"].to(self.device))
-            scores = torch.stack(self.detector.patch_scores(patches)).view(2, -1, *grid)
-            scores = gather(scores.transpose(0, 1)).double()
-            total, count = total + torch.stack((scores, scores.square())).sum(1), count + len(scores)
+        """Brings both scores to mean 0 and standard deviation 1 over the training images, at every position by itself.
+
+        Args:
+            loader: of the batches that the atoms were learnt from, in the same order.
+        """
+        total, count, grid = 0.0, 0, self.detector.grid()
+        for index, batch in enumerate(loader):
+            patches = self.patch_features(batch["image"].to(self.device), index)
+            scores = torch.stack(self.detector.patch_scores(patches)).view(2, -1, *grid).double()
+            total, count = total + torch.stack((scores, scores.square())).sum(2), count + scores.shape[1]
         mean, square = total / count
         self.detector.set_patch_statistics(mean, square - mean.square(), count)
 
@@ -173,6 +189,7 @@ class Dictionary(L.LightningModule):
     def set_threshold(self, loader) -> None:
         """A quantile of held-out normal images' scores."""
         detector = self.detector
+        self._kept.clear()
         images = gather(torch.cat([detector(b["image"].to(self.device)).scores for b in loader]))
         detector.threshold.copy_(images.quantile(self.quantile))
 
