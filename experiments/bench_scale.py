@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import time
+import warnings
 from pathlib import Path
 from statistics import median
 
@@ -84,6 +85,7 @@ def main() -> None:
     args = parser.parse_args()
     keep_freed_memory()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\b")
     results: dict = {"machine": machine(), "base": BASE, "repetitions": args.repetitions, "scale": {}}
     measure(16, 64, 64)  # not counted
     for name, sizes in VALUES.items():
