@@ -22,7 +22,7 @@ from texture_ad.models.sparse import residuals
 
 RIDGE = 0.03  # of whitening, times the features' mean variance
 PRIOR = 8  # images: how much the statistics of all positions weigh at each single one
-SLICE = 4  # images that the backbone takes at a time on a CPU, whose caches then hold their activations
+SLICE = 2**18  # pixels that the backbone takes at a time on a CPU, whose caches then hold their activations
 FORMAT, VERSION = "texture_ad.detector", 1
 
 
@@ -153,7 +153,8 @@ class Detector(nn.Module):
     def patch_features(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """uint8 (B, 3, H, W) to patch features (B h w, C) and (h, w)."""
         whole = images.device.type != "cpu" or torch.compiler.is_compiling()
-        parts = [images] if whole else images.split(SLICE)
+        pixels = max(images.shape[-1], self.backbone.min_size) ** 2
+        parts = [images] if whole else images.split(max(1, SLICE // pixels))
         maps = torch.cat([self.backbone.patch_features(self.backbone(part)) for part in parts])
         return maps.permute(0, 2, 3, 1).flatten(0, 2).float(), tuple(maps.shape[-2:])
 
@@ -165,7 +166,8 @@ class Detector(nn.Module):
     def patch_map(self, images: Tensor) -> Tensor:
         """Fused patch scores, (B, h, w)."""
         patches, grid = self.patch_features(images)
-        scores = torch.stack(self.patch_scores(patches)).view(2, len(images), *grid)
+        # Not len(images): an exported graph would hold it as a constant.
+        scores = torch.stack(self.patch_scores(patches)).view(2, images.shape[0], *grid)
         mean, deviation = self.patch_statistics[:, :1], self.patch_statistics[:, 1:]
         z = (scores - mean) / deviation
         w = self.settings["fusion"]

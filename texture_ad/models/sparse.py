@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-CHUNK = 128  # signals that the torch coder takes at a time on a CPU, whose caches then hold their products
+CHUNK = 2**17  # products of signals and atoms that the torch coder has at a time on a CPU, for its caches
 
 
 @contextmanager
@@ -57,7 +57,7 @@ def residuals(signals: Tensor, atoms: Tensor, nonzeros: int, error: float = 0.0,
         gram = atoms @ atoms.T if gram is None else gram
         # A graph that is exported has any number of signals.
         whole = signals.device.type != "cpu" or torch.compiler.is_compiling()
-        parts = [signals] if whole else signals.split(CHUNK)
+        parts = [signals] if whole else signals.split(max(1, CHUNK // len(atoms)))
         return torch.cat([omp_residuals_torch(part, atoms, gram, nonzeros, error) for part in parts])
     codes = omp_spams(signals, atoms, nonzeros, error)
     # Not ||y||^2 - y^T D x, which loses the digits of small errors; either takes less than a hundredth of the pursuit.
