@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from texture_ad.baselines.peer import Peer, feature_dims
+from texture_ad.baselines.peer import Peer, feature_dims, in_slices
 from texture_ad.errors import check_number
 from texture_ad.models.backbone import Backbone
 
@@ -46,10 +46,14 @@ class PaDiM(Peer):
 
     def features(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """uint8 (B, 3, H, W) to features (B, h w, channels) and (h, w)."""
-        maps = self.backbone(images)
-        grid = maps[0].shape[-2:]
-        joined = torch.cat([F.interpolate(m.float(), grid, mode="nearest") for m in maps], 1)[:, self.chosen]
-        return joined.flatten(2).transpose(1, 2), tuple(grid)
+
+        def joined(part: Tensor) -> Tensor:
+            maps = self.backbone(part)
+            size = maps[0].shape[-2:]
+            return torch.cat([F.interpolate(m.float(), size, mode="nearest") for m in maps], 1)[:, self.chosen]
+
+        maps = in_slices(joined, self.backbone, images)
+        return maps.flatten(2).transpose(1, 2), tuple(maps.shape[-2:])
 
     @torch.no_grad()
     def fit(self, loader) -> None:

@@ -9,7 +9,7 @@ is scaled to unit length.
 import torch
 from torch import Tensor
 
-from texture_ad.baselines.peer import Peer, feature_dims, nearest
+from texture_ad.baselines.peer import Peer, feature_dims, in_slices, nearest
 from texture_ad.errors import check_number
 from texture_ad.models.backbone import Backbone
 
@@ -63,7 +63,8 @@ class PatchCore(Peer):
 
     def patches(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """uint8 (B, 3, H, W) to patch features (B h w, C) and (h, w)."""
-        maps = self.backbone.patch_features(self.backbone(images)).float()
+        net = self.backbone
+        maps = in_slices(lambda part: net.patch_features(net(part)).float(), net, images)
         return maps.permute(0, 2, 3, 1).flatten(0, 2), tuple(maps.shape[-2:])
 
     @torch.no_grad()
