@@ -20,7 +20,7 @@ from texture_ad.models.flow import Flow, negative_log_likelihood
 from texture_ad.models.saved import load_detector
 from texture_ad.models.sparse import residuals
 
-RIDGE = 0.03  # of whitening, times the features' mean variance
+RIDGE = 0.1  # of whitening, times the features' mean variance
 PRIOR = 8  # images: how much the statistics of all positions weigh at each single one
 SLICE = 2**18  # pixels that the backbone takes at a time on a CPU, whose caches then hold their activations
 FORMAT, VERSION = "texture_ad.detector", 1
@@ -54,8 +54,8 @@ class Detector(nn.Module):
         nonzeros: OMP's limit, 1 to C; error: OMP's bound on the squared error, 0 for none.
         fusion: weight of the flow's likelihood in the score, in [0, 1]; both are standardised on
             normal images first.
-        per_position: standardise at every position by itself: borders and lamps make some parts of every normal
-            image harder to reconstruct than others. Without, by one mean and deviation for all positions.
+        per_position: standardise at every position by itself, for parts that always lie in the same place; without,
+            by one mean and deviation for all positions.
         coder: "auto", "spams" or "torch" (see sparse.residuals).
         top, min_distance: of the image score (see evaluation.localization).
         size: side of the images in pixels that the detector was trained on.
@@ -66,7 +66,7 @@ class Detector(nn.Module):
 
     def __init__(self, backbone: Backbone, flow: Flow, atoms: int = 1024, features: str = "backbone",
                  whiten: bool = True, nonzeros: int = 4, error: float = 0.0, fusion: float = 0.5,
-                 per_position: bool = True, coder: str = "auto", top: int = 5, min_distance: int = 1,
+                 per_position: bool = False, coder: str = "auto", top: int = 5, min_distance: int = 1,
                  size: int = 256):  # fmt: skip
         super().__init__()
         dim = len(flow.center)

@@ -57,7 +57,10 @@ def update_atoms(signals: Tensor, atoms: Tensor, statistics: dict | None, lambda
 
 
 class Dictionary(L.LightningModule):
-    """Epoch 0 streams the mean and covariance (for whitening), every later epoch streams the atoms.
+    """Epoch 0 streams mean and covariance (for whitening) and draws initial atoms; every later epoch streams the atoms.
+
+    Few iterations are better than many: atoms that reconstruct normal patches ever better come to reconstruct defects
+    too (experiments/README.md).
 
     SPAMS fits one batch's atoms in a thread of its own while the backbone extracts the next batch's features; the fits
     follow one another in order, so the result is that of one thread.
@@ -73,8 +76,8 @@ class Dictionary(L.LightningModule):
         UserError: a parameter out of its range.
     """
 
-    def __init__(self, detector: Detector, lambda1: float = 0.2, iterations: int = 20, batch: int = 512,
-                 threads: int = -1, epochs: int = 2, memory_mb: int = 256, seed: int = 0):  # fmt: skip
+    def __init__(self, detector: Detector, lambda1: float = 0.2, iterations: int = 4, batch: int = 512,
+                 threads: int = -1, epochs: int = 1, memory_mb: int = 256, seed: int = 0):  # fmt: skip
         super().__init__()
         check_number("dictionary.lambda1", lambda1, 0, above=True)
         for key, value in (("iterations", iterations), ("batch", batch), ("epochs", epochs)):
@@ -92,6 +95,7 @@ class Dictionary(L.LightningModule):
         dim = len(detector.mean)
         self.register_buffer("total", torch.zeros(dim, dtype=torch.float64))
         self.register_buffer("outer", torch.zeros(dim, dim, dtype=torch.float64))
+        self.register_buffer("candidates", torch.zeros_like(detector.atoms))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
     def configure_optimizers(self):
@@ -121,10 +125,17 @@ class Dictionary(L.LightningModule):
             self.total += x.sum(0)
             self.outer += x.T @ x
             self.count += len(x)
+            # As many of each batch as of any other: atoms that begin in all images need few iterations.
+            batches, atoms = self.trainer.num_training_batches, len(self.candidates)
+            rows = slice(atoms * index // batches, atoms * (index + 1) // batches)
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+            drawn = torch.randint(len(patches), (rows.stop - rows.start,), generator=generator)
+            self.candidates[rows] = patches[drawn.to(patches.device)]
             return
         signals = self.detector.dictionary_features(patches).cpu()
         if self.statistics is None and index == 0 and self.current_epoch == 1:
-            self.detector.set_atoms(initial_atoms(signals, len(self.detector.atoms), self.seed))
+            candidates = self.detector.dictionary_features(self.candidates).cpu()
+            self.detector.set_atoms(initial_atoms(candidates, len(candidates), self.seed))
         self.finish_fit()
         s, some = self.detector.settings, signals[:: -(-len(signals) // LOGGED)]
         left = residuals(some, self.detector.atoms.cpu(), s["nonzeros"], s["error"]).sqrt().mean()
