@@ -53,7 +53,7 @@ class PatchCore(Peer):
     sigma = 4.0
 
     def __init__(self, backbone: Backbone, size: int = 256, coreset: float = 0.1, neighbors: int = 9,
-                 max_patches: int = 100_000, seed: int = 0):  # fmt: skip
+                 max_patches: int = 25_000, seed: int = 0):  # fmt: skip
         super().__init__(size=size, coreset=coreset, neighbors=neighbors, max_patches=max_patches, seed=seed)
         check_number("method.coreset", coreset, 0, 1, above=True)
         check_number("method.neighbors", neighbors, 1, whole=True)
