@@ -28,13 +28,12 @@ from texture_ad.settings import among, leaves
 
 # The only settings that stage 1 does not depend on; every other, also one that is yet to come, changes its address.
 IRRELEVANT = (
-    "run_dir", "name", "pictures", "cache", "cache_gb", "logger",
+    "run_dir", "name", "pictures", "cache", "cache_gb", "logger", "quantile",
     "data.root",  # the images' fingerprint stands for it
     "data.num_workers", "data.cache_mb", "trainer.enable_progress_bar",
     # All of the dictionary's but `top` and `min_distance`, by which stage 1 is validated.
     *(f"dictionary.{key}" for key in ("atoms", "features", "whiten", "nonzeros", "error", "fusion", "per_position",
-                                      "coder", "lambda1", "iterations", "batch", "threads", "epochs", "memory_mb",
-                                      "quantile")),
+                                      "coder", "lambda1", "iterations", "batch", "threads", "epochs", "memory_mb")),
 )  # fmt: skip
 
 

@@ -18,10 +18,13 @@ def main(config: DictConfig) -> None:
 
     from texture_ad.errors import UserError
     from texture_ad.models.detector import Detector
+    from texture_ad.models.saved import load_detector
 
     if config.format not in FORMATS:
         raise UserError(f"format={config.format}: expected one of {', '.join(FORMATS)}")
-    detector = Detector.load(config.detector, coder="torch")
+    detector = load_detector(config.detector, coder="torch")
+    if not isinstance(detector, Detector):
+        raise UserError(f"detector={config.detector}: of method {detector.name}; only the fusion's can be exported")
     target = Path(config.output or Path(config.detector).with_suffix(FORMATS[config.format]))
     target.parent.mkdir(parents=True, exist_ok=True)
     difference = export(detector, target, config.format)

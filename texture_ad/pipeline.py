@@ -1,6 +1,7 @@
 """One experiment, from configuration to results: read this page first.
 
-data -> stage 1 (Representation) -> stage 2 (Dictionary) -> calibration on held-out normals -> test -> files.
+data -> fit -> calibration on held-out normals -> test -> files. The fusion is fitted in two stages, Representation and
+Dictionary; `method=NAME` fits one of the systems that the paper compares with (baselines/) instead.
 """
 
 import json
@@ -12,14 +13,18 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
+from texture_ad.baselines import peer_class
+from texture_ad.baselines.peer import Peer
 from texture_ad.cache import Cache, share_features, stage1_address
 from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.data.drift import brightness, training_statistics
 from texture_ad.data.mvtec import duplicates
 from texture_ad.distributed import check_processes, first, gather
-from texture_ad.errors import check_number
+from texture_ad.errors import UserError, check_number
 from texture_ad.evaluation.metrics import image_metrics
+from texture_ad.evaluation.testing import Test
 from texture_ad.files import csv_text, write_text, write_whole
 from texture_ad.guards import LoaderTime, Repeatable, StopDivergence, WholeCheckpoints, prepare_folder
 from texture_ad.models.detector import Detector
@@ -43,7 +48,7 @@ def build(config: DictConfig, size: int) -> tuple[Representation, Dictionary]:
     flow = Flow(dim=dim, **config.flow)
     score = {k: config.dictionary[k] for k in ("top", "min_distance")}
     representation = Representation(backbone, flow, **config.cutpaste, **config.representation, **score)
-    training = ("lambda1", "iterations", "batch", "threads", "epochs", "memory_mb", "quantile")
+    training = ("lambda1", "iterations", "batch", "threads", "epochs", "memory_mb")
     options = dict(config.dictionary)
     fit = {k: options.pop(k) for k in training}
     return representation, Dictionary(Detector(backbone, flow, size=size, **options), **fit, seed=config.seed)
@@ -109,25 +114,86 @@ def train_representation(config: DictConfig, module: Representation, data: Textu
 
 def train_dictionary(config: DictConfig, module: Dictionary, data: TextureDataModule, folder: Path,
                      loggers: list) -> L.Trainer:  # fmt: skip
-    """Stage 2, then the calibration on held-out normal images."""
+    """Stage 2, then the standardisation of both scores on held-out normal images."""
     trainer = _trainer(config, folder, loggers, [_SaveEpochs(folder)], max_epochs=1 + module.epochs,
                        gradient_clip_val=None, accumulate_grad_batches=1, limit_val_batches=0)  # fmt: skip
     trainer.fit(module, train_dataloaders=data.normal_dataloader(), ckpt_path=_last(folder), weights_only=True)
     module.to(trainer.strategy.root_device)
     module.standardise(data.normal_dataloader())
-    module.set_threshold(data.held_out_dataloader())
     return trainer
 
 
-def synthetic_auroc(module: Dictionary, data: TextureDataModule) -> float:
+def fit_fusion(config: DictConfig, data: TextureDataModule, folder: Path, loggers: list,
+               cache: Cache | None = None) -> tuple[Detector, L.Trainer, dict]:  # fmt: skip
+    """The main detector: stage 1, then stage 2."""
+    representation, dictionary = build(config, data.size)
+    clock = cache.clock if cache else time.perf_counter
+    start = clock()
+    print("stage 1  representation: CutPaste and the flow", flush=True)
+    metrics = train_representation(config, representation, data, folder / "stage1", loggers, cache)
+    metrics["stage1_seconds"] = clock() - start
+    if cache:
+        share_features(dictionary.detector, config.backbone, cache)
+    print("stage 2  detection: the dictionary", flush=True)
+    trainer = train_dictionary(config, dictionary, data, folder / "stage2", loggers)
+    return dictionary.detector, trainer, metrics
+
+
+def build_peer(config: DictConfig) -> Peer:
+    """The peer that `config.method` names."""
+    options = OmegaConf.to_container(config.method, resolve=True)
+    kind = peer_class(options.pop("name"))
+    backbone = [instantiate(config.backbone)] if kind.uses_backbone else []
+    return kind(*backbone, size=config.data.size, **options).eval()
+
+
+def fit_peer(config: DictConfig, data: TextureDataModule, folder: Path,
+             loggers: list) -> tuple[Peer, L.Trainer, dict]:  # fmt: skip
+    """A peer: what gradients train, by Lightning, then what passes over the images fit."""
+    peer = build_peer(config)
+    trained = isinstance(peer, L.LightningModule)
+    trainer = _trainer(config, folder, loggers, [_SaveEpochs(folder)] if trained else [],
+                       max_epochs=peer.settings.get("epochs"), gradient_clip_val=None, accumulate_grad_batches=1,
+                       limit_val_batches=0, enable_checkpointing=trained)  # fmt: skip
+    if trainer.world_size > 1:
+        raise UserError(f"method={peer.name}: fitted by one process alone; use trainer.devices=1")
+    print(f"fit      {peer.name}", flush=True)
+    if trained:
+        trainer.fit(peer, datamodule=data, ckpt_path=_last(folder), weights_only=True)
+    peer.to(trainer.strategy.root_device).eval()
+    peer.fit(data.normal_dataloader())
+    return peer, trainer, {}
+
+
+def fit(config: DictConfig, data: TextureDataModule, folder: Path, loggers: list,
+        cache: Cache | None = None) -> tuple[nn.Module, L.Trainer, dict]:  # fmt: skip
+    """The detector by the method that `config.method` names, the trainer to test it, and the fit's own metrics."""
+    if config.method.name == "fusion":
+        return fit_fusion(config, data, folder, loggers, cache)
+    return fit_peer(config, data, folder / "stage1", loggers)
+
+
+def calibrate(detector: nn.Module, loader, quantile: float) -> None:
+    """Sets the threshold: a quantile of the scores of held-out normal images.
+
+    Raises:
+        UserError: scores that are not finite.
+    """
+    scores = gather(torch.cat([detector(b["image"].to(detector.threshold.device)).scores for b in loader]))
+    if not scores.isfinite().all():
+        raise UserError(
+            "the scores of held-out normal images are not finite: training diverged; lower the learning rate"
+        )
+    detector.threshold.copy_(scores.quantile(quantile))
+
+
+def synthetic_auroc(detector: nn.Module, data: TextureDataModule) -> float:
     """Image AUROC of the finished detector on held-out normals against synthetic defects."""
     scores, labels = [], []
     for batch in data.val_dataloader():
-        scores.append(gather(module.detector(batch["image"].to(module.device)).scores).cpu())
-        labels.append(gather(batch["label"].to(module.device)).cpu())
-    return image_metrics(torch.cat(scores).numpy(), torch.cat(labels).numpy(), float(module.detector.threshold))[
-        "image_auroc"
-    ]
+        scores.append(gather(detector(batch["image"].to(detector.threshold.device)).scores).cpu())
+        labels.append(gather(batch["label"].to(detector.threshold.device)).cpu())
+    return image_metrics(torch.cat(scores).numpy(), torch.cat(labels).numpy(), float(detector.threshold))["image_auroc"]
 
 
 def run(config: DictConfig, cache: Cache | None = None) -> dict:
@@ -141,6 +207,7 @@ def run(config: DictConfig, cache: Cache | None = None) -> dict:
     reset_peak_memory()
     folder = Path(config.run_dir)
     check_number("seed", config.seed, 0, 2**32 - 1, whole=True)
+    check_number("quantile", config.quantile, 0, 1, above=True)
     if first():
         prepare_folder(folder, config)
     with open_loggers(config.logger) as loggers:
@@ -165,42 +232,35 @@ def experiment(config: DictConfig, folder: Path, loggers: list, cache: Cache | N
         write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     for logger in loggers:
         logger.log_hyperparams({**OmegaConf.to_container(config, resolve=True), "data_source": data.source_name})
-    representation, dictionary = build(config, data.size)
-
+    metrics = {"method": config.method.name, "data_source": data.source_name, "category": data.category,
+               "data_fingerprint": data.fingerprint, "seed": config.seed}  # fmt: skip
     clock = cache.clock if cache else time.perf_counter
     start = clock()
-    print("stage 1  representation: CutPaste and the flow", flush=True)
-    metrics = {"data_source": data.source_name, "category": data.category, "data_fingerprint": data.fingerprint,
-               "seed": config.seed}  # fmt: skip
-    metrics |= train_representation(config, representation, data, folder / "stage1", loggers, cache)
-    metrics["stage1_seconds"] = clock() - start
-    if cache:
-        share_features(dictionary.detector, config.backbone, cache)
-    print("stage 2  detection: the dictionary", flush=True)
-    trainer = train_dictionary(config, dictionary, data, folder / "stage2", loggers)
-    metrics["fit_seconds"] = clock() - start
-    metrics["synthetic_auroc"] = synthetic_auroc(dictionary, data)
-    metrics["threshold_origin"] = f"{config.dictionary.quantile:g} quantile of held-out normal images"
+    detector, trainer, fitted = fit(config, data, folder, loggers, cache)
+    calibrate(detector, data.held_out_dataloader(), config.quantile)
+    metrics |= fitted | {"fit_seconds": clock() - start, "synthetic_auroc": synthetic_auroc(detector, data)}
+    metrics["threshold_origin"] = f"{config.quantile:g} quantile of held-out normal images"
     metrics["versions"] = versions()
     metrics["threads"] = torch.get_num_threads()
-    detector = dictionary.detector
     detector.meta = {k: metrics[k] for k in ("data_source", "category", "data_fingerprint", "seed", "versions")}
-    levels = torch.cat([gather(brightness(b["image"].to(dictionary.device))) for b in data.normal_dataloader()]).cpu()
+    levels = torch.cat(
+        [gather(brightness(b["image"].to(detector.threshold.device))) for b in data.normal_dataloader()]
+    ).cpu()
     detector.meta["training_images"] = training_statistics([s.path for s in data.train_samples], levels)
-    detector.meta["quantile"] = float(config.dictionary.quantile)
+    detector.meta["quantile"] = float(config.quantile)
     if first():
         detector.save(folder / "detector.pt")
     if data.test_samples:
         start = clock()
-        trainer.test(dictionary, data.test_dataloader(), verbose=False)
+        test = Test(detector)
+        trainer.test(test, data.test_dataloader(), verbose=False)
         metrics["test_seconds_per_image"] = (clock() - start) / len(data.test_samples)
         if not first():
             return metrics
         metrics |= {key: max(value, metrics.get(key, 0)) for key, value in peak_memory().items()}
-        if config.pictures:
+        if config.pictures and config.method.name == "fusion":
             write_feature_figures(config, detector, data, folder)
-        predictions = {k: torch.cat([p[k] for p in dictionary.predictions]).numpy() for k in dictionary.predictions[0]}
-        metrics = write_results(predictions, detector.grid(), float(detector.threshold), data, folder, metrics,
+        metrics = write_results(test.predictions(), detector.grid(), float(detector.threshold), data, folder, metrics,
                                 config.pictures)  # fmt: skip
         print(
             metrics_table({k: v for k, v in metrics.items() if k not in ("data_source", "category")}, data.source_name)

@@ -14,7 +14,7 @@ def main(config: DictConfig) -> None:
     from texture_ad.data.images import IMAGE_SUFFIXES
     from texture_ad.errors import UserError, check_number
     from texture_ad.memory import keep_freed_memory
-    from texture_ad.models.detector import Detector
+    from texture_ad.models.saved import load_detector
     from texture_ad.stream import Scorer, find_images, predict, watch
 
     check_number("batch_size", config.batch_size, 1, whole=True)
@@ -28,7 +28,7 @@ def main(config: DictConfig) -> None:
     if not paths and not config.watch:
         raise UserError(f"input={source}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     keep_freed_memory()
-    detector = Detector.load(config.detector, config.device)
+    detector = load_detector(config.detector, config.device)
     output.mkdir(parents=True, exist_ok=True)
     scorer = Scorer(detector, source if source.is_dir() else source.parent, output if config.pictures else None)
     if config.watch:

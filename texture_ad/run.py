@@ -12,8 +12,8 @@ from texture_ad.errors import UserError
 from texture_ad.resources import take_share
 from texture_ad.sweep import finished
 
-KEYS = {"backbone", "cache", "cache_gb", "cutpaste", "data", "dictionary", "flow", "logger", "name", "pictures",
-        "representation", "run_dir", "seed", "trainer"}  # fmt: skip
+KEYS = {"backbone", "cache", "cache_gb", "cutpaste", "data", "dictionary", "flow", "logger", "method", "name",
+        "pictures", "quantile", "representation", "run_dir", "seed", "trainer"}  # fmt: skip
 
 
 @hydra_main("config", KEYS)

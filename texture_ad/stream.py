@@ -14,13 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from texture_ad.data.drift import brightness, differences
 from texture_ad.data.images import IMAGE_SUFFIXES, read_image, resize
 from texture_ad.errors import UserError
 from texture_ad.evaluation.localization import region_mask
 from texture_ad.files import csv_text, write_whole
-from texture_ad.models.detector import Detector
 
 COLUMNS = ("path", "score", "threshold", "anomalous", "warning")
 
@@ -47,7 +47,7 @@ class Scorer:
             differ from the training images in each respect, with the first one's description in `first`.
     """
 
-    def __init__(self, detector: Detector, root: Path, output: Path | None):
+    def __init__(self, detector: nn.Module, root: Path, output: Path | None):
         self.detector, self.root, self.output = detector, root, output
         self.size, self.threshold = detector.settings["size"], float(detector.threshold)
         self.source = f"detector of {detector.meta.get('data_source', 'unknown data')}"
@@ -111,14 +111,14 @@ class Scorer:
         rows = {path: (self.name(path), "", f"{self.threshold:.8g}", "", notes[path]) for path in paths}
         if images:
             batch = torch.stack(list(images.values())).to(self.device)
-            scores, maps, locations = (t.cpu() for t in self.detector(batch))
-            grid = self.detector.patch_features(batch[:1])[1] if self.output else None
+            scores, maps, locations = (t if t is None else t.cpu() for t in self.detector(batch))
+            grid = self.detector.grid() if self.output else None
             for i, path in enumerate(images):
                 score = float(scores[i])
                 anomalous = int(score > self.threshold)
                 self.images, self.anomalous = self.images + 1, self.anomalous + anomalous
                 rows[path] = (self.name(path), f"{score:.8g}", f"{self.threshold:.8g}", anomalous, notes[path])
-                if self.output:
+                if self.output and maps is not None:
                     self._overlay(path, images[path].permute(1, 2, 0).numpy(), maps[i].numpy(), locations[i].numpy(),
                                   grid, score)  # fmt: skip
         return [rows[path] for path in paths]

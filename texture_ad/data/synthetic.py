@@ -24,9 +24,9 @@ def _choice(n: int, generator: torch.Generator) -> int:
 
 
 def _shape(kind: str, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """A soft mask (H, W) in [0, 1] of one defect, its size log-uniform between 3 % and 25 % of the image."""
+    """A soft mask (H, W) in [0, 1] of one defect, its size log-uniform between 5 % and 50 % of the image."""
     side = min(height, width)
-    extent = side * math.exp(_uniform(math.log(0.03), math.log(0.25), generator))
+    extent = side * math.exp(_uniform(math.log(0.05), math.log(0.5), generator))
     cy, cx = _uniform(0.05, 0.95, generator) * height, _uniform(0.05, 0.95, generator) * width
     y = torch.arange(height)[:, None] - cy
     x = torch.arange(width)[None, :] - cx
@@ -60,14 +60,14 @@ def _shape(kind: str, height: int, width: int, generator: torch.Generator) -> Te
 def _fill(kind: str, image: Tensor, donor: Tensor, generator: torch.Generator) -> Tensor:
     """What stands inside the defect, (3, H, W) in 0..255, from `image` and another image of the same texture."""
     sign = 1 if _choice(2, generator) else -1
-    strength = _uniform(0.12, 0.6, generator)
+    strength = _uniform(0.2, 0.8, generator)
     if kind == "shade":
         return image * (1 + sign * strength)
     if kind == "tone":
         spread = max(float(image.std()), 8.0)
         return (
             image.mean((1, 2), keepdim=True)
-            + sign * _uniform(0.7, 3, generator) * spread
+            + sign * _uniform(1, 4, generator) * spread
             + 0.2 * (image - image.mean((1, 2), keepdim=True))
         )
     if kind == "blur":
@@ -75,7 +75,7 @@ def _fill(kind: str, image: Tensor, donor: Tensor, generator: torch.Generator) -
         return F.avg_pool2d(F.pad(image[None], [k // 2] * 4, mode="reflect"), k, 1)[0] * (1 + sign * 0.08)
     shift = (_choice(image.shape[1], generator), _choice(image.shape[2], generator))
     turned = donor.transpose(1, 2) if image.shape[1] == image.shape[2] else donor.flip(1)
-    return turned.roll(shift, (1, 2)) * (1 + sign * _uniform(0, 0.25, generator))
+    return turned.roll(shift, (1, 2)) * (1 + sign * _uniform(0.1, 0.4, generator))
 
 
 def synthetic_defects(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,6 @@ Loading needs neither Hydra nor Lightning. The order of `forward` is the order o
 patch features, dictionary and flow, anomaly map, five locations, score.
 """
 
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -18,41 +17,30 @@ from texture_ad.evaluation.localization import image_scores, separate_peaks, top
 from texture_ad.files import save_whole
 from texture_ad.models.backbone import Backbone
 from texture_ad.models.flow import Flow, negative_log_likelihood
+from texture_ad.models.saved import load_detector
 from texture_ad.models.sparse import residuals
 
-RIDGE = 0.03  # of whitening, times the features' mean variance
+RIDGE = 0.1  # of whitening, times the features' mean variance
 PRIOR = 8  # images: how much the statistics of all positions weigh at each single one
 SLICE = 2**18  # pixels that the backbone takes at a time on a CPU, whose caches then hold their activations
 FORMAT, VERSION = "texture_ad.detector", 1
 
 
-def _check_content(content: dict, file_size: int) -> None:
-    """Holds a file's sizes to the tensors in it before anything of those sizes is made.
-
-    Raises:
-        LookupError, TypeError, ValueError, AttributeError: the file was not written by `Detector.save`.
-    """
-    state, settings, flow = content["state"], content["settings"], content["flow"]
-    if not all(isinstance(v, Tensor) and v.is_contiguous() for v in state.values()):
-        raise ValueError("its state holds more than tensors")
-    if sum(v.numel() * v.element_size() for v in state.values()) > file_size:
-        raise ValueError("its tensors are larger than the file")
-    blocks = {key.split(".")[2] for key in state if key.startswith("flow.blocks.")}
-    sizes = (settings["atoms"], flow["dim"], flow["blocks"], flow["hidden"])
-    stored = (*state["atoms"].shape, len(blocks), len(state["flow.blocks.0.second.net.0.bias"]))
-    if sizes != stored:
-        raise ValueError(f"its settings say {sizes}, its tensors {stored}")
-    check_number("size", settings["size"], 32, 8192, whole=True)
-    if not isinstance(content["meta"], dict):
-        raise TypeError("its meta is no dict")
+def backbone_settings(backbone: Backbone) -> dict:
+    """What makes the same backbone again, but for its weights."""
+    return {"name": backbone.name, "layers": list(backbone.layers), "neighborhood": backbone.neighborhood,
+            "min_size": backbone.min_size}  # fmt: skip
 
 
 class Prediction(NamedTuple):
-    """scores (B,), anomaly_maps (B, H, W) at the input's size, locations (B, top, 2) on the patches' grid."""
+    """scores (B,), anomaly_maps (B, H, W) at the input's size, locations (B, top, 2) on the patches' grid.
+
+    The last two are None for a method that has no map.
+    """
 
     scores: Tensor
-    anomaly_maps: Tensor
-    locations: Tensor
+    anomaly_maps: Tensor | None
+    locations: Tensor | None
 
 
 class Detector(nn.Module):
@@ -66,8 +54,8 @@ class Detector(nn.Module):
         nonzeros: OMP's limit, 1 to C; error: OMP's bound on the squared error, 0 for none.
         fusion: weight of the flow's likelihood in the score, in [0, 1]; both are standardised on
             normal images first.
-        per_position: standardise at every position by itself: borders and lamps make some parts of every normal
-            image harder to reconstruct than others. Without, by one mean and deviation for all positions.
+        per_position: standardise at every position by itself, for parts that always lie in the same place; without,
+            by one mean and deviation for all positions.
         coder: "auto", "spams" or "torch" (see sparse.residuals).
         top, min_distance: of the image score (see evaluation.localization).
         size: side of the images in pixels that the detector was trained on.
@@ -78,7 +66,7 @@ class Detector(nn.Module):
 
     def __init__(self, backbone: Backbone, flow: Flow, atoms: int = 1024, features: str = "backbone",
                  whiten: bool = True, nonzeros: int = 4, error: float = 0.0, fusion: float = 0.5,
-                 per_position: bool = True, coder: str = "auto", top: int = 5, min_distance: int = 1,
+                 per_position: bool = False, coder: str = "auto", top: int = 5, min_distance: int = 1,
                  size: int = 256):  # fmt: skip
         super().__init__()
         dim = len(flow.center)
@@ -95,8 +83,8 @@ class Detector(nn.Module):
         self.backbone, self.flow = backbone, flow
         self.settings = {
             "atoms": atoms, "features": features, "whiten": whiten, "nonzeros": nonzeros, "error": error,
-            "fusion": fusion, "per_position": per_position, "coder": coder, "top": top, "min_distance": min_distance,
-            "size": size,
+            "fusion": fusion, "per_position": per_position, "coder": coder, "top": top,
+            "min_distance": min_distance, "size": size,
         }  # fmt: skip
         self.meta: dict = {}
         self.register_buffer("atoms", F.normalize(torch.ones(atoms, dim), dim=1))
@@ -214,62 +202,33 @@ class Detector(nn.Module):
 
     def save(self, path: Path) -> None:
         """Writes one file of tensors and plain values, whole or not at all."""
-        b = self.backbone
         content = {
             "format": FORMAT, "version": VERSION, "settings": self.settings, "meta": self.meta,
-            "backbone": {"name": b.name, "layers": list(b.layers), "neighborhood": b.neighborhood,
-                         "min_size": b.min_size},
-            "flow": dict(self.flow.settings), "state": self.state_dict(),
+            "backbone": backbone_settings(self.backbone), "flow": dict(self.flow.settings),
+            "state": self.state_dict(),
         }  # fmt: skip
         save_whole(path, content)
 
     @classmethod
-    def load(cls, path: Path, device: str = "cpu", coder: str | None = None) -> "Detector":
-        """Reads a detector; a file that holds code is refused, not run.
-
-        Args:
-            path: of the file.
-            device: "cpu", "cuda", "cuda:1", ...
-            coder: instead of the one it was saved with.
+    def from_content(cls, content: dict) -> "Detector":
+        """What `save` wrote, read by models.saved; its sizes are held to its tensors before anything of them is made.
 
         Raises:
-            UserError: missing, no detector, of another version, damaged, or a device that is not there.
+            LookupError, TypeError, ValueError, AttributeError, RuntimeError, UserError: not written by `save`.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise UserError(f"detector={path}: no such file; give the detector.pt of a finished run")
-        try:
-            with zipfile.ZipFile(path) as parts:
-                # torch stores uncompressed; a compressed part is a bomb.
-                if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
-                    raise ValueError("compressed")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            right = content["format"] == FORMAT
-            named = (content["format"], content["version"])
-        except Exception as error:
-            raise UserError(f"detector={path}: not a detector file, or damaged; give a run's detector.pt") from error
-        if not right or content["version"] != VERSION:
-            raise UserError(
-                f"detector={path}: format {named[0]} version {named[1]}, expected {FORMAT} version {VERSION}; train "
-                "it again with this version"
-            )
-        try:
-            _check_content(content, path.stat().st_size)
-            if coder is not None:
-                content["settings"]["coder"] = coder
-            detector = cls(
-                Backbone(weights="none", **content["backbone"]), Flow(**content["flow"]), **content["settings"]
-            )
-            detector.patch_statistics = torch.empty_like(content["state"]["patch_statistics"])
-            detector.load_state_dict(content["state"])
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, UserError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"detector={path}: damaged ({reason}); train it again") from error
-        detector.meta = content["meta"]
-        try:
-            return detector.eval().requires_grad_(False).to(device)
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"device={device}: not available ({reason}); use device=cpu") from error
+        state, settings, flow = content["state"], content["settings"], content["flow"]
+        blocks = {key.split(".")[2] for key in state if key.startswith("flow.blocks.")}
+        sizes = (settings["atoms"], flow["dim"], flow["blocks"], flow["hidden"])
+        stored = (*state["atoms"].shape, len(blocks), len(state["flow.blocks.0.second.net.0.bias"]))
+        if sizes != stored:
+            raise ValueError(f"its settings say {sizes}, its tensors {stored}")
+        check_number("size", settings["size"], 32, 8192, whole=True)
+        detector = cls(Backbone(weights="none", **content["backbone"]), Flow(**flow), **settings)
+        detector.patch_statistics = torch.empty_like(state["patch_statistics"])
+        detector.load_state_dict(state)
+        return detector
+
+    @staticmethod
+    def load(path: Path, device: str = "cpu", coder: str | None = None) -> "Detector":
+        """Reads a detector; see models.saved.load_detector."""
+        return load_detector(path, device, coder)

@@ -57,7 +57,10 @@ def update_atoms(signals: Tensor, atoms: Tensor, statistics: dict | None, lambda
 
 
 class Dictionary(L.LightningModule):
-    """Epoch 0 streams the mean and covariance (for whitening), every later epoch streams the atoms.
+    """Epoch 0 streams mean and covariance (for whitening) and draws initial atoms; every later epoch streams the atoms.
+
+    Few iterations are better than many: atoms that reconstruct normal patches ever better come to reconstruct defects
+    too (experiments/README.md).
 
     SPAMS fits one batch's atoms in a thread of its own while the backbone extracts the next batch's features; the fits
     follow one another in order, so the result is that of one thread.
@@ -66,7 +69,6 @@ class Dictionary(L.LightningModule):
         detector: whose atoms and statistics this fits.
         lambda1: above 0; iterations, batch: per batch of images, at least 1; threads: -1 for all cores.
         epochs: passes over the training images that update the atoms, at least 1.
-        quantile: of the held-out normal images' scores, in (0, 1]; becomes the threshold.
         memory_mb: budget for patch features, which are then extracted once instead of in every epoch; at least 0.
         seed: of the initial atoms.
 
@@ -74,20 +76,18 @@ class Dictionary(L.LightningModule):
         UserError: a parameter out of its range.
     """
 
-    def __init__(self, detector: Detector, lambda1: float = 0.2, iterations: int = 20, batch: int = 512,
-                 threads: int = -1, epochs: int = 2, quantile: float = 0.95, memory_mb: int = 256,
-                 seed: int = 0):  # fmt: skip
+    def __init__(self, detector: Detector, lambda1: float = 0.2, iterations: int = 4, batch: int = 512,
+                 threads: int = -1, epochs: int = 1, memory_mb: int = 256, seed: int = 0):  # fmt: skip
         super().__init__()
         check_number("dictionary.lambda1", lambda1, 0, above=True)
         for key, value in (("iterations", iterations), ("batch", batch), ("epochs", epochs)):
             check_number(f"dictionary.{key}", value, 1, whole=True)
         check_number("dictionary.memory_mb", memory_mb, 0, whole=True)
         check_number("dictionary.threads", threads, -1, whole=True)
-        check_number("dictionary.quantile", quantile, 0, 1, above=True)
         self.automatic_optimization = False
         self.detector = detector
         self.lambda1, self.iterations, self.batch, self.threads = lambda1, iterations, batch, threads
-        self.epochs, self.quantile, self.memory_mb, self.seed = epochs, quantile, memory_mb, seed
+        self.epochs, self.memory_mb, self.seed = epochs, memory_mb, seed
         self.statistics: dict | None = None
         self._fit: Future | None = None  # of the last batch, in the first process
         self._fitting = False
@@ -95,8 +95,8 @@ class Dictionary(L.LightningModule):
         dim = len(detector.mean)
         self.register_buffer("total", torch.zeros(dim, dtype=torch.float64))
         self.register_buffer("outer", torch.zeros(dim, dim, dtype=torch.float64))
+        self.register_buffer("candidates", torch.zeros_like(detector.atoms))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
-        self.predictions: list[dict[str, Tensor]] = []
 
     def configure_optimizers(self):
         return None
@@ -125,10 +125,17 @@ class Dictionary(L.LightningModule):
             self.total += x.sum(0)
             self.outer += x.T @ x
             self.count += len(x)
+            # As many of each batch as of any other: atoms that begin in all images need few iterations.
+            batches, atoms = self.trainer.num_training_batches, len(self.candidates)
+            rows = slice(atoms * index // batches, atoms * (index + 1) // batches)
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+            drawn = torch.randint(len(patches), (rows.stop - rows.start,), generator=generator)
+            self.candidates[rows] = patches[drawn.to(patches.device)]
             return
         signals = self.detector.dictionary_features(patches).cpu()
         if self.statistics is None and index == 0 and self.current_epoch == 1:
-            self.detector.set_atoms(initial_atoms(signals, len(self.detector.atoms), self.seed))
+            candidates = self.detector.dictionary_features(self.candidates).cpu()
+            self.detector.set_atoms(initial_atoms(candidates, len(candidates), self.seed))
         self.finish_fit()
         s, some = self.detector.settings, signals[:: -(-len(signals) // LOGGED)]
         left = residuals(some, self.detector.atoms.cpu(), s["nonzeros"], s["error"]).sqrt().mean()
@@ -172,7 +179,7 @@ class Dictionary(L.LightningModule):
 
     @torch.no_grad()
     def standardise(self, loader) -> None:
-        """Brings both scores to mean 0 and standard deviation 1 over the training images, at every position by itself.
+        """Brings both scores to mean 0 and standard deviation 1 over the training images.
 
         Args:
             loader: of the batches that the atoms were learnt from, in the same order.
@@ -182,22 +189,6 @@ class Dictionary(L.LightningModule):
             patches = self.patch_features(batch["image"].to(self.device), index)
             scores = torch.stack(self.detector.patch_scores(patches)).view(2, -1, *grid).double()
             total, count = total + torch.stack((scores, scores.square())).sum(2), count + scores.shape[1]
+        self._kept.clear()
         mean, square = total / count
         self.detector.set_patch_statistics(mean, square - mean.square(), count)
-
-    @torch.no_grad()
-    def set_threshold(self, loader) -> None:
-        """A quantile of held-out normal images' scores."""
-        detector = self.detector
-        self._kept.clear()
-        images = gather(torch.cat([detector(b["image"].to(self.device)).scores for b in loader]))
-        detector.threshold.copy_(images.quantile(self.quantile))
-
-    def on_test_start(self) -> None:
-        self.predictions = []
-
-    def test_step(self, batch: dict[str, Tensor], _: int) -> None:
-        scores, maps, locations = self.detector(batch["image"])
-        found = {"score": scores, "map": maps, "locations": locations}
-        found |= {key: batch[key] for key in ("label", "mask", "index")}
-        self.predictions.append({key: gather(value).cpu() for key, value in found.items()})

@@ -1,0 +1,370 @@
+"""The peers: each against an independent reference, and all of them through the real command lines."""
+
+import csv
+import json
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+import yaml
+from helpers import command
+from PIL import Image
+from scipy.spatial.distance import mahalanobis
+from sklearn.decomposition import PCA
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import OneClassSVM as SklearnSVM
+from torch.utils.data import DataLoader
+
+from texture_ad.baselines import PEERS, peer_class
+from texture_ad.baselines.patchcore import core_set
+from texture_ad.baselines.peer import image_features, nearest
+from texture_ad.cli import CONF
+from texture_ad.errors import UserError
+from texture_ad.models.backbone import Backbone
+from texture_ad.models.saved import load_detector
+
+WITHOUT_MAP = {"one_nn", "oc_svm", "ganomaly"}
+
+
+def textures(count, seed=0, size=64):
+    """Smooth coloured noise, uint8 (count, 3, size, size)."""
+    g = torch.Generator().manual_seed(seed)
+    noise = torch.nn.functional.interpolate(torch.rand(count, 3, size // 4, size // 4, generator=g), size)
+    return (160 * noise + 40 * torch.rand(count, 3, size, size, generator=g)).to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def loader():
+    return [{"image": part} for part in textures(24).split(8)]
+
+
+@pytest.fixture(scope="module")
+def images():
+    return textures(5, seed=1)
+
+
+@pytest.fixture
+def backbone():
+    torch.manual_seed(0)
+    return Backbone("resnet18", ["layer1", "layer2"], "none").eval()
+
+
+def fitted(peer, loader):
+    peer.eval().fit(loader)
+    return peer
+
+
+@torch.no_grad()
+def features(backbone, images):
+    return image_features(backbone, images).numpy()
+
+
+# --- against references -------------------------------------------------------------------------------
+
+
+def test_nearest_is_scikit_learns():
+    x, bank = torch.randn(70, 12), torch.randn(300, 12)
+    x[0] = bank[7]
+    distances, indices = nearest(x, bank, 4, chunk=32)
+    expected = NearestNeighbors(n_neighbors=4).fit(bank).kneighbors(x)
+    assert np.allclose(distances, expected[0], atol=1e-5) and np.array_equal(indices, expected[1])
+    assert distances[0, 0] == 0 and nearest(x, bank[:2], 4)[0].shape == (70, 2)
+
+
+def test_core_set_is_greedy_k_center():
+    x = torch.randn(200, 8)
+    found = core_set(x, 20, torch.Generator().manual_seed(3)).tolist()
+    expected = found[:1]
+    while len(expected) < 20:
+        expected.append(int(torch.cdist(x, x[expected]).amin(1).argmax()))
+    assert found == expected
+    assert sorted(core_set(x[:9], 9, torch.Generator()).tolist()) == list(range(9))
+
+
+def test_core_set_covers_wide_features_better_than_chance():
+    x = torch.randn(400, 300) * torch.rand(400, 1) ** 4
+    radius = torch.cdist(x, x[core_set(x, 40, torch.Generator().manual_seed(0))]).amin(1).max()
+    assert radius < torch.cdist(x, x[:40]).amin(1).max()
+
+
+def test_patchcore_by_its_equations(backbone, loader, images):
+    peer = fitted(peer_class("patchcore")(backbone, 64, coreset=0.2, neighbors=3), loader)
+    assert len(peer.memory) == round(0.2 * 24 * 256)
+    scores, maps = peer.score(images)
+    patches = peer.patches(images)[0].detach()
+    distances, index = NearestNeighbors(n_neighbors=1).fit(peer.memory).kneighbors(patches)
+    assert np.allclose(maps.detach().flatten(), distances[:, 0], atol=1e-5)
+    for i in range(len(images)):
+        place = i * 256 + int(distances[i * 256 : (i + 1) * 256].argmax())
+        memory = peer.memory[index[place, 0]]
+        around = NearestNeighbors(n_neighbors=3).fit(peer.memory).kneighbors(memory[None])[1][0]
+        crowd = np.exp(np.linalg.norm(patches[place].numpy() - peer.memory[around].numpy(), axis=1)).sum()
+        expected = (1 - np.exp(distances[place, 0]) / crowd) * distances[place, 0]
+        assert float(scores[i]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_patchcore_in_parts_is_as_large(backbone, loader):
+    whole = fitted(peer_class("patchcore")(backbone, 64), loader)
+    parts = fitted(peer_class("patchcore")(backbone, 64, max_patches=1000), loader)
+    assert abs(len(parts.memory) - len(whole.memory)) <= 3
+
+
+def test_padim_is_mahalanobis(backbone, loader, images):
+    peer = fitted(peer_class("padim")(backbone, 64, channels=10), loader)
+    _, maps = peer.score(images)
+    with torch.no_grad():
+        train = torch.cat([peer.features(b["image"])[0] for b in loader]).double().numpy()
+        x = peer.features(images)[0].double().numpy()
+    for position in (0, 17, 255):
+        covariance = np.cov(train[:, position].T) + 0.01 * np.eye(10)
+        for i in range(len(images)):
+            expected = mahalanobis(x[i, position], train[:, position].mean(0), np.linalg.inv(covariance))
+            assert float(maps[i].flatten()[position]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_padim_scores_the_maximum_of_its_smoothed_map(backbone, loader, images):
+    found = fitted(peer_class("padim")(backbone, 64, channels=10), loader)(images)
+    assert torch.equal(found.scores, found.anomaly_maps.amax((1, 2)))
+
+
+def test_one_nn_is_scikit_learns(backbone, loader, images):
+    peer = fitted(peer_class("one_nn")(backbone, 64, components=6), loader)
+    train = np.concatenate([features(backbone, b["image"]) for b in loader])
+    scaler = StandardScaler().fit(train)
+    pca = PCA(6, svd_solver="full").fit(scaler.transform(train))
+    reduced = [pca.transform(scaler.transform(x)) for x in (train, features(backbone, images))]
+    expected = NearestNeighbors(n_neighbors=1).fit(reduced[0]).kneighbors(reduced[1])[0][:, 0]
+    # Its standard deviation is the sample's, with N - 1.
+    assert np.allclose(peer(images).scores, expected * (23 / 24) ** 0.5, rtol=1e-3)
+    assert torch.allclose(peer(loader[0]["image"]).scores, torch.zeros(8), atol=1e-4)
+
+
+def test_oc_svm_is_scikit_learns(backbone, loader, images):
+    peer = fitted(peer_class("oc_svm")(backbone, 64, nu=0.3), loader)
+    train = np.concatenate([features(backbone, b["image"]) for b in loader])
+    mean, scale = train.mean(0), train.std(0, ddof=1)
+    svm = SklearnSVM(gamma=1 / train.shape[1], nu=0.3).fit((train - mean) / scale)
+    expected = -svm.decision_function((features(backbone, images) - mean) / scale)
+    assert np.allclose(peer(images).scores, expected, atol=1e-4)
+
+
+def test_sparse_coding_finds_what_its_atoms_cant_explain(loader):
+    peer = fitted(peer_class("sparse_coding")(64, atoms=48, nonzeros=3), loader)
+    assert torch.allclose(peer.atoms.norm(dim=1), torch.ones(48), atol=1e-5)
+    images = textures(2, seed=2)
+    patches = peer.patches(images).view(2, 15, 15, 3, 8, 8)
+    assert torch.allclose(patches[1, 2, 5], images[1, :, 8:16, 20:28] / 255 - 0.5)
+    images[1, :, 20:36, 20:36] = torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8)
+    found = peer(images)
+    assert found.scores[1] > found.scores[0] and (found.locations[1] * 4 - 26).abs().max() < 16
+
+
+def test_dsebm_reconstructs_by_the_energys_gradient():
+    torch.manual_seed(0)
+    peer = peer_class("dsebm")(64, widths=(4, 6, 8))
+    x = torch.randn(3, 3, 44, 52, requires_grad=True)
+    energy, reconstruction = peer.energy_and_reconstruction(x)
+    gradient = torch.autograd.grad(energy.sum() * x[0].numel(), x)[0]
+    assert torch.allclose(reconstruction, x - gradient, atol=1e-5)
+
+
+def test_cutpaste_scores_by_mahalanobis_and_maps_by_gradcam(backbone, loader, images):
+    peer = fitted(peer_class("cutpaste")(backbone, 64), loader)
+    scores, maps = peer.score(images)
+    with torch.enable_grad():
+        deepest = backbone(images)[-1].detach().requires_grad_()
+        off = deepest.mean((2, 3)) - peer.mean
+        total = torch.einsum("bc,cd,bd->b", off, peer.precision, off) / 2
+        gradient = torch.autograd.grad(total.sum(), deepest)[0]
+    weights = gradient.sum((2, 3), keepdim=True)
+    assert torch.allclose(maps, (weights * (deepest - peer.mean[:, None, None])).sum(1).relu(), rtol=1e-3, atol=1e-3)
+    x = features(backbone, images)
+    expected = [mahalanobis(v, peer.mean.numpy(), peer.precision.numpy()) ** 2 / 2 for v in x]
+    assert np.allclose(scores.detach(), expected, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_patch_svdd_encodes_an_image_as_it_does_its_patches(images):
+    torch.manual_seed(0)
+    peer = peer_class("patch_svdd")(64, stride=16).eval()
+    x = peer.pixels(images)
+    large, small = peer.embeddings(images)
+    assert large.shape == (5, 13, 13, 64) and small.shape == (5, 15, 15, 64)
+    for row, column in ((0, 0), (3, 7), (12, 12)):
+        y, z = 16 * row, 16 * column
+        assert torch.allclose(large[:, row, column], peer.encode(x[:, :, y : y + 64, z : z + 64]), atol=1e-5)
+        assert torch.allclose(small[:, row, column], peer.encode(x[:, :, y : y + 32, z : z + 32]), atol=1e-5)
+
+
+class Losses(L.Callback):
+    def __init__(self):
+        self.values = []
+
+    def on_train_batch_end(self, trainer, *_):
+        self.values.append(float(trainer.callback_metrics["train/loss"]))
+
+
+@pytest.mark.parametrize(("name", "options"), [
+    ("dsebm", {"widths": (8, 16), "epochs": 12, "lr": 5e-3}),
+    ("ganomaly", {"input_size": 32, "width": 8, "epochs": 12, "lr": 2e-3}),
+    ("cutpaste", {"task": "binary", "epochs": 8, "lr": 5e-3}),
+])  # fmt: skip
+def test_the_loss_falls(name, options, loader, images):
+    torch.manual_seed(0)
+    kind, backbone = peer_class(name), Backbone("efficientnet_lite0", ["block2"])
+    peer, losses = kind(*([backbone] if kind.uses_backbone else []), 64, **options), Losses()
+    trainer = L.Trainer(accelerator="cpu", max_epochs=options["epochs"], logger=False, enable_checkpointing=False,
+                        enable_progress_bar=False, enable_model_summary=False, callbacks=[losses])  # fmt: skip
+    trainer.fit(peer, DataLoader(loader, batch_size=None))
+    assert np.mean(losses.values[-3:]) < 0.9 * np.mean(losses.values[:3])
+    scores, maps, _ = fitted(peer, loader)(images)
+    assert scores.shape == (5,) and scores.isfinite().all()
+    assert (maps is None) if name in WITHOUT_MAP else maps.shape == (5, 64, 64)
+
+
+# --- through the command lines ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "wall"
+    for part, images in (("train/good", textures(8)), ("test/good", textures(2, 5)), ("test/hole", textures(2, 6))):
+        (root / part).mkdir(parents=True)
+        for i, image in enumerate(images):
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(root / part / f"{i}.png")
+    (root / "ground_truth/hole").mkdir(parents=True)
+    for i in range(2):
+        mask = np.zeros((64, 64), np.uint8)
+        mask[10:20, 10:20] = 255
+        Image.fromarray(mask).save(root / f"ground_truth/hole/{i}_mask.png")
+    return root
+
+
+def arguments(folder, run_dir, name):
+    quick = {"dsebm": ["method.epochs=1"], "ganomaly": ["method.epochs=1", "method.width=4"],
+             "patch_svdd": ["method.epochs=1", "method.stride=32"], "cutpaste": ["method.epochs=1"],
+             "sparse_coding": ["method.atoms=8", "method.epochs=1"]}  # fmt: skip
+    return ["data=folder", f"data.root={folder}", f"run_dir={run_dir}", f"method={name}", "data.size=64",
+            "data.batch_size=4", "backbone=resnet18", "backbone.weights=none", "backbone.layers=[layer1,layer2]",
+            "trainer.enable_progress_bar=false", "trainer.accelerator=cpu", *quick.get(name, [])]  # fmt: skip
+
+
+def read_scores(path):
+    with open(path, newline="") as source:
+        return {row["path"]: float(row["score"]) for row in csv.DictReader(source)}
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_run_and_predict(name, folder, tmp_path, monkeypatch, capsys):
+    run_dir, output = tmp_path / "run", tmp_path / "predictions"
+    code, _, errors = command(monkeypatch, capsys, "run", *arguments(folder, run_dir, name))
+    assert code == 0, errors
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    assert metrics["method"] == name and metrics["data_source"] == "folder wall"
+    assert ("pixel_auroc" in metrics) is (name not in WITHOUT_MAP) and metrics["fit_seconds"] > 0
+    assert len(list((run_dir / "overlays").rglob("*.png"))) == (0 if name in WITHOUT_MAP else 4)
+    assert (run_dir / "scores.png").is_file() and not list(run_dir.rglob("*.partial"))
+    code, _, errors = command(monkeypatch, capsys, "predict", f"detector={run_dir / 'detector.pt'}",
+                              f"input={folder / 'test'}", f"output={output}", "batch_size=3")  # fmt: skip
+    assert code == 0, errors
+    expected, found = read_scores(run_dir / "scores.csv"), read_scores(output / "scores.csv")
+    assert {f"test/{path}" for path in found} == expected.keys()
+    for path, score in found.items():
+        assert score == pytest.approx(expected[f"test/{path}"], rel=1e-5, abs=1e-5)
+    content = torch.load(run_dir / "detector.pt", weights_only=True)
+    assert content["method"] == name and content["settings"]["size"] == 64
+
+
+def test_a_trained_peer_is_not_trained_again(folder, tmp_path, monkeypatch, capsys):
+    for _ in range(2):
+        code, _, errors = command(
+            monkeypatch, capsys, "run", *arguments(folder, tmp_path, "ganomaly"), "pictures=false"
+        )
+        assert code == 0, errors
+        scores = (tmp_path / "scores.csv").read_text()
+        before = (tmp_path / "stage1/last.ckpt").stat().st_mtime_ns
+        assert scores and before
+    other = command(monkeypatch, capsys, "run", *arguments(folder, tmp_path, "dsebm"))
+    assert other[0] == 2 and "holds a run with" in other[2]
+
+
+def settings(name):
+    return yaml.safe_load((Path(CONF) / f"method/{name}.yaml").read_text())
+
+
+NUMBERS = [(name, key) for name in PEERS for key, value in settings(name).items() if isinstance(value, int | float)]
+
+
+@pytest.mark.parametrize(("name", "key"), NUMBERS)
+@pytest.mark.parametrize("value", ["text", float("nan"), -2, True])
+def test_every_number_is_held_to_its_range(name, key, value, backbone):
+    kind = peer_class(name)
+    with pytest.raises(UserError, match=f"method.{key}=.*expected "):
+        kind(*([backbone] if kind.uses_backbone else []), **{key: value})
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_defaults_are_the_configurations(name, backbone):
+    kind = peer_class(name)
+    configured = {k: v for k, v in settings(name).items() if k != "name" and not str(v).startswith("${")}
+    made = kind(*([backbone] if kind.uses_backbone else []), **configured).settings
+    assert kind.name == name and {k: made[k] for k in configured} == configured
+
+
+@pytest.mark.parametrize(("args", "message"), [
+    (["method=cutpaste", "cutpaste=none"], "method.task=none: expected one of binary, scar, 3way"),
+    (["method=dsebm", "method.criterion=mean"], "method.criterion=mean: expected one of energy, reconstruction"),
+    (["method=patch_svdd", "method.stride=12"], "method.stride=12: expected one of 8, 16, 32"),
+    (["method=ganomaly", "method.input_size=48"], "method.input_size=48: expected a power of two"),
+    (["method.name=knn"], "method.name=knn: expected one of fusion, one_nn"),
+    (["quantile=2"], "quantile=2: expected a number above 0 and at most 1"),
+])  # fmt: skip
+def test_bad_parameters(args, message, folder, tmp_path, monkeypatch, capsys):
+    rest = [a for a in arguments(folder, tmp_path, "fusion") if not a.startswith("method=")]
+    code, _, errors = command(monkeypatch, capsys, "run", *rest, *args)
+    assert code == 2 and message in errors and "Traceback" not in errors
+
+
+# --- files that someone else wrote --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, loader):
+    torch.manual_seed(0)
+    peer = fitted(peer_class("one_nn")(Backbone("resnet18", ["layer1"], "none"), 64), loader)
+    path = tmp_path_factory.mktemp("saved") / "detector.pt"
+    peer.save(path)
+    return path
+
+
+@pytest.mark.parametrize("change", [
+    lambda c: c.update(version=99), lambda c: c.update(method="os"), lambda c: c.update(meta=[1]),
+    lambda c: c.pop("state"), lambda c: c["settings"].update(components=-1), lambda c: c["settings"].update(x=1),
+    lambda c: c["settings"].update(size=10**9), lambda c: c["state"].update(mean=torch.zeros(3)),
+    lambda c: c["state"].update(normals=torch.zeros(4, 3)), lambda c: c["state"].pop("projection"),
+    lambda c: c["state"].update(normals=torch.zeros(1, 64).expand(10**9, 64)), lambda c: c.update(backbone=None),
+])  # fmt: skip
+def test_altered_files_are_refused(saved, tmp_path, change):
+    content = torch.load(saved, weights_only=True)
+    change(content)
+    torch.save(content, tmp_path / "detector.pt")
+    with pytest.raises(UserError, match=r"^detector=.*(damaged|expected texture_ad.detector)"):
+        load_detector(tmp_path / "detector.pt")
+
+
+def test_sizes_that_a_file_claims_are_not_made(tmp_path):
+    torch.manual_seed(0)
+    peer_class("dsebm")(64, widths=(2, 2)).save(tmp_path / "detector.pt")
+    content = torch.load(tmp_path / "detector.pt", weights_only=True)
+    content["settings"]["widths"] = [10**6, 10**6]  # 64 TB of weights
+    torch.save(content, tmp_path / "detector.pt")
+    with pytest.raises(UserError, match="damaged"):
+        load_detector(tmp_path / "detector.pt")
+
+
+def test_only_the_fusion_is_exported(saved, monkeypatch, capsys):
+    code, _, errors = command(monkeypatch, capsys, "export", f"detector={saved}", "format=torch_export")
+    assert code == 2 and "of method one_nn; only the fusion's can be exported" in errors

@@ -1,0 +1,111 @@
+"""GANomaly: what an encoder sees in an image and in its reconstruction.
+
+Akcay, Atapour-Abarghouei, Breckon: GANomaly: Semi-Supervised Anomaly Detection via Adversarial Training, ACCV 2018. As
+there: DCGAN's networks, a latent vector of 100, feature matching, contextual and encoder losses weighted 1, 50 and 1,
+Adam with 2e-4 and 0.5, small images, the distance of the two latent vectors as score. It has no map.
+"""
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from texture_ad.baselines.peer import Peer
+from texture_ad.errors import UserError, check_number
+
+
+def _encoder(input_size: int, width: int, latent: int) -> tuple[nn.Sequential, nn.Sequential]:
+    """Convolutions that halve the size down to 4 pixels, and the one that makes (latent, 1, 1) of them."""
+    layers: list[nn.Module] = [nn.Conv2d(3, width, 4, 2, 1, bias=False), nn.LeakyReLU(0.2)]
+    side = input_size // 2
+    while side > 4:
+        layers += [nn.Conv2d(width, 2 * width, 4, 2, 1, bias=False), nn.BatchNorm2d(2 * width), nn.LeakyReLU(0.2)]
+        side, width = side // 2, 2 * width
+    return nn.Sequential(*layers), nn.Sequential(nn.Conv2d(width, latent, 4, bias=False))
+
+
+def _decoder(input_size: int, width: int, latent: int) -> nn.Sequential:
+    """The encoder's mirror image, pixels in -1..1."""
+    wide = width * input_size // 8
+    layers: list[nn.Module] = [nn.ConvTranspose2d(latent, wide, 4, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
+    while wide > width:
+        layers += [nn.ConvTranspose2d(wide, wide // 2, 4, 2, 1, bias=False), nn.BatchNorm2d(wide // 2), nn.ReLU()]
+        wide //= 2
+    return nn.Sequential(*layers, nn.ConvTranspose2d(width, 3, 4, 2, 1, bias=False), nn.Tanh())
+
+
+class GANomaly(Peer, L.LightningModule):
+    """
+    Args:
+        size: see Peer.
+        input_size: to which images are resized, a power of two of at least 32 pixels.
+        width: channels of the first layer, at least 1; latent: length of the latent vector, at least 1.
+        lr: Adam's, above 0; epochs: at least 1.
+
+    Raises:
+        UserError: a parameter out of its range.
+    """
+
+    name = "ganomaly"
+
+    def __init__(self, size: int = 256, input_size: int = 64, width: int = 64, latent: int = 100, lr: float = 2e-4,
+                 epochs: int = 15):  # fmt: skip
+        super().__init__(size=size, input_size=input_size, width=width, latent=latent, lr=lr, epochs=epochs)
+        check_number("method.input_size", input_size, 32, 8192, whole=True)
+        if input_size & (input_size - 1):
+            raise UserError(f"method.input_size={input_size}: expected a power of two of at least 32")
+        for key, value in (("width", width), ("latent", latent), ("epochs", epochs)):
+            check_number(f"method.{key}", value, 1, whole=True)
+        check_number("method.lr", lr, 0, above=True)
+        self.automatic_optimization = False
+        self.encoder = nn.Sequential(*_encoder(input_size, width, latent))
+        self.decoder = _decoder(input_size, width, latent)
+        self.second_encoder = nn.Sequential(*_encoder(input_size, width, latent))
+        self.features, self.decision = _encoder(input_size, width, 1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.normal_(module.weight, 0, 0.02)
+            elif isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.weight, 1, 0.02)
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) to (B, 3, input_size, input_size) in -1..1."""
+        side = self.settings["input_size"]
+        return F.interpolate(images.float() / 127.5 - 1, (side, side), mode="bilinear", antialias=True)
+
+    def generate(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The latent vector (B, latent, 1, 1), the reconstruction and its latent vector."""
+        z = self.encoder(x)
+        fake = self.decoder(z)
+        return z, fake, self.second_encoder(fake)
+
+    def configure_optimizers(self):
+        generator = [p for net in (self.encoder, self.decoder, self.second_encoder) for p in net.parameters()]
+        discriminator = [*self.features.parameters(), *self.decision.parameters()]
+        return [torch.optim.Adam(group, self.settings["lr"], (0.5, 0.999)) for group in (generator, discriminator)]
+
+    def training_step(self, batch: dict[str, Tensor], _: int) -> None:
+        generator, discriminator = self.optimizers()
+        x = self.pixels(batch["image"])
+        z, fake, z_fake = self.generate(x)
+        losses = {
+            "adversarial": F.mse_loss(self.features(fake), self.features(x).detach()),
+            "contextual": F.l1_loss(fake, x),
+            "encoder": F.mse_loss(z_fake, z),
+        }
+        loss = losses["adversarial"] + 50 * losses["contextual"] + losses["encoder"]
+        generator.zero_grad()
+        self.manual_backward(loss)
+        generator.step()
+        logits = [self.decision(self.features(images)).flatten() for images in (x, fake.detach())]
+        loss_d = sum(F.binary_cross_entropy_with_logits(v, torch.full_like(v, real))
+                     for v, real in zip(logits, (1.0, 0.0), strict=True)) / 2  # fmt: skip
+        discriminator.zero_grad()
+        self.manual_backward(loss_d)
+        discriminator.step()
+        self.log_dict({f"train/{k}": v for k, v in losses.items()} | {"train/discriminator": loss_d})
+        self.log("train/loss", loss, prog_bar=True)
+
+    def score(self, images: Tensor) -> tuple[Tensor, None]:
+        z, _, z_fake = self.generate(self.pixels(images))
+        return (z - z_fake).abs().mean((1, 2, 3)), None
