@@ -48,7 +48,7 @@ from texture_ad.models.detector import Detector
 from texture_ad.models.dictionary import Dictionary, initial_atoms, update_atoms
 from texture_ad.models.flow import Flow
 from texture_ad.models.sparse import omp_spams, residuals
-from texture_ad.pipeline import build
+from texture_ad.pipeline import build, calibrate
 from texture_ad.stream import Scorer, predict
 
 RESULTS = Path(__file__).parent / "results"
@@ -480,7 +480,7 @@ def stage2_memory(count: int) -> None:
                         enable_model_summary=False, accelerator="cpu")  # fmt: skip
     trainer.fit(module, Repeated(count // 30))
     module.standardise(Repeated(count // 30))
-    module.set_threshold(Repeated(count // 30))
+    calibrate(module.detector, Repeated(count // 30), 0.95)
     print(int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024)
 
 
