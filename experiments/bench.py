@@ -48,7 +48,7 @@ from texture_ad.models.detector import Detector
 from texture_ad.models.dictionary import Dictionary, initial_atoms, update_atoms
 from texture_ad.models.flow import Flow
 from texture_ad.models.sparse import omp_spams, residuals
-from texture_ad.pipeline import build
+from texture_ad.pipeline import build, calibrate
 from texture_ad.stream import Scorer, predict
 
 RESULTS = Path(__file__).parent / "results"
@@ -88,15 +88,20 @@ class Row:
 
 
 def by_turns(*functions: Callable, repetitions: int, calls: int = 1, warm: bool = True) -> list[list[float]]:
-    """Seconds of one call of each function, `repetitions` times; with `warm` after one call that isn't counted."""
+    """Seconds of one call of each function, `repetitions` times in turn.
+
+    With `warm` each turn begins with a call that isn't counted: OpenMP's threads of the function before it spin on for
+    a while, and the caches are full of its data.
+    """
     seconds: list[list[float]] = [[] for _ in functions]
-    for repetition in range(-1 if warm else 0, repetitions):
+    for _ in range(repetitions):
         for function, kept in zip(functions, seconds, strict=True):
+            if warm:
+                function()
             start = time.perf_counter()
             for _ in range(calls):
                 function()
-            if repetition >= 0:
-                kept.append((time.perf_counter() - start) / calls)
+            kept.append((time.perf_counter() - start) / calls)
     return seconds
 
 
@@ -166,7 +171,7 @@ def startup(quick: bool) -> list[Row]:
         ("a misspelt override", ["flow.bloks=4"]),
     ):
         ours = call("-m", "texture_ad.run", *args)
-        seconds = by_turns(ours, call("-c", "import torch"), repetitions=3 if quick else 7)
+        seconds = by_turns(ours, call("-c", "import torch"), repetitions=3 if quick else 7, warm=False)
         rows.append(Row(f"`{name}`", "import torch", 1 / 0.8, *seconds))
     return rows
 
@@ -266,14 +271,14 @@ def coders(quick: bool) -> list[Row]:
             "OMP codes by SPAMS, 4 non-zeros",
             "scikit-learn sparse_encode",
             10,
-            *by_turns(by_spams, plain_omp, repetitions=repetitions),
+            *by_turns(by_spams, plain_omp, repetitions=repetitions, calls=3),
             note=note,
         ),
         Row(
             "OMP residuals by the torch coder",
             "scikit-learn sparse_encode",
             10,
-            *by_turns(by_torch, plain_omp, repetitions=repetitions),
+            *by_turns(by_torch, plain_omp, repetitions=repetitions, calls=3),
         ),
     ]
     few = np.ascontiguousarray(y[:512])
@@ -285,7 +290,7 @@ def coders(quick: bool) -> list[Row]:
         return sparse_encode(few, d, algorithm="lasso_lars", alpha=LAMBDA1 / 2)
 
     difference = float(np.abs(lasso().T.toarray() - plain_lasso()).max())
-    seconds = by_turns(lasso, plain_lasso, repetitions=repetitions)
+    seconds = by_turns(lasso, plain_lasso, repetitions=repetitions, calls=3)
     note = f"largest difference of codes {difference:.1e}"
     rows.append(Row("lasso codes by SPAMS", "scikit-learn sparse_encode", 30, *seconds, note=note))
     detector = default()
@@ -293,7 +298,7 @@ def coders(quick: bool) -> list[Row]:
         z = detector.dictionary_features(detector.patch_features(images("train")[:count])[0])
         seconds = by_turns(lambda z=z: residuals(z, detector.atoms, NONZEROS, coder="torch", gram=detector.gram),
                            lambda z=z: residuals(z, detector.atoms, NONZEROS, coder="spams"),
-                           repetitions=repetitions)  # fmt: skip
+                           repetitions=repetitions, calls=3)  # fmt: skip
         work = f"OMP residuals by the torch coder, {len(detector.atoms)} atoms, {len(z)} patches"
         rows.append(Row(work, "by SPAMS, all cores", None, *seconds))
     return rows
@@ -406,7 +411,7 @@ def folder(quick: bool) -> list[Row]:
                 finally:
                     sys.stdout, sys.stderr = stdout, stderr
 
-        seconds = by_turns(ours, bare, repetitions=1 if quick else 2)
+        seconds = by_turns(ours, bare, repetitions=1 if quick else 2, warm=False)
     return [Row(f"predict on a folder of {count} files", "decoding + bare backbone, pipelined", 0.8, *seconds)]
 
 
@@ -431,7 +436,9 @@ def pixel_metric(quick: bool) -> list[Row]:
         mask[row : row + 40, column : column + 30] = True
     maps[masks] += 0.5
     note = f"{aupro(maps, masks):.4f} against {reference_aupro(maps, masks):.4f}"
-    seconds = by_turns(lambda: aupro(maps, masks), lambda: reference_aupro(maps, masks), repetitions=1 if quick else 3)
+    seconds = by_turns(
+        lambda: aupro(maps, masks), lambda: reference_aupro(maps, masks), repetitions=1 if quick else 3, warm=False
+    )
     return [Row("AUPRO of 200 maps of 256×256", "reference, 200 thresholds one by one", 20, *seconds, note=note)]
 
 
@@ -466,13 +473,14 @@ def stage2_memory(count: int) -> None:
             return ({"image": self.some.clone()} for _ in range(self.batches))
 
     backbone = Backbone("efficientnet_lite0", ["block2"], "none").eval()
-    module = Dictionary(Detector(backbone, Flow(24, 1), 64, size=128), iterations=1, batch=128, threads=1, epochs=1,
-                        memory_mb=16)
+    module = Dictionary(
+        Detector(backbone, Flow(24, 1), 64, size=128), iterations=1, batch=128, threads=1, epochs=1, memory_mb=16
+    )
     trainer = L.Trainer(max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
                         enable_model_summary=False, accelerator="cpu")  # fmt: skip
     trainer.fit(module, Repeated(count // 30))
     module.standardise(Repeated(count // 30))
-    module.set_threshold(Repeated(count // 30))
+    calibrate(module.detector, Repeated(count // 30), 0.95)
     print(int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024)
 
 

@@ -27,6 +27,7 @@ from texture_ad.models.backbone import Backbone
 from texture_ad.models.detector import Detector
 from texture_ad.models.dictionary import Dictionary
 from texture_ad.models.flow import Flow
+from texture_ad.pipeline import calibrate
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -42,17 +43,14 @@ def measure(images: int, size: int, atoms: int) -> tuple[float, float]:
     generator = torch.Generator().manual_seed(0)
     pictures = torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8, generator=generator)
     batches = [{"image": part} for part in pictures.split(16)]
-    loader, quarter = (
-        DataLoader(batches, batch_size=None),
-        DataLoader(batches[: max(1, len(batches) // 4)], batch_size=None),
-    )
+    loader, quarter = DataLoader(batches, batch_size=None), batches[: max(1, len(batches) // 4)]
     module = Dictionary(Detector(backbone, Flow(152, 1), atoms, size=size), batch=256, threads=1, epochs=1)
     trainer = L.Trainer(max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
                         enable_model_summary=False, accelerator="cpu")  # fmt: skip
     start = time.perf_counter()
     trainer.fit(module, loader)
     module.standardise(loader)
-    module.set_threshold(quarter)
+    calibrate(module.detector, quarter, 0.95)
     middle = time.perf_counter()
     for batch in loader:
         module.detector(batch["image"])
