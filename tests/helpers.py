@@ -26,7 +26,7 @@ def untrained_detector(size: int = 64, paths=None, images=None, **options) -> De
     with torch.no_grad():
         detector.set_atoms(F.normalize(torch.randn(12, dim), dim=1))
         scores = torch.stack(detector.patch_scores(detector.patch_features(probe)[0]))
-        detector.set_patch_statistics(scores.mean(1)[:, None, None], scores.var(1)[:, None, None], len(probe))
+        detector.patch_statistics.copy_(torch.stack((scores.mean(1), scores.std(1)), 1))
         detector.threshold.copy_(detector(probe).scores.max())
     detector.meta = {"data_source": "a test", "quantile": 0.95}
     if paths:

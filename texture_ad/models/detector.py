@@ -50,12 +50,12 @@ class Detector(nn.Module):
         backbone, flow: from stage 1.
         atoms: number of atoms K, at least 1.
         features: "backbone" (whitened patch features) or "latent" (the flow's).
-        whiten: with features="backbone", decorrelate and scale them by the training set's covariance.
+        whiten: with features="backbone", decorrelate and scale them by the training set's covariance: "position", that
+            of the same place of the image; "global", that of all places; or "none".
+        components: directions that whitening keeps, of most variance; at least 1.
         nonzeros: OMP's limit, 1 to C; error: OMP's bound on the squared error, 0 for none.
-        fusion: weight of the flow's likelihood in the score, in [0, 1]; both are standardised on
-            normal images first.
-        per_position: standardise at every position by itself, for parts that always lie in the same place; without,
-            by one mean and deviation for all positions.
+        fusion: weight of the flow's likelihood in the score, in [0, 1]; both are standardised on training patches
+            first.
         coder: "auto", "spams" or "torch" (see sparse.residuals).
         top, min_distance: of the image score (see evaluation.localization).
         size: side of the images in pixels that the detector was trained on.
@@ -65,35 +65,40 @@ class Detector(nn.Module):
     """
 
     def __init__(self, backbone: Backbone, flow: Flow, atoms: int = 1024, features: str = "backbone",
-                 whiten: bool = True, nonzeros: int = 4, error: float = 0.0, fusion: float = 0.5,
-                 per_position: bool = False, coder: str = "auto", top: int = 5, min_distance: int = 1,
+                 whiten: str = "position", components: int = 128, nonzeros: int = 4, error: float = 0.0,
+                 fusion: float = 0.5, coder: str = "auto", top: int = 5, min_distance: int = 1,
                  size: int = 256):  # fmt: skip
         super().__init__()
         dim = len(flow.center)
         check_number("dictionary.atoms", atoms, 1, whole=True)
-        check_number("dictionary.nonzeros", nonzeros, 1, dim, whole=True)
+        check_number("dictionary.components", components, 1, whole=True)
+        length = dim if features == "latent" or whiten == "none" else min(components, dim)
+        check_number("dictionary.nonzeros", nonzeros, 1, length, whole=True)
         check_number("dictionary.error", error, 0)
         check_number("dictionary.fusion", fusion, 0, 1)
         check_number("dictionary.top", top, 1, whole=True)
         check_number("dictionary.min_distance", min_distance, 1, whole=True)
         for key, value, allowed in (("features", features, ("backbone", "latent")),
+                                    ("whiten", whiten, ("position", "global", "none")),
                                     ("coder", coder, ("auto", "spams", "torch"))):  # fmt: skip
             if value not in allowed:
                 raise UserError(f"dictionary.{key}={value}: expected one of {', '.join(allowed)}")
         self.backbone, self.flow = backbone, flow
         self.settings = {
-            "atoms": atoms, "features": features, "whiten": whiten, "nonzeros": nonzeros, "error": error,
-            "fusion": fusion, "per_position": per_position, "coder": coder, "top": top,
-            "min_distance": min_distance, "size": size,
+            "atoms": atoms, "features": features, "whiten": whiten, "components": components, "nonzeros": nonzeros,
+            "error": error, "fusion": fusion, "coder": coder, "top": top, "min_distance": min_distance, "size": size,
         }  # fmt: skip
         self.meta: dict = {}
-        self.register_buffer("atoms", F.normalize(torch.ones(atoms, dim), dim=1))
+        self.register_buffer("atoms", F.normalize(torch.ones(atoms, length), dim=1))
         self.register_buffer("gram", self.atoms @ self.atoms.T, persistent=False)
         self.register_load_state_dict_post_hook(lambda self, _: self.set_atoms(self.atoms))
         self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("whitening", torch.eye(dim))
-        # Of the dictionary's and the flow's scores, mean and standard deviation at each position: (2, 2, h, w).
-        self.register_buffer("patch_statistics", torch.tensor([0.0, 1.0]).repeat(2, 1).view(2, 2, 1, 1))
+        self.register_buffer("basis", torch.eye(dim, length))
+        # For all positions together, or, after set_position_whitening, for each by itself.
+        self.register_buffer("center", torch.zeros(1, length))
+        self.register_buffer("whitening", torch.eye(length)[None])
+        # Rows: dictionary, flow. Columns: mean and standard deviation over the training patches.
+        self.register_buffer("patch_statistics", torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
         self.register_buffer("threshold", torch.tensor(float("nan")))
 
     def set_atoms(self, atoms: Tensor) -> None:
@@ -104,37 +109,54 @@ class Detector(nn.Module):
     def set_whitening(self, mean: Tensor, covariance: Tensor) -> None:
         """From the training patches' mean (C,) and covariance (C, C), which are not changed.
 
-        Signals then have a mean squared length of 1, so that `lambda1` means the same for every backbone. With
-        `whiten`, directions are scaled by their standard deviation, RIDGE of the mean variance added: features
-        of a normal texture have many directions of almost no variance, whose noise would else drown the rest.
+        Signals then have a mean squared length of 1, so that `lambda1` means the same for every backbone. Whitening
+        keeps the `components` directions of most variance and scales each by its standard deviation, RIDGE of the mean
+        variance added: features of a normal texture have many directions of almost no variance, whose noise would else
+        drown the rest.
         """
-        values, vectors = torch.linalg.eigh(covariance)
-        values = values.clamp(min=0)
-        if self.settings["whiten"]:
-            scale = (values + RIDGE * values.mean()).rsqrt()
-            whitening, energy = vectors * scale, (values * scale.square()).sum()
-        else:
-            whitening, energy = torch.eye(len(mean), dtype=covariance.dtype), values.sum()
         self.mean.copy_(mean)
-        self.whitening.copy_(whitening / energy.clamp(min=1e-12).sqrt())
+        if self.settings["whiten"] == "none":
+            self.whitening.copy_(torch.eye(len(mean)) / covariance.trace().clamp(min=1e-12).sqrt())
+            return
+        values, vectors = torch.linalg.eigh(covariance)
+        values = values.clamp(min=0)[-self.basis.shape[1] :]
+        scale = (values + RIDGE * values.mean()).rsqrt()
+        self.basis.copy_(vectors[:, -self.basis.shape[1] :])
+        self.whitening.copy_(torch.diag(scale / (values * scale.square()).sum().clamp(min=1e-12).sqrt()))
 
-    def set_patch_statistics(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        """From both scores' mean and variance at every position, (2, h, w) each, over `count` normal images.
+    def set_position_whitening(self, mean: Tensor, covariance: Tensor, images: int) -> None:
+        """After `set_whitening`, whitens every position by itself, as PaDiM does (Defard et al., ICPR 2021).
 
-        A position's own are drawn towards those of all positions, as if PRIOR more images had shown the latter: few
-        images say little about one position.
+        A position's statistics are drawn towards those of all, as if PRIOR more images had shown the latter.
+
+        Args:
+            mean, covariance: of the training patches on the basis, at each of the P positions, (P, c) and (P, c, c).
+            images: how many were seen.
         """
-        overall = mean.mean((1, 2), keepdim=True)
-        spread = (variance + (mean - overall).square()).mean((1, 2), keepdim=True)
-        own = count / (count + PRIOR) if self.settings["per_position"] else 0.0
-        mean, variance = torch.lerp(overall, mean, own), torch.lerp(spread, variance, own)
-        self.patch_statistics = torch.stack((mean, variance.clamp(min=1e-12).sqrt()), 1).float()
+        own = images / (images + PRIOR)
+        overall = covariance.mean(0) + mean.T @ mean / len(mean)
+        covariance = torch.lerp(overall.expand_as(covariance), covariance, own)
+        ridge = RIDGE * overall.diagonal().mean() * torch.eye(len(overall), device=mean.device)
+        factor = torch.linalg.cholesky(covariance + ridge)
+        whitening = torch.linalg.inv(factor).transpose(1, 2)
+        energy = (whitening * (covariance @ whitening)).sum((1, 2)).mean()
+        self.center, self.whitening = own * mean, (whitening / energy.clamp(min=1e-12).sqrt()).contiguous()
+
+    def take_shapes(self, state: dict[str, Tensor]) -> None:
+        """Makes room for a state's whitening, which may be that of one position or of many."""
+        self.center, self.whitening = torch.empty_like(state["center"]), torch.empty_like(state["whitening"])
+
+    def project(self, patches: Tensor) -> Tensor:
+        """Patch features (N, C) of whole images on the basis of the whitening, (N, c)."""
+        return (patches - self.mean) @ self.basis
 
     def dictionary_features(self, patches: Tensor) -> Tensor:
-        """Patch features (N, C) to what the dictionary models, (N, C)."""
+        """Patch features (N, C) of whole images, in order, to the signals that the dictionary models, (N, c)."""
         if self.settings["features"] == "latent":
             return self.flow(patches)[0] / patches.shape[1] ** 0.5
-        return (patches - self.mean) @ self.whitening
+        positions, c = self.center.shape
+        signals = self.project(patches).view(-1, positions, c).transpose(0, 1) - self.center[:, None]
+        return (signals @ self.whitening).transpose(0, 1).reshape(-1, c)
 
     def patch_scores(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstruction errors ||y - D x|| and negative log-likelihoods of patches (N, C), each (N,)."""
@@ -167,11 +189,10 @@ class Detector(nn.Module):
         """Fused patch scores, (B, h, w)."""
         patches, grid = self.patch_features(images)
         # Not len(images): an exported graph would hold it as a constant.
-        scores = torch.stack(self.patch_scores(patches)).view(2, images.shape[0], *grid)
         mean, deviation = self.patch_statistics[:, :1], self.patch_statistics[:, 1:]
-        z = (scores - mean) / deviation
+        z = (torch.stack(self.patch_scores(patches)) - mean) / deviation
         w = self.settings["fusion"]
-        return (1 - w) * z[0] + w * z[1]
+        return ((1 - w) * z[0] + w * z[1]).view(images.shape[0], *grid)
 
     def scores_and_maps(self, images: Tensor, peaks: Callable = separate_peaks) -> Prediction:
         """`forward` as one graph: nothing in it looks at a value."""
@@ -218,13 +239,16 @@ class Detector(nn.Module):
         """
         state, settings, flow = content["state"], content["settings"], content["flow"]
         blocks = {key.split(".")[2] for key in state if key.startswith("flow.blocks.")}
+        dim, length = state["basis"].shape
         sizes = (settings["atoms"], flow["dim"], flow["blocks"], flow["hidden"])
-        stored = (*state["atoms"].shape, len(blocks), len(state["flow.blocks.0.second.net.0.bias"]))
+        stored = (len(state["atoms"]), dim, len(blocks), len(state["flow.blocks.0.second.net.0.bias"]))
         if sizes != stored:
             raise ValueError(f"its settings say {sizes}, its tensors {stored}")
+        if state["whitening"].shape != (len(state["center"]), length, length):
+            raise ValueError("its whitening fits no position")
         check_number("size", settings["size"], 32, 8192, whole=True)
         detector = cls(Backbone(weights="none", **content["backbone"]), Flow(**flow), **settings)
-        detector.patch_statistics = torch.empty_like(state["patch_statistics"])
+        detector.take_shapes(state)
         detector.load_state_dict(state)
         return detector
 

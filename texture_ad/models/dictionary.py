@@ -3,6 +3,7 @@
 Mairal et al.: Online learning for matrix factorization and sparse coding, JMLR 2010.
 """
 
+import math
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import lightning as L
@@ -57,7 +58,7 @@ def update_atoms(signals: Tensor, atoms: Tensor, statistics: dict | None, lambda
 
 
 class Dictionary(L.LightningModule):
-    """Epoch 0 streams mean and covariance (for whitening) and draws initial atoms; every later epoch streams the atoms.
+    """Epoch 0 streams mean and covariance for whitening, epoch 1 those of each position, every later one the atoms.
 
     Few iterations are better than many: atoms that reconstruct normal patches ever better come to reconstruct defects
     too (experiments/README.md).
@@ -95,7 +96,12 @@ class Dictionary(L.LightningModule):
         dim = len(detector.mean)
         self.register_buffer("total", torch.zeros(dim, dtype=torch.float64))
         self.register_buffer("outer", torch.zeros(dim, dim, dtype=torch.float64))
-        self.register_buffer("candidates", torch.zeros_like(detector.atoms))
+        # Of the whitening at every position; of none where it is the same for all.
+        position = detector.settings["whiten"] == "position" and detector.settings["features"] == "backbone"
+        self.fitting_from = 2 if position else 1  # the first epoch that updates atoms
+        positions, length = math.prod(detector.grid()) if position else 0, detector.basis.shape[1]
+        self.register_buffer("position_total", torch.zeros(positions, length))
+        self.register_buffer("position_outer", torch.zeros(positions, length, length))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
     def configure_optimizers(self):
@@ -125,17 +131,15 @@ class Dictionary(L.LightningModule):
             self.total += x.sum(0)
             self.outer += x.T @ x
             self.count += len(x)
-            # As many of each batch as of any other: atoms that begin in all images need few iterations.
-            batches, atoms = self.trainer.num_training_batches, len(self.candidates)
-            rows = slice(atoms * index // batches, atoms * (index + 1) // batches)
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
-            drawn = torch.randint(len(patches), (rows.stop - rows.start,), generator=generator)
-            self.candidates[rows] = patches[drawn.to(patches.device)]
+            return
+        if self.current_epoch < self.fitting_from:
+            x = self.detector.project(patches).view(-1, *self.position_total.shape).transpose(0, 1)
+            self.position_total += x.sum(1)
+            self.position_outer.baddbmm_(x.transpose(1, 2), x)
             return
         signals = self.detector.dictionary_features(patches).cpu()
-        if self.statistics is None and index == 0 and self.current_epoch == 1:
-            candidates = self.detector.dictionary_features(self.candidates).cpu()
-            self.detector.set_atoms(initial_atoms(candidates, len(candidates), self.seed))
+        if self.statistics is None and index == 0 and self.current_epoch == self.fitting_from:
+            self.detector.set_atoms(initial_atoms(signals, len(self.detector.atoms), self.seed))
         self.finish_fit()
         s, some = self.detector.settings, signals[:: -(-len(signals) // LOGGED)]
         left = residuals(some, self.detector.atoms.cpu(), s["nonzeros"], s["error"]).sqrt().mean()
@@ -163,6 +167,11 @@ class Dictionary(L.LightningModule):
             mean = self.total / self.count
             covariance = self.outer / self.count - torch.outer(mean, mean)
             self.detector.set_whitening(mean.float().cpu(), covariance.float().cpu())
+        elif self.current_epoch < self.fitting_from:
+            images = int(self.count) // len(self.position_total)
+            mean = self.position_total / images
+            covariance = self.position_outer / images - mean[:, :, None] * mean[:, None]
+            self.detector.set_position_whitening(mean, covariance, images)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         if self.statistics is not None:
@@ -172,6 +181,8 @@ class Dictionary(L.LightningModule):
             }
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
+        stored = {key.removeprefix("detector."): value for key, value in checkpoint["state_dict"].items()}
+        self.detector.take_shapes(stored)
         if "spams" in checkpoint:
             self.statistics = {
                 k: np.asfortranarray(v.numpy()) if isinstance(v, Tensor) else v for k, v in checkpoint["spams"].items()
@@ -184,11 +195,12 @@ class Dictionary(L.LightningModule):
         Args:
             loader: of the batches that the atoms were learnt from, in the same order.
         """
-        total, count, grid = 0.0, 0, self.detector.grid()
+        total, count = 0.0, 0
         for index, batch in enumerate(loader):
             patches = self.patch_features(batch["image"].to(self.device), index)
-            scores = torch.stack(self.detector.patch_scores(patches)).view(2, -1, *grid).double()
-            total, count = total + torch.stack((scores, scores.square())).sum(2), count + scores.shape[1]
+            scores = torch.stack(self.detector.patch_scores(patches)).double()
+            total, count = total + torch.stack((scores, scores.square()), 1).sum(2), count + scores.shape[1]
         self._kept.clear()
-        mean, square = total / count
-        self.detector.set_patch_statistics(mean, square - mean.square(), count)
+        mean, square = (total / count).unbind(1)
+        deviation = (square - mean.square()).clamp(min=1e-12).sqrt()
+        self.detector.patch_statistics.copy_(torch.stack((mean, deviation), 1))
