@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
 def arguments(folder, run_dir):
     return ["data=folder", f"data.root={folder}", f"run_dir={run_dir}", "data.size=32", "data.batch_size=2",
             "backbone=resnet18", "backbone.weights=none", "backbone.layers=[layer1]", "flow.blocks=1", "flow.hidden=8",
-            "dictionary.atoms=4", "dictionary.nonzeros=2", "dictionary.min_distance=1", "trainer.max_epochs=2",
+            "dictionary.atoms=4", "dictionary.nonzeros=2", "dictionary.epochs=2", "dictionary.min_distance=1", "trainer.max_epochs=2",
             "trainer.accelerator=cpu"]  # fmt: skip
 
 
@@ -186,4 +186,4 @@ def test_progress_on_a_terminal_and_nothing_is_warned_of(folder, tmp_path):
     os.close(ours)
     assert process.stderr.read() == b"" and process.wait() == 0
     shown = shown.decode()
-    assert "\x1b[2K" in shown and all(text in shown for text in ("epoch 2/2", "epoch 3/3", "residual", "left"))
+    assert "\x1b[2K" in shown and all(text in shown for text in ("epoch 2/2", "epoch 4/4", "residual", "left"))

@@ -65,7 +65,7 @@ class Detector(nn.Module):
     """
 
     def __init__(self, backbone: Backbone, flow: Flow, atoms: int = 1024, features: str = "backbone",
-                 whiten: str = "position", components: int = 128, nonzeros: int = 4, error: float = 0.0,
+                 whiten: str = "position", components: int = 192, nonzeros: int = 4, error: float = 0.0,
                  fusion: float = 0.5, coder: str = "auto", top: int = 5, min_distance: int = 1,
                  size: int = 256):  # fmt: skip
         super().__init__()
