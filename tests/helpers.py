@@ -24,7 +24,7 @@ def untrained_detector(size: int = 64, paths=None, images=None, **options) -> De
         dim = backbone.patch_features(backbone(probe)).shape[1]
     detector = Detector(backbone, Flow(dim, 2, 16), **{"atoms": 12, "nonzeros": 3, "size": size, **options}).eval()
     with torch.no_grad():
-        detector.set_atoms(F.normalize(torch.randn(12, dim), dim=1))
+        detector.set_atoms(F.normalize(torch.randn(detector.atoms.shape), dim=1))
         scores = torch.stack(detector.patch_scores(detector.patch_features(probe)[0]))
         detector.patch_statistics.copy_(torch.stack((scores.mean(1), scores.std(1)), 1))
         detector.threshold.copy_(detector(probe).scores.max())
