@@ -168,7 +168,7 @@ def test_position_whitening_knows_each_place():
         spread = covariance.diagonal()
         # The ridge leaves directions of little variance below 1, and no further.
         assert spread.max() < 1.5 * spread.min()
-        assert (covariance - torch.diag(spread)).abs().max() < 0.05 * spread.max()
+        assert (covariance - torch.diag(spread)).abs().max() < 0.1 * spread.max()
         assert signals[:, place].mean(0).abs().max() < 0.05
 
 
