@@ -136,9 +136,9 @@ class Detector(nn.Module):
         own = images / (images + PRIOR)
         overall = covariance.mean(0) + mean.T @ mean / len(mean)
         covariance = torch.lerp(overall.expand_as(covariance), covariance, own)
-        ridge = RIDGE * overall.diagonal().mean() * torch.eye(len(overall), device=mean.device)
-        factor = torch.linalg.cholesky(covariance + ridge)
-        whitening = torch.linalg.inv(factor).transpose(1, 2)
+        identity = torch.eye(len(overall), device=mean.device)
+        factor = torch.linalg.cholesky(covariance + RIDGE * overall.diagonal().mean() * identity)
+        whitening = torch.linalg.solve_triangular(factor, identity, upper=False).transpose(1, 2)
         energy = (whitening * (covariance @ whitening)).sum((1, 2)).mean()
         self.center, self.whitening = own * mean, (whitening / energy.clamp(min=1e-12).sqrt()).contiguous()
 
