@@ -8,7 +8,7 @@ Own keys: categories, seeds, workers, runs, output. Every other key=value goes t
 from experiments.runs import paper_table, script
 
 METHODS = {
-    "cutpaste": (["method=cutpaste", "cutpaste=binary"], (0.679, 0.999, 0.997, 0.959, 0.949)),
+    "cutpaste": (["method=cutpaste", "method.task=binary"], (0.679, 0.999, 0.997, 0.959, 0.949)),
     "fusion": (["method=fusion"], (0.997, 0.957, 0.976, 0.965, 0.982)),
 }
 

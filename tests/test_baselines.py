@@ -315,7 +315,7 @@ def test_defaults_are_the_configurations(name, backbone):
 
 
 @pytest.mark.parametrize(("args", "message"), [
-    (["method=cutpaste", "cutpaste=none"], "method.task=none: expected one of binary, scar, 3way"),
+    (["method=cutpaste", "method.task=none"], "method.task=none: expected one of binary, scar, 3way"),
     (["method=dsebm", "method.criterion=mean"], "method.criterion=mean: expected one of energy, reconstruction"),
     (["method=patch_svdd", "method.stride=12"], "method.stride=12: expected one of 8, 16, 32"),
     (["method=ganomaly", "method.input_size=48"], "method.input_size=48: expected a power of two"),

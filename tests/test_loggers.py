@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -99,7 +100,8 @@ def test_wandb_offline_holds_everything_and_several_log_at_once(run, tmp_path):
     assert values["test/image_auroc"] == [metrics["image_auroc"]]
     assert {"figures/tsne.path", "figures/atoms.path", "test/scores_normal.bins"} <= values.keys()
 
-    artifacts = {a.name.split("-")[-2] if a.type == "run_table" else a.type: a for a in found["artifact"]}
+    tables = re.compile(r"-(test[a-z_]+)-")
+    artifacts = {tables.search(a.name)[1] if a.type == "run_table" else a.type: a for a in found["artifact"]}
     files = {name: {e.path: e.local_path for e in a.manifest.contents} for name, a in artifacts.items()}
     assert artifacts["detector"].name == "detector-wall" and "detector.pt" in files["detector"]
     # All that a later upload needs lies in the run folder.

@@ -65,7 +65,7 @@ def test_predict_gives_the_runs_scores(carpet, tmp_path):
     assert done.returncode == 0, done.stderr
     found = {f"test/{r['path']}": float(r["score"]) for r in csv.DictReader((tmp_path / "scores.csv").open())}
     assert found.keys() == rows.keys()
-    assert max(abs(found[k] - rows[k]) for k in rows) < 1e-5
+    assert max(abs(found[k] - rows[k]) / max(1, abs(rows[k])) for k in rows) < 1e-5
     assert len(list((tmp_path / "overlays").rglob("*.png"))) == len(rows)
 
 
@@ -121,7 +121,7 @@ def test_predict_refuses_what_is_no_detector(tmp_path):
 def test_real_photographs(tmp_path):
     root = os.environ["TEXTURE_AD_REAL_DATA"]
     done = command("run", "data=folder", f"data.root={root}", f"run_dir={tmp_path}", "data.size=128",
-                   "trainer.max_epochs=2", "pictures=false", "trainer.enable_progress_bar=false")  # fmt: skip
+                   "trainer.max_epochs=1", "pictures=false", "trainer.enable_progress_bar=false")  # fmt: skip
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["data_source"] == f"folder {Path(root).name}"
