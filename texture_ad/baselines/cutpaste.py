@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from texture_ad.baselines.peer import Peer, feature_dims, image_features, in_slices
+from texture_ad.baselines.peer import Peer, feature_dims, image_features
 from texture_ad.data.cutpaste import TASKS, pretext_batch
 from texture_ad.errors import UserError, check_number
-from texture_ad.models.backbone import Backbone
+from texture_ad.models.backbone import Backbone, in_slices
 
 
 class CutPaste(Peer, L.LightningModule):

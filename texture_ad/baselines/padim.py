@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from texture_ad.baselines.peer import Peer, feature_dims, in_slices
+from texture_ad.baselines.peer import Peer, feature_dims
 from texture_ad.errors import check_number
-from texture_ad.models.backbone import Backbone
+from texture_ad.models.backbone import Backbone, in_slices
 
 RIDGE = 0.01
 

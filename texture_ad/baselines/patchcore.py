@@ -9,9 +9,9 @@ is scaled to unit length.
 import torch
 from torch import Tensor
 
-from texture_ad.baselines.peer import Peer, feature_dims, in_slices, nearest
+from texture_ad.baselines.peer import Peer, feature_dims, nearest
 from texture_ad.errors import check_number
-from texture_ad.models.backbone import Backbone
+from texture_ad.models.backbone import Backbone, in_slices
 
 PROJECTED = 128  # dimensions in which the core set is chosen
 

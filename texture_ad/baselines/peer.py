@@ -1,6 +1,5 @@
 """What the systems that the paper compares with share: how they are fitted, asked for scores, saved and loaded."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,8 +10,8 @@ from torchvision.transforms.functional import gaussian_blur
 from texture_ad.errors import check_number
 from texture_ad.evaluation.localization import TOP, top_locations_batch
 from texture_ad.files import save_whole
-from texture_ad.models.backbone import Backbone
-from texture_ad.models.detector import SLICE, Detector, Prediction, backbone_settings
+from texture_ad.models.backbone import Backbone, in_slices
+from texture_ad.models.detector import Detector, Prediction, backbone_settings
 
 PEER_FORMAT, PEER_VERSION = "texture_ad.peer", 1
 MIN_DISTANCE = 2  # between the five locations that are drawn, in patches
@@ -23,13 +22,6 @@ def feature_dims(backbone: Backbone) -> list[int]:
     with torch.no_grad():
         probe = torch.zeros(1, 3, 32, 32, dtype=torch.uint8, device=backbone.mean.device)
         return [m.shape[1] for m in backbone.eval()(probe)]
-
-
-def in_slices(function: Callable[[Tensor], Tensor], backbone: Backbone, images: Tensor) -> Tensor:
-    """`function` of images (B, 3, H, W) that asks the backbone, joined; a few images at a time on a CPU (see SLICE)."""
-    pixels = max(images.shape[-1], backbone.min_size) ** 2
-    parts = images.split(max(1, SLICE // pixels)) if images.device.type == "cpu" else [images]
-    return torch.cat([function(part) for part in parts])
 
 
 def image_features(backbone: Backbone, images: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from texture_ad.errors import UserError, check_number
 # torchvision's preprocessing of ImageNet weights, for pixels in 0..255.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
+SLICE = 2**18  # pixels that a backbone takes at a time on a CPU, whose caches then hold their activations
 
 
 def _torchvision(name: str, imagenet: bool) -> nn.Module:
@@ -178,3 +179,11 @@ class Backbone(nn.Module):
                 m = F.interpolate(m, size, mode="bilinear", align_corners=False)
             joined.append(m)
         return torch.cat(joined, 1)
+
+
+def in_slices(function: Callable[[Tensor], Tensor], backbone: Backbone, images: Tensor) -> Tensor:
+    """`function` of images (B, 3, H, W) that asks the backbone, joined; a few images at a time on a CPU (see SLICE)."""
+    if images.device.type != "cpu" or torch.compiler.is_compiling():  # an exported graph has any number of images
+        return function(images)
+    pixels = max(images.shape[-1], backbone.min_size) ** 2
+    return torch.cat([function(part) for part in images.split(max(1, SLICE // pixels))])

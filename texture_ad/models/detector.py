@@ -15,14 +15,13 @@ from torch import Tensor, nn
 from texture_ad.errors import UserError, check_number
 from texture_ad.evaluation.localization import image_scores, separate_peaks, top_locations_batch
 from texture_ad.files import save_whole
-from texture_ad.models.backbone import Backbone
+from texture_ad.models.backbone import Backbone, in_slices
 from texture_ad.models.flow import Flow, negative_log_likelihood
 from texture_ad.models.saved import load_detector
 from texture_ad.models.sparse import residuals
 
 RIDGE = 0.1  # of whitening, times the features' mean variance
 PRIOR = 8  # images: how much the statistics of all positions weigh at each single one
-SLICE = 2**18  # pixels that the backbone takes at a time on a CPU, whose caches then hold their activations
 FORMAT, VERSION = "texture_ad.detector", 1
 
 
@@ -174,10 +173,7 @@ class Detector(nn.Module):
 
     def patch_features(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """uint8 (B, 3, H, W) to patch features (B h w, C) and (h, w)."""
-        whole = images.device.type != "cpu" or torch.compiler.is_compiling()
-        pixels = max(images.shape[-1], self.backbone.min_size) ** 2
-        parts = [images] if whole else images.split(max(1, SLICE // pixels))
-        maps = torch.cat([self.backbone.patch_features(self.backbone(part)) for part in parts])
+        maps = in_slices(lambda part: self.backbone.patch_features(self.backbone(part)), self.backbone, images)
         return maps.permute(0, 2, 3, 1).flatten(0, 2).float(), tuple(maps.shape[-2:])
 
     def grid(self) -> tuple[int, int]:
