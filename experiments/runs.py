@@ -153,6 +153,25 @@ def paper_table(name: str, methods: Mapping[str, tuple[list[str], Sequence[float
     write_table(Path(own["output"][0]), runs, rows)
 
 
+def figure_run(name: str) -> tuple[Path, dict, Path]:
+    """The run that a figure shows, by the command line.
+
+    Args:
+        name: of the picture under experiments/results/.
+
+    Returns:
+        The run's folder, what its metrics.json holds, and the picture's path.
+    """
+    own, overrides = arguments({
+        "category": ["carpet"], "seed": ["0"], "runs": ["runs/experiments/paper"],
+        "output": [f"experiments/results/{name}.png"],
+    })  # fmt: skip
+    category, seed = own["category"][0], own["seed"][0]
+    folder = Path(own["runs"][0]) / f"{category}-fusion-seed{seed}"
+    metrics = run_once(folder, [f"data.category={category}", f"seed={seed}", "method=fusion", *overrides])
+    return folder, metrics, Path(own["output"][0])
+
+
 def script(main: Callable[[], None]) -> None:
     """Ends bad input in one line and exit code 2."""
     try:
