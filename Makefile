@@ -21,7 +21,7 @@ $(CATEGORIES): setup ## run the experiment on this texture
 	$(BIN)/python -m texture_ad.run +experiment=$@
 
 test: setup ## run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q # their models are too small for more threads
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile # one process a core, each with one thread
 
 bench: setup ## measure against peers, about 10 minutes; writes experiments/results/bench.md
 	$(BIN)/python -m experiments.bench

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -141,9 +142,16 @@ def test_a_key_without_a_server_is_offline_at_once(monkeypatch, tmp_path, capsys
 
 def test_a_server_that_never_answers_is_given_up(monkeypatch):
     monkeypatch.setattr(wandb_server, "PATIENCE", -0.9)
-    monkeypatch.setattr(wandb_server.urllib.request, "urlopen", lambda *_, **__: time.sleep(60))
+    over = threading.Event()
+
+    def hang(*_, **__):
+        over.wait(60)
+        raise OSError
+
+    monkeypatch.setattr(wandb_server.urllib.request, "urlopen", hang)
     start = time.monotonic()
     assert not wandb_server._answers("https://example.invalid") and time.monotonic() - start < 30
+    over.set()
 
 
 def test_a_server_that_fails_to_begin_a_run_is_left_for_later(monkeypatch, tmp_path, capsys):

@@ -89,7 +89,7 @@ def test_a_finished_stage_is_not_trained_again(carpet):
     (["data.size=8"], "data.size=8"),
     (["flow.blocks=0"], "flow.blocks=0"),
     (["dictionary.fusion=2"], "dictionary.fusion=2"),
-    (["dictionary.nonzeros=0"], "dictionary.nonzeros=0"),
+    (["dictionary.nonzeros=-1"], "dictionary.nonzeros=-1"),
     (["dictionary.lambda1=0"], "dictionary.lambda1=0"),
     (["backbone.layers=[block99]"], "backbone.layers=['block99']"),
     (["backbone.weights=/nowhere.pth"], "backbone.weights=/nowhere.pth: no such file"),

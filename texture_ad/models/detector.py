@@ -52,7 +52,8 @@ class Detector(nn.Module):
         whiten: with features="backbone", decorrelate and scale them by the training set's covariance: "position", that
             of the same place of the image; "global", that of all places; or "none".
         components: directions that whitening keeps, of most variance; at least 1.
-        nonzeros: OMP's limit, 1 to C; error: OMP's bound on the squared error, 0 for none.
+        nonzeros: OMP's limit, 0 to C, where 0 leaves the length of the whitened signal, a Gaussian's Mahalanobis
+            distance; error: OMP's bound on the squared error, 0 for none.
         fusion: weight of the flow's likelihood in the score, in [0, 1]; both are standardised on training patches
             first.
         coder: "auto", "spams" or "torch" (see sparse.residuals).
@@ -72,7 +73,7 @@ class Detector(nn.Module):
         check_number("dictionary.atoms", atoms, 1, whole=True)
         check_number("dictionary.components", components, 1, whole=True)
         length = dim if features == "latent" or whiten == "none" else min(components, dim)
-        check_number("dictionary.nonzeros", nonzeros, 1, length, whole=True)
+        check_number("dictionary.nonzeros", nonzeros, 0, length, whole=True)
         check_number("dictionary.error", error, 0)
         check_number("dictionary.fusion", fusion, 0, 1)
         check_number("dictionary.top", top, 1, whole=True)

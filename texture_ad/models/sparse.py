@@ -45,7 +45,7 @@ def residuals(signals: Tensor, atoms: Tensor, nonzeros: int, error: float = 0.0,
     Args:
         signals: float32 (N, C).
         atoms: float32 (K, C), unit-norm rows.
-        nonzeros: OMP's limit on the non-zero coefficients, 1 to C.
+        nonzeros: OMP's limit on the non-zero coefficients, 0 to C.
         error: OMP stops where the squared error is at most this (the paper's xi, squared); 0 for no bound.
         coder: "spams" (CPU), "torch" (any device) or "auto", the faster: torch, on a CPU too (`make bench`).
         gram: atoms @ atoms.T (K, K), where the torch coder need not compute it anew; SPAMS always does.
@@ -53,6 +53,8 @@ def residuals(signals: Tensor, atoms: Tensor, nonzeros: int, error: float = 0.0,
     Returns:
         (N,), at least 0.
     """
+    if nonzeros == 0:
+        return signals.square().sum(1)
     if coder != "spams":
         gram = atoms @ atoms.T if gram is None else gram
         # A graph that is exported has any number of signals.
