@@ -16,6 +16,21 @@ from texture_ad.models.flow import Flow, negative_log_likelihood
 TRACKING = 0.05  # momentum of the flow's input statistics, which follow the backbone as it learns
 
 
+def limit_gradient(x: Tensor, weight: float) -> Tensor:
+    """The features (N, C) as they are; a loss's gradient, times `weight`, as if their mean and covariance were held.
+
+    A likelihood would reward a backbone without end for shrinking its features, or for making them follow one another.
+    """
+    if weight == 0:
+        return x.detach()
+    centred = (x - x.mean(0)).T
+    covariance = centred @ centred.T / len(x)
+    ridge = 1e-4 * covariance.diagonal().mean().detach() * torch.eye(len(covariance), device=x.device)
+    factor = torch.linalg.cholesky(covariance + ridge)
+    held = (factor.detach() @ torch.linalg.solve_triangular(factor, centred, upper=False)).T
+    return x.detach() + weight * (held - held.detach())
+
+
 def flatten_patches(features: Tensor) -> Tensor:
     """(B, C, h, w) to patch features (B h w, C)."""
     return features.permute(0, 2, 3, 1).flatten(0, 2)
@@ -25,9 +40,8 @@ class Representation(L.LightningModule):
     """Thin: says when the pretext task, the flow and the validation run.
 
     The loss is the pretext's cross-entropy over whole images, plus `patch_weight` times the same question put
-    to every patch (was it pasted?), plus the flow's negative log-likelihood per dimension (equation 6). The
-    flow sees detached features: a likelihood that reached the backbone would reward mapping every image to one
-    point.
+    to every patch (was it pasted?), plus the flow's negative log-likelihood per dimension (equation 6). That
+    likelihood by itself would reward a backbone that maps every image to one point: see `limit_gradient`.
 
     Args:
         backbone: gives the patch features.
@@ -37,6 +51,7 @@ class Representation(L.LightningModule):
         lr: of heads and flow; backbone_lr: of the backbone. Peaks of a one-cycle schedule; above 0.
         weight_decay: AdamW's.
         flow_patches: patch features drawn for the flow in each step.
+        flow_weight: of the flow's likelihood in what the backbone learns, at least 0.
         top, min_distance: of the image score (see evaluation.localization).
 
     Raises:
@@ -45,7 +60,7 @@ class Representation(L.LightningModule):
 
     def __init__(self, backbone: Backbone, flow: Flow, task: str = "3way", patch_weight: float = 1.0,
                  lr: float = 2e-3, backbone_lr: float = 1e-3, weight_decay: float = 1e-4, flow_patches: int = 4096,
-                 top: int = 5, min_distance: int = 2):  # fmt: skip
+                 flow_weight: float = 0.0, top: int = 5, min_distance: int = 2):  # fmt: skip
         super().__init__()
         if task != "none" and task not in TASKS:
             raise UserError(f"cutpaste.task={task}: expected one of none, {', '.join(TASKS)}")
@@ -53,10 +68,11 @@ class Representation(L.LightningModule):
         check_number("representation.backbone_lr", backbone_lr, 0, above=True)
         check_number("representation.weight_decay", weight_decay, 0)
         check_number("representation.flow_patches", flow_patches, 2, whole=True)
+        check_number("representation.flow_weight", flow_weight, 0)
         check_number("cutpaste.patch_weight", patch_weight, 0)
         self.backbone, self.flow, self.task = backbone, flow, task
         self.patch_weight, self.lr, self.backbone_lr, self.weight_decay = patch_weight, lr, backbone_lr, weight_decay
-        self.flow_patches, self.top, self.min_distance = flow_patches, top, min_distance
+        self.flow_patches, self.flow_weight, self.top, self.min_distance = flow_patches, flow_weight, top, min_distance
         dim = len(flow.center)
         self.image_head = nn.Linear(dim, 1 + len(TASKS.get(task, ())))
         self.patch_head = nn.Conv2d(dim, 1, 1)
@@ -85,7 +101,7 @@ class Representation(L.LightningModule):
         return self
 
     def _pretext(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The pretext's loss and the normal images' patch features (B, C, h, w), detached."""
+        """The pretext's loss and the normal images' patch features (B, C, h, w)."""
         flip = torch.rand(len(images), device=images.device) < 0.5
         images = torch.where(flip[:, None, None, None], images.flip(-1), images)
         batch, classes, masks = pretext_batch(images, self.task)
@@ -97,7 +113,7 @@ class Representation(L.LightningModule):
             self.patch_head(features), target, pos_weight=target.new_tensor(5.0)
         )
         self.log_dict({"train/pretext": image_loss, "train/patch": patch_loss}, sync_dist=True)
-        return image_loss + self.patch_weight * patch_loss, features[: len(images)].detach()
+        return image_loss + self.patch_weight * patch_loss, features[: len(images)]
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         images = batch["image"].float() / 255
@@ -109,7 +125,8 @@ class Representation(L.LightningModule):
         patches = flatten_patches(features).float()
         drawn = self.flow_patches // self.trainer.world_size
         patches = patches[torch.randperm(len(patches), device=patches.device)[:drawn]]
-        self.flow.track(gather(patches), 1.0 if self.global_step == 0 else TRACKING)
+        self.flow.track(gather(patches.detach()), 1.0 if self.global_step == 0 else TRACKING)
+        patches = limit_gradient(patches, self.flow_weight)
         nll = negative_log_likelihood(*self.flow(patches)).mean() / patches.shape[1]
         self.log("train/nll", nll, prog_bar=True, sync_dist=True)
         loss = loss + nll
