@@ -113,9 +113,9 @@ def run_all(
     return [results[folder] for folder, _ in jobs]
 
 
-def write_table(output: Path, runs: list[dict], rows: list[dict]) -> None:
-    """`runs` as `output`.json and `rows` as a Markdown table, `output`.md, which is printed too."""
-    text = markdown_table(rows)
+def write_table(output: Path, runs: list[dict], rows: list[dict], below: str = "") -> None:
+    """`runs` as `output`.json and `rows` as a Markdown table, `output`.md, which is printed too, with what is below."""
+    text = markdown_table(rows) + ("\n\n" + below.rstrip() if below else "")
     write_whole(output.with_suffix(".json"), json.dumps(runs, indent=1).encode() + b"\n")
     write_whole(output.with_suffix(".md"), text.encode() + b"\n")
     print(text)
