@@ -13,6 +13,7 @@ from texture_ad.data.embedded import ensure
 from texture_ad.models.backbone import Backbone
 from texture_ad.models.detector import Detector
 from texture_ad.models.flow import Flow
+from texture_ad.models.whitening import Whitening
 
 
 def untrained_detector(size: int = 64, paths=None, images=None, **options) -> Detector:
@@ -22,7 +23,8 @@ def untrained_detector(size: int = 64, paths=None, images=None, **options) -> De
     probe = torch.randint(0, 256, (4, 3, size, size), dtype=torch.uint8)
     with torch.no_grad():
         dim = backbone.patch_features(backbone(probe)).shape[1]
-    detector = Detector(backbone, Flow(dim, 2, 16), **{"atoms": 12, "nonzeros": 3, "size": size, **options}).eval()
+    options = {"atoms": 12, "nonzeros": 3, "size": size, **options}
+    detector = Detector(backbone, Whitening(dim, "none"), Flow(dim, 2, 16), **options).eval()
     with torch.no_grad():
         detector.set_atoms(F.normalize(torch.randn(detector.atoms.shape), dim=1))
         scores = torch.stack(detector.patch_scores(detector.patch_features(probe)[0]))

@@ -17,6 +17,7 @@ from texture_ad.errors import UserError
 from texture_ad.models.backbone import Backbone
 from texture_ad.models.detector import Detector
 from texture_ad.models.flow import Flow
+from texture_ad.models.whitening import Whitening
 from texture_ad.settings import among, leaves
 
 
@@ -162,7 +163,7 @@ def test_processes_make_an_entry_once_and_a_killed_one_frees_it(tmp_path):
 def detector():
     torch.manual_seed(0)
     backbone = Backbone("resnet18", ["layer1"], "none").eval()
-    return Detector(backbone, Flow(64, 1, 8), atoms=4, nonzeros=2).eval().requires_grad_(False)
+    return Detector(backbone, Whitening(64, "none"), Flow(64, 1, 8), atoms=4, nonzeros=2).eval().requires_grad_(False)
 
 
 def test_patch_features_are_extracted_once_for_the_same_weights_settings_and_images(cache):

@@ -142,38 +142,3 @@ def test_new_atoms_bring_their_gram_matrix(tmp_path):
     assert torch.allclose(detector.gram, detector.atoms @ detector.atoms.T, atol=1e-6)
     detector.save(tmp_path / "detector.pt")
     assert torch.equal(Detector.load(tmp_path / "detector.pt").gram, detector.gram)
-
-
-def whitened_parts(detector, patches, positions):
-    """Sets both whitenings from patches (images * positions, C) as the stage does; the signals by position."""
-    detector.set_whitening(patches.mean(0), torch.cov(patches.T, correction=0))
-    x = detector.project(patches).view(-1, positions, detector.basis.shape[1]).transpose(0, 1)
-    centred = x - x.mean(1, keepdim=True)
-    detector.set_position_whitening(x.mean(1), centred.transpose(1, 2) @ centred / x.shape[1], x.shape[1])
-    return detector.dictionary_features(patches).view(-1, positions, detector.basis.shape[1])
-
-
-def test_position_whitening_knows_each_place():
-    """Two places whose features vary in different directions: each becomes white by itself, not by their mixture."""
-    detector, images = untrained_detector(components=4), 4000
-    dim = len(detector.mean)
-    noise = torch.randn(images, 2, dim, generator=torch.Generator().manual_seed(0))
-    scale = torch.full((2, dim), 1e-3)
-    scale[0, :4], scale[1, :4] = torch.tensor([8.0, 6.0, 4.0, 5.0]), torch.tensor([4.0, 5.0, 8.0, 6.0])
-    offset = torch.tensor([0.1, -0.1])[:, None]
-    signals = whitened_parts(detector, (noise * scale + offset).flatten(0, 1), 2)
-    assert torch.allclose(signals.square().sum(2).mean(), torch.tensor(1.0), atol=0.02)
-    for place in range(2):
-        covariance = torch.cov(signals[:, place].T)
-        spread = covariance.diagonal()
-        # The ridge leaves directions of little variance below 1, and no further.
-        assert spread.max() < 1.5 * spread.min()
-        assert (covariance - torch.diag(spread)).abs().max() < 0.1 * spread.max()
-        assert signals[:, place].mean(0).abs().max() < 0.05
-
-
-def test_few_images_are_whitened_by_all_positions():
-    detector = untrained_detector(components=4)
-    patches = torch.randn(3, len(detector.mean), generator=torch.Generator().manual_seed(0))
-    signals = whitened_parts(detector, patches, 3)  # one image: no position has a covariance of its own
-    assert signals.isfinite().all() and signals.abs().max() > 0.1

@@ -33,15 +33,15 @@ def test_features_are_of_the_same_patches_before_and_after(data):
     torch.manual_seed(1)
     other = Backbone("efficientnet_lite0", ["block2", "block4"], "none")
     features, labels = sample_features(other, detector, data, 0)
-    assert list(features) == ["pretrained backbone", "after the pretext", "after the flow"]
+    assert list(features) == ["pretrained backbone", "after the pretext", "whitened", "after the flow"]
     assert {len(f) for f in features.values()} == {len(labels)} and set(labels) == {0, 1}
-    latent = detector.flow(torch.from_numpy(features["after the pretext"]))[0]
+    latent = detector.flow(torch.from_numpy(features["whitened"]))[0]
     assert np.allclose(latent, features["after the flow"], atol=1e-5)
     again, _ = sample_features(other, detector, data, 0)
     assert all(np.array_equal(features[k], again[k]) for k in features)
     # A pretext that left the backbone as it was has no panel of its own.
-    assert list(sample_features(detector.backbone, detector, data, 0)[0]) == ["pretrained backbone", "after the flow"]
-    assert list(sample_features(None, detector, data, 0)[0]) == ["after the pretext", "after the flow"]
+    for pretrained, first in ((detector.backbone, "pretrained backbone"), (None, "after the pretext")):
+        assert list(sample_features(pretrained, detector, data, 0)[0]) == [first, "whitened", "after the flow"]
 
 
 def test_without_masks_images_stand_for_their_patches(data):

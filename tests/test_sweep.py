@@ -186,7 +186,7 @@ def test_two_processes_end_as_one_does(data, tmp_path):
     for folder, more in (("one", ()), ("two", ("trainer.devices=2", "trainer.strategy=ddp"))):
         done = call(data, tmp_path / folder, *more, "trainer.max_epochs=2", "data.batch_size=4",
                     "data.val_fraction=0.3", "data.eval_batch_size=5", "dictionary.fusion=0.5",
-                    "dictionary.whiten=none", cache=tmp_path)  # fmt: skip
+                    "whitening.mode=none", cache=tmp_path)  # fmt: skip
         assert done.returncode == 0, done.stderr
         for line in ("run      ", "stage 1", "stage 2", "detector "):
             assert sum(text.startswith(line) for text in done.stdout.splitlines()) == 1, done.stdout

@@ -32,7 +32,7 @@ IRRELEVANT = (
     "data.root",  # the images' fingerprint stands for it
     "data.num_workers", "data.cache_mb", "trainer.enable_progress_bar",
     # All of the dictionary's but `top` and `min_distance`, by which stage 1 is validated.
-    *(f"dictionary.{key}" for key in ("atoms", "features", "whiten", "nonzeros", "error", "components", "fusion",
+    *(f"dictionary.{key}" for key in ("atoms", "features", "nonzeros", "error", "fusion",
                                       "coder", "lambda1", "iterations", "batch", "threads", "epochs", "memory_mb")),
 )  # fmt: skip
 

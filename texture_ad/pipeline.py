@@ -29,8 +29,10 @@ from texture_ad.files import csv_text, write_text, write_whole
 from texture_ad.guards import LoaderTime, Repeatable, StopDivergence, WholeCheckpoints, prepare_folder
 from texture_ad.models.detector import Detector
 from texture_ad.models.dictionary import Dictionary
+from texture_ad.models.features import TrainingFeatures
 from texture_ad.models.flow import Flow
 from texture_ad.models.representation import Representation
+from texture_ad.models.whitening import Whitening
 from texture_ad.reporting.features import write_feature_figures
 from texture_ad.reporting.loggers import log_results, open_loggers
 from texture_ad.reporting.progress import StageProgress
@@ -39,19 +41,26 @@ from texture_ad.reporting.tables import metrics_table
 from texture_ad.resources import peak_memory, reset_peak_memory
 
 
+FIT = ("lambda1", "iterations", "batch", "threads", "epochs")  # what the dictionary's fit takes, its detector doesn't
+
+
 def build(config: DictConfig, size: int) -> tuple[Representation, Dictionary]:
     """Both stages' modules for images of `size` pixels."""
     backbone = instantiate(config.backbone)
     with torch.no_grad():
         probe = backbone.eval()(torch.zeros(1, 3, size, size, dtype=torch.uint8))
         dim = backbone.patch_features(probe).shape[1]
-    flow = Flow(dim=dim, **config.flow)
-    score = {k: config.dictionary[k] for k in ("top", "min_distance")}
-    representation = Representation(backbone, flow, **config.cutpaste, **config.representation, **score)
-    training = ("lambda1", "iterations", "batch", "threads", "epochs", "memory_mb")
+    whitening = Whitening(dim, **config.whitening)
+    flow = Flow(dim=whitening.length, **config.flow)
     options = dict(config.dictionary)
-    fit = {k: options.pop(k) for k in training}
-    return representation, Dictionary(Detector(backbone, flow, size=size, **options), **fit, seed=config.seed)
+    check_number("dictionary.memory_mb", options["memory_mb"], 0, whole=True)
+    memory_mb, fit = options.pop("memory_mb"), {k: options.pop(k) for k in FIT}
+    detector = Detector(backbone, whitening, flow, size=size, **options)
+    features = TrainingFeatures(lambda images: detector.patch_features(images)[0], memory_mb)
+    score = {k: options[k] for k in ("top", "min_distance")}
+    representation = Representation(backbone, whitening, flow, features, **config.cutpaste, **config.representation,
+                                    **score)  # fmt: skip
+    return representation, Dictionary(detector, features, **fit, seed=config.seed)
 
 
 def _trainer(config: DictConfig, folder: Path, loggers: list, callbacks: list, **options) -> L.Trainer:
@@ -115,7 +124,7 @@ def train_representation(config: DictConfig, module: Representation, data: Textu
 def train_dictionary(config: DictConfig, module: Dictionary, data: TextureDataModule, folder: Path,
                      loggers: list) -> L.Trainer:  # fmt: skip
     """Stage 2, then the standardisation of both scores on the training images."""
-    trainer = _trainer(config, folder, loggers, [_SaveEpochs(folder)], max_epochs=module.fitting_from + module.epochs,
+    trainer = _trainer(config, folder, loggers, [_SaveEpochs(folder)], max_epochs=module.epochs,
                        gradient_clip_val=None, accumulate_grad_batches=1, limit_val_batches=0)  # fmt: skip
     trainer.fit(module, train_dataloaders=data.normal_dataloader(), ckpt_path=_last(folder), weights_only=True)
     module.to(trainer.strategy.root_device)

@@ -13,7 +13,7 @@ from texture_ad.resources import take_share
 from texture_ad.sweep import finished
 
 KEYS = {"backbone", "cache", "cache_gb", "cutpaste", "data", "dictionary", "flow", "logger", "method", "name",
-        "pictures", "quantile", "representation", "run_dir", "seed", "trainer"}  # fmt: skip
+        "pictures", "quantile", "representation", "run_dir", "seed", "trainer", "whitening"}  # fmt: skip
 
 
 @hydra_main("config", KEYS)

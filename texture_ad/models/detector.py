@@ -1,7 +1,7 @@
 """The detector: what is saved, deployed and asked for a score. One file, images in, scores and maps out.
 
 Loading needs neither Hydra nor Lightning. The order of `forward` is the order of the method: image, backbone,
-patch features, dictionary and flow, anomaly map, five locations, score.
+patch features, whitening, dictionary and flow, anomaly map, five locations, score.
 """
 
 from collections.abc import Callable
@@ -19,10 +19,9 @@ from texture_ad.models.backbone import Backbone, in_slices
 from texture_ad.models.flow import Flow, negative_log_likelihood
 from texture_ad.models.saved import load_detector
 from texture_ad.models.sparse import residuals
+from texture_ad.models.whitening import Whitening
 
-RIDGE = 0.1  # of whitening, times the features' mean variance
-PRIOR = 8  # images: how much the statistics of all positions weigh at each single one
-FORMAT, VERSION = "texture_ad.detector", 1
+FORMAT, VERSION = "texture_ad.detector", 2
 
 
 def backbone_settings(backbone: Backbone) -> dict:
@@ -43,17 +42,14 @@ class Prediction(NamedTuple):
 
 
 class Detector(nn.Module):
-    """Backbone, flow and dictionary with the statistics that bring their scores to one scale.
+    """Backbone, whitening, flow and dictionary with the statistics that bring their scores to one scale.
 
     Args:
-        backbone, flow: from stage 1.
+        backbone, whitening, flow: from stage 1.
         atoms: number of atoms K, at least 1.
-        features: "backbone" (whitened patch features) or "latent" (the flow's).
-        whiten: with features="backbone", decorrelate and scale them by the training set's covariance: "position", that
-            of the same place of the image; "global", that of all places; or "none".
-        components: directions that whitening keeps, of most variance; at least 1.
-        nonzeros: OMP's limit, 0 to C, where 0 leaves the length of the whitened signal, a Gaussian's Mahalanobis
-            distance; error: OMP's bound on the squared error, 0 for none.
+        features: what the dictionary models: "backbone" (the whitened patch features) or "latent" (the flow's).
+        nonzeros: OMP's limit, 0 to the signals' length; 0 leaves the length of the signal, a Gaussian's Mahalanobis
+            distance. error: OMP's bound on the squared error, 0 for none.
         fusion: weight of the flow's likelihood in the score, in [0, 1]; both are standardised on training patches
             first.
         coder: "auto", "spams" or "torch" (see sparse.residuals).
@@ -64,39 +60,30 @@ class Detector(nn.Module):
         UserError: a parameter out of its range.
     """
 
-    def __init__(self, backbone: Backbone, flow: Flow, atoms: int = 1024, features: str = "backbone",
-                 whiten: str = "position", components: int = 192, nonzeros: int = 4, error: float = 0.0,
-                 fusion: float = 0.5, coder: str = "auto", top: int = 5, min_distance: int = 1,
-                 size: int = 256):  # fmt: skip
+    def __init__(self, backbone: Backbone, whitening: Whitening, flow: Flow, atoms: int = 1024,
+                 features: str = "backbone", nonzeros: int = 4, error: float = 0.0, fusion: float = 0.5,
+                 coder: str = "auto", top: int = 5, min_distance: int = 1, size: int = 256):  # fmt: skip
         super().__init__()
-        dim = len(flow.center)
+        length = whitening.length
         check_number("dictionary.atoms", atoms, 1, whole=True)
-        check_number("dictionary.components", components, 1, whole=True)
-        length = dim if features == "latent" or whiten == "none" else min(components, dim)
         check_number("dictionary.nonzeros", nonzeros, 0, length, whole=True)
         check_number("dictionary.error", error, 0)
         check_number("dictionary.fusion", fusion, 0, 1)
         check_number("dictionary.top", top, 1, whole=True)
         check_number("dictionary.min_distance", min_distance, 1, whole=True)
         for key, value, allowed in (("features", features, ("backbone", "latent")),
-                                    ("whiten", whiten, ("position", "global", "none")),
                                     ("coder", coder, ("auto", "spams", "torch"))):  # fmt: skip
             if value not in allowed:
                 raise UserError(f"dictionary.{key}={value}: expected one of {', '.join(allowed)}")
-        self.backbone, self.flow = backbone, flow
+        self.backbone, self.whitening, self.flow = backbone, whitening, flow
         self.settings = {
-            "atoms": atoms, "features": features, "whiten": whiten, "components": components, "nonzeros": nonzeros,
-            "error": error, "fusion": fusion, "coder": coder, "top": top, "min_distance": min_distance, "size": size,
+            "atoms": atoms, "features": features, "nonzeros": nonzeros, "error": error, "fusion": fusion,
+            "coder": coder, "top": top, "min_distance": min_distance, "size": size,
         }  # fmt: skip
         self.meta: dict = {}
         self.register_buffer("atoms", F.normalize(torch.ones(atoms, length), dim=1))
         self.register_buffer("gram", self.atoms @ self.atoms.T, persistent=False)
         self.register_load_state_dict_post_hook(lambda self, _: self.set_atoms(self.atoms))
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("basis", torch.eye(dim, length))
-        # For all positions together, or, after set_position_whitening, for each by itself.
-        self.register_buffer("center", torch.zeros(1, length))
-        self.register_buffer("whitening", torch.eye(length)[None])
         # Rows: dictionary, flow. Columns: mean and standard deviation over the training patches.
         self.register_buffer("patch_statistics", torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
         self.register_buffer("threshold", torch.tensor(float("nan")))
@@ -106,65 +93,19 @@ class Detector(nn.Module):
         self.atoms.copy_(atoms)
         self.gram.copy_(self.atoms @ self.atoms.T)
 
-    def set_whitening(self, mean: Tensor, covariance: Tensor) -> None:
-        """From the training patches' mean (C,) and covariance (C, C), which are not changed.
-
-        Signals then have a mean squared length of 1, so that `lambda1` means the same for every backbone. Whitening
-        keeps the `components` directions of most variance and scales each by its standard deviation, RIDGE of the mean
-        variance added: features of a normal texture have many directions of almost no variance, whose noise would else
-        drown the rest.
-        """
-        self.mean.copy_(mean)
-        if self.settings["whiten"] == "none":
-            self.whitening.copy_(torch.eye(len(mean)) / covariance.trace().clamp(min=1e-12).sqrt())
-            return
-        values, vectors = torch.linalg.eigh(covariance)
-        values = values.clamp(min=0)[-self.basis.shape[1] :]
-        scale = (values + RIDGE * values.mean()).rsqrt()
-        self.basis.copy_(vectors[:, -self.basis.shape[1] :])
-        self.whitening.copy_(torch.diag(scale / (values * scale.square()).sum().clamp(min=1e-12).sqrt()))
-
-    def set_position_whitening(self, mean: Tensor, covariance: Tensor, images: int) -> None:
-        """After `set_whitening`, whitens every position by itself, as PaDiM does (Defard et al., ICPR 2021).
-
-        A position's statistics are drawn towards those of all, as if PRIOR more images had shown the latter.
-
-        Args:
-            mean, covariance: of the training patches on the basis, at each of the P positions, (P, c) and (P, c, c).
-            images: how many were seen.
-        """
-        own = images / (images + PRIOR)
-        overall = covariance.mean(0) + mean.T @ mean / len(mean)
-        covariance = torch.lerp(overall.expand_as(covariance), covariance, own)
-        identity = torch.eye(len(overall), device=mean.device)
-        factor = torch.linalg.cholesky(covariance + RIDGE * overall.diagonal().mean() * identity)
-        whitening = torch.linalg.solve_triangular(factor, identity, upper=False).transpose(1, 2)
-        energy = (whitening * (covariance @ whitening)).sum((1, 2)).mean()
-        self.center, self.whitening = own * mean, (whitening / energy.clamp(min=1e-12).sqrt()).contiguous()
-
-    def take_shapes(self, state: dict[str, Tensor]) -> None:
-        """Makes room for a state's whitening, which may be that of one position or of many."""
-        self.center, self.whitening = torch.empty_like(state["center"]), torch.empty_like(state["whitening"])
-
-    def project(self, patches: Tensor) -> Tensor:
-        """Patch features (N, C) of whole images on the basis of the whitening, (N, c)."""
-        return (patches - self.mean) @ self.basis
-
     def dictionary_features(self, patches: Tensor) -> Tensor:
-        """Patch features (N, C) of whole images, in order, to the signals that the dictionary models, (N, c)."""
-        if self.settings["features"] == "latent":
-            return self.flow(patches)[0] / patches.shape[1] ** 0.5
-        positions, c = self.center.shape
-        signals = self.project(patches).view(-1, positions, c).transpose(0, 1) - self.center[:, None]
-        return (signals @ self.whitening).transpose(0, 1).reshape(-1, c)
+        """Patch features (N, C) of whole images, in order, to what the dictionary models, (N, c)."""
+        signals = self.whitening(patches)
+        return self.flow(signals)[0] / signals.shape[1] ** 0.5 if self.settings["features"] == "latent" else signals
 
     def patch_scores(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstruction errors ||y - D x|| and negative log-likelihoods of patches (N, C), each (N,)."""
-        s = self.settings
+        s, signals = self.settings, self.whitening(patches)
         t = log_det = None
         if s["features"] == "latent" or s["fusion"] > 0:
-            t, log_det = self.flow(patches)
-        signals = t / t.shape[1] ** 0.5 if s["features"] == "latent" else self.dictionary_features(patches)
+            t, log_det = self.flow(signals)
+        if s["features"] == "latent":
+            signals = t / t.shape[1] ** 0.5
         if s["fusion"] == 1:
             errors = patches.new_zeros(len(patches))
         else:
@@ -222,8 +163,8 @@ class Detector(nn.Module):
         """Writes one file of tensors and plain values, whole or not at all."""
         content = {
             "format": FORMAT, "version": VERSION, "settings": self.settings, "meta": self.meta,
-            "backbone": backbone_settings(self.backbone), "flow": dict(self.flow.settings),
-            "state": self.state_dict(),
+            "backbone": backbone_settings(self.backbone), "whitening": dict(self.whitening.settings),
+            "flow": dict(self.flow.settings), "state": self.state_dict(),
         }  # fmt: skip
         save_whole(path, content)
 
@@ -234,18 +175,18 @@ class Detector(nn.Module):
         Raises:
             LookupError, TypeError, ValueError, AttributeError, RuntimeError, UserError: not written by `save`.
         """
-        state, settings, flow = content["state"], content["settings"], content["flow"]
+        state, settings, whitening, flow = (content[key] for key in ("state", "settings", "whitening", "flow"))
         blocks = {key.split(".")[2] for key in state if key.startswith("flow.blocks.")}
-        dim, length = state["basis"].shape
-        sizes = (settings["atoms"], flow["dim"], flow["blocks"], flow["hidden"])
-        stored = (len(state["atoms"]), dim, len(blocks), len(state["flow.blocks.0.second.net.0.bias"]))
+        dim, length = state["whitening.basis"].shape
+        sizes = (settings["atoms"], whitening["dim"], flow["dim"], flow["blocks"], flow["hidden"])
+        stored = (len(state["atoms"]), dim, length, len(blocks), len(state["flow.blocks.0.second.net.0.bias"]))
         if sizes != stored:
             raise ValueError(f"its settings say {sizes}, its tensors {stored}")
-        if state["whitening"].shape != (len(state["center"]), length, length):
+        if state["whitening.matrix"].shape != (len(state["whitening.center"]), length, length):
             raise ValueError("its whitening fits no position")
         check_number("size", settings["size"], 32, 8192, whole=True)
-        detector = cls(Backbone(weights="none", **content["backbone"]), Flow(**flow), **settings)
-        detector.take_shapes(state)
+        backbone = Backbone(weights="none", **content["backbone"])
+        detector = cls(backbone, Whitening(**whitening), Flow(**flow), **settings)
         detector.load_state_dict(state)
         return detector
 

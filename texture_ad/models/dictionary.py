@@ -3,7 +3,6 @@
 Mairal et al.: Online learning for matrix factorization and sparse coding, JMLR 2010.
 """
 
-import math
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import lightning as L
@@ -12,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from texture_ad.distributed import gather
 from texture_ad.errors import check_number
 from texture_ad.models.detector import Detector
+from texture_ad.models.features import TrainingFeatures
 from texture_ad.models.sparse import own_threads, residuals
 
 LOGGED = 512  # signals of a batch, at most, whose residual is logged
@@ -58,7 +57,7 @@ def update_atoms(signals: Tensor, atoms: Tensor, statistics: dict | None, lambda
 
 
 class Dictionary(L.LightningModule):
-    """Epoch 0 streams mean and covariance for whitening, epoch 1 those of each position, every later one the atoms.
+    """Every epoch streams the training images' features past the atoms, batch by batch.
 
     Few iterations are better than many: atoms that reconstruct normal patches ever better come to reconstruct defects
     too (experiments/README.md).
@@ -68,41 +67,29 @@ class Dictionary(L.LightningModule):
 
     Args:
         detector: whose atoms and statistics this fits.
+        features: the training images' patch features, as its backbone gives them.
         lambda1: above 0; iterations, batch: per batch of images, at least 1; threads: -1 for all cores.
-        epochs: passes over the training images that update the atoms, at least 1.
-        memory_mb: budget for patch features, which are then extracted once instead of in every epoch; at least 0.
+        epochs: passes over the training images, at least 1.
         seed: of the initial atoms.
 
     Raises:
         UserError: a parameter out of its range.
     """
 
-    def __init__(self, detector: Detector, lambda1: float = 0.2, iterations: int = 4, batch: int = 512,
-                 threads: int = -1, epochs: int = 1, memory_mb: int = 256, seed: int = 0):  # fmt: skip
+    def __init__(self, detector: Detector, features: TrainingFeatures, lambda1: float = 0.2, iterations: int = 4,
+                 batch: int = 512, threads: int = -1, epochs: int = 1, seed: int = 0):  # fmt: skip
         super().__init__()
         check_number("dictionary.lambda1", lambda1, 0, above=True)
         for key, value in (("iterations", iterations), ("batch", batch), ("epochs", epochs)):
             check_number(f"dictionary.{key}", value, 1, whole=True)
-        check_number("dictionary.memory_mb", memory_mb, 0, whole=True)
         check_number("dictionary.threads", threads, -1, whole=True)
         self.automatic_optimization = False
-        self.detector = detector
+        self.detector, self.features = detector, features
         self.lambda1, self.iterations, self.batch, self.threads = lambda1, iterations, batch, threads
-        self.epochs, self.memory_mb, self.seed = epochs, memory_mb, seed
+        self.epochs, self.seed = epochs, seed
         self.statistics: dict | None = None
         self._fit: Future | None = None  # of the last batch, in the first process
         self._fitting = False
-        self._kept: dict[int, Tensor] = {}
-        dim = len(detector.mean)
-        self.register_buffer("total", torch.zeros(dim, dtype=torch.float64))
-        self.register_buffer("outer", torch.zeros(dim, dim, dtype=torch.float64))
-        # Of the whitening at every position; of none where it is the same for all.
-        position = detector.settings["whiten"] == "position" and detector.settings["features"] == "backbone"
-        self.fitting_from = 2 if position else 1  # the first epoch that updates atoms
-        positions, length = math.prod(detector.grid()) if position else 0, detector.basis.shape[1]
-        self.register_buffer("position_total", torch.zeros(positions, length))
-        self.register_buffer("position_outer", torch.zeros(positions, length, length))
-        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
     def configure_optimizers(self):
         return None
@@ -114,31 +101,11 @@ class Dictionary(L.LightningModule):
     def train(self, mode: bool = True):
         return super().train(False)
 
-    def patch_features(self, images: Tensor, index: int) -> Tensor:
-        """Patch features (N, C) of batch `index` of the training images: always the same, and kept while they fit."""
-        if index in self._kept:
-            return self._kept[index]
-        patches = gather(self.detector.patch_features(images)[0])
-        if sum(p.nbytes for p in self._kept.values()) + patches.nbytes <= self.memory_mb * 2**20:
-            self._kept[index] = patches
-        return patches
-
     @torch.no_grad()
     def training_step(self, batch: dict[str, Tensor], index: int) -> None:
-        patches = self.patch_features(batch["image"], index)
-        if self.current_epoch == 0:
-            x = patches.double()
-            self.total += x.sum(0)
-            self.outer += x.T @ x
-            self.count += len(x)
-            return
-        if self.current_epoch < self.fitting_from:
-            x = self.detector.project(patches).view(-1, *self.position_total.shape).transpose(0, 1)
-            self.position_total += x.sum(1)
-            self.position_outer.baddbmm_(x.transpose(1, 2), x)
-            return
+        patches = self.features.of_all_processes(batch, self.device).flatten(0, 1)
         signals = self.detector.dictionary_features(patches).cpu()
-        if self.statistics is None and index == 0 and self.current_epoch == self.fitting_from:
+        if self.statistics is None and index == 0 and self.current_epoch == 0:
             self.detector.set_atoms(initial_atoms(signals, len(self.detector.atoms), self.seed))
         self.finish_fit()
         s, some = self.detector.settings, signals[:: -(-len(signals) // LOGGED)]
@@ -163,15 +130,6 @@ class Dictionary(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self.finish_fit()
-        if self.current_epoch == 0:
-            mean = self.total / self.count
-            covariance = self.outer / self.count - torch.outer(mean, mean)
-            self.detector.set_whitening(mean.float().cpu(), covariance.float().cpu())
-        elif self.current_epoch < self.fitting_from:
-            images = int(self.count) // len(self.position_total)
-            mean = self.position_total / images
-            covariance = self.position_outer / images - mean[:, :, None] * mean[:, None]
-            self.detector.set_position_whitening(mean, covariance, images)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         if self.statistics is not None:
@@ -181,8 +139,6 @@ class Dictionary(L.LightningModule):
             }
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        stored = {key.removeprefix("detector."): value for key, value in checkpoint["state_dict"].items()}
-        self.detector.take_shapes(stored)
         if "spams" in checkpoint:
             self.statistics = {
                 k: np.asfortranarray(v.numpy()) if isinstance(v, Tensor) else v for k, v in checkpoint["spams"].items()
@@ -190,17 +146,12 @@ class Dictionary(L.LightningModule):
 
     @torch.no_grad()
     def standardise(self, loader) -> None:
-        """Brings both scores to mean 0 and standard deviation 1 over the training images.
-
-        Args:
-            loader: of the batches that the atoms were learnt from, in the same order.
-        """
+        """Brings both scores to mean 0 and standard deviation 1 over the training images of the loader's batches."""
         total, count = 0.0, 0
-        for index, batch in enumerate(loader):
-            patches = self.patch_features(batch["image"].to(self.device), index)
-            scores = torch.stack(self.detector.patch_scores(patches)).double()
+        for patches in self.features.stream(loader, self.device):
+            scores = torch.stack(self.detector.patch_scores(patches.flatten(0, 1))).double()
             total, count = total + torch.stack((scores, scores.square()), 1).sum(2), count + scores.shape[1]
-        self._kept.clear()
+        self.features.clear()
         mean, square = (total / count).unbind(1)
         deviation = (square - mean.square()).clamp(min=1e-12).sqrt()
         self.detector.patch_statistics.copy_(torch.stack((mean, deviation), 1))

@@ -1,5 +1,7 @@
 """Stage 1: the backbone learns CutPaste while the flow learns the density of its patch features."""
 
+from collections import deque
+
 import lightning as L
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,9 @@ from texture_ad.distributed import gather
 from texture_ad.errors import UserError, check_number
 from texture_ad.evaluation.localization import image_scores, top_locations_batch
 from texture_ad.models.backbone import Backbone
+from texture_ad.models.features import TrainingFeatures, flatten_patches
 from texture_ad.models.flow import Flow, negative_log_likelihood
+from texture_ad.models.whitening import Whitening
 
 TRACKING = 0.05  # momentum of the flow's input statistics, which follow the backbone as it learns
 
@@ -23,17 +27,13 @@ def limit_gradient(x: Tensor, weight: float) -> Tensor:
     """
     if weight == 0:
         return x.detach()
-    centred = (x - x.mean(0)).T
-    covariance = centred @ centred.T / len(x)
-    ridge = 1e-4 * covariance.diagonal().mean().detach() * torch.eye(len(covariance), device=x.device)
-    factor = torch.linalg.cholesky(covariance + ridge)
-    held = (factor.detach() @ torch.linalg.solve_triangular(factor, centred, upper=False)).T
+    with torch.autocast(x.device.type, enabled=False):
+        centred = (x - x.mean(0)).T
+        covariance = centred @ centred.T / len(x)
+        ridge = 1e-4 * covariance.diagonal().mean().detach() * torch.eye(len(covariance), device=x.device)
+        factor = torch.linalg.cholesky(covariance + ridge)
+        held = (factor.detach() @ torch.linalg.solve_triangular(factor, centred, upper=False)).T
     return x.detach() + weight * (held - held.detach())
-
-
-def flatten_patches(features: Tensor) -> Tensor:
-    """(B, C, h, w) to patch features (B h w, C)."""
-    return features.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 class Representation(L.LightningModule):
@@ -45,7 +45,9 @@ class Representation(L.LightningModule):
 
     Args:
         backbone: gives the patch features.
-        flow: over those features.
+        whitening: of those features; fitted at the start, and after every epoch in which the backbone learnt.
+        flow: over the whitened features.
+        features: the training images' patch features, as this backbone gives them.
         task: "none" (the backbone stays as it is), "binary", "scar" or "3way".
         patch_weight: of the patch-wise pretext, at least 0.
         lr: of heads and flow; backbone_lr: of the backbone. Peaks of a one-cycle schedule; above 0.
@@ -58,9 +60,10 @@ class Representation(L.LightningModule):
         UserError: a parameter out of its range.
     """
 
-    def __init__(self, backbone: Backbone, flow: Flow, task: str = "3way", patch_weight: float = 1.0,
-                 lr: float = 2e-3, backbone_lr: float = 1e-3, weight_decay: float = 1e-4, flow_patches: int = 4096,
-                 flow_weight: float = 0.0, top: int = 5, min_distance: int = 2):  # fmt: skip
+    def __init__(self, backbone: Backbone, whitening: Whitening, flow: Flow, features: TrainingFeatures,
+                 task: str = "3way", patch_weight: float = 1.0, lr: float = 2e-3, backbone_lr: float = 1e-3,
+                 weight_decay: float = 1e-4, flow_patches: int = 4096, flow_weight: float = 0.0, top: int = 5,
+                 min_distance: int = 2):  # fmt: skip
         super().__init__()
         if task != "none" and task not in TASKS:
             raise UserError(f"cutpaste.task={task}: expected one of none, {', '.join(TASKS)}")
@@ -70,10 +73,10 @@ class Representation(L.LightningModule):
         check_number("representation.flow_patches", flow_patches, 2, whole=True)
         check_number("representation.flow_weight", flow_weight, 0)
         check_number("cutpaste.patch_weight", patch_weight, 0)
-        self.backbone, self.flow, self.task = backbone, flow, task
+        self.backbone, self.whitening, self.flow, self.features, self.task = backbone, whitening, flow, features, task
         self.patch_weight, self.lr, self.backbone_lr, self.weight_decay = patch_weight, lr, backbone_lr, weight_decay
         self.flow_patches, self.flow_weight, self.top, self.min_distance = flow_patches, flow_weight, top, min_distance
-        dim = len(flow.center)
+        dim = len(whitening.mean)
         self.image_head = nn.Linear(dim, 1 + len(TASKS.get(task, ())))
         self.patch_head = nn.Conv2d(dim, 1, 1)
         if task == "none":  # DDP waits for the gradient of every parameter that asks for one
@@ -100,6 +103,24 @@ class Representation(L.LightningModule):
         self.backbone.eval()
         return self
 
+    def _training_features(self):
+        return self.features.stream(self.trainer.datamodule.normal_dataloader(), self.device)
+
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch == 0:
+            self.whitening.fit(self._training_features)
+        elif self.task == "none" and not self.features.kept:  # a run that goes on: keep what an undisturbed one keeps
+            deque(self._training_features(), maxlen=0)
+
+    def on_validation_epoch_start(self) -> None:
+        if self.task != "none" and not self.trainer.sanity_checking:
+            self.features.clear()
+            self.whitening.refit(self._training_features())
+
+    def on_fit_end(self) -> None:
+        if self.task != "none":  # the best checkpoint's backbone may be another
+            self.features.clear()
+
     def _pretext(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The pretext's loss and the normal images' patch features (B, C, h, w)."""
         flip = torch.rand(len(images), device=images.device) < 0.5
@@ -116,18 +137,16 @@ class Representation(L.LightningModule):
         return image_loss + self.patch_weight * patch_loss, features[: len(images)]
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
-        images = batch["image"].float() / 255
         if self.task == "none":
-            with torch.no_grad():
-                loss, features = 0.0, self.backbone.patch_features(self.backbone(images * 255))
+            loss, patches = 0.0, self.features(batch, self.device).flatten(0, 1)
         else:
-            loss, features = self._pretext(images)
-        patches = flatten_patches(features).float()
+            loss, features = self._pretext(batch["image"].float() / 255)
+            patches = limit_gradient(flatten_patches(features).float(), self.flow_weight)
+        signals = self.whitening(patches)
         drawn = self.flow_patches // self.trainer.world_size
-        patches = patches[torch.randperm(len(patches), device=patches.device)[:drawn]]
-        self.flow.track(gather(patches.detach()), 1.0 if self.global_step == 0 else TRACKING)
-        patches = limit_gradient(patches, self.flow_weight)
-        nll = negative_log_likelihood(*self.flow(patches)).mean() / patches.shape[1]
+        signals = signals[torch.randperm(len(signals), device=signals.device)[:drawn]]
+        self.flow.track(gather(signals.detach()), 1.0 if self.global_step == 0 else TRACKING)
+        nll = negative_log_likelihood(*self.flow(signals)).mean() / signals.shape[1]
         self.log("train/nll", nll, prog_bar=True, sync_dist=True)
         loss = loss + nll
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
@@ -136,7 +155,7 @@ class Representation(L.LightningModule):
     def anomaly_maps(self, images: Tensor) -> Tensor:
         """Negative log-likelihood of every patch, uint8 (B, 3, H, W) to (B, h, w)."""
         features = self.backbone.patch_features(self.backbone(images))
-        nll = negative_log_likelihood(*self.flow(flatten_patches(features).float()))
+        nll = negative_log_likelihood(*self.flow(self.whitening(flatten_patches(features).float())))
         return nll.view(len(images), *features.shape[-2:])
 
     def validation_step(self, batch: dict[str, Tensor], _: int) -> None:

@@ -13,6 +13,7 @@ from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.errors import UserError
 from texture_ad.models.backbone import Backbone
 from texture_ad.models.detector import Detector
+from texture_ad.models.features import flatten_patches
 from texture_ad.models.sparse import omp_spams
 from texture_ad.reporting import figures
 
@@ -21,7 +22,7 @@ PATCHES = 16  # of each class from each image, for t-SNE
 
 
 def write_feature_figures(config: DictConfig, detector: Detector, data: TextureDataModule, folder: Path) -> None:
-    """Writes tsne.png and atoms.png into the run folder.
+    """Writes tsne.png, and atoms.png where atoms are used, into the run folder.
 
     Args:
         config: of the run; its backbone is made anew, as it was before stage 1.
@@ -36,7 +37,8 @@ def write_feature_figures(config: DictConfig, detector: Detector, data: TextureD
         figures.tsne(features, labels, folder / "tsne.png", data.source_name, unit, seed=config.seed)
     except UserError as error:
         print(f"warning: no t-SNE, {error}", flush=True)
-    figures.atoms(*atom_patches(detector, data), folder / "atoms.png", data.source_name)
+    if detector.settings["nonzeros"] > 0:
+        figures.atoms(*atom_patches(detector, data), folder / "atoms.png", data.source_name)
 
 
 def _evenly(count: int) -> list[int]:
@@ -77,27 +79,27 @@ def sample_features(pretrained: Backbone | None, detector: Detector, data: Textu
     backbones = {"after the pretext": detector.backbone}
     if pretrained is not None:
         backbones = {"pretrained backbone": pretrained.to(device).eval()} | backbones
-    steps, labels = {name: [] for name in backbones}, []
+    steps, labels = {name: [] for name in (*backbones, "whitened", "after the flow")}, []
     for i in _evenly(len(data.test_samples)):
         batch = data.test_batch([i])
         image = batch["image"].to(device)
         maps = {name: backbone.patch_features(backbone(image)).float() for name, backbone in backbones.items()}
+        found = {name: flatten_patches(one) for name, one in maps.items()}
+        found["whitened"] = detector.whitening(found["after the pretext"])
+        found["after the flow"] = detector.flow(found["whitened"])[0]
         if data.has_masks:
-            grid = maps["after the pretext"].shape[-2:]
-            found = patch_labels(batch["mask"], batch["label"], grid).flatten()
-            drawn = [torch.nonzero(found == label).flatten() for label in (0, 1)]
+            known = patch_labels(batch["mask"], batch["label"], maps["after the pretext"].shape[-2:]).flatten()
+            drawn = [torch.nonzero(known == label).flatten() for label in (0, 1)]
             chosen = torch.cat([d[torch.randperm(len(d), generator=generator)[:PATCHES]] for d in drawn])
-            labels.append(found[chosen])
+            labels.append(known[chosen])
             chosen = chosen.to(device)
         else:
             labels.append(batch["label"])
-        for name, one in maps.items():
-            steps[name].append(one[0].flatten(1).T[chosen] if data.has_masks else one.mean((2, 3)))
+        for name, one in found.items():
+            steps[name].append(one[chosen] if data.has_masks else one.mean(0, keepdim=True))
     steps = {name: torch.cat(parts) for name, parts in steps.items()}
-    first, last = list(steps.values())[0], list(steps.values())[-1]
-    if pretrained is not None and torch.equal(first, last):
+    if pretrained is not None and torch.equal(steps["pretrained backbone"], steps["after the pretext"]):
         del steps["after the pretext"]  # which left the backbone as it was
-    steps["after the flow"] = detector.flow(last)[0]
     return {name: value.cpu().numpy() for name, value in steps.items()}, torch.cat(labels).numpy()
 
 
