@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -46,8 +46,10 @@ from texture_ad.memory import keep_freed_memory
 from texture_ad.models.backbone import Backbone
 from texture_ad.models.detector import Detector
 from texture_ad.models.dictionary import Dictionary, initial_atoms, update_atoms
+from texture_ad.models.features import TrainingFeatures
 from texture_ad.models.flow import Flow
 from texture_ad.models.sparse import omp_spams, residuals
+from texture_ad.models.whitening import Whitening
 from texture_ad.pipeline import build, calibrate
 from texture_ad.stream import Scorer, predict
 
@@ -124,19 +126,33 @@ def images(part: str) -> Tensor:
         return torch.stack(list(pool.map(lambda s: load_sample(s, 256)[0], train if part == "train" else test)))
 
 
+def numbered(parts: Iterable[Tensor]) -> list[dict[str, Tensor]]:
+    """Training batches of these images, as the data module gives them."""
+    batches, first = [], 0
+    for part in parts:
+        batches.append({"image": part, "index": torch.arange(first, first + len(part))})
+        first += len(part)
+    return batches
+
+
+def training_features(detector: Detector, memory_mb: int = 256) -> TrainingFeatures:
+    return TrainingFeatures(lambda pictures: detector.patch_features(pictures)[0], memory_mb)
+
+
 @torch.no_grad()
 def whitened(detector: Detector, pictures: Tensor) -> Tensor:
-    """Sets the detector's whitening by these images; their signals (N, C)."""
+    """Fits the detector's whitening on these images; their signals (N, C)."""
     patches = detector.patch_features(pictures)[0]
-    detector.set_whitening(patches.mean(0), torch.cov(patches.T))
+    detector.whitening.fit(lambda: [patches.unflatten(0, (len(pictures), -1))])
     return detector.dictionary_features(patches)
 
 
 @cache
 def signals() -> Tensor:
-    """Whitened patch features of three layers, (N, 232)."""
+    """Patch features of three layers, by one whitening for all places, (N, 232)."""
     backbone = Backbone("efficientnet_lite0", ["block4", "block7", "block10"]).eval().requires_grad_(False)
-    return whitened(Detector(backbone, Flow(232), 1), images("train")[:32])[torch.randperm(32 * 1024)]
+    detector = Detector(backbone, Whitening(232, "global", 232), Flow(232), 1)
+    return whitened(detector, images("train")[:32])[torch.randperm(32 * 1024)]
 
 
 @cache
@@ -211,17 +227,17 @@ def fit_to_objective(quick: bool) -> list[Row]:
 
 
 def fit_streaming(quick: bool) -> list[Row]:
-    """On features alone, and as the whole of stage 2: mean and covariance, extraction, fit."""
+    """On features alone, and as the whole of stage 2: extraction and fit."""
     import lightning as L
     import spams
 
     detector, pictures = default(), images("train")[:64]
     x = detector.dictionary_features(detector.patch_features(pictures)[0])
-    loader = DataLoader([{"image": part} for part in pictures.split(32)], batch_size=None)
+    loader = DataLoader(numbered(pictures.split(32)), batch_size=None)
 
     def stage2() -> None:
-        module = Dictionary(detector, LAMBDA1, 20, 512, 1, 2)
-        trainer = L.Trainer(max_epochs=3, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        module = Dictionary(detector, training_features(detector), LAMBDA1, 20, 512, 1, 2)
+        trainer = L.Trainer(max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
                             enable_model_summary=False, accelerator="cpu")  # fmt: skip
         trainer.fit(module, loader)
 
@@ -318,10 +334,7 @@ def greedy_coreset(patches: Tensor, count: int) -> Tensor:
 
 
 def scoring(quick: bool) -> list[Row]:
-    """Patch features of the test images to patch scores; the image score is the mean of the five highest in all.
-
-    Ours are standardised at every position, as the detector does, by the training images.
-    """
+    """Patch features of the test images to patch scores; the image score is the mean of the five highest in all."""
     repetitions, detector = 2 if quick else 5, default()
     source, _, test = photographs()
     labels = np.array([s.label for s in test])
@@ -353,14 +366,8 @@ def scoring(quick: bool) -> list[Row]:
         for count, atoms in dictionaries.items():
             gram = atoms @ atoms.T
 
-            def errors(p: Tensor, atoms=atoms, gram=gram) -> Tensor:
-                return residuals(detector.dictionary_features(p), atoms, NONZEROS, gram=gram).sqrt().view(-1, *grid)
-
-            normal = errors(memory).double()
-            mean, deviation = normal.mean(), normal.std()
-
-            def ours(p: Tensor, errors=errors, mean=mean, deviation=deviation) -> Tensor:
-                return (errors(p) - mean) / deviation
+            def ours(p: Tensor, atoms=atoms, gram=gram) -> Tensor:
+                return residuals(detector.dictionary_features(p), atoms, NONZEROS, gram=gram).sqrt()
 
             found = auroc(ours(patches))
             seconds = by_turns(lambda ours=ours: ours(some), lambda peer=peer: peer(some), repetitions=repetitions)
@@ -455,7 +462,7 @@ def embedded_data(quick: bool) -> list[Row]:
 
 
 def stage2_memory(count: int) -> None:
-    """Prints the peak memory in MiB of stage 2 on `count` images, which are repeated and not held.
+    """Prints the peak memory in MiB of whitening and stage 2 on `count` images, which are repeated and not held.
 
     The features of 300 exceed the budget for those that are kept.
     """
@@ -469,13 +476,15 @@ def stage2_memory(count: int) -> None:
             return self.batches
 
         def __iter__(self):
-            return ({"image": self.some.clone()} for _ in range(self.batches))
+            return ({"image": self.some.clone(), "index": torch.arange(30 * i, 30 * i + 30)}
+                    for i in range(self.batches))  # fmt: skip
 
     backbone = Backbone("efficientnet_lite0", ["block2"], "none").eval()
-    module = Dictionary(
-        Detector(backbone, Flow(24, 1), 64, size=128), iterations=1, batch=128, threads=1, epochs=1, memory_mb=16
-    )
-    trainer = L.Trainer(max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+    detector = Detector(backbone, Whitening(24), Flow(24, 1), 64, size=128)
+    features = training_features(detector, 16)
+    detector.whitening.fit(lambda: features.stream(Repeated(count // 30), torch.device("cpu")))
+    module = Dictionary(detector, features, iterations=1, batch=128, threads=1)
+    trainer = L.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
                         enable_model_summary=False, accelerator="cpu")  # fmt: skip
     trainer.fit(module, Repeated(count // 30))
     module.standardise(Repeated(count // 30))

@@ -186,7 +186,7 @@ def test_two_processes_end_as_one_does(data, tmp_path):
     for folder, more in (("one", ()), ("two", ("trainer.devices=2", "trainer.strategy=ddp"))):
         done = call(data, tmp_path / folder, *more, "trainer.max_epochs=2", "data.batch_size=4",
                     "data.val_fraction=0.3", "data.eval_batch_size=5", "dictionary.fusion=0.5",
-                    "whitening.mode=none", cache=tmp_path)  # fmt: skip
+                    cache=tmp_path)  # fmt: skip
         assert done.returncode == 0, done.stderr
         for line in ("run      ", "stage 1", "stage 2", "detector "):
             assert sum(text.startswith(line) for text in done.stdout.splitlines()) == 1, done.stdout
@@ -198,9 +198,12 @@ def test_two_processes_end_as_one_does(data, tmp_path):
     assert {k: two[k] for k in same} == pytest.approx({k: one[k] for k in same}, abs=0.002)
     names = [{str(p.relative_to(tmp_path / name)) for p in (tmp_path / name).rglob("*")} for name in ("one", "two")]
     assert names[0] == names[1]
-    # One dictionary, of all processes' patches.
+    # One whitening and one dictionary, of all processes' patches.
     one, two = (torch.load(tmp_path / name / "stage2/last.ckpt", weights_only=True) for name in ("one", "two"))
-    assert one["state_dict"]["count"] == two["state_dict"]["count"] and one["spams"]["iter"] == two["spams"]["iter"]
+    assert one["spams"]["iter"] == two["spams"]["iter"]
+    for key in ("mean", "center", "matrix"):
+        mine, other = (found["state_dict"][f"detector.whitening.{key}"] for found in (one, two))
+        assert torch.allclose(mine, other, atol=1e-3 * float(mine.abs().max())), key
     assert (one["state_dict"]["detector.atoms"] - two["state_dict"]["detector.atoms"]).abs().max() < 0.01
 
 

@@ -40,7 +40,6 @@ from texture_ad.reporting.results import versions, write_results
 from texture_ad.reporting.tables import metrics_table
 from texture_ad.resources import peak_memory, reset_peak_memory
 
-
 FIT = ("lambda1", "iterations", "batch", "threads", "epochs")  # what the dictionary's fit takes, its detector doesn't
 
 
