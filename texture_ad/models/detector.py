@@ -179,7 +179,7 @@ class Detector(nn.Module):
         blocks = {key.split(".")[2] for key in state if key.startswith("flow.blocks.")}
         dim, length = state["whitening.basis"].shape
         sizes = (settings["atoms"], whitening["dim"], flow["dim"], flow["blocks"], flow["hidden"])
-        stored = (len(state["atoms"]), dim, length, len(blocks), len(state["flow.blocks.0.second.net.0.bias"]))
+        stored = (len(state["atoms"]), dim, length, len(blocks), len(state["flow.blocks.0.second.hidden.bias"]))
         if sizes != stored:
             raise ValueError(f"its settings say {sizes}, its tensors {stored}")
         if state["whitening.matrix"].shape != (len(state["whitening.center"]), length, length):
