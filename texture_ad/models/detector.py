@@ -60,7 +60,7 @@ class Detector(nn.Module):
         UserError: a parameter out of its range.
     """
 
-    def __init__(self, backbone: Backbone, whitening: Whitening, flow: Flow, atoms: int = 1024,
+    def __init__(self, backbone: Backbone, whitening: Whitening, flow: Flow, atoms: int = 512,
                  features: str = "backbone", nonzeros: int = 4, error: float = 0.0, fusion: float = 0.5,
                  coder: str = "auto", top: int = 5, min_distance: int = 1, size: int = 256):  # fmt: skip
         super().__init__()
