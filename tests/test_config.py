@@ -52,3 +52,10 @@ def test_help_has_every_group_choice_and_default_and_imports_nothing_heavy():
         if default != "_self_":
             ((group, choice),) = default.items()
             assert all(f"{c}*" in groups[group] for c in ([choice] if isinstance(choice, str) else choice)), group
+
+
+def test_a_reader_that_has_seen_enough_gets_no_trace():
+    process = subprocess.Popen([sys.executable, "-m", "texture_ad.run", "--help"], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE)  # fmt: skip
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 1

@@ -151,6 +151,10 @@ def hydra_main(config_name: str, known: set[str]) -> Callable:
             os.environ["HYDRA_FULL_ERROR"] = "1"
             try:
                 entry()
+                sys.stdout.flush()
+            except BrokenPipeError:  # whoever read the output, `head` say, has seen enough
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                sys.exit(1)
             except Exception as error:
                 fail(error)
                 raise
