@@ -122,12 +122,13 @@ def train_representation(config: DictConfig, module: Representation, data: Textu
 
 def train_dictionary(config: DictConfig, module: Dictionary, data: TextureDataModule, folder: Path,
                      loggers: list) -> L.Trainer:  # fmt: skip
-    """Stage 2, then the standardisation of both scores on the training images."""
+    """Stage 2, then the standardisation of both scores on held-out normal images."""
     trainer = _trainer(config, folder, loggers, [_SaveEpochs(folder)], max_epochs=module.epochs,
                        gradient_clip_val=None, accumulate_grad_batches=1, limit_val_batches=0)  # fmt: skip
     trainer.fit(module, train_dataloaders=data.normal_dataloader(), ckpt_path=_last(folder), weights_only=True)
     module.to(trainer.strategy.root_device)
-    module.standardise(data.normal_dataloader())
+    module.features.clear()
+    module.standardise(data.held_out_dataloader())
     return trainer
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from texture_ad.distributed import gather
 from texture_ad.errors import check_number
 from texture_ad.models.detector import Detector
 from texture_ad.models.features import TrainingFeatures
@@ -146,12 +147,15 @@ class Dictionary(L.LightningModule):
 
     @torch.no_grad()
     def standardise(self, loader) -> None:
-        """Brings both scores to mean 0 and standard deviation 1 over the training images of the loader's batches."""
+        """Brings both scores to mean 0 and standard deviation 1 over the patches of a loader's images.
+
+        Not the training images: the flow and the atoms know those too well, each in its own measure.
+        """
         total, count = 0.0, 0
-        for patches in self.features.stream(loader, self.device):
-            scores = torch.stack(self.detector.patch_scores(patches.flatten(0, 1))).double()
+        for batch in loader:
+            patches = gather(self.detector.patch_features(batch["image"].to(self.device))[0])
+            scores = torch.stack(self.detector.patch_scores(patches)).double()
             total, count = total + torch.stack((scores, scores.square()), 1).sum(2), count + scores.shape[1]
-        self.features.clear()
         mean, square = (total / count).unbind(1)
         deviation = (square - mean.square()).clamp(min=1e-12).sqrt()
         self.detector.patch_statistics.copy_(torch.stack((mean, deviation), 1))
