@@ -109,7 +109,8 @@ class Representation(L.LightningModule):
     def on_train_epoch_start(self) -> None:
         if self.current_epoch == 0:
             self.whitening.fit(self._training_features)
-        elif self.task == "none" and not self.features.kept:  # a run that goes on: keep what an undisturbed one keeps
+        elif self.task == "none" and not self.features.kept and self.features.budget:
+            # A run that goes on: it keeps what an undisturbed one keeps.
             deque(self._training_features(), maxlen=0)
 
     def on_validation_epoch_start(self) -> None:
