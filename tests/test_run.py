@@ -69,6 +69,15 @@ def test_predict_gives_the_runs_scores(carpet, tmp_path):
     assert len(list((tmp_path / "overlays").rglob("*.png"))) == len(rows)
 
 
+def test_stage_1_in_mixed_precision(carpet, tmp_path):
+    folder = tmp_path / "run"
+    done = command("run", "+experiment=carpet", f"run_dir={folder}", "pictures=false", *SMALL,
+                   "representation.flow_weight=0.5", "trainer.precision=bf16-mixed")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    mixed, whole = (json.loads((f / "metrics.json").read_text())["image_auroc"] for f in (folder, carpet[0]))
+    assert mixed == pytest.approx(whole, abs=0.15)
+
+
 def test_dictionary_checkpoint_holds_spams_statistics(carpet):
     checkpoint = torch.load(carpet[0] / "stage2/last.ckpt", weights_only=True)
     assert checkpoint["spams"]["A"].shape == (32, 32) and checkpoint["spams"]["iter"] > 0
@@ -89,6 +98,8 @@ def test_a_finished_stage_is_not_trained_again(carpet):
     (["data.size=8"], "data.size=8"),
     (["flow.blocks=0"], "flow.blocks=0"),
     (["dictionary.fusion=2"], "dictionary.fusion=2"),
+    (["trainer.precision=bf16-true"], "trainer.precision=bf16-true: expected one of 32-true"),
+    (["method=cutpaste", "trainer.precision=bf16-mixed"], "expected 32-true with method=cutpaste"),
     (["dictionary.nonzeros=-1"], "dictionary.nonzeros=-1"),
     (["dictionary.lambda1=0"], "dictionary.lambda1=0"),
     (["backbone.layers=[block99]"], "backbone.layers=['block99']"),

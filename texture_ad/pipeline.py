@@ -40,6 +40,7 @@ from texture_ad.reporting.results import versions, write_results
 from texture_ad.reporting.tables import metrics_table
 from texture_ad.resources import peak_memory, reset_peak_memory
 
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")  # of stage 1; what comes after it, and its scores, have all digits
 FIT = ("lambda1", "iterations", "batch", "threads", "epochs")  # what the dictionary's fit takes, its detector doesn't
 
 
@@ -67,6 +68,8 @@ def _trainer(config: DictConfig, folder: Path, loggers: list, callbacks: list, *
     check_number("trainer.accumulate_grad_batches", config.trainer.accumulate_grad_batches, 1, whole=True)
     if config.trainer.gradient_clip_val is not None:
         check_number("trainer.gradient_clip_val", config.trainer.gradient_clip_val, 0)
+    if config.trainer.precision not in PRECISIONS:
+        raise UserError(f"trainer.precision={config.trainer.precision}: expected one of {', '.join(PRECISIONS)}")
     if config.trainer.enable_progress_bar:
         callbacks = [*callbacks, StageProgress(folder.name.replace("stage", "stage "))]
     trainer = instantiate(config.trainer, default_root_dir=str(folder), logger=loggers or False, log_every_n_steps=1,
@@ -124,7 +127,8 @@ def train_dictionary(config: DictConfig, module: Dictionary, data: TextureDataMo
                      loggers: list) -> L.Trainer:  # fmt: skip
     """Stage 2, then the standardisation of both scores on held-out normal images."""
     trainer = _trainer(config, folder, loggers, [_SaveEpochs(folder)], max_epochs=module.epochs,
-                       gradient_clip_val=None, accumulate_grad_batches=1, limit_val_batches=0)  # fmt: skip
+                       gradient_clip_val=None, accumulate_grad_batches=1, limit_val_batches=0,
+                       precision="32-true")  # fmt: skip
     trainer.fit(module, train_dataloaders=data.normal_dataloader(), ckpt_path=_last(folder), weights_only=True)
     module.to(trainer.strategy.root_device)
     module.features.clear()
@@ -159,6 +163,8 @@ def build_peer(config: DictConfig) -> Peer:
 def fit_peer(config: DictConfig, data: TextureDataModule, folder: Path,
              loggers: list) -> tuple[Peer, L.Trainer, dict]:  # fmt: skip
     """A peer: what gradients train, by Lightning, then what passes over the images fit."""
+    if config.trainer.precision != "32-true":
+        raise UserError(f"trainer.precision={config.trainer.precision}: expected 32-true with method={config.method.name}")
     peer = build_peer(config)
     trained = isinstance(peer, L.LightningModule)
     trainer = _trainer(config, folder, loggers, [_SaveEpochs(folder)] if trained else [],

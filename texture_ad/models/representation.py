@@ -27,12 +27,11 @@ def limit_gradient(x: Tensor, weight: float) -> Tensor:
     """
     if weight == 0:
         return x.detach()
-    with torch.autocast(x.device.type, enabled=False):
-        centred = (x - x.mean(0)).T
-        covariance = centred @ centred.T / len(x)
-        ridge = 1e-4 * covariance.diagonal().mean().detach() * torch.eye(len(covariance), device=x.device)
-        factor = torch.linalg.cholesky(covariance + ridge)
-        held = (factor.detach() @ torch.linalg.solve_triangular(factor, centred, upper=False)).T
+    centred = (x - x.mean(0)).T
+    covariance = centred @ centred.T / len(x)
+    ridge = 1e-4 * covariance.diagonal().mean().detach() * torch.eye(len(covariance), device=x.device)
+    factor = torch.linalg.cholesky(covariance + ridge)
+    held = (factor.detach() @ torch.linalg.solve_triangular(factor, centred, upper=False)).T
     return x.detach() + weight * (held - held.detach())
 
 
@@ -142,21 +141,27 @@ class Representation(L.LightningModule):
             loss, patches = 0.0, self.features(batch, self.device).flatten(0, 1)
         else:
             loss, features = self._pretext(batch["image"].float() / 255)
-            patches = limit_gradient(flatten_patches(features).float(), self.flow_weight)
-        signals = self.whitening(patches)
-        drawn = self.flow_patches // self.trainer.world_size
-        signals = signals[torch.randperm(len(signals), device=signals.device)[:drawn]]
-        self.flow.track(gather(signals.detach()), 1.0 if self.global_step == 0 else TRACKING)
-        nll = negative_log_likelihood(*self.flow(signals)).mean() / signals.shape[1]
+            patches = flatten_patches(features).float()
+        with torch.autocast(self.device.type, enabled=False):
+            nll = self._flow_loss(patches)
         self.log("train/nll", nll, prog_bar=True, sync_dist=True)
         loss = loss + nll
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
 
+    def _flow_loss(self, patches: Tensor) -> Tensor:
+        """Mean negative log-likelihood per dimension of some of the patch features (N, C) of whole images."""
+        signals = self.whitening(limit_gradient(patches, self.flow_weight))
+        drawn = self.flow_patches // self.trainer.world_size
+        signals = signals[torch.randperm(len(signals), device=signals.device)[:drawn]]
+        self.flow.track(gather(signals.detach()), 1.0 if self.global_step == 0 else TRACKING)
+        return negative_log_likelihood(*self.flow(signals)).mean() / signals.shape[1]
+
     def anomaly_maps(self, images: Tensor) -> Tensor:
         """Negative log-likelihood of every patch, uint8 (B, 3, H, W) to (B, h, w)."""
         features = self.backbone.patch_features(self.backbone(images))
-        nll = negative_log_likelihood(*self.flow(self.whitening(flatten_patches(features).float())))
+        with torch.autocast(self.device.type, enabled=False):
+            nll = negative_log_likelihood(*self.flow(self.whitening(flatten_patches(features).float())))
         return nll.view(len(images), *features.shape[-2:])
 
     def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
