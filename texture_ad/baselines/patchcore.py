@@ -11,7 +11,7 @@ from torch import Tensor
 
 from texture_ad.baselines.peer import Peer, feature_dims, nearest
 from texture_ad.errors import check_number
-from texture_ad.models.backbone import Backbone, in_slices
+from texture_ad.models.backbone import Backbone, flatten_patches
 
 PROJECTED = 128  # dimensions in which the core set is chosen
 
@@ -63,9 +63,8 @@ class PatchCore(Peer):
 
     def patches(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """uint8 (B, 3, H, W) to patch features (B h w, C) and (h, w)."""
-        net = self.backbone
-        maps = in_slices(lambda part: net.patch_features(net(part)).float(), net, images)
-        return maps.permute(0, 2, 3, 1).flatten(0, 2), tuple(maps.shape[-2:])
+        maps = self.backbone.extract(images)
+        return flatten_patches(maps), tuple(maps.shape[-2:])
 
     @torch.no_grad()
     def fit(self, loader) -> None:

@@ -180,6 +180,15 @@ class Backbone(nn.Module):
             joined.append(m)
         return torch.cat(joined, 1)
 
+    def extract(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to patch features (B, C, h, w), a few images at a time."""
+        return in_slices(lambda part: self.patch_features(self(part)).float(), self, images)
+
+
+def flatten_patches(features: Tensor) -> Tensor:
+    """(B, C, h, w) to patch features (B h w, C)."""
+    return features.permute(0, 2, 3, 1).flatten(0, 2)
+
 
 def in_slices(function: Callable[[Tensor], Tensor], backbone: Backbone, images: Tensor) -> Tensor:
     """`function` of images (B, 3, H, W) that asks the backbone, joined; a few images at a time on a CPU (see SLICE)."""

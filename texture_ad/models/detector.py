@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from texture_ad.errors import UserError, check_number
 from texture_ad.evaluation.localization import image_scores, separate_peaks, top_locations_batch
 from texture_ad.files import save_whole
-from texture_ad.models.backbone import Backbone, in_slices
+from texture_ad.models.backbone import Backbone, flatten_patches
 from texture_ad.models.flow import Flow, negative_log_likelihood
 from texture_ad.models.saved import load_detector
 from texture_ad.models.sparse import residuals
@@ -115,8 +115,8 @@ class Detector(nn.Module):
 
     def patch_features(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """uint8 (B, 3, H, W) to patch features (B h w, C) and (h, w)."""
-        maps = in_slices(lambda part: self.backbone.patch_features(self.backbone(part)), self.backbone, images)
-        return maps.permute(0, 2, 3, 1).flatten(0, 2).float(), tuple(maps.shape[-2:])
+        maps = self.backbone.extract(images)
+        return flatten_patches(maps), tuple(maps.shape[-2:])
 
     def grid(self) -> tuple[int, int]:
         """Patches (h, w) of an image of the detector's size."""

@@ -8,11 +8,6 @@ from torch import Tensor
 from texture_ad.distributed import gather
 
 
-def flatten_patches(features: Tensor) -> Tensor:
-    """(B, C, h, w) to patch features (B h w, C)."""
-    return features.permute(0, 2, 3, 1).flatten(0, 2)
-
-
 class TrainingFeatures:
     """Patch features of the training images by their number, which is a batch's `index`.
 

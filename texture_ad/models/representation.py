@@ -12,8 +12,8 @@ from texture_ad.data.cutpaste import TASKS, pretext_batch
 from texture_ad.distributed import gather
 from texture_ad.errors import UserError, check_number
 from texture_ad.evaluation.localization import image_scores, top_locations_batch
-from texture_ad.models.backbone import Backbone
-from texture_ad.models.features import TrainingFeatures, flatten_patches
+from texture_ad.models.backbone import Backbone, flatten_patches
+from texture_ad.models.features import TrainingFeatures
 from texture_ad.models.flow import Flow, negative_log_likelihood
 from texture_ad.models.whitening import Whitening
 
@@ -159,9 +159,9 @@ class Representation(L.LightningModule):
 
     def anomaly_maps(self, images: Tensor) -> Tensor:
         """Negative log-likelihood of every patch, uint8 (B, 3, H, W) to (B, h, w)."""
-        features = self.backbone.patch_features(self.backbone(images))
+        features = self.backbone.extract(images)
         with torch.autocast(self.device.type, enabled=False):
-            nll = negative_log_likelihood(*self.flow(self.whitening(flatten_patches(features).float())))
+            nll = negative_log_likelihood(*self.flow(self.whitening(flatten_patches(features))))
         return nll.view(len(images), *features.shape[-2:])
 
     def validation_step(self, batch: dict[str, Tensor], _: int) -> None:

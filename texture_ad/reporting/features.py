@@ -11,9 +11,8 @@ from torch import Tensor
 
 from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.errors import UserError
-from texture_ad.models.backbone import Backbone
+from texture_ad.models.backbone import Backbone, flatten_patches
 from texture_ad.models.detector import Detector
-from texture_ad.models.features import flatten_patches
 from texture_ad.models.sparse import omp_spams
 from texture_ad.reporting import figures
 
@@ -83,7 +82,7 @@ def sample_features(pretrained: Backbone | None, detector: Detector, data: Textu
     for i in _evenly(len(data.test_samples)):
         batch = data.test_batch([i])
         image = batch["image"].to(device)
-        maps = {name: backbone.patch_features(backbone(image)).float() for name, backbone in backbones.items()}
+        maps = {name: backbone.extract(image) for name, backbone in backbones.items()}
         found = {name: flatten_patches(one) for name, one in maps.items()}
         found["whitened"] = detector.whitening(found["after the pretext"])
         found["after the flow"] = detector.flow(found["whitened"])[0]
