@@ -164,7 +164,8 @@ def fit_peer(config: DictConfig, data: TextureDataModule, folder: Path,
              loggers: list) -> tuple[Peer, L.Trainer, dict]:  # fmt: skip
     """A peer: what gradients train, by Lightning, then what passes over the images fit."""
     if config.trainer.precision != "32-true":
-        raise UserError(f"trainer.precision={config.trainer.precision}: expected 32-true with method={config.method.name}")
+        raise UserError(f"trainer.precision={config.trainer.precision}: expected 32-true with "
+                        f"method={config.method.name}")  # fmt: skip
     peer = build_peer(config)
     trained = isinstance(peer, L.LightningModule)
     trainer = _trainer(config, folder, loggers, [_SaveEpochs(folder)] if trained else [],
