@@ -73,15 +73,15 @@ def main() -> None:
     }  # fmt: skip
     kept = ("data_source", "data_fingerprint", "synthetic_auroc", "image_auroc", "pixel_auroc", "aupro", "fit_seconds")
 
-    def write() -> None:
+    def write() -> str:
         runs = [
             {"representation": representation, "score": score, "seed": int(seed), **{k: found.get(k) for k in kept}}
             for (representation, score, seed), (folder, _) in jobs.items() if (found := read_run(folder))
         ]  # fmt: skip
-        write_table(Path(own["output"][0]), runs, table(runs), agreement(runs))
+        return write_table(Path(own["output"][0]), runs, table(runs), agreement(runs))
 
     run_all(list(jobs.values()), int(own["workers"][0]), write)
-    write()
+    print(write())
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def main() -> None:
     kept = ("data_source", "data_fingerprint", "image_auroc", "image_ap", "pixel_auroc", "aupro", "synthetic_auroc",
             "fit_seconds", "peak_memory_mb")  # fmt: skip
 
-    def write() -> None:
+    def write() -> str:
         runs = []
         for folder, (method, size, seed, *_) in jobs:
             if found := read_run(folder):
@@ -64,10 +64,10 @@ def main() -> None:
                     "seed": int(seed.partition("=")[2]), **{k: found.get(k) for k in kept},
                     "test_milliseconds_per_image": 1000 * found["test_seconds_per_image"],
                 })  # fmt: skip
-        write_table(Path(own["output"][0]), runs, table(runs))
+        return write_table(Path(own["output"][0]), runs, table(runs))
 
     run_all(jobs, int(own["workers"][0]), write)
-    write()
+    print(write())
 
 
 if __name__ == "__main__":

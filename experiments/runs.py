@@ -85,7 +85,7 @@ def read_run(folder: Path) -> dict | None:
 
 
 def run_all(
-    jobs: Sequence[tuple[Path, list[str]]], workers: int, done: Callable[[], None] = lambda: None
+    jobs: Sequence[tuple[Path, list[str]]], workers: int, done: Callable[[], object] = lambda: None
 ) -> list[dict]:
     """`run_once` of every (folder, overrides), `workers` at a time; tells each on a line and calls `done` after it.
 
@@ -113,12 +113,12 @@ def run_all(
     return [results[folder] for folder, _ in jobs]
 
 
-def write_table(output: Path, runs: list[dict], rows: list[dict], below: str = "") -> None:
-    """`runs` as `output`.json and `rows` as a Markdown table, `output`.md, which is printed too, with what is below."""
+def write_table(output: Path, runs: list[dict], rows: list[dict], below: str = "") -> str:
+    """`runs` as `output`.json and `rows` as a Markdown table, `output`.md, with what stands below; gives the latter."""
     text = markdown_table(rows) + ("\n\n" + below.rstrip() if below else "")
     write_whole(output.with_suffix(".json"), json.dumps(runs, indent=1).encode() + b"\n")
     write_whole(output.with_suffix(".md"), text.encode() + b"\n")
-    print(text)
+    return text
 
 
 def paper_table(name: str, methods: Mapping[str, tuple[list[str], Sequence[float]]]) -> None:
@@ -150,7 +150,7 @@ def paper_table(name: str, methods: Mapping[str, tuple[list[str], Sequence[float
     kept = ("data_source", "data_fingerprint", "image_auroc", "pixel_auroc", "aupro", "synthetic_auroc", "fit_seconds")
     runs = [{"category": c, "method": m, "seed": int(s), **{k: run.get(k) for k in kept}}
             for (c, m, s), run in found.items()]  # fmt: skip
-    write_table(Path(own["output"][0]), runs, rows)
+    print(write_table(Path(own["output"][0]), runs, rows))
 
 
 def figure_run(name: str) -> tuple[Path, dict, Path]:
