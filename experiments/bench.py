@@ -135,10 +135,6 @@ def numbered(parts: Iterable[Tensor]) -> list[dict[str, Tensor]]:
     return batches
 
 
-def training_features(detector: Detector, memory_mb: int = 256) -> TrainingFeatures:
-    return TrainingFeatures(lambda pictures: detector.patch_features(pictures)[0], memory_mb)
-
-
 @torch.no_grad()
 def whitened(detector: Detector, pictures: Tensor) -> Tensor:
     """Fits the detector's whitening on these images; their signals (N, C)."""
@@ -236,7 +232,7 @@ def fit_streaming(quick: bool) -> list[Row]:
     loader = DataLoader(numbered(pictures.split(32)), batch_size=None)
 
     def stage2() -> None:
-        module = Dictionary(detector, training_features(detector), LAMBDA1, 20, 512, 1, 2)
+        module = Dictionary(detector, TrainingFeatures(detector, 256), LAMBDA1, 20, 512, 1, 2)
         trainer = L.Trainer(max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
                             enable_model_summary=False, accelerator="cpu")  # fmt: skip
         trainer.fit(module, loader)
@@ -481,7 +477,7 @@ def stage2_memory(count: int) -> None:
 
     backbone = Backbone("efficientnet_lite0", ["block2"], "none").eval()
     detector = Detector(backbone, Whitening(24), Flow(24, 1), 64, size=128)
-    features = training_features(detector, 16)
+    features = TrainingFeatures(detector, 16)
     detector.whitening.fit(lambda: features.stream(Repeated(count // 30), torch.device("cpu")))
     module = Dictionary(detector, features, iterations=1, batch=128, threads=1)
     trainer = L.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,

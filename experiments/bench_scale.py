@@ -20,12 +20,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from experiments.bench import RESULTS, machine, numbered, training_features
+from experiments.bench import RESULTS, machine, numbered
 from texture_ad.files import write_whole
 from texture_ad.memory import keep_freed_memory
 from texture_ad.models.backbone import Backbone
 from texture_ad.models.detector import Detector
 from texture_ad.models.dictionary import Dictionary
+from texture_ad.models.features import TrainingFeatures
 from texture_ad.models.flow import Flow
 from texture_ad.models.whitening import Whitening
 from texture_ad.pipeline import calibrate
@@ -46,7 +47,7 @@ def measure(images: int, size: int, atoms: int) -> tuple[float, float]:
     batches = numbered(pictures.split(16))
     loader, quarter = DataLoader(batches, batch_size=None), batches[: max(1, len(batches) // 4)]
     detector = Detector(backbone, Whitening(152), Flow(152, 1), atoms, size=size)
-    features = training_features(detector)
+    features = TrainingFeatures(detector, 256)
     module = Dictionary(detector, features, batch=256, threads=1)
     trainer = L.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
                         enable_model_summary=False, accelerator="cpu")  # fmt: skip

@@ -48,7 +48,7 @@ def folder(tmp_path_factory):
 def arguments(folder, run_dir):
     return ["data=folder", f"data.root={folder}", f"run_dir={run_dir}", "data.size=32", "data.batch_size=2",
             "backbone=resnet18", "backbone.weights=none", "backbone.layers=[layer1]", "flow.blocks=1", "flow.hidden=8",
-            "dictionary.atoms=4", "dictionary.nonzeros=2", "dictionary.epochs=2", "dictionary.min_distance=1",
+            "dictionary.atoms=4", "dictionary.nonzeros=2", "dictionary.epochs=3", "dictionary.min_distance=1",
             "trainer.max_epochs=2", "trainer.accelerator=cpu"]  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def test_wandb_offline_holds_everything_and_several_log_at_once(run, tmp_path):
     assert f"wandb sync {run_dir}/wandb/offline-run-*" in out and "no API key" in out  # fit for a shell
     assert "warning" not in (out + errors).lower()
     # Where there is no terminal each stage has a plain line at its end.
-    for stage, epoch in (("stage 1 ", "epoch 2/2"), ("stage 2 ", "epoch 2/2"), ("test ", "")):
+    for stage, epoch in (("stage 1 ", "epoch 2/2"), ("stage 2 ", "epoch 3/3"), ("test ", "")):
         (line,) = [text for text in out.splitlines() if text.startswith(stage) and "taken" in text]
         assert epoch in line and "\x1b" not in line
 
@@ -197,4 +197,4 @@ def test_progress_on_a_terminal_and_nothing_is_warned_of(folder, tmp_path):
     assert process.stderr.read() == b"" and process.wait() == 0
     shown = shown.decode()
     assert "\x1b[2K" in shown
-    assert {text for text in ("epoch 2/2", "epoch 2/2", "residual") if text not in shown} == set()
+    assert {text for text in ("epoch 2/2", "epoch 3/3", "residual") if text not in shown} == set()

@@ -48,15 +48,13 @@ def build(config: DictConfig, size: int) -> tuple[Representation, Dictionary]:
     """Both stages' modules for images of `size` pixels."""
     backbone = instantiate(config.backbone)
     with torch.no_grad():
-        probe = backbone.eval()(torch.zeros(1, 3, size, size, dtype=torch.uint8))
-        dim = backbone.patch_features(probe).shape[1]
+        dim = backbone.eval().extract(torch.zeros(1, 3, size, size, dtype=torch.uint8)).shape[1]
     whitening = Whitening(dim, **config.whitening)
     flow = Flow(dim=whitening.length, **config.flow)
     options = dict(config.dictionary)
-    check_number("dictionary.memory_mb", options["memory_mb"], 0, whole=True)
     memory_mb, fit = options.pop("memory_mb"), {k: options.pop(k) for k in FIT}
     detector = Detector(backbone, whitening, flow, size=size, **options)
-    features = TrainingFeatures(lambda images: detector.patch_features(images)[0], memory_mb)
+    features = TrainingFeatures(detector, memory_mb)
     score = {k: options[k] for k in ("top", "min_distance")}
     representation = Representation(backbone, whitening, flow, features, **config.cutpaste, **config.representation,
                                     **score)  # fmt: skip

@@ -1,23 +1,29 @@
 """Patch features of the training images, extracted once while they fit a budget."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from texture_ad.distributed import gather
+from texture_ad.errors import check_number
+from texture_ad.models.detector import Detector
 
 
 class TrainingFeatures:
     """Patch features of the training images by their number, which is a batch's `index`.
 
     Args:
-        extract: images, uint8 (B, 3, H, W), to patch features (B h w, C).
+        detector: whose backbone gives them.
         memory_mb: budget for what is kept, at least 0.
+
+    Raises:
+        UserError: a parameter out of its range.
     """
 
-    def __init__(self, extract: Callable[[Tensor], Tensor], memory_mb: int):
-        self.extract, self.budget = extract, memory_mb * 2**20
+    def __init__(self, detector: Detector, memory_mb: int):
+        check_number("dictionary.memory_mb", memory_mb, 0, whole=True)
+        self.detector, self.budget = detector, memory_mb * 2**20
         self.kept: dict[int, Tensor] = {}
 
     @torch.no_grad()
@@ -26,7 +32,7 @@ class TrainingFeatures:
         numbers = batch["index"].tolist()
         if all(n in self.kept for n in numbers):
             return torch.stack([self.kept[n] for n in numbers])
-        return self.extract(batch["image"].to(device)).unflatten(0, (len(numbers), -1))
+        return self.detector.patch_features(batch["image"].to(device))[0].unflatten(0, (len(numbers), -1))
 
     def of_all_processes(self, batch: dict[str, Tensor], device: torch.device) -> Tensor:
         """Of all processes' images, in their order, (sum of B, P, C)."""
