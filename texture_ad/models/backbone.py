@@ -15,7 +15,7 @@ from texture_ad.errors import UserError, check_number
 # torchvision's preprocessing of ImageNet weights, for pixels in 0..255.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
-SLICE = 2**18  # pixels that a backbone takes at a time on a CPU, whose caches then hold their activations
+SLICE = 2**20  # pixels that a backbone takes at a time on a CPU, whose caches then hold their activations
 
 
 def _torchvision(name: str, imagenet: bool) -> nn.Module:
@@ -53,7 +53,9 @@ def _efficientnet_lite0(imagenet: bool) -> tuple[nn.Module, OrderedDict]:
     net = EfficientNet.from_name("efficientnet-lite0")
     if imagenet:
         _load(net, Path(EfficientnetLite0ModelFile.get_model_file_path()))
-    stem = nn.Sequential(net._conv_stem, net._bn0, nn.ReLU6())
+    stem = nn.Sequential(net._conv_stem, net._bn0, nn.ReLU6(inplace=True))
+    for block in net._blocks:
+        block._swish.inplace = True  # it overwrites a convolution's output, which nothing else reads
     return net, OrderedDict(stem=stem, **{f"block{i}": block for i, block in enumerate(net._blocks)})
 
 
@@ -77,6 +79,20 @@ def fold_batch_norm(module: nn.Module) -> None:
             setattr(module, name, nn.Identity())
         last = (name, child) if isinstance(child, nn.Conv2d) else None
         fold_batch_norm(child)
+
+
+def fold_padding(module: nn.Module) -> None:
+    """Moves the zero padding that efficientnet_lite_pytorch's convolutions do in a pass of their own into them, in place.
+
+    Where it pads one side by more than the other, as TensorFlow does for strides of 2, zeros at the kernel's other end
+    make up for it; the output is the same for every size of image.
+    """
+    for conv in module.modules():
+        padding = getattr(conv, "static_padding", None)
+        if isinstance(padding, nn.ZeroPad2d):
+            before, after, *_ = padding.padding
+            conv.weight = nn.Parameter(F.pad(conv.weight.detach(), (after - before, 0, after - before, 0)))
+            conv.padding, conv.static_padding = (after, after), nn.Identity()
 
 
 def _load(net: nn.Module, file: Path) -> None:
@@ -133,7 +149,9 @@ class Backbone(nn.Module):
             raise UserError(f"backbone.layers={list(layers)}: {name} has {', '.join(stages)}; choose at least one")
         if weights not in ("imagenet", "none"):
             _load(net, Path(weights))
-        fold_batch_norm(net)
+        for stage in stages.values():
+            fold_batch_norm(stage)
+            fold_padding(stage)
         order = list(stages)
         deepest = max(order.index(layer) for layer in layers)
         # ModuleList and not ModuleDict: torch.compile and export follow it without graph breaks.
@@ -143,9 +161,6 @@ class Backbone(nn.Module):
         self.min_size = min_size
         for stage in self.stages[:frozen]:
             stage.requires_grad_(False)
-        for module in self.modules():
-            if isinstance(module, nn.ReLU | nn.ReLU6):
-                module.inplace = False  # a tapped output must not be overwritten by the next stage
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 

@@ -21,7 +21,7 @@ from texture_ad.models.saved import load_detector
 from texture_ad.models.sparse import residuals
 from texture_ad.models.whitening import Whitening
 
-FORMAT, VERSION = "texture_ad.detector", 2
+FORMAT, VERSION = "texture_ad.detector", 3
 
 
 def backbone_settings(backbone: Backbone) -> dict:

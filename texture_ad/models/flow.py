@@ -24,7 +24,7 @@ def negative_log_likelihood(t: Tensor, log_det: Tensor) -> Tensor:
 
 
 class AffineCoupling(nn.Module):
-    """m1 = k1, m2 = k2 * exp(s(k1)) + t(k1), s and t fully connected, s soft-clamped to (-clamp, clamp)."""
+    """m1 = k1, m2 = k2 * exp(s(k1)) + t(k1), s and t fully connected, s = clamp * tanh(...), in (-clamp, clamp)."""
 
     def __init__(self, dim_in: int, dim_out: int, hidden: int, clamp: float):
         super().__init__()
@@ -35,9 +35,9 @@ class AffineCoupling(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def scale_and_shift(self, k1: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = torch.addmm(self.hidden.bias[:, None], self.hidden.weight, k1).relu()
+        hidden = torch.addmm(self.hidden.bias[:, None], self.hidden.weight, k1).relu_()
         s, t = torch.addmm(self.out.bias[:, None], self.out.weight, hidden).chunk(2)
-        return self.clamp * torch.tanh(s / self.clamp), t
+        return self.clamp * torch.tanh(s), t
 
 
 class CouplingBlock(nn.Module):
@@ -65,9 +65,9 @@ class CouplingBlock(nn.Module):
         """(D, N) to the transformed (D, N) and the log-determinant (N,)."""
         k1, k2 = x.index_select(0, self.permutation).split(self.halves)
         s2, t2 = self.second.scale_and_shift(k1)
-        k2 = k2 * s2.exp() + t2
+        k2 = torch.addcmul(t2, k2, s2.exp())
         s1, t1 = self.first.scale_and_shift(k2)
-        k1 = k1 * s1.exp() + t1
+        k1 = torch.addcmul(t1, k1, s1.exp())
         return torch.cat((k1, k2)), s1.sum(0) + s2.sum(0)
 
     def inverse(self, y: Tensor) -> Tensor:
