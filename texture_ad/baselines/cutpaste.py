@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from texture_ad.baselines.peer import Peer, feature_dims, image_features
 from texture_ad.data.cutpaste import TASKS, pretext_batch
 from texture_ad.errors import UserError, check_number
-from texture_ad.models.backbone import Backbone, in_slices
+from texture_ad.models.backbone import Backbone
 
 
 class CutPaste(Peer, L.LightningModule):
@@ -80,7 +80,7 @@ class CutPaste(Peer, L.LightningModule):
         self.precision.copy_(torch.from_numpy(density.precision_))
 
     def score(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        deepest = in_slices(lambda part: self.backbone(part)[-1].float(), self.backbone, images)
+        deepest = self.backbone.in_slices(lambda part: self.backbone(part)[-1].float(), images)
         off = deepest.mean((2, 3)) - self.mean
         gradient = off @ self.precision
         scores = (gradient * off).sum(1) / 2

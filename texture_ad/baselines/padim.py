@@ -12,7 +12,7 @@ from torch import Tensor
 
 from texture_ad.baselines.peer import Peer, feature_dims
 from texture_ad.errors import check_number
-from texture_ad.models.backbone import Backbone, in_slices
+from texture_ad.models.backbone import Backbone
 
 RIDGE = 0.01
 
@@ -52,7 +52,7 @@ class PaDiM(Peer):
             size = maps[0].shape[-2:]
             return torch.cat([F.interpolate(m.float(), size, mode="nearest") for m in maps], 1)[:, self.chosen]
 
-        maps = in_slices(joined, self.backbone, images)
+        maps = self.backbone.in_slices(joined, images)
         return maps.flatten(2).transpose(1, 2), tuple(maps.shape[-2:])
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ from torchvision.transforms.functional import gaussian_blur
 from texture_ad.errors import check_number
 from texture_ad.evaluation.localization import TOP, top_locations_batch
 from texture_ad.files import save_whole
-from texture_ad.models.backbone import Backbone, in_slices
+from texture_ad.models.backbone import Backbone
 from texture_ad.models.detector import Detector, Prediction, backbone_settings
 
 PEER_FORMAT, PEER_VERSION = "texture_ad.peer", 1
@@ -26,7 +26,7 @@ def feature_dims(backbone: Backbone) -> list[int]:
 
 def image_features(backbone: Backbone, images: Tensor) -> Tensor:
     """The deepest layer averaged over all positions, uint8 (B, 3, H, W) to (B, C)."""
-    return in_slices(lambda part: backbone(part)[-1].float().mean((2, 3)), backbone, images)
+    return backbone.in_slices(lambda part: backbone(part)[-1].float().mean((2, 3)), images)
 
 
 def nearest(x: Tensor, bank: Tensor, count: int = 1, chunk: int = 1024) -> tuple[Tensor, Tensor]:

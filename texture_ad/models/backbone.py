@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from texture_ad.errors import UserError, check_number
+from texture_ad.models.slices import in_slices
 
 # torchvision's preprocessing of ImageNet weights, for pixels in 0..255.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
-SLICE = 2**20  # pixels that a backbone takes at a time on a CPU, whose caches then hold their activations
+SLICE = 2**20  # pixels of the images in a slice
 
 
 def _torchvision(name: str, imagenet: bool) -> nn.Module:
@@ -82,7 +83,7 @@ def fold_batch_norm(module: nn.Module) -> None:
 
 
 def fold_padding(module: nn.Module) -> None:
-    """Moves the zero padding that efficientnet_lite_pytorch's convolutions do in a pass of their own into them, in place.
+    """Moves zero padding into the convolutions that efficientnet_lite_pytorch lets do it in a pass of its own, in place.
 
     Where it pads one side by more than the other, as TensorFlow does for strides of 2, zeros at the kernel's other end
     make up for it; the output is the same for every size of image.
@@ -197,17 +198,13 @@ class Backbone(nn.Module):
 
     def extract(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) to patch features (B, C, h, w), a few images at a time."""
-        return in_slices(lambda part: self.patch_features(self(part)).float(), self, images)
+        return self.in_slices(lambda part: self.patch_features(self(part)).float(), images)
+
+    def in_slices(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """`function` of images (B, 3, H, W) that asks the backbone, a few images at a time on a CPU."""
+        return in_slices(function, images, SLICE // max(images.shape[-1], self.min_size) ** 2)
 
 
 def flatten_patches(features: Tensor) -> Tensor:
     """(B, C, h, w) to patch features (B h w, C)."""
     return features.permute(0, 2, 3, 1).flatten(0, 2)
-
-
-def in_slices(function: Callable[[Tensor], Tensor], backbone: Backbone, images: Tensor) -> Tensor:
-    """`function` of images (B, 3, H, W) that asks the backbone, joined; a few images at a time on a CPU (see SLICE)."""
-    if images.device.type != "cpu" or torch.compiler.is_compiling():  # an exported graph has any number of images
-        return function(images)
-    pixels = max(images.shape[-1], backbone.min_size) ** 2
-    return torch.cat([function(part) for part in images.split(max(1, SLICE // pixels))])

@@ -18,10 +18,12 @@ from texture_ad.files import save_whole
 from texture_ad.models.backbone import Backbone, flatten_patches
 from texture_ad.models.flow import Flow, negative_log_likelihood
 from texture_ad.models.saved import load_detector
+from texture_ad.models.slices import in_slices
 from texture_ad.models.sparse import residuals
 from texture_ad.models.whitening import Whitening
 
 FORMAT, VERSION = "texture_ad.detector", 3
+SLICE = 2**20  # numbers of the signals in a slice
 
 
 def backbone_settings(backbone: Backbone) -> dict:
@@ -60,7 +62,7 @@ class Detector(nn.Module):
         UserError: a parameter out of its range.
     """
 
-    def __init__(self, backbone: Backbone, whitening: Whitening, flow: Flow, atoms: int = 512,
+    def __init__(self, backbone: Backbone, whitening: Whitening, flow: Flow, atoms: int = 256,
                  features: str = "backbone", nonzeros: int = 4, error: float = 0.0, fusion: float = 0.5,
                  coder: str = "auto", top: int = 5, min_distance: int = 1, size: int = 256):  # fmt: skip
         super().__init__()
@@ -100,14 +102,19 @@ class Detector(nn.Module):
 
     def patch_scores(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstruction errors ||y - D x|| and negative log-likelihoods of patches (N, C), each (N,)."""
-        s, signals = self.settings, self.whitening(patches)
+        signals = self.whitening(patches)
+        return in_slices(self.signal_scores, signals, SLICE // signals.shape[1])
+
+    def signal_scores(self, signals: Tensor) -> tuple[Tensor, Tensor]:
+        """`patch_scores` of signals (N, c)."""
+        s = self.settings
         t = log_det = None
         if s["features"] == "latent" or s["fusion"] > 0:
             t, log_det = self.flow(signals)
         if s["features"] == "latent":
             signals = t / t.shape[1] ** 0.5
         if s["fusion"] == 1:
-            errors = patches.new_zeros(len(patches))
+            errors = signals.new_zeros(len(signals))
         else:
             errors = residuals(signals, self.atoms, s["nonzeros"], s["error"], s["coder"], self.gram).sqrt()
         nll = negative_log_likelihood(t, log_det) if s["fusion"] > 0 else torch.zeros_like(errors)

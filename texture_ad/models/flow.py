@@ -101,7 +101,7 @@ class Flow(nn.Module):
         True
     """
 
-    def __init__(self, dim: int, blocks: int = 8, hidden: int = 128, clamp: float = 2.0, seed: int = 0):
+    def __init__(self, dim: int, blocks: int = 8, hidden: int = 32, clamp: float = 2.0, seed: int = 0):
         super().__init__()
         for key, value, least in (("dim", dim, 2), ("blocks", blocks, 1), ("hidden", hidden, 1), ("seed", seed, 0)):
             check_number(f"flow.{key}", value, least, whole=True)

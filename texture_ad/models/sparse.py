@@ -5,12 +5,16 @@ Shapes: signals (N, C), atoms (K, C) with unit-norm rows; Fortran (C, N) and (C,
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache, partial
 
 import numpy as np
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-CHUNK = 2**17  # products of signals and atoms that the torch coder has at a time on a CPU, for its caches
+from texture_ad.models.slices import in_slices
+
+SLICE = 2**19  # products with the atoms of the signals in a slice
 
 
 @contextmanager
@@ -18,13 +22,20 @@ def own_threads(threads: int) -> Iterator[int]:
     """Keeps SPAMS's number of threads from torch, and gives it: for -1 torch's, a job's share of the machine.
 
     SPAMS sets OpenMP's for the whole process, and the last digits of torch's convolutions depend on it: what came
-    before a call would differ from what comes after it, and a resumed run from an undisturbed one.
+    before a call would differ from what comes after it, and a resumed run from an undisturbed one. BLAS has one thread
+    meanwhile: its others spin on after a product and keep SPAMS's from the cores (`make bench`).
     """
     torchs = torch.get_num_threads()
     try:
-        yield torchs if threads == -1 else threads
+        with _blas().limit(limits=1):
+            yield torchs if threads == -1 else threads
     finally:
         torch.set_num_threads(torchs)
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController().select(user_api="blas")
 
 
 def omp_spams(signals: Tensor, atoms: Tensor, nonzeros: int, error: float, threads: int = -1):
@@ -57,10 +68,8 @@ def residuals(signals: Tensor, atoms: Tensor, nonzeros: int, error: float = 0.0,
         return signals.square().sum(1)
     if coder != "spams":
         gram = atoms @ atoms.T if gram is None else gram
-        # A graph that is exported has any number of signals.
-        whole = signals.device.type != "cpu" or torch.compiler.is_compiling()
-        parts = [signals] if whole else signals.split(max(1, CHUNK // len(atoms)))
-        return torch.cat([omp_residuals_torch(part, atoms, gram, nonzeros, error) for part in parts])
+        pursue = partial(omp_residuals_torch, atoms=atoms, gram=gram, nonzeros=nonzeros, error=error)
+        return in_slices(pursue, signals, SLICE // len(atoms))
     codes = omp_spams(signals, atoms, nonzeros, error)
     # Not ||y||^2 - y^T D x, which loses the digits of small errors; either takes less than a hundredth of the pursuit.
     difference = codes.T @ atoms.numpy()

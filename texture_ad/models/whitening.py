@@ -91,5 +91,6 @@ class Whitening(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """Patch features (N, C) of whole images, in order, to signals (N, length)."""
-        x = ((patches - self.mean) @ self.basis).view(-1, len(self.center), self.length).transpose(0, 1)
-        return ((x - self.center[:, None]) @ self.matrix).transpose(0, 1).reshape(-1, self.length)
+        x = (patches @ self.basis).view(-1, len(self.center), self.length).transpose(0, 1)
+        center = self.center + self.mean @ self.basis
+        return ((x - center[:, None]) @ self.matrix).transpose(0, 1).reshape(-1, self.length)
