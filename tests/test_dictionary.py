@@ -3,10 +3,11 @@ import pytest
 import torch
 from helpers import untrained_detector
 from sklearn.linear_model import orthogonal_mp_gram
+from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from texture_ad.models.detector import Detector
 from texture_ad.models.dictionary import initial_atoms, update_atoms
-from texture_ad.models.sparse import omp_spams, residuals
+from texture_ad.models.sparse import omp_spams, own_threads, residuals
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +111,6 @@ def test_fewer_signals_than_atoms():
 
 
 def test_spams_leaves_torchs_threads_alone():
-    from texture_ad.models.sparse import residuals
-
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -121,6 +120,18 @@ def test_spams_leaves_torchs_threads_alone():
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_blas_has_one_thread_while_spams_works():
+    def threads() -> set[int]:
+        return {library["num_threads"] for library in ThreadpoolController().select(user_api="blas").info()}
+
+    with threadpool_limits(2, "blas"), own_threads(-1):
+        assert threads() == {1}
+    with threadpool_limits(2, "blas"):
+        with own_threads(-1):
+            pass
+        assert threads() == {2}
 
 
 @pytest.mark.parametrize(("coder", "tolerance"), [("spams", 1e-6), ("torch", 1e-5)])

@@ -83,7 +83,7 @@ def fold_batch_norm(module: nn.Module) -> None:
 
 
 def fold_padding(module: nn.Module) -> None:
-    """Moves zero padding into the convolutions that efficientnet_lite_pytorch lets do it in a pass of its own, in place.
+    """Moves into convolutions, in place, the zero padding that efficientnet_lite_pytorch does in a pass of its own.
 
     Where it pads one side by more than the other, as TensorFlow does for strides of 2, zeros at the kernel's other end
     make up for it; the output is the same for every size of image.

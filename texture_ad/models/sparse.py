@@ -9,7 +9,6 @@ from functools import cache, partial
 
 import numpy as np
 import torch
-from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from texture_ad.models.slices import in_slices
@@ -34,7 +33,9 @@ def own_threads(threads: int) -> Iterator[int]:
 
 
 @cache
-def _blas() -> ThreadpoolController:
+def _blas():
+    from threadpoolctl import ThreadpoolController
+
     return ThreadpoolController().select(user_api="blas")
 
 
