@@ -63,7 +63,7 @@ class Detector(nn.Module):
     """
 
     def __init__(self, backbone: Backbone, whitening: Whitening, flow: Flow, atoms: int = 256,
-                 features: str = "backbone", nonzeros: int = 4, error: float = 0.0, fusion: float = 0.5,
+                 features: str = "backbone", nonzeros: int = 2, error: float = 0.0, fusion: float = 0.5,
                  coder: str = "auto", top: int = 5, min_distance: int = 1, size: int = 256):  # fmt: skip
         super().__init__()
         length = whitening.length
