@@ -319,7 +319,7 @@ def coders(quick: bool) -> list[Row]:
 
         def lasso(lambda1=lambda1):
             with own_threads(-1) as threads:
-                return spams.lasso(few.T, Q=gram.numpy(), q=(few @ d.T).T, lambda1=lambda1, numThreads=threads)
+                return spams.lasso(few.T, Q=gram.numpy().T, q=(few @ d.T).T, lambda1=lambda1, numThreads=threads)
 
         def plain_lasso(lambda1=lambda1) -> np.ndarray:
             return sparse_encode(few, d, algorithm="lasso_lars", alpha=lambda1)
