@@ -280,7 +280,7 @@ def fit_streaming(quick: bool) -> list[Row]:
 
 def coders(quick: bool) -> list[Row]:
     """Every library with its own default: SPAMS and torch on all cores, scikit-learn in one process."""
-    repetitions, x, nonzeros = 2 if quick else 5, signals()[:2048], 4
+    repetitions, x, nonzeros = 2 if quick else 5, signals()[:8192], 4
     atoms = learn(signals()[:8192], 256, 1, 20)
     gram, d, y = atoms @ atoms.T, atoms.numpy(), x.numpy()
     import spams

@@ -47,7 +47,7 @@ def omp_spams(signals: Tensor, atoms: Tensor, nonzeros: int, error: float, threa
     x = signals.contiguous().numpy().T
     d = atoms.contiguous().numpy().T
     with own_threads(threads) as count:
-        return spams.omp(x, d, L=nonzeros, eps=error, numThreads=count)
+        return spams.omp(x, d, L=nonzeros, eps=error, numThreads=count)  # without eps its results vary
 
 
 def residuals(signals: Tensor, atoms: Tensor, nonzeros: int, error: float = 0.0, coder: str = "auto",
