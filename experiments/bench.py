@@ -1,8 +1,9 @@
 """How fast is it beside its peers? Every ratio is measured in one process, by turns, so that load falls on both alike.
 
-    make bench                                        # all rows, about 10 minutes on 2 quiet cores
+    make bench                                        # all rows, about 15 minutes on 2 quiet cores
     python -m experiments.bench --quick               # fewer repetitions and files
     python -m experiments.bench --only startup coders # some rows, which replace theirs in the results
+    python -m experiments.bench --only compiled       # torch.compile, which takes minutes
 
 Writes experiments/results/bench.json and bench.md, and says which goals fall short. TEXTURE_AD_REAL_DATA may name a
 folder of photographs for the rows that compare accuracy; without it they use embedded data.
@@ -422,6 +423,33 @@ def end_to_end(quick: bool) -> list[Row]:
     return rows
 
 
+def compiled(quick: bool) -> list[Row]:
+    """Does torch.compile pay? Its minutes of compilation keep it out of the rows that are measured unasked."""
+    detector, pictures = default(), images("train")[:16]
+    backbone, pixels = Backbone("efficientnet_lite0", ["block10", "block14"]).eval(), images("train")[:16].float()
+
+    def scored(function: Callable) -> Callable:
+        return torch.no_grad()(lambda: function(pictures))
+
+    def learnt(function: Callable) -> Callable:
+        def step() -> None:
+            backbone.zero_grad()
+            sum(m.square().mean() for m in function(pixels)).backward()
+
+        return step
+
+    rows = []
+    for work, timed, function in (("detector end to end, batches of 16", scored, detector.scores_and_maps),
+                                  ("forward and backward of the backbone, 16 images", learnt, backbone)):  # fmt: skip
+        ours, peer = timed(torch.compile(function)), timed(function)
+        start = time.perf_counter()
+        ours()
+        note = f"compiled in {time.perf_counter() - start:.0f} s"
+        seconds = by_turns(ours, peer, repetitions=3 if quick else 5)
+        rows.append(Row(f"{work}, torch.compile", "as it is", None, *seconds, note=note))
+    return rows
+
+
 def folder(quick: bool) -> list[Row]:
     detector, count = default(), 200 if quick else 1000
     files = [s.path for s in mvtec.scan(embedded.ensure("carpet")).train]
@@ -537,7 +565,7 @@ def memory(quick: bool) -> list[Row]:
 
 
 ROWS = {f.__name__: f for f in (startup, embedded_data, coders, fit_to_objective, fit_streaming, scoring, end_to_end,
-                                folder, pixel_metric, memory)}  # fmt: skip
+                                folder, pixel_metric, memory, compiled)}  # fmt: skip
 
 
 # --- results --------------------------------------------------------------------------------------
@@ -588,7 +616,7 @@ def markdown(results: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer repetitions and files")
-    parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--only", nargs="+", choices=ROWS, default=[r for r in ROWS if r != "compiled"])
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--stage2-memory", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -600,7 +628,7 @@ def main() -> None:
         stage2_memory(args.stage2_memory)
         return
     path = args.output / "bench.json"
-    results = json.loads(path.read_text()) if path.is_file() and len(args.only) < len(ROWS) else {"rows": {}}
+    results = json.loads(path.read_text()) if path.is_file() else {"rows": {}}
     results["machine"] = machine()
     for name in args.only:
         start = time.perf_counter()
