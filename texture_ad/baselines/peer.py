@@ -13,7 +13,7 @@ from texture_ad.files import save_whole
 from texture_ad.models.backbone import Backbone
 from texture_ad.models.detector import Detector, Prediction, backbone_settings
 
-PEER_FORMAT, PEER_VERSION = "texture_ad.peer", 1
+PEER_FORMAT, PEER_VERSION = "texture_ad.peer", 2
 MIN_DISTANCE = 2  # between the five locations that are drawn, in patches
 
 

@@ -86,7 +86,7 @@ def fold_padding(module: nn.Module) -> None:
     """Moves into convolutions, in place, the zero padding that efficientnet_lite_pytorch does in a pass of its own.
 
     Where it pads one side by more than the other, as TensorFlow does for strides of 2, zeros at the kernel's other end
-    make up for it; the output is the same for every size of image.
+    make up for it (a backbone that learns may fill them); the output is the same for every size of image.
     """
     for conv in module.modules():
         padding = getattr(conv, "static_padding", None)
