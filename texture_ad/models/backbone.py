@@ -93,7 +93,8 @@ def fold_padding(module: nn.Module) -> None:
         if isinstance(padding, nn.ZeroPad2d):
             before, after, *_ = padding.padding
             conv.weight = nn.Parameter(F.pad(conv.weight.detach(), (after - before, 0, after - before, 0)))
-            conv.padding, conv.static_padding = (after, after), nn.Identity()
+            conv.kernel_size, conv.padding = tuple(conv.weight.shape[2:]), (after, after)
+            conv.static_padding = nn.Identity()
 
 
 def _load(net: nn.Module, file: Path) -> None:
@@ -202,7 +203,7 @@ class Backbone(nn.Module):
 
     def in_slices(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """`function` of images (B, 3, H, W) that asks the backbone, a few images at a time on a CPU."""
-        return in_slices(function, images, SLICE // max(images.shape[-1], self.min_size) ** 2)
+        return in_slices(function, images, SLICE // max(*images.shape[-2:], self.min_size) ** 2)
 
 
 def flatten_patches(features: Tensor) -> Tensor:

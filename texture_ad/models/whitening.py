@@ -92,5 +92,5 @@ class Whitening(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """Patch features (N, C) of whole images, in order, to signals (N, length)."""
         x = (patches @ self.basis).view(-1, len(self.center), self.length).transpose(0, 1)
-        center = self.center + self.mean @ self.basis
+        center = self.center + self.mean @ self.basis  # a pass over the patches less than to subtract the mean
         return ((x - center[:, None]) @ self.matrix).transpose(0, 1).reshape(-1, self.length)
