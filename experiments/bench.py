@@ -91,7 +91,9 @@ class Row:
 
     def __post_init__(self):
         ratios = [p / o for o, p in zip(self.ours, self.peer, strict=True)]
-        self.ratio, self.low, self.high = median(self.peer) / median(self.ours), min(ratios), max(ratios)
+        self.ratio = median(self.peer) / median(self.ours)
+        self.low = min(ratios)
+        self.high = max(ratios)
         self.met = None if self.goal is None else bool(self.ratio >= self.goal and self.holds)
 
 
@@ -134,7 +136,8 @@ def images(part: str) -> Tensor:
 
 def numbered(parts: Iterable[Tensor]) -> list[dict[str, Tensor]]:
     """Training batches of these images, as the data module gives them."""
-    batches, first = [], 0
+    batches = []
+    first = 0
     for part in parts:
         batches.append({"image": part, "index": torch.arange(first, first + len(part))})
         first += len(part)
@@ -169,7 +172,8 @@ def default() -> Detector:
 
 
 def learn(x: Tensor, count: int, batches: int, iterations: int, lambda1: float = LAMBDA1, threads: int = 1) -> Tensor:
-    atoms, statistics = initial_atoms(x, count, 0), None
+    atoms = initial_atoms(x, count, 0)
+    statistics = None
     for part in x.chunk(batches):
         atoms, statistics = update_atoms(part, atoms, statistics, lambda1, iterations, 512, threads)
     return atoms
@@ -207,18 +211,29 @@ def objective(x: Tensor, atoms: Tensor, lambda1: float) -> float:
     """Mean of ||y - D a||^2 / 2 + lambda1 |a|_1 over signals (N, C), with SPAMS's lasso codes."""
     import spams
 
-    y, d = x.numpy().T, np.asfortranarray(atoms.numpy().T)
+    y = x.numpy().T
+    d = np.asfortranarray(atoms.numpy().T)
     codes = spams.lasso(y, D=d, lambda1=lambda1, numThreads=1)
     return float((np.square(y - d @ codes).sum(0) / 2 + lambda1 * np.abs(codes).sum(0)).mean())
 
 
-def scikit_learn_until(target: float, limit: float, x: Tensor, held_out: Tensor, lambda1: float,
-                       solver: str, jobs: int) -> tuple[float, float]:  # fmt: skip
+def scikit_learn_until(
+    target: float, limit: float, x: Tensor, held_out: Tensor, lambda1: float, solver: str, jobs: int
+) -> tuple[float, float]:
     """Seconds that scikit-learn needs to reach a held-out objective, or `limit`, and what it reached."""
-    peer = MiniBatchDictionaryLearning(256, alpha=lambda1, batch_size=512, dict_init=initial_atoms(x, 256, 0).numpy(),
-                                       random_state=0, fit_algorithm=solver, transform_alpha=lambda1,
-                                       n_jobs=jobs)  # fmt: skip
-    generator, reached, seconds = np.random.default_rng(0), np.inf, 0.0
+    peer = MiniBatchDictionaryLearning(
+        256,
+        alpha=lambda1,
+        batch_size=512,
+        dict_init=initial_atoms(x, 256, 0).numpy(),
+        random_state=0,
+        fit_algorithm=solver,
+        transform_alpha=lambda1,
+        n_jobs=jobs,
+    )
+    generator = np.random.default_rng(0)
+    reached = np.inf
+    seconds = 0.0
     while reached > target * 1.001 and seconds < limit:
         batches = [x[generator.choice(len(x), 512, replace=False)].numpy() for _ in range(5)]
         start = time.perf_counter()
@@ -232,21 +247,35 @@ def scikit_learn_until(target: float, limit: float, x: Tensor, held_out: Tensor,
 def fit_to_objective(quick: bool) -> list[Row]:
     """From the same atoms, on all cores; scikit-learn with the better of its solvers and numbers of jobs, which goes on
     until it is as good or the goal is surely met."""
-    x, held_out, goal, rows = signals()[:20_000], signals()[-2000:], 30, []
+    x = signals()[:20_000]
+    held_out = signals()[-2000:]
+    goal = 30
+    rows = []
     for name, (lambda1, held) in weights(x.shape[1]).items():
         learn(x, 256, 1, 1, lambda1, -1)
         start = time.perf_counter()
         atoms = learn(x, 256, 4, 5 if quick else 10, lambda1, -1)
-        ours, target = time.perf_counter() - start, objective(held_out, atoms, lambda1)
+        ours = time.perf_counter() - start
+        target = objective(held_out, atoms, lambda1)
         limit = 1.2 * goal * ours
-        found = {f"{solver}, {jobs} jobs": scikit_learn_until(target, limit, x, held_out, lambda1, solver, jobs)
-                 for solver in ("lars", "cd") for jobs in (1, 2)}  # fmt: skip
+        found = {
+            f"{solver}, {jobs} jobs": scikit_learn_until(target, limit, x, held_out, lambda1, solver, jobs)
+            for solver in ("lars", "cd")
+            for jobs in (1, 2)
+        }
         best, (seconds, reached) = min(found.items(), key=lambda f: (min(f[1][0], limit), f[1][1]))
         before = objective(held_out, initial_atoms(x, 256, 0), lambda1)
         note = f"held-out objective: untrained {before:.4f}, ours {target:.4f}, scikit-learn ({best}) {reached:.4f}"
-        rows.append(Row(f"stage-2 fit to the same held-out objective, 232 channels, 256 atoms, {name}",
-                        "scikit-learn MiniBatchDictionaryLearning", goal if held else None, [ours], [seconds],
-                        note=note + (", stopped there" if seconds >= limit else "")))  # fmt: skip
+        rows.append(
+            Row(
+                f"stage-2 fit to the same held-out objective, 232 channels, 256 atoms, {name}",
+                "scikit-learn MiniBatchDictionaryLearning",
+                goal if held else None,
+                [ours],
+                [seconds],
+                note=note + (", stopped there" if seconds >= limit else ""),
+            )
+        )
     return rows
 
 
@@ -255,19 +284,33 @@ def fit_streaming(quick: bool) -> list[Row]:
     import lightning as L
     import spams
 
-    detector, pictures = default(), images("train")[:64]
+    detector = default()
+    pictures = images("train")[:64]
     x = detector.dictionary_features(detector.patch_features(pictures)[0])
     loader = DataLoader(numbered(pictures.split(32)), batch_size=None)
 
     def stage2() -> None:
         module = Dictionary(detector, TrainingFeatures(detector, 256), LAMBDA1, 20, 512, 1, 2)
-        trainer = L.Trainer(max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-                            enable_model_summary=False, accelerator="cpu")  # fmt: skip
+        trainer = L.Trainer(
+            max_epochs=2,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            accelerator="cpu",
+        )
         trainer.fit(module, loader)
 
     def at_once() -> None:
-        spams.trainDL(x.numpy().T, D=initial_atoms(x, len(detector.atoms), 0).numpy().T, lambda1=LAMBDA1, iter=80,
-                      batchsize=512, numThreads=1, verbose=False)  # fmt: skip
+        spams.trainDL(
+            x.numpy().T,
+            D=initial_atoms(x, len(detector.atoms), 0).numpy().T,
+            lambda1=LAMBDA1,
+            iter=80,
+            batchsize=512,
+            numThreads=1,
+            verbose=False,
+        )
 
     atoms = detector.atoms.clone()
 
@@ -276,13 +319,20 @@ def fit_streaming(quick: bool) -> list[Row]:
             detector.patch_features(batch["image"])
         at_once()
 
-    features, peer, whole, sequence = by_turns(lambda: learn(x, len(atoms), 4, 20), at_once, stage2,
-                                               one_after_the_other, repetitions=1 if quick else 2,
-                                               warm=False)  # fmt: skip
+    features, peer, whole, sequence = by_turns(
+        lambda: learn(x, len(atoms), 4, 20),
+        at_once,
+        stage2,
+        one_after_the_other,
+        repetitions=1 if quick else 2,
+        warm=False,
+    )
     detector.set_atoms(atoms)
     beside = "one spams.trainDL call on features in memory"
-    return [Row(f"streaming fit, {len(atoms)} atoms", beside, 1 / 1.2, features, peer),
-            Row(f"stage 2, {len(atoms)} atoms", f"its extraction, then {beside}", None, whole, sequence)]  # fmt: skip
+    return [
+        Row(f"streaming fit, {len(atoms)} atoms", beside, 1 / 1.2, features, peer),
+        Row(f"stage 2, {len(atoms)} atoms", f"its extraction, then {beside}", None, whole, sequence),
+    ]
 
 
 def coders(quick: bool) -> list[Row]:
@@ -290,9 +340,12 @@ def coders(quick: bool) -> list[Row]:
 
     The goal is held to the coder that the detector uses.
     """
-    repetitions, x, nonzeros = 2 if quick else 5, signals()[:8192], 4
+    repetitions = 2 if quick else 5
+    x = signals()[:8192]
+    nonzeros = 4
     atoms = learn(signals()[:8192], 256, 1, 20)
-    d, y = atoms.numpy(), x.numpy()
+    d = atoms.numpy()
+    y = x.numpy()
     import spams
 
     def plain_omp() -> np.ndarray:
@@ -310,10 +363,17 @@ def coders(quick: bool) -> list[Row]:
     errors = error(by_spams().T), float(by_torch().mean()), error(plain_omp())
     note = "mean squared error: SPAMS {:.4f}, torch {:.4f}, scikit-learn {:.4f}".format(*errors)
     rows = [
-        Row(f"OMP {work}, {nonzeros} non-zeros", "scikit-learn sparse_encode", goal,
-            *by_turns(ours, plain_omp, repetitions=repetitions), note=note)  # fmt: skip
-        for work, ours, goal in (("residuals by the torch coder, the default", by_torch, 10),
-                                 ("codes by SPAMS", by_spams, None))  # fmt: skip
+        Row(
+            f"OMP {work}, {nonzeros} non-zeros",
+            "scikit-learn sparse_encode",
+            goal,
+            *by_turns(ours, plain_omp, repetitions=repetitions),
+            note=note,
+        )
+        for work, ours, goal in (
+            ("residuals by the torch coder, the default", by_torch, 10),
+            ("codes by SPAMS", by_spams, None),
+        )
     ]
     few = np.ascontiguousarray(y[:512])
     for name, (lambda1, held) in weights(few.shape[1]).items():
@@ -327,16 +387,25 @@ def coders(quick: bool) -> list[Row]:
 
         difference = float(np.abs(lasso().T.toarray() - plain_lasso()).max())
         seconds = by_turns(lasso, plain_lasso, repetitions=repetitions, calls=3)
-        rows.append(Row(f"lasso codes by SPAMS on the Gram matrix, {name}", "scikit-learn sparse_encode",
-                        30 if held else None, *seconds,
-                        note=f"largest difference of codes {difference:.1e}"))  # fmt: skip
+        rows.append(
+            Row(
+                f"lasso codes by SPAMS on the Gram matrix, {name}",
+                "scikit-learn sparse_encode",
+                30 if held else None,
+                *seconds,
+                note=f"largest difference of codes {difference:.1e}",
+            )
+        )
     detector = default()
     nonzeros = detector.settings["nonzeros"]
     for count in (1, 32):
         z = detector.dictionary_features(detector.patch_features(images("train")[:count])[0])
-        seconds = by_turns(lambda z=z: residuals(z, detector.atoms, nonzeros, coder="torch", gram=detector.gram),
-                           lambda z=z: residuals(z, detector.atoms, nonzeros, coder="spams"),
-                           repetitions=repetitions, calls=3)  # fmt: skip
+        seconds = by_turns(
+            lambda z=z: residuals(z, detector.atoms, nonzeros, coder="torch", gram=detector.gram),
+            lambda z=z: residuals(z, detector.atoms, nonzeros, coder="spams"),
+            repetitions=repetitions,
+            calls=3,
+        )
         work = f"OMP residuals by the torch coder, {len(detector.atoms)} atoms, {len(z)} patches"
         rows.append(Row(work, "by SPAMS, all cores", None, *seconds))
     return rows
@@ -346,7 +415,8 @@ def greedy_coreset(patches: Tensor, count: int) -> Tensor:
     """PatchCore's subsampling: the patch farthest from those chosen, again and again, in a random projection to 128."""
     generator = torch.Generator().manual_seed(0)
     x = patches @ torch.randn(patches.shape[1], 128, generator=generator) / 128**0.5
-    squares, chosen = x.square().sum(1), [0]
+    squares = x.square().sum(1)
+    chosen = [0]
     nearest = torch.full((len(x),), torch.inf)
     for _ in range(count - 1):
         last = x[chosen[-1]]
@@ -358,7 +428,8 @@ def greedy_coreset(patches: Tensor, count: int) -> Tensor:
 def scoring(quick: bool) -> list[Row]:
     """Patch features of the test images to the dictionary's scores; an image's score is the mean of the five highest
     in all."""
-    repetitions, detector = 2 if quick else 5, default()
+    repetitions = 2 if quick else 5
+    detector = default()
     nonzeros = detector.settings["nonzeros"]
     source, _, test = photographs()
     labels = np.array([s.label for s in test])
@@ -380,7 +451,8 @@ def scoring(quick: bool) -> list[Row]:
     def ours(p: Tensor) -> Tensor:
         return residuals(detector.dictionary_features(p), detector.atoms, nonzeros, gram=detector.gram).sqrt()
 
-    rows, found = [], auroc(ours(patches))
+    rows = []
+    found = auroc(ours(patches))
     for name, (bank, goal) in banks.items():
         index = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(bank.numpy())
 
@@ -390,8 +462,16 @@ def scoring(quick: bool) -> list[Row]:
         theirs = auroc(peer(patches))
         seconds = by_turns(lambda: ours(some), lambda peer=peer: peer(some), repetitions=repetitions)
         note = f"image AUROC {found:.3f} against {theirs:.3f}, 64 training and {len(test)} test images of {source}"
-        rows.append(Row(f"scoring patch features by the dictionary alone, {len(detector.atoms)} atoms",
-                        f"{name}, {len(bank)} patches", goal, *seconds, note=note, holds=found >= theirs))  # fmt: skip
+        rows.append(
+            Row(
+                f"scoring patch features by the dictionary alone, {len(detector.atoms)} atoms",
+                f"{name}, {len(bank)} patches",
+                goal,
+                *seconds,
+                note=note,
+                holds=found >= theirs,
+            )
+        )
     return rows
 
 
@@ -416,23 +496,34 @@ def published(backbone: Backbone) -> Callable[[Tensor], Tensor]:
 @torch.no_grad()
 def end_to_end(quick: bool) -> list[Row]:
     """Beside the backbone's forward as its package gives it, and as ours has become on the way."""
-    detector, rows = default(), []
+    detector = default()
+    rows = []
     bare = published(detector.backbone)
     difference = float((bare(images("train")[:1]) - detector.backbone(images("train")[:1])[-1]).abs().max())
     for count, calls in ((1, 16), (32, 1)):
         x = images("train")[:count]
-        ours, theirs, folded = by_turns(lambda x=x: detector(x), lambda x=x: bare(x), lambda x=x: detector.backbone(x),
-                                        repetitions=3 if quick else 9, calls=calls)  # fmt: skip
-        work, note = f"detector end to end, batches of {count}", f"largest difference of its output {difference:.1e}"
-        rows += [Row(work, "the bare backbone's forward, as its package gives it", 0.85, ours, theirs, note=note),
-                 Row(work, "our backbone's forward, padding and normalisation folded", None, ours, folded)]  # fmt: skip
+        ours, theirs, folded = by_turns(
+            lambda x=x: detector(x),
+            lambda x=x: bare(x),
+            lambda x=x: detector.backbone(x),
+            repetitions=3 if quick else 9,
+            calls=calls,
+        )
+        work = f"detector end to end, batches of {count}"
+        note = f"largest difference of its output {difference:.1e}"
+        rows += [
+            Row(work, "the bare backbone's forward, as its package gives it", 0.85, ours, theirs, note=note),
+            Row(work, "our backbone's forward, padding and normalisation folded", None, ours, folded),
+        ]
     return rows
 
 
 def compiled(quick: bool) -> list[Row]:
     """Does torch.compile pay? Its minutes of compilation keep it out of the rows that are measured unasked."""
-    detector, pictures = default(), images("train")[:16]
-    backbone, pixels = Backbone("efficientnet_lite0", ["block10", "block14"]).eval(), images("train")[:16].float()
+    detector = default()
+    pictures = images("train")[:16]
+    backbone = Backbone("efficientnet_lite0", ["block10", "block14"]).eval()
+    pixels = images("train")[:16].float()
 
     def scored(function: Callable) -> Callable:
         return torch.no_grad()(lambda: function(pictures))
@@ -445,9 +536,12 @@ def compiled(quick: bool) -> list[Row]:
         return step
 
     rows = []
-    for work, timed, function in (("detector end to end, batches of 16", scored, detector.scores_and_maps),
-                                  ("forward and backward of the backbone, 16 images", learnt, backbone)):  # fmt: skip
-        ours, peer = timed(torch.compile(function)), timed(function)
+    for work, timed, function in (
+        ("detector end to end, batches of 16", scored, detector.scores_and_maps),
+        ("forward and backward of the backbone, 16 images", learnt, backbone),
+    ):
+        ours = timed(torch.compile(function))
+        peer = timed(function)
         start = time.perf_counter()
         ours()
         note = f"compiled in {time.perf_counter() - start:.0f} s"
@@ -457,10 +551,12 @@ def compiled(quick: bool) -> list[Row]:
 
 
 def folder(quick: bool) -> list[Row]:
-    detector, count = default(), 200 if quick else 1000
+    detector = default()
+    count = 200 if quick else 1000
     files = [s.path for s in mvtec.scan(embedded.ensure("carpet")).train]
     with tempfile.TemporaryDirectory() as root:
-        source, output = Path(root) / "images", Path(root) / "output"
+        source = Path(root) / "images"
+        output = Path(root) / "output"
         source.mkdir()
         paths = [source / f"{i:04d}{files[i % len(files)].suffix}" for i in range(count)]
         for i, path in enumerate(paths):
@@ -473,7 +569,8 @@ def folder(quick: bool) -> list[Row]:
             with ThreadPoolExecutor(1) as reader:
                 ahead = reader.submit(scorer.read, batches[0])
                 for following in [*batches[1:], []]:
-                    contents, ahead = ahead.result(), reader.submit(scorer.read, following)
+                    contents = ahead.result()
+                    ahead = reader.submit(scorer.read, following)
                     backbone(torch.stack(contents))
 
         def ours() -> None:
@@ -481,17 +578,22 @@ def folder(quick: bool) -> list[Row]:
                 predict(scorer, paths, output, 32)
 
         package = published(detector.backbone)
-        seconds, theirs, folded = by_turns(ours, lambda: bare(package), lambda: bare(detector.backbone),
-                                           repetitions=1 if quick else 3, warm=False)  # fmt: skip
-    work, beside = f"predict on a folder of {count} files", "decoding and the bare backbone, pipelined"
-    return [Row(work, f"{beside}, as its package gives it", 0.8, seconds, theirs),
-            Row(work, f"{beside}, padding and normalisation folded", None, seconds, folded)]  # fmt: skip
+        seconds, theirs, folded = by_turns(
+            ours, lambda: bare(package), lambda: bare(detector.backbone), repetitions=1 if quick else 3, warm=False
+        )
+    work = f"predict on a folder of {count} files"
+    beside = "decoding and the bare backbone, pipelined"
+    return [
+        Row(work, f"{beside}, as its package gives it", 0.8, seconds, theirs),
+        Row(work, f"{beside}, padding and normalisation folded", None, seconds, folded),
+    ]
 
 
 def reference_aupro(maps: np.ndarray, masks: np.ndarray, thresholds: int = 200) -> float:
     """The definition, threshold by threshold: false positive rate against the mean overlap of the defect regions."""
     regions, count = ndimage.label(masks, structure=np.stack([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))]))
-    rates, overlaps = [0.0], [0.0]
+    rates = [0.0]
+    overlaps = [0.0]
     for threshold in np.linspace(maps.max(), maps.min(), thresholds):
         flagged = maps >= threshold
         rates.append((flagged & ~masks).sum() / (~masks).sum())
@@ -537,22 +639,30 @@ def stage2_memory(count: int) -> None:
 
     class Repeated:
         def __init__(self, batches: int):
-            self.batches, self.some = batches, torch.randint(0, 256, (30, 3, 128, 128), dtype=torch.uint8)
+            self.batches = batches
+            self.some = torch.randint(0, 256, (30, 3, 128, 128), dtype=torch.uint8)
 
         def __len__(self) -> int:
             return self.batches
 
         def __iter__(self):
-            return ({"image": self.some.clone(), "index": torch.arange(30 * i, 30 * i + 30)}
-                    for i in range(self.batches))  # fmt: skip
+            return (
+                {"image": self.some.clone(), "index": torch.arange(30 * i, 30 * i + 30)} for i in range(self.batches)
+            )
 
     backbone = Backbone("efficientnet_lite0", ["block2"], "none").eval()
     detector = Detector(backbone, Whitening(24), Flow(24, 1), 64, size=128)
     features = TrainingFeatures(detector, 16)
     detector.whitening.fit(lambda: features.stream(Repeated(count // 30), torch.device("cpu")))
     module = Dictionary(detector, features, iterations=1, batch=128, threads=1)
-    trainer = L.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-                        enable_model_summary=False, accelerator="cpu")  # fmt: skip
+    trainer = L.Trainer(
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+    )
     trainer.fit(module, Repeated(count // 30))
     module.standardise(Repeated(count // 30))
     calibrate(module.detector, Repeated(count // 30), 0.95)
@@ -570,8 +680,22 @@ def memory(quick: bool) -> list[Row]:
     return [Row(f"peak memory of stage 2, {many} images", f"{few} images", 1 / 1.1, [peak[many]], [peak[few]], "MiB")]
 
 
-ROWS = {f.__name__: f for f in (startup, embedded_data, coders, fit_to_objective, fit_streaming, scoring, end_to_end,
-                                folder, pixel_metric, memory, compiled)}  # fmt: skip
+ROWS = {
+    f.__name__: f
+    for f in (
+        startup,
+        embedded_data,
+        coders,
+        fit_to_objective,
+        fit_streaming,
+        scoring,
+        end_to_end,
+        folder,
+        pixel_metric,
+        memory,
+        compiled,
+    )
+}
 
 
 # --- results --------------------------------------------------------------------------------------
@@ -582,10 +706,12 @@ def machine() -> dict:
     named = re.search(r"model name\s*:\s*(.*)", cpuinfo.read_text()) if cpuinfo.is_file() else None
     packages = ("torch", "torchvision", "lightning", "hydra-core", "spams-bin", "scikit-learn", "numpy", "scipy")
     return {
-        "processor": named[1] if named else platform.processor(), "cores": os.cpu_count(),
-        "system": platform.platform(), "threads": torch.get_num_threads(),
+        "processor": named[1] if named else platform.processor(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
-    }  # fmt: skip
+    }
 
 
 def _value(values: list[float], unit: str) -> str:
@@ -595,26 +721,39 @@ def _value(values: list[float], unit: str) -> str:
 
 
 def markdown(results: dict) -> str:
-    m, groups = results["machine"], results["groups"].values()
+    m = results["machine"]
+    groups = results["groups"].values()
     loads = [g["load_average"] for g in groups]
     lines = [
-        "# Benchmarks", "",
+        "# Benchmarks",
+        "",
         f"{m['processor']}, {m['cores']} cores, torch with {m['threads']} threads, SPAMS with all in codes "
         f"and beside scikit-learn, else with 1 in fits; load average {min(loads)} to {max(loads)} at the start of a "
-        f"group of rows; {m['system']}. No GPU was measured.", "",
-        ", ".join(f"{k} {v}" for k, v in m["versions"].items()) + ".", "",
+        f"group of rows; {m['system']}. No GPU was measured.",
+        "",
+        ", ".join(f"{k} {v}" for k, v in m["versions"].items()) + ".",
+        "",
         "Median (lowest–highest) of the repetitions, ours and the peer in one call, most by turns; the ratio says how "
-        "many times as fast ours is. Written by `make bench`.", "",
-        "| work | beside | ours | peer | repetitions | ratio | goal | |", "|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+        "many times as fast ours is. Written by `make bench`.",
+        "",
+        "| work | beside | ours | peer | repetitions | ratio | goal | |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for group in groups:
         for r in group["rows"]:
             verdict = {True: "met", False: "**missed**", None: ""}[r["met"]]
             spread = f" ({r['low']:.3g}–{r['high']:.3g})" if len(r["ours"]) > 1 else ""
             goal = "" if r["goal"] is None else f"≥ {r['goal']:.3g}"
-            cells = [r["work"], r["beside"], _value(r["ours"], r["unit"]), _value(r["peer"], r["unit"]),
-                     str(len(r["ours"])), f"{r['ratio']:.3g}{spread}", goal,
-                     "; ".join(filter(None, (verdict, r["note"])))]  # fmt: skip
+            cells = [
+                r["work"],
+                r["beside"],
+                _value(r["ours"], r["unit"]),
+                _value(r["peer"], r["unit"]),
+                str(len(r["ours"])),
+                f"{r['ratio']:.3g}{spread}",
+                goal,
+                "; ".join(filter(None, (verdict, r["note"]))),
+            ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -638,7 +777,8 @@ def main() -> None:
     if results.get("machine") != machine():
         results = {"machine": machine(), "groups": {}}
     for name in args.only:
-        load, start = round(os.getloadavg()[0], 2), time.perf_counter()
+        load = round(os.getloadavg()[0], 2)
+        start = time.perf_counter()
         rows = [asdict(row) for row in ROWS[name](args.quick)]
         for row in rows:
             print(

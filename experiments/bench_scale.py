@@ -45,12 +45,19 @@ def measure(images: int, size: int, atoms: int) -> tuple[float, float]:
     generator = torch.Generator().manual_seed(0)
     pictures = torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8, generator=generator)
     batches = numbered(pictures.split(16))
-    loader, quarter = DataLoader(batches, batch_size=None), batches[: max(1, len(batches) // 4)]
+    loader = DataLoader(batches, batch_size=None)
+    quarter = batches[: max(1, len(batches) // 4)]
     detector = Detector(backbone, Whitening(152), Flow(152, 1), atoms, size=size)
     features = TrainingFeatures(detector, 256)
     module = Dictionary(detector, features, batch=256, threads=1)
-    trainer = L.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-                        enable_model_summary=False, accelerator="cpu")  # fmt: skip
+    trainer = L.Trainer(
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+    )
     start = time.perf_counter()
     detector.whitening.fit(lambda: features.stream(loader, torch.device("cpu")))
     trainer.fit(module, loader)
@@ -100,8 +107,11 @@ def main() -> None:
             found[work] = [median(run[j][i] for run in runs) for j in range(len(sizes))]
             found[f"{work}_exponent"] = round(exponent(found["sizes"], found[work]), 3)
         results["scale"][name] = found
-        print(f"{name}: fit grows with exponent {found['fit_exponent']:.2f}, predict with "
-              f"{found['predict_exponent']:.2f}", flush=True)  # fmt: skip
+        print(
+            f"{name}: fit grows with exponent {found['fit_exponent']:.2f}, predict with "
+            f"{found['predict_exponent']:.2f}",
+            flush=True,
+        )
     write_whole(args.output / "bench_scale.json", json.dumps(results, indent=1).encode() + b"\n")
     draw(results, args.output / "bench_scale.png")
 

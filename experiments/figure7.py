@@ -20,10 +20,13 @@ def main() -> None:
     scores = np.array([float(row["score"]) for row in rows])
     labels = np.array([int(row["label"]) for row in rows])
     score_line_graph(scores, labels, metrics["threshold"], output, metrics["data_source"])
-    normal, anomalous = scores[labels == 0], scores[labels == 1]
-    print(f"{metrics['data_source']}: normal images score {normal.mean():.3f} in the mean and at most "
-          f"{normal.max():.3f}, anomalous ones {anomalous.mean():.3f} and at least {anomalous.min():.3f}; "
-          f"{output}")  # fmt: skip
+    normal = scores[labels == 0]
+    anomalous = scores[labels == 1]
+    print(
+        f"{metrics['data_source']}: normal images score {normal.mean():.3f} in the mean and at most "
+        f"{normal.max():.3f}, anomalous ones {anomalous.mean():.3f} and at least {anomalous.min():.3f}; "
+        f"{output}"
+    )
 
 
 if __name__ == "__main__":

@@ -33,11 +33,14 @@ def table(runs: list[dict]) -> list[dict]:
     """A row for each representation on test images and on synthetic defects, scores as columns, lists over seeds."""
     return [
         {"image AUROC on": name, "representation": representation}
-        | {s: [r[key] for r in runs if (r["representation"], r["score"]) == (representation, s)] or None
-           for s in SCORES}
+        | {
+            s: [r[key] for r in runs if (r["representation"], r["score"]) == (representation, s)] or None
+            for s in SCORES
+        }
         | {"data": runs[0]["data_source"]}
-        for name, key in MEASURED.items() for representation in REPRESENTATIONS
-    ]  # fmt: skip
+        for name, key in MEASURED.items()
+        for representation in REPRESENTATIONS
+    ]
 
 
 def agreement(runs: list[dict]) -> str:
@@ -55,10 +58,14 @@ def agreement(runs: list[dict]) -> str:
 
 
 def main() -> None:
-    own, overrides = arguments({
-        "seeds": ["0", "1", "2"], "workers": ["1"], "runs": ["runs/experiments/fusion"],
-        "output": ["experiments/results/fusion"],
-    })  # fmt: skip
+    own, overrides = arguments(
+        {
+            "seeds": ["0", "1", "2"],
+            "workers": ["1"],
+            "runs": ["runs/experiments/fusion"],
+            "output": ["experiments/results/fusion"],
+        }
+    )
     given = dict(o.split("=", 1) for o in overrides)
     if "data.root" in given and "data" not in given:
         overrides.append("data=folder")
@@ -68,16 +75,18 @@ def main() -> None:
             Path(own["runs"][0]) / f"{name}-{representation}-{score}-seed{seed}".replace(" ", ""),
             ["cache=always", f"seed={seed}", "trainer.max_epochs=3", *chosen, *options, *overrides],
         )
-        for seed in own["seeds"] for representation, chosen in REPRESENTATIONS.items()
+        for seed in own["seeds"]
+        for representation, chosen in REPRESENTATIONS.items()
         for score, options in SCORES.items()
-    }  # fmt: skip
+    }
     kept = ("data_source", "data_fingerprint", "synthetic_auroc", "image_auroc", "pixel_auroc", "aupro", "fit_seconds")
 
     def write() -> str:
         runs = [
             {"representation": representation, "score": score, "seed": int(seed), **{k: found.get(k) for k in kept}}
-            for (representation, score, seed), (folder, _) in jobs.items() if (found := read_run(folder))
-        ]  # fmt: skip
+            for (representation, score, seed), (folder, _) in jobs.items()
+            if (found := read_run(folder))
+        ]
         return write_table(Path(own["output"][0]), runs, table(runs), agreement(runs))
 
     run_all(list(jobs.values()), int(own["workers"][0]), write)

@@ -15,8 +15,18 @@ from texture_ad.errors import UserError
 from texture_ad.files import write_whole
 from texture_ad.reporting.tables import markdown_table
 
-METHODS = ("fusion", "one_nn", "oc_svm", "sparse_coding", "dsebm", "ganomaly", "patch_svdd", "cutpaste", "patchcore",
-           "padim")  # fmt: skip
+METHODS = (
+    "fusion",
+    "one_nn",
+    "oc_svm",
+    "sparse_coding",
+    "dsebm",
+    "ganomaly",
+    "patch_svdd",
+    "cutpaste",
+    "patchcore",
+    "padim",
+)
 TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
 
 
@@ -33,7 +43,8 @@ def arguments(defaults: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[str
     Raises:
         UserError: an argument that is no pair.
     """
-    own, overrides = {k: list(v) for k, v in defaults.items()}, []
+    own = {k: list(v) for k, v in defaults.items()}
+    overrides = []
     for argument in sys.argv[1:]:
         key, equals, value = argument.partition("=")
         if not equals:
@@ -63,8 +74,16 @@ def run_once(folder: Path, overrides: Sequence[str]) -> dict:
         # Seconds of a run that was killed and goes on are not those of a whole run.
         resumed = folder.is_dir()
         folder.mkdir(parents=True, exist_ok=True)
-        call = [sys.executable, "-m", "texture_ad.run", f"run_dir={folder}", "pictures=false", "logger=none",
-                "trainer.enable_progress_bar=false", *overrides]  # fmt: skip
+        call = [
+            sys.executable,
+            "-m",
+            "texture_ad.run",
+            f"run_dir={folder}",
+            "pictures=false",
+            "logger=none",
+            "trainer.enable_progress_bar=false",
+            *overrides,
+        ]
         with open(folder / "log.txt", "wb") as log:
             code = subprocess.run(call, stdout=log, stderr=subprocess.STDOUT).returncode
         if code:
@@ -92,7 +111,8 @@ def run_all(
     Raises:
         UserError: after all others have run, if some failed: the first one's reason.
     """
-    failures, results = [], {}
+    failures = []
+    results = {}
 
     def one(job: tuple[Path, list[str]]) -> None:
         folder, overrides = job
@@ -128,17 +148,24 @@ def paper_table(name: str, methods: Mapping[str, tuple[list[str], Sequence[float
         name: of the output under experiments/results/.
         methods: for each column's name the overrides, and the paper's figures in the order of TEXTURES.
     """
-    own, overrides = arguments({
-        "categories": TEXTURES, "seeds": ["0", "1", "2"], "workers": ["1"], "runs": ["runs/experiments/paper"],
-        "output": [f"experiments/results/{name}"],
-    })  # fmt: skip
+    own, overrides = arguments(
+        {
+            "categories": TEXTURES,
+            "seeds": ["0", "1", "2"],
+            "workers": ["1"],
+            "runs": ["runs/experiments/paper"],
+            "output": [f"experiments/results/{name}"],
+        }
+    )
     jobs = {
         (category, label, seed): (
             Path(own["runs"][0]) / f"{category}-{label}-seed{seed}",
             [f"data.category={category}", f"seed={seed}", *options, *overrides],
         )
-        for seed in own["seeds"] for category in own["categories"] for label, (options, _) in methods.items()
-    }  # fmt: skip
+        for seed in own["seeds"]
+        for category in own["categories"]
+        for label, (options, _) in methods.items()
+    }
     found = dict(zip(jobs, run_all(list(jobs.values()), int(own["workers"][0])), strict=True))
     rows = []
     for category in own["categories"]:
@@ -148,8 +175,10 @@ def paper_table(name: str, methods: Mapping[str, tuple[list[str], Sequence[float
             row |= {f"{label}, paper": printed[TEXTURES.index(category)], label: [r["image_auroc"] for r in runs]}
         rows.append(row | {"data": runs[0]["data_source"]})
     kept = ("data_source", "data_fingerprint", "image_auroc", "pixel_auroc", "aupro", "synthetic_auroc", "fit_seconds")
-    runs = [{"category": c, "method": m, "seed": int(s), **{k: run.get(k) for k in kept}}
-            for (c, m, s), run in found.items()]  # fmt: skip
+    runs = [
+        {"category": c, "method": m, "seed": int(s), **{k: run.get(k) for k in kept}}
+        for (c, m, s), run in found.items()
+    ]
     print(write_table(Path(own["output"][0]), runs, rows))
 
 
@@ -162,11 +191,16 @@ def figure_run(name: str) -> tuple[Path, dict, Path]:
     Returns:
         The run's folder, what its metrics.json holds, and the picture's path.
     """
-    own, overrides = arguments({
-        "category": ["carpet"], "seed": ["0"], "runs": ["runs/experiments/paper"],
-        "output": [f"experiments/results/{name}.png"],
-    })  # fmt: skip
-    category, seed = own["category"][0], own["seed"][0]
+    own, overrides = arguments(
+        {
+            "category": ["carpet"],
+            "seed": ["0"],
+            "runs": ["runs/experiments/paper"],
+            "output": [f"experiments/results/{name}.png"],
+        }
+    )
+    category = own["category"][0]
+    seed = own["seed"][0]
     folder = Path(own["runs"][0]) / f"{category}-fusion-seed{seed}"
     metrics = run_once(folder, [f"data.category={category}", f"seed={seed}", "method=fusion", *overrides])
     return folder, metrics, Path(own["output"][0])

@@ -40,7 +40,8 @@ def main() -> None:
     detector = Detector.load(args.detector)
     paths = find_images(args.folder, args.output.with_suffix(""))
     scorer = Scorer(detector, args.folder, None)
-    seconds, memory = np.empty(args.count), []
+    seconds = np.empty(args.count)
+    memory = []
     for i in range(-WARM_UP, args.count):
         start = time.perf_counter()
         one = [paths[i % len(paths)]]
@@ -52,13 +53,19 @@ def main() -> None:
                 print(f"{i + 1} predictions, {memory[-1]} MiB", flush=True)
     median, p99 = (float(np.quantile(seconds, q)) for q in (0.5, 0.99))
     result = {
-        "predictions": args.count, "size": detector.settings["size"], "memory_mib": memory,
-        "memory_growth": round(memory[-1] / memory[0] - 1, 4), "median_ms": round(1000 * median, 2),
-        "p99_ms": round(1000 * p99, 2), "p99_over_median": round(p99 / median, 2),
-        "max_ms": round(1000 * float(seconds.max()), 2), "threads": torch.get_num_threads(),
-        "machine": platform.machine(), "torch": torch.__version__,
+        "predictions": args.count,
+        "size": detector.settings["size"],
+        "memory_mib": memory,
+        "memory_growth": round(memory[-1] / memory[0] - 1, 4),
+        "median_ms": round(1000 * median, 2),
+        "p99_ms": round(1000 * p99, 2),
+        "p99_over_median": round(p99 / median, 2),
+        "max_ms": round(1000 * float(seconds.max()), 2),
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "torch": torch.__version__,
         "kept": bool(memory[-1] < 1.05 * memory[0] and p99 < 3 * median),
-    }  # fmt: skip
+    }
     write_whole(args.output, json.dumps(result, indent=2).encode() + b"\n")
     print(json.dumps(result, indent=2))
 

@@ -25,19 +25,33 @@ class Browser:
     """One page; `with Browser(profile_folder) as browser:`."""
 
     def __init__(self, profile: Path):
-        self.profile, self._numbers, self.events = profile, itertools.count(1), []
+        self.profile = profile
+        self._numbers = itertools.count(1)
+        self.events = []
 
     def __enter__(self) -> "Browser":
         theirs_in, self._in = os.pipe()
         self._out, theirs_out = os.pipe()
-        command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-                   f"--user-data-dir={self.profile}", "--remote-debugging-pipe", "about:blank"]  # fmt: skip
-        self._process = subprocess.Popen([sys.executable, "-c", _LAUNCH, str(theirs_in), str(theirs_out), *command],
-                                         pass_fds=(theirs_in, theirs_out), stdout=subprocess.DEVNULL,
-                                         stderr=subprocess.DEVNULL)  # fmt: skip
+        command = [
+            CHROMIUM,
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            f"--user-data-dir={self.profile}",
+            "--remote-debugging-pipe",
+            "about:blank",
+        ]
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _LAUNCH, str(theirs_in), str(theirs_out), *command],
+            pass_fds=(theirs_in, theirs_out),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         os.close(theirs_in)
         os.close(theirs_out)
-        self._answers, self._session = os.fdopen(self._out, "rb"), None
+        self._answers = os.fdopen(self._out, "rb")
+        self._session = None
         target = next(t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
@@ -71,8 +85,9 @@ class Browser:
     def open(self, path: Path, width: int = 1200, height: int = 900) -> None:
         """Loads a file at a window's width; `events` then holds what the browser said meanwhile."""
         self.events = []
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1,
-                  mobile=width < 600)  # fmt: skip
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
         self.call("Page.navigate", url=path.resolve().as_uri())
         while not any(e["method"] == "Page.loadEventFired" for e in self.events):
             self.events.append(self._receive())

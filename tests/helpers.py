@@ -66,11 +66,27 @@ def few_photographs(root: Path) -> Path:
 
 def arguments(data, run_dir, *more):
     """A command line of texture_ad.run that takes seconds."""
-    return [sys.executable, "-m", "texture_ad.run", "data=folder", f"data.root={data}", f"run_dir={run_dir}",
-            "data.size=64", "backbone=resnet18", "backbone.weights=none",
-            "backbone.layers=[layer1,layer2]", "data.batch_size=4", "data.eval_batch_size=4",
-            "trainer.max_epochs=3", "flow.blocks=2", "dictionary.atoms=16", "dictionary.epochs=2",
-            "trainer.enable_progress_bar=false", "trainer.accelerator=cpu", *more]  # fmt: skip
+    return [
+        sys.executable,
+        "-m",
+        "texture_ad.run",
+        "data=folder",
+        f"data.root={data}",
+        f"run_dir={run_dir}",
+        "data.size=64",
+        "backbone=resnet18",
+        "backbone.weights=none",
+        "backbone.layers=[layer1,layer2]",
+        "data.batch_size=4",
+        "data.eval_batch_size=4",
+        "trainer.max_epochs=3",
+        "flow.blocks=2",
+        "dictionary.atoms=16",
+        "dictionary.epochs=2",
+        "trainer.enable_progress_bar=false",
+        "trainer.accelerator=cpu",
+        *more,
+    ]
 
 
 MEASURED = ("seconds", "memory", "loader_share")  # in the names of metrics that differ from run to run

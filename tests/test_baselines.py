@@ -66,7 +66,8 @@ def features(backbone, images):
 
 
 def test_nearest_is_scikit_learns():
-    x, bank = torch.randn(70, 12), torch.randn(300, 12)
+    x = torch.randn(70, 12)
+    bank = torch.randn(300, 12)
     x[0] = bank[7]
     distances, indices = nearest(x, bank, 4, chunk=32)
     expected = NearestNeighbors(n_neighbors=4).fit(bank).kneighbors(x)
@@ -145,7 +146,8 @@ def test_one_nn_is_scikit_learns(backbone, loader, images):
 def test_oc_svm_is_scikit_learns(backbone, loader, images):
     peer = fitted(peer_class("oc_svm")(backbone, 64, nu=0.3), loader)
     train = np.concatenate([features(backbone, b["image"]) for b in loader])
-    mean, scale = train.mean(0), train.std(0, ddof=1)
+    mean = train.mean(0)
+    scale = train.std(0, ddof=1)
     svm = SklearnSVM(gamma=1 / train.shape[1], nu=0.3).fit((train - mean) / scale)
     expected = -svm.decision_function((features(backbone, images) - mean) / scale)
     assert np.allclose(peer(images).scores, expected, atol=1e-4)
@@ -194,7 +196,8 @@ def test_patch_svdd_encodes_an_image_as_it_does_its_patches(images):
     large, small = peer.embeddings(images)
     assert large.shape == (5, 13, 13, 64) and small.shape == (5, 15, 15, 64)
     for row, column in ((0, 0), (3, 7), (12, 12)):
-        y, z = 16 * row, 16 * column
+        y = 16 * row
+        z = 16 * column
         assert torch.allclose(large[:, row, column], peer.encode(x[:, :, y : y + 64, z : z + 64]), atol=1e-5)
         assert torch.allclose(small[:, row, column], peer.encode(x[:, :, y : y + 32, z : z + 32]), atol=1e-5)
 
@@ -207,17 +210,29 @@ class Losses(L.Callback):
         self.values.append(float(trainer.callback_metrics["train/loss"]))
 
 
-@pytest.mark.parametrize(("name", "options"), [
-    ("dsebm", {"widths": (8, 16), "epochs": 12, "lr": 5e-3}),
-    ("ganomaly", {"input_size": 32, "width": 8, "epochs": 12, "lr": 2e-3}),
-    ("cutpaste", {"task": "binary", "epochs": 8, "lr": 5e-3}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("dsebm", {"widths": (8, 16), "epochs": 12, "lr": 5e-3}),
+        ("ganomaly", {"input_size": 32, "width": 8, "epochs": 12, "lr": 2e-3}),
+        ("cutpaste", {"task": "binary", "epochs": 8, "lr": 5e-3}),
+    ],
+)
 def test_the_loss_falls(name, options, loader, images):
     torch.manual_seed(0)
-    kind, backbone = peer_class(name), Backbone("efficientnet_lite0", ["block2"])
-    peer, losses = kind(*([backbone] if kind.uses_backbone else []), 64, **options), Losses()
-    trainer = L.Trainer(accelerator="cpu", max_epochs=options["epochs"], logger=False, enable_checkpointing=False,
-                        enable_progress_bar=False, enable_model_summary=False, callbacks=[losses])  # fmt: skip
+    kind = peer_class(name)
+    backbone = Backbone("efficientnet_lite0", ["block2"])
+    peer = kind(*([backbone] if kind.uses_backbone else []), 64, **options)
+    losses = Losses()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=options["epochs"],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[losses],
+    )
     trainer.fit(peer, DataLoader(loader, batch_size=None))
     assert np.mean(losses.values[-3:]) < 0.9 * np.mean(losses.values[:3])
     scores, maps, _ = fitted(peer, loader)(images)
@@ -244,12 +259,27 @@ def folder(tmp_path_factory):
 
 
 def arguments(folder, run_dir, name):
-    quick = {"dsebm": ["method.epochs=1"], "ganomaly": ["method.epochs=1", "method.width=4"],
-             "patch_svdd": ["method.epochs=1", "method.stride=32"], "cutpaste": ["method.epochs=1"],
-             "sparse_coding": ["method.atoms=8", "method.epochs=1"]}  # fmt: skip
-    return ["data=folder", f"data.root={folder}", f"run_dir={run_dir}", f"method={name}", "data.size=64",
-            "data.batch_size=4", "backbone=resnet18", "backbone.weights=none", "backbone.layers=[layer1,layer2]",
-            "trainer.enable_progress_bar=false", "trainer.accelerator=cpu", *quick.get(name, [])]  # fmt: skip
+    quick = {
+        "dsebm": ["method.epochs=1"],
+        "ganomaly": ["method.epochs=1", "method.width=4"],
+        "patch_svdd": ["method.epochs=1", "method.stride=32"],
+        "cutpaste": ["method.epochs=1"],
+        "sparse_coding": ["method.atoms=8", "method.epochs=1"],
+    }
+    return [
+        "data=folder",
+        f"data.root={folder}",
+        f"run_dir={run_dir}",
+        f"method={name}",
+        "data.size=64",
+        "data.batch_size=4",
+        "backbone=resnet18",
+        "backbone.weights=none",
+        "backbone.layers=[layer1,layer2]",
+        "trainer.enable_progress_bar=false",
+        "trainer.accelerator=cpu",
+        *quick.get(name, []),
+    ]
 
 
 def read_scores(path):
@@ -259,7 +289,8 @@ def read_scores(path):
 
 @pytest.mark.parametrize("name", PEERS)
 def test_run_and_predict(name, folder, tmp_path, monkeypatch, capsys):
-    run_dir, output = tmp_path / "run", tmp_path / "predictions"
+    run_dir = tmp_path / "run"
+    output = tmp_path / "predictions"
     code, _, errors = command(monkeypatch, capsys, "run", *arguments(folder, run_dir, name))
     assert code == 0, errors
     metrics = json.loads((run_dir / "metrics.json").read_text())
@@ -267,10 +298,18 @@ def test_run_and_predict(name, folder, tmp_path, monkeypatch, capsys):
     assert ("pixel_auroc" in metrics) is (name not in WITHOUT_MAP) and metrics["fit_seconds"] > 0
     assert len(list((run_dir / "overlays").rglob("*.png"))) == (0 if name in WITHOUT_MAP else 4)
     assert (run_dir / "scores.png").is_file() and not list(run_dir.rglob("*.partial"))
-    code, _, errors = command(monkeypatch, capsys, "predict", f"detector={run_dir / 'detector.pt'}",
-                              f"input={folder / 'test'}", f"output={output}", "batch_size=3")  # fmt: skip
+    code, _, errors = command(
+        monkeypatch,
+        capsys,
+        "predict",
+        f"detector={run_dir / 'detector.pt'}",
+        f"input={folder / 'test'}",
+        f"output={output}",
+        "batch_size=3",
+    )
     assert code == 0, errors
-    expected, found = read_scores(run_dir / "scores.csv"), read_scores(output / "scores.csv")
+    expected = read_scores(run_dir / "scores.csv")
+    found = read_scores(output / "scores.csv")
     assert {f"test/{path}" for path in found} == expected.keys()
     for path, score in found.items():
         assert score == pytest.approx(expected[f"test/{path}"], rel=1e-5, abs=1e-5)
@@ -314,14 +353,17 @@ def test_defaults_are_the_configurations(name, backbone):
     assert kind.name == name and {k: made[k] for k in configured} == configured
 
 
-@pytest.mark.parametrize(("args", "message"), [
-    (["method=cutpaste", "method.task=none"], "method.task=none: expected one of binary, scar, 3way"),
-    (["method=dsebm", "method.criterion=mean"], "method.criterion=mean: expected one of energy, reconstruction"),
-    (["method=patch_svdd", "method.stride=12"], "method.stride=12: expected one of 8, 16, 32"),
-    (["method=ganomaly", "method.input_size=48"], "method.input_size=48: expected a power of two"),
-    (["method.name=knn"], "method.name=knn: expected one of fusion, one_nn"),
-    (["quantile=2"], "quantile=2: expected a number above 0 and at most 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["method=cutpaste", "method.task=none"], "method.task=none: expected one of binary, scar, 3way"),
+        (["method=dsebm", "method.criterion=mean"], "method.criterion=mean: expected one of energy, reconstruction"),
+        (["method=patch_svdd", "method.stride=12"], "method.stride=12: expected one of 8, 16, 32"),
+        (["method=ganomaly", "method.input_size=48"], "method.input_size=48: expected a power of two"),
+        (["method.name=knn"], "method.name=knn: expected one of fusion, one_nn"),
+        (["quantile=2"], "quantile=2: expected a number above 0 and at most 1"),
+    ],
+)
 def test_bad_parameters(args, message, folder, tmp_path, monkeypatch, capsys):
     rest = [a for a in arguments(folder, tmp_path, "fusion") if not a.startswith("method=")]
     code, _, errors = command(monkeypatch, capsys, "run", *rest, *args)
@@ -340,13 +382,23 @@ def saved(tmp_path_factory, loader):
     return path
 
 
-@pytest.mark.parametrize("change", [
-    lambda c: c.update(version=99), lambda c: c.update(method="os"), lambda c: c.update(meta=[1]),
-    lambda c: c.pop("state"), lambda c: c["settings"].update(components=-1), lambda c: c["settings"].update(x=1),
-    lambda c: c["settings"].update(size=10**9), lambda c: c["state"].update(mean=torch.zeros(3)),
-    lambda c: c["state"].update(normals=torch.zeros(4, 3)), lambda c: c["state"].pop("projection"),
-    lambda c: c["state"].update(normals=torch.zeros(1, 64).expand(10**9, 64)), lambda c: c.update(backbone=None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c.update(version=99),
+        lambda c: c.update(method="os"),
+        lambda c: c.update(meta=[1]),
+        lambda c: c.pop("state"),
+        lambda c: c["settings"].update(components=-1),
+        lambda c: c["settings"].update(x=1),
+        lambda c: c["settings"].update(size=10**9),
+        lambda c: c["state"].update(mean=torch.zeros(3)),
+        lambda c: c["state"].update(normals=torch.zeros(4, 3)),
+        lambda c: c["state"].pop("projection"),
+        lambda c: c["state"].update(normals=torch.zeros(1, 64).expand(10**9, 64)),
+        lambda c: c.update(backbone=None),
+    ],
+)
 def test_altered_files_are_refused(saved, tmp_path, change):
     content = torch.load(saved, weights_only=True)
     change(content)

@@ -38,7 +38,8 @@ def config():
 
 @pytest.mark.parametrize("key", leaves(COMPOSED))
 def test_every_setting_that_is_not_listed_changes_the_address(key):
-    one, other = config(), config()
+    one = config()
+    other = config()
     OmegaConf.update(other, key, "something else", force_add=True)
     same = stage1_address(one, STATE, "f") == stage1_address(other, STATE, "f")
     assert same == among(key, IRRELEVANT)
@@ -55,9 +56,11 @@ def test_irrelevant_settings_exist():
 
 
 def test_weights_images_threads_and_source_change_the_address(monkeypatch):
-    c, threads = config(), torch.get_num_threads()
+    c = config()
+    threads = torch.get_num_threads()
     weights = STATE | {"weight": STATE["weight"] + 1e-7}
-    shape, dtype = STATE | {"weight": STATE["weight"].view(3, 2)}, STATE | {"count": torch.tensor(1, dtype=torch.int32)}
+    shape = STATE | {"weight": STATE["weight"].view(3, 2)}
+    dtype = STATE | {"count": torch.tensor(1, dtype=torch.int32)}
     found = [stage1_address(c, state, "f") for state in (STATE, weights, shape, dtype)]
     found.append(stage1_address(c, STATE, "g"))
     try:

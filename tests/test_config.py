@@ -38,8 +38,10 @@ def test_paper_protocol_is_the_papers():
 
 
 def test_help_has_every_group_choice_and_default_and_imports_nothing_heavy():
-    script = ("import sys; sys.argv = ['run', '--help']\nfrom texture_ad.run import main\ntry: main()\nfinally: "
-              "assert not {'torch', 'lightning', 'matplotlib', 'wandb'} & sys.modules.keys()")  # fmt: skip
+    script = (
+        "import sys; sys.argv = ['run', '--help']\nfrom texture_ad.run import main\ntry: main()\nfinally: "
+        "assert not {'torch', 'lightning', 'matplotlib', 'wandb'} & sys.modules.keys()"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     text = done.stdout.split("Groups", 1)[1].split("Keys and defaults", 1)[0]
@@ -55,7 +57,8 @@ def test_help_has_every_group_choice_and_default_and_imports_nothing_heavy():
 
 
 def test_a_reader_that_has_seen_enough_gets_no_trace():
-    process = subprocess.Popen([sys.executable, "-m", "texture_ad.run", "--help"], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "texture_ad.run", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     process.stdout.close()
     assert process.stderr.read() == b"" and process.wait() == 1

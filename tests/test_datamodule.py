@@ -10,7 +10,8 @@ from texture_ad.errors import UserError
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """MVTec AD's layout: one category, images of several sizes."""
-    rng, top = np.random.default_rng(0), tmp_path_factory.mktemp("mvtec")
+    rng = np.random.default_rng(0)
+    top = tmp_path_factory.mktemp("mvtec")
     for part, count in (("train/good", 11), ("test/good", 3), ("test/hole", 4)):
         (top / "carpet" / part).mkdir(parents=True)
         for i in range(count):
@@ -30,7 +31,8 @@ def module(root, **options):
 
 
 def test_split_is_disjoint_and_the_seeds(root):
-    a, b = module(root), module(root)
+    a = module(root)
+    b = module(root)
     assert not set(a.train_samples) & set(a.val_samples)
     assert len(a.train_samples) == 9 and len(a.val_samples) == 2
     assert a.train_samples == b.train_samples
@@ -91,16 +93,22 @@ def test_fingerprint_follows_the_bytes(root, tmp_path):
     assert module(tmp_path / "copy").fingerprint != before
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"source": "mvtek"}, "data.source=mvtek"),
-    ({"source": "mvtec"}, "set data.root or MVTEC_AD_ROOT"),
-    ({"source": "folder"}, "no data.root"),
-    ({"source": "auto", "root": "/nowhere"}, "data.root=/nowhere: no such folder"),
-    ({"source": "embedded", "category": "wod"}, "did you mean wood"),
-    ({"size": 31}, "data.size=31"), ({"size": 64.5}, "data.size=64.5"),
-    ({"batch_size": 0}, "data.batch_size=0"), ({"val_fraction": 1.0}, "data.val_fraction=1.0"),
-    ({"num_workers": -1}, "data.num_workers=-1"), ({"cache_mb": -1}, "data.cache_mb=-1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"source": "mvtek"}, "data.source=mvtek"),
+        ({"source": "mvtec"}, "set data.root or MVTEC_AD_ROOT"),
+        ({"source": "folder"}, "no data.root"),
+        ({"source": "auto", "root": "/nowhere"}, "data.root=/nowhere: no such folder"),
+        ({"source": "embedded", "category": "wod"}, "did you mean wood"),
+        ({"size": 31}, "data.size=31"),
+        ({"size": 64.5}, "data.size=64.5"),
+        ({"batch_size": 0}, "data.batch_size=0"),
+        ({"val_fraction": 1.0}, "data.val_fraction=1.0"),
+        ({"num_workers": -1}, "data.num_workers=-1"),
+        ({"cache_mb": -1}, "data.cache_mb=-1"),
+    ],
+)
 def test_parameters_out_of_range_are_named(options, message):
     with pytest.raises(UserError, match=message):
         TextureDataModule(**options)

@@ -24,7 +24,8 @@ from texture_ad.models.detector import Detector
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    folder, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("photographs")
+    rng = np.random.default_rng(0)
     for i in range(5):
         Image.fromarray(rng.integers(60, 180, (80, 90, 3), np.uint8)).save(folder / f"{i}.png")
     return folder
@@ -75,7 +76,8 @@ def test_gpu_and_cpu_agree(saved):
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
     images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
-    cpu, gpu = Detector.load(saved)(images), Detector.load(saved, "cuda")(images.cuda())
+    cpu = Detector.load(saved)(images)
+    gpu = Detector.load(saved, "cuda")(images.cuda())
     assert torch.allclose(cpu.scores, gpu.scores.cpu(), atol=1e-3)
 
 
@@ -121,8 +123,9 @@ def test_an_unknown_format_is_named(saved, monkeypatch, capsys):
 @pytest.fixture
 def predict(saved, tmp_path, monkeypatch, capsys):
     def call(source, *args):
-        outcome = command(monkeypatch, capsys, "predict", f"detector={saved}", f"input={source}",
-                          f"output={tmp_path / 'out'}", *args)  # fmt: skip
+        outcome = command(
+            monkeypatch, capsys, "predict", f"detector={saved}", f"input={source}", f"output={tmp_path / 'out'}", *args
+        )
         path = tmp_path / "out/scores.csv"
         return *outcome, list(csv.DictReader(path.open(newline=""))) if path.exists() else []
 
@@ -176,13 +179,16 @@ def test_its_own_pictures_are_not_scored(predict, photographs, tmp_path):
     assert sorted(p.name for p in (tmp_path / "out/overlays").iterdir()) == ["a.jpg.png", "a.png"]
 
 
-@pytest.mark.parametrize(("args", "message"), [
-    (["batch_size=0"], "batch_size=0: expected an integer of at least 1"),
-    (["interval=0"], "interval=0: expected a number above 0"),
-    (["input=/nowhere"], "input=/nowhere: no such file or folder"),
-    (["device=cuda:99"], "device=cuda:99: not available"),
-    (["+colour=red"], "colour: no such key"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["batch_size=0"], "batch_size=0: expected an integer of at least 1"),
+        (["interval=0"], "interval=0: expected a number above 0"),
+        (["input=/nowhere"], "input=/nowhere: no such file or folder"),
+        (["device=cuda:99"], "device=cuda:99: not available"),
+        (["+colour=red"], "colour: no such key"),
+    ],
+)
 def test_bad_arguments(predict, photographs, args, message):
     code, _, errors, _ = predict(photographs, *args) if "input" not in args[0] else predict(args[0][6:])
     assert code == 2 and message in errors and "Traceback" not in errors
@@ -273,7 +279,8 @@ def test_code_in_a_checkpoint_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_saved_detector_is_the_same(saved):
-    a, b = Detector.load(saved), io.BytesIO()
+    a = Detector.load(saved)
+    b = io.BytesIO()
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     torch.save(a.state_dict(), b)
     assert torch.equal(a(images).scores, Detector.load(saved)(images).scores)

@@ -20,7 +20,8 @@ def signals():
 
 
 def stream(signals, parts, passes=1, iterations=20):
-    atoms, statistics = initial_atoms(signals, 40, 0), None
+    atoms = initial_atoms(signals, 40, 0)
+    statistics = None
     seen = []
     for _ in range(passes):
         for part in signals.chunk(parts):
@@ -32,7 +33,8 @@ def stream(signals, parts, passes=1, iterations=20):
 def objective(signals, atoms, lambda1=0.1):
     import spams
 
-    x, d = np.asfortranarray(signals.numpy().T), np.asfortranarray(atoms.numpy().T)
+    x = np.asfortranarray(signals.numpy().T)
+    d = np.asfortranarray(atoms.numpy().T)
     codes = spams.lasso(x, D=d, lambda1=lambda1, numThreads=1)
     return float((0.5 * np.square(x - d @ codes).sum(0) + lambda1 * np.abs(codes.toarray()).sum(0)).mean())
 
@@ -68,15 +70,18 @@ def pursuit(y, d, nonzeros):
     """The textbook form: in each step try every atom with least squares and keep the best."""
     chosen = []
     for _ in range(nonzeros):
-        errors = [np.square(y - d[:, chosen + [k]] @ np.linalg.lstsq(d[:, chosen + [k]], y, rcond=None)[0]).sum()
-                  for k in range(d.shape[1])]  # fmt: skip
+        errors = [
+            np.square(y - d[:, chosen + [k]] @ np.linalg.lstsq(d[:, chosen + [k]], y, rcond=None)[0]).sum()
+            for k in range(d.shape[1])
+        ]
         chosen.append(int(np.argmin(errors)))
     return min(errors)
 
 
 @pytest.mark.parametrize("coder", ["spams", "torch"])
 def test_residuals_against_least_squares(signals, coder):
-    atoms, y = stream(signals, 3)[-1], signals[:60]
+    atoms = stream(signals, 3)[-1]
+    y = signals[:60]
     d = atoms.numpy().astype(np.float64).T
     expected = [pursuit(v.astype(np.float64), d, 4) for v in y.numpy()]
     assert np.allclose(residuals(y, atoms, 4, coder=coder).numpy(), expected, atol=1e-4)
@@ -90,7 +95,8 @@ def test_coders_agree(signals, nonzeros):
 
 
 def test_more_atoms_a_code_never_raise_the_error_and_beat_plain_omp(signals):
-    atoms, y = stream(signals, 3)[-1], signals[:300]
+    atoms = stream(signals, 3)[-1]
+    y = signals[:300]
     errors = [residuals(y, atoms, n, coder="torch").mean() for n in (1, 2, 4, 8)]
     assert errors == sorted(errors, reverse=True)
     d = atoms.numpy().astype(np.float64)
@@ -100,8 +106,10 @@ def test_more_atoms_a_code_never_raise_the_error_and_beat_plain_omp(signals):
 
 @pytest.mark.parametrize("coder", ["spams", "torch"])
 def test_error_bound_stops_early(signals, coder):
-    atoms, y = stream(signals, 3)[-1], signals[:200]
-    loose, tight = residuals(y, atoms, 10, 0.05, coder), residuals(y, atoms, 10, 0.0, coder)
+    atoms = stream(signals, 3)[-1]
+    y = signals[:200]
+    loose = residuals(y, atoms, 10, 0.05, coder)
+    tight = residuals(y, atoms, 10, 0.0, coder)
     assert (loose >= tight - 1e-5).all() and loose.mean() > tight.mean()
 
 

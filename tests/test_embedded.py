@@ -42,7 +42,8 @@ def test_layout_is_that_of_mvtec(textures):
         assert len(read(folder / "train/good")) == embedded.TRAIN_GOOD
         assert len(read(folder / "test/good")) == embedded.TEST_GOOD
         for kind in kinds:
-            images, masks = read(folder / "test" / kind), read(folder / "ground_truth" / kind)
+            images = read(folder / "test" / kind)
+            masks = read(folder / "ground_truth" / kind)
             assert len(images) == len(masks) == embedded.TEST_PER_KIND
             assert (folder / "ground_truth" / kind / "000_mask.png").is_file()
             assert all(image.shape == (256, 256, 3) and image.dtype == np.uint8 for image in images)
@@ -97,7 +98,8 @@ def test_masks_on_disk_are_those_of_the_images(textures):
 
 def test_damage_varies_in_size_and_contrast():
     for category in embedded.TEXTURES:
-        areas, contrasts = [], []
+        areas = []
+        contrasts = []
         for kind in embedded.KINDS[category]:
             for index in range(3):
                 intact, damaged, mask = embedded.render(category, kind, index)
@@ -132,7 +134,8 @@ def test_second_call_builds_nothing(tmp_path, monkeypatch):
 
 
 def test_a_build_cut_short_leaves_nothing(tmp_path, monkeypatch):
-    render, calls = embedded.render, []
+    render = embedded.render
+    calls = []
 
     def failing(*arguments):
         calls.append(arguments)

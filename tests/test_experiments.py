@@ -14,13 +14,25 @@ SMALL = ["data.size=64", "backbone=resnet18", "backbone.weights=none", "backbone
 
 def script(name: str, *args: str) -> subprocess.CompletedProcess:
     clean = {k: v for k, v in os.environ.items() if k != "MVTEC_AD_ROOT"} | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-m", f"experiments.{name}", *args], capture_output=True, text=True,
-                          env=clean, cwd=ROOT, timeout=300)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-m", f"experiments.{name}", *args],
+        capture_output=True,
+        text=True,
+        env=clean,
+        cwd=ROOT,
+        timeout=300,
+    )
 
 
 def test_a_finished_run_is_not_repeated(tmp_path):
-    args = ["methods=one_nn", "sizes=64", "seeds=0", f"runs={tmp_path / 'runs'}", f"output={tmp_path / 'peers'}",
-            *SMALL[1:]]  # fmt: skip
+    args = [
+        "methods=one_nn",
+        "sizes=64",
+        "seeds=0",
+        f"runs={tmp_path / 'runs'}",
+        f"output={tmp_path / 'peers'}",
+        *SMALL[1:],
+    ]
     done = script("peers", *args)
     assert done.returncode == 0, done.stderr
     (run,) = json.loads((tmp_path / "peers.json").read_text())

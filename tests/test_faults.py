@@ -44,11 +44,26 @@ def folder(tmp_path):
 
 
 def arguments(folder, run_dir):
-    return ["data=folder", f"data.root={folder}", f"run_dir={run_dir}", "data.size=32", "data.batch_size=2",
-            "backbone=resnet18", "backbone.weights=none", "backbone.layers=[layer1]", "flow.blocks=1", "flow.hidden=8",
-            "dictionary.atoms=4", "dictionary.nonzeros=2", "dictionary.min_distance=1", "trainer.max_epochs=1",
-            "trainer.enable_progress_bar=false", "trainer.accelerator=cpu", "logger=none",
-            "pictures=false"]  # fmt: skip
+    return [
+        "data=folder",
+        f"data.root={folder}",
+        f"run_dir={run_dir}",
+        "data.size=32",
+        "data.batch_size=2",
+        "backbone=resnet18",
+        "backbone.weights=none",
+        "backbone.layers=[layer1]",
+        "flow.blocks=1",
+        "flow.hidden=8",
+        "dictionary.atoms=4",
+        "dictionary.nonzeros=2",
+        "dictionary.min_distance=1",
+        "trainer.max_epochs=1",
+        "trainer.enable_progress_bar=false",
+        "trainer.accelerator=cpu",
+        "logger=none",
+        "pictures=false",
+    ]
 
 
 @pytest.fixture
@@ -111,7 +126,8 @@ def test_bad_test_images_are_named(run, folder, kind):
 
 
 def test_every_mode_and_name_is_worked_with(run, folder, tmp_path):
-    good, exif = folder / "train/good", Image.Exif()
+    good = folder / "train/good"
+    exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(np.random.default_rng(0).integers(0, 65535, (40, 40), dtype=np.uint16)).save(good / "16 bit.png")
     noise(1).convert("CMYK").save(good / "cmyk.jpg")
@@ -218,10 +234,15 @@ def test_a_full_disk_loses_nothing(folder, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("error", [
-    urllib.error.URLError("Network is unreachable"), IncompleteRead(b"half"),
-    RuntimeError('invalid hash value (expected "1", got "2")'), ConnectionResetError("reset by peer"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "error",
+    [
+        urllib.error.URLError("Network is unreachable"),
+        IncompleteRead(b"half"),
+        RuntimeError('invalid hash value (expected "1", got "2")'),
+        ConnectionResetError("reset by peer"),
+    ],
+)
 def test_weights_that_cant_be_downloaded(run, monkeypatch, error):
     import torchvision
 
@@ -229,8 +250,11 @@ def test_weights_that_cant_be_downloaded(run, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(torchvision.models, "get_model", lost)
-    refused(run("backbone=resnet18", "backbone.layers=[layer1]", "backbone.weights=imagenet"),
-            "could not be downloaded", "backbone.weights=FILE")  # fmt: skip
+    refused(
+        run("backbone=resnet18", "backbone.layers=[layer1]", "backbone.weights=imagenet"),
+        "could not be downloaded",
+        "backbone.weights=FILE",
+    )
 
 
 def test_a_full_gpu_gets_advice(run, monkeypatch):
@@ -291,12 +315,16 @@ def test_what_hydra_refuses_has_the_same_form(run, args):
     refused(run(*args))
 
 
-@pytest.mark.parametrize("args", [
-    ["backbone._target_=os.system"], ["data._target_=subprocess.check_output"],
-    ["trainer._target_=texture_ad.data.mvtec.shutil.rmtree"],
-    ["+logger.x._target_=os.system", "+logger.x.command=touch harmed"],
-    ["+flow.seed2={_target_: os.system, command: touch harmed}"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["backbone._target_=os.system"],
+        ["data._target_=subprocess.check_output"],
+        ["trainer._target_=texture_ad.data.mvtec.shutil.rmtree"],
+        ["+logger.x._target_=os.system", "+logger.x.command=touch harmed"],
+        ["+flow.seed2={_target_: os.system, command: touch harmed}"],
+    ],
+)
 def test_only_classes_of_the_configuration_are_made(run, tmp_path, monkeypatch, args):
     monkeypatch.chdir(tmp_path)
     refused(run("logger=csv", *args), "not a class that conf/ names")

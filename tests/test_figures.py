@@ -153,7 +153,8 @@ def test_a_failure_leaves_the_earlier_picture_and_no_half_file(tmp_path, monkeyp
 def test_tsne_chooses_by_seed_and_from_both_classes(tmp_path):
     rng = np.random.default_rng(0)
     labels = np.r_[np.zeros(200, dtype=int), np.ones(10, dtype=int)]
-    before, after = rng.standard_normal((210, 8)), rng.standard_normal((210, 4)) + 5 * labels[:, None]
+    before = rng.standard_normal((210, 8))
+    after = rng.standard_normal((210, 4)) + 5 * labels[:, None]
     path = tmp_path / "tsne.png"
     features = {"before the flow": before, "after the flow": after}
     figures.tsne(features, labels, path, SOURCE, max_points=40)

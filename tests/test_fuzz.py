@@ -29,8 +29,13 @@ LONG = bool(os.environ.get("TEXTURE_AD_LONG"))
 
 
 def cases(short: int, long: int):
-    return settings(max_examples=long if LONG else short, deadline=None, derandomize=not LONG, database=None,
-                    suppress_health_check=list(HealthCheck))  # fmt: skip
+    return settings(
+        max_examples=long if LONG else short,
+        deadline=None,
+        derandomize=not LONG,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
 
 
 def encoded(format: str, mode: str) -> bytes:
@@ -40,8 +45,21 @@ def encoded(format: str, mode: str) -> bytes:
     return buffer.getvalue()
 
 
-SEEDS = [encoded(f, m) for f, m in (("PNG", "RGB"), ("PNG", "P"), ("PNG", "LA"), ("JPEG", "RGB"), ("JPEG", "CMYK"),
-         ("BMP", "RGB"), ("GIF", "P"), ("TIFF", "L"), ("TIFF", "F"), ("WEBP", "RGBA"))]  # fmt: skip
+SEEDS = [
+    encoded(f, m)
+    for f, m in (
+        ("PNG", "RGB"),
+        ("PNG", "P"),
+        ("PNG", "LA"),
+        ("JPEG", "RGB"),
+        ("JPEG", "CMYK"),
+        ("BMP", "RGB"),
+        ("GIF", "P"),
+        ("TIFF", "L"),
+        ("TIFF", "F"),
+        ("WEBP", "RGBA"),
+    )
+]
 
 
 @st.composite
@@ -116,20 +134,39 @@ def test_cutpaste_changes_only_what_its_mask_says(batch, height, width, seed, ki
         assert (masks.sum((1, 2)) <= AREA[1] * height * width + height + width).all()
 
 
-GROUPS = {"backbone": ["alexnet", "resnet18", "efficientnet_lite0", "vgg"], "cutpaste": ["binary", "3way", "none", "x"],
-          "protocol": ["default", "paper", "theirs"], "data": ["embedded", "folder", "mvtec", "cloud"]}  # fmt: skip
-KEYS = ["flow.blocks", "flow.clamp", "dictionary.atoms", "dictionary.fusion", "dictionary.coder", "data.size",
-        "data.val_fraction", "representation.lr", "backbone.neighborhood", "backbone.layers", "seed",
-        "flow.x"]  # fmt: skip
+GROUPS = {
+    "backbone": ["alexnet", "resnet18", "efficientnet_lite0", "vgg"],
+    "cutpaste": ["binary", "3way", "none", "x"],
+    "protocol": ["default", "paper", "theirs"],
+    "data": ["embedded", "folder", "mvtec", "cloud"],
+}
+KEYS = [
+    "flow.blocks",
+    "flow.clamp",
+    "dictionary.atoms",
+    "dictionary.fusion",
+    "dictionary.coder",
+    "data.size",
+    "data.val_fraction",
+    "representation.lr",
+    "backbone.neighborhood",
+    "backbone.layers",
+    "seed",
+    "flow.x",
+]
 VALUES = st.one_of(
-    st.integers(-10, 10).map(str), st.floats(-3, 3).map(lambda v: f"{v:.3g}"), st.text(max_size=6),
+    st.integers(-10, 10).map(str),
+    st.floats(-3, 3).map(lambda v: f"{v:.3g}"),
+    st.text(max_size=6),
     st.sampled_from(["null", "[]", "[a,b]", "{a: 1}", "nan", "inf", "${seed}", "${nowhere}", "true", "'", "1e400"]),
-)  # fmt: skip
+)
 
 
 @cases(40, 3_000)
-@given(st.lists(st.sampled_from([f"{g}={c}" for g, choices in GROUPS.items() for c in choices]), max_size=2),
-       st.lists(st.tuples(st.sampled_from(KEYS), VALUES).map("=".join), max_size=3))  # fmt: skip
+@given(
+    st.lists(st.sampled_from([f"{g}={c}" for g, choices in GROUPS.items() for c in choices]), max_size=2),
+    st.lists(st.tuples(st.sampled_from(KEYS), VALUES).map("=".join), max_size=3),
+)
 def test_any_overrides_compose_or_are_refused(groups, keys):
     from hydra.utils import instantiate
 

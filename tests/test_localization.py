@@ -80,7 +80,8 @@ def test_region_radius_grows_the_cells_up_to_the_border():
 def test_cells_cover_the_whole_image_where_sizes_do_not_divide(map_size, image_size):
     every = [(r, c) for r in range(map_size[0]) for c in range(map_size[1])]
     assert region_mask(every, map_size, image_size).all()
-    rows, columns = -(-image_size[0] // map_size[0]), -(-image_size[1] // map_size[1])
+    rows = -(-image_size[0] // map_size[0])
+    columns = -(-image_size[1] // map_size[1])
     assert region_mask(every[:1], map_size, image_size).sum() == rows * columns
 
 

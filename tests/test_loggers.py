@@ -46,10 +46,24 @@ def folder(tmp_path_factory):
 
 
 def arguments(folder, run_dir):
-    return ["data=folder", f"data.root={folder}", f"run_dir={run_dir}", "data.size=32", "data.batch_size=2",
-            "backbone=resnet18", "backbone.weights=none", "backbone.layers=[layer1]", "flow.blocks=1", "flow.hidden=8",
-            "dictionary.atoms=4", "dictionary.nonzeros=2", "dictionary.epochs=3", "dictionary.min_distance=1",
-            "trainer.max_epochs=2", "trainer.accelerator=cpu"]  # fmt: skip
+    return [
+        "data=folder",
+        f"data.root={folder}",
+        f"run_dir={run_dir}",
+        "data.size=32",
+        "data.batch_size=2",
+        "backbone=resnet18",
+        "backbone.weights=none",
+        "backbone.layers=[layer1]",
+        "flow.blocks=1",
+        "flow.hidden=8",
+        "dictionary.atoms=4",
+        "dictionary.nonzeros=2",
+        "dictionary.epochs=3",
+        "dictionary.min_distance=1",
+        "trainer.max_epochs=2",
+        "trainer.accelerator=cpu",
+    ]
 
 
 @pytest.fixture
@@ -73,8 +87,9 @@ def read(run_dir):
 
 def test_wandb_offline_holds_everything_and_several_log_at_once(run, tmp_path):
     run_dir = tmp_path / "walls" / "flow.blocks=1,seed=0"
-    code, out, errors = run(run_dir.as_posix().replace("=", "\\=").replace(",", "\\,"),
-                            "logger=[csv,wandb,tensorboard]")  # fmt: skip
+    code, out, errors = run(
+        run_dir.as_posix().replace("=", "\\=").replace(",", "\\,"), "logger=[csv,wandb,tensorboard]"
+    )
     assert code == 0, errors
     assert f"wandb sync {run_dir}/wandb/offline-run-*" in out and "no API key" in out  # fit for a shell
     assert "warning" not in (out + errors).lower()
@@ -86,7 +101,11 @@ def test_wandb_offline_holds_everything_and_several_log_at_once(run, tmp_path):
     found = read(run_dir)
     about = found["run"][0]
     assert (about.project, about.run_group, about.job_type, about.display_name) == (
-        "texture_ad", "walls", "flow.blocks=1", "flow.blocks=1,seed=0")  # fmt: skip
+        "texture_ad",
+        "walls",
+        "flow.blocks=1",
+        "flow.blocks=1,seed=0",
+    )
     assert "resnet18" in about.tags
     config = {u.key: json.loads(u.value_json) for part in found["config"] for u in part.update if u.key}
     assert config["data_source"] == "folder wall" and config["flow"]["blocks"] == 1

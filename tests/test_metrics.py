@@ -33,7 +33,8 @@ def random_case(seed, levels=None):
     rng = np.random.default_rng(seed)
     shape = (rng.integers(1, 4), rng.integers(5, 11), rng.integers(5, 11))
     masks = rng.random(shape) < rng.uniform(0.05, 0.5)
-    masks[0, 0, 0], masks[0, 0, 1] = True, False
+    masks[0, 0, 0] = True
+    masks[0, 0, 1] = False
     maps = (rng.standard_normal(shape) + masks * rng.uniform(0, 2)).astype(np.float32)
     return (maps if levels is None else np.round(maps * levels) / levels), masks
 
@@ -134,8 +135,10 @@ def test_one_class_leaves_the_undefined_none_and_the_json_valid(label):
 def test_scores_that_are_not_finite_are_refused(bad):
     with pytest.raises(UserError, match=r"1 of 2 image scores.*number 1"):
         image_metrics([0.0, bad], [0, 1], 0.5)
-    maps, masks = np.zeros((3, 4, 4)), np.zeros((3, 4, 4), dtype=bool)
-    masks[0, 0, 0], maps[2, 1, 1] = True, bad
+    maps = np.zeros((3, 4, 4))
+    masks = np.zeros((3, 4, 4), dtype=bool)
+    masks[0, 0, 0] = True
+    maps[2, 1, 1] = bad
     for metric in (aupro, pixel_metrics):
         with pytest.raises(UserError, match=r"1 of 3 anomaly maps.*number 2"):
             metric(maps, masks)

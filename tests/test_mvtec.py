@@ -44,14 +44,17 @@ def test_masks_and_tests_are_optional(folder):
     assert scan(folder).test == []
 
 
-@pytest.mark.parametrize(("harm", "message"), [
-    (lambda f: shutil.rmtree(f), "no such folder"),
-    (lambda f: shutil.rmtree(f / "train"), "has no train/good"),
-    (lambda f: [p.unlink() for p in (f / "train/good").iterdir()], "0 images; at least 2"),
-    (lambda f: [(f / "train/good/0.png").unlink(), (f / "train/good/1.png").unlink()], "1 images; at least 2"),
-    (lambda f: picture(f / "train/hole/0.png", 5), "defect-free images only"),
-    (lambda f: (f / "ground_truth/hole/1_mask.png").unlink(), "1.png: has no mask"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda f: shutil.rmtree(f), "no such folder"),
+        (lambda f: shutil.rmtree(f / "train"), "has no train/good"),
+        (lambda f: [p.unlink() for p in (f / "train/good").iterdir()], "0 images; at least 2"),
+        (lambda f: [(f / "train/good/0.png").unlink(), (f / "train/good/1.png").unlink()], "1 images; at least 2"),
+        (lambda f: picture(f / "train/hole/0.png", 5), "defect-free images only"),
+        (lambda f: (f / "ground_truth/hole/1_mask.png").unlink(), "1.png: has no mask"),
+    ],
+)
 def test_a_wrong_layout_is_named(folder, harm, message):
     harm(folder)
     with pytest.raises(UserError, match=message):
@@ -108,13 +111,16 @@ def member(name, **fields):
     return info
 
 
-@pytest.mark.parametrize(("info", "message"), [
-    (member("/carpet/train/good/0.png"), "leaves the folder"),
-    (member("carpet/../../evil.png"), "leaves the folder"),
-    (member("carpet/train/good/0.png", type=tarfile.SYMTYPE, linkname="/etc/passwd"), "link or a device"),
-    (member("carpet/train/good/0.png", type=tarfile.LNKTYPE, linkname="x"), "link or a device"),
-    (member("carpet/train/good/0.png", type=tarfile.CHRTYPE), "link or a device"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("info", "message"),
+    [
+        (member("/carpet/train/good/0.png"), "leaves the folder"),
+        (member("carpet/../../evil.png"), "leaves the folder"),
+        (member("carpet/train/good/0.png", type=tarfile.SYMTYPE, linkname="/etc/passwd"), "link or a device"),
+        (member("carpet/train/good/0.png", type=tarfile.LNKTYPE, linkname="x"), "link or a device"),
+        (member("carpet/train/good/0.png", type=tarfile.CHRTYPE), "link or a device"),
+    ],
+)
 def test_hostile_archives(tmp_path, info, message):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.addfile(info, io.BytesIO())

@@ -27,7 +27,9 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, content: str):
         super().__init__()
-        self.elements, self.text, self.inside = [], "", ""
+        self.elements = []
+        self.text = ""
+        self.inside = ""
         self.feed(content)
 
     def handle_starttag(self, tag, attributes):
@@ -42,14 +44,17 @@ class Page(html.parser.HTMLParser):
 def images(names, scores, labels):
     rng = np.random.default_rng(0)
     tiles = [[rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)] * 3 for _ in names]
-    return [{"path": n, "kind": n, "label": y, "score": s, "thumbnail": thumbnail(t)}
-            for n, s, y, t in zip(names, scores, labels, tiles, strict=True)]  # fmt: skip
+    return [
+        {"path": n, "kind": n, "label": y, "score": s, "thumbnail": thumbnail(t)}
+        for n, s, y, t in zip(names, scores, labels, tiles, strict=True)
+    ]
 
 
 @pytest.fixture
 def report(tmp_path):
     """A run folder whose every name is hostile, with its report."""
-    scores, labels = [0.5, 3.0, 1.5, 4.0, 2.5], [0, 1, 1, 1, 0]
+    scores = [0.5, 3.0, 1.5, 4.0, 2.5]
+    labels = [0, 1, 1, 1, 0]
     metrics = {"data_source": SOURCE, "category": HOSTILE[0], "versions": {HOSTILE[1]: HOSTILE[2]}}
     metrics |= image_metrics(scores, labels, 2.0)
     (tmp_path / "config.yaml").write_text("\n".join(HOSTILE[:3]))
@@ -142,8 +147,10 @@ def test_reports_in_a_browser(report, tmp_path):
         shown = "[...document.querySelectorAll('.card')].filter(c => !c.hidden).map(c => Number(c.dataset.score))"
 
         def choose(key, value):
-            browser.evaluate(f"document.getElementById('{key}').value = {value!r};"
-                             f"document.getElementById('{key}').dispatchEvent(new Event('input'))")  # fmt: skip
+            browser.evaluate(
+                f"document.getElementById('{key}').value = {value!r};"
+                f"document.getElementById('{key}').dispatchEvent(new Event('input'))"
+            )
             return browser.evaluate(shown)
 
         assert browser.evaluate(shown)[:2] == [1.5, 2.5]  # both are wrong by 0.5

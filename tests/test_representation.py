@@ -39,7 +39,8 @@ def test_moving_or_scaling_channels_does_not_lower_the_loss(features):
 def test_the_likelihood_collapses_features_only_without_the_limit(limited):
     """A network that learns from the likelihood alone, together with the flow."""
     torch.manual_seed(0)
-    images, flow = torch.randn(400, 8), Flow(6, blocks=2, hidden=16)
+    images = torch.randn(400, 8)
+    flow = Flow(6, blocks=2, hidden=16)
     encoder = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 6))
     optimizer = torch.optim.Adam([*encoder.parameters(), *flow.parameters()], lr=5e-3)
     flow.track(encoder(images), 1.0)

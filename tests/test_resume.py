@@ -25,8 +25,9 @@ def data(tmp_path_factory):
 
 
 def finish(data, run_dir, *more, **env):
-    done = subprocess.run(arguments(data, run_dir, *more), env=environment(**env), capture_output=True, text=True,
-                          timeout=300)  # fmt: skip
+    done = subprocess.run(
+        arguments(data, run_dir, *more), env=environment(**env), capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     return done
 
@@ -46,8 +47,14 @@ def undisturbed(data, tmp_path_factory):
 
 def started(data, run_dir, *more, **env):
     """A running process, its own group so that nothing of it outlives a kill."""
-    return subprocess.Popen(arguments(data, run_dir, *more), env=environment(**env), stdout=subprocess.DEVNULL,
-                            stderr=subprocess.PIPE, text=True, start_new_session=True)  # fmt: skip
+    return subprocess.Popen(
+        arguments(data, run_dir, *more),
+        env=environment(**env),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def wait_for(path, process):
@@ -70,7 +77,8 @@ def readable(run_dir):
 
 def test_killed_runs_end_as_undisturbed_ones(data, undisturbed, tmp_path):
     reference, seconds = undisturbed
-    rng, kills = random.Random(int.from_bytes(os.urandom(4), "big")), 0
+    rng = random.Random(int.from_bytes(os.urandom(4), "big"))
+    kills = 0
     places = ["stage1/last.ckpt", "stage2/last.ckpt", "detector.pt", "scores.csv"]
     while kills < KILLS:
         run_dir = tmp_path / f"run{kills}"
@@ -118,13 +126,22 @@ def test_sigterm_stops_with_advice_and_the_run_goes_on(data, undisturbed, tmp_pa
 
 
 def test_a_preempted_slurm_job_saves_and_requeues(data, tmp_path):
-    run_dir, tools = tmp_path / "run", tmp_path / "bin"
+    run_dir = tmp_path / "run"
+    tools = tmp_path / "bin"
     tools.mkdir()
     (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/requeued\n')
     (tools / "scontrol").chmod(0o755)
-    slurm = {"SLURM_NTASKS": "1", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "texture", "SLURM_NTASKS_PER_NODE": "1",
-             "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost",
-             "PATH": f"{tools}:{os.environ['PATH']}"}  # fmt: skip
+    slurm = {
+        "SLURM_NTASKS": "1",
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NAME": "texture",
+        "SLURM_NTASKS_PER_NODE": "1",
+        "SLURM_PROCID": "0",
+        "SLURM_LOCALID": "0",
+        "SLURM_NODEID": "0",
+        "SLURM_NODELIST": "localhost",
+        "PATH": f"{tools}:{os.environ['PATH']}",
+    }
     process = started(data, run_dir, "trainer.max_epochs=20", "pictures=false", **slurm)
     wait_for(run_dir / "stage1/last.ckpt", process)
     process.send_signal(signal.SIGUSR1)
@@ -158,8 +175,18 @@ def test_a_damaged_checkpoint_is_named(data, tmp_path, monkeypatch, capsys, cont
 
 
 def watching(detector, folder, output):
-    command = [sys.executable, "-m", "texture_ad.predict", f"detector={detector}", f"input={folder}",
-               f"output={output}", "watch=true", "interval=0.2", "pictures=false", "batch_size=2"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "texture_ad.predict",
+        f"detector={detector}",
+        f"input={folder}",
+        f"output={output}",
+        "watch=true",
+        "interval=0.2",
+        "pictures=false",
+        "batch_size=2",
+    ]
     return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -175,7 +202,8 @@ def wait_rows(output, count, process):
 
 
 def test_a_watched_folder_is_scored_once_each_over_kills(undisturbed, data, tmp_path):
-    folder, output = tmp_path / "in", tmp_path / "out"
+    folder = tmp_path / "in"
+    output = tmp_path / "out"
     folder.mkdir()
     photographs = [p.read_bytes() for p in sorted((data / "test").rglob("*.png"))]
     names = ["a b.png", "ü.png", 'q"uote.png', "new\nline.png", "4.png", "5.png", "6.png", "7.png"]

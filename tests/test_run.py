@@ -23,8 +23,13 @@ SMALL = [
 
 def command(module: str, *args: str, **env: str) -> subprocess.CompletedProcess:
     clean = {k: v for k, v in os.environ.items() if k not in ("MVTEC_AD_ROOT", "WANDB_API_KEY")}
-    return subprocess.run([sys.executable, "-m", f"texture_ad.{module}", *args], capture_output=True, text=True,
-                          env=clean | env, timeout=600)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-m", f"texture_ad.{module}", *args],
+        capture_output=True,
+        text=True,
+        env=clean | env,
+        timeout=600,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +65,13 @@ def test_predict_gives_the_runs_scores(carpet, tmp_path):
     rows = {r["path"]: float(r["score"]) for r in csv.DictReader((folder / "scores.csv").open())}
     from texture_ad.data.embedded import ensure
 
-    done = command("predict", f"detector={folder / 'detector.pt'}", f"input={ensure('carpet') / 'test'}",
-                   f"output={tmp_path}", "batch_size=7")  # fmt: skip
+    done = command(
+        "predict",
+        f"detector={folder / 'detector.pt'}",
+        f"input={ensure('carpet') / 'test'}",
+        f"output={tmp_path}",
+        "batch_size=7",
+    )
     assert done.returncode == 0, done.stderr
     found = {f"test/{r['path']}": float(r["score"]) for r in csv.DictReader((tmp_path / "scores.csv").open())}
     assert found.keys() == rows.keys()
@@ -71,8 +81,15 @@ def test_predict_gives_the_runs_scores(carpet, tmp_path):
 
 def test_stage_1_in_mixed_precision(carpet, tmp_path):
     folder = tmp_path / "run"
-    done = command("run", "+experiment=carpet", f"run_dir={folder}", "pictures=false", *SMALL,
-                   "representation.flow_weight=0.5", "trainer.precision=bf16-mixed")  # fmt: skip
+    done = command(
+        "run",
+        "+experiment=carpet",
+        f"run_dir={folder}",
+        "pictures=false",
+        *SMALL,
+        "representation.flow_weight=0.5",
+        "trainer.precision=bf16-mixed",
+    )
     assert done.returncode == 0, done.stderr
     mixed, whole = (json.loads((f / "metrics.json").read_text())["image_auroc"] for f in (folder, carpet[0]))
     assert mixed == pytest.approx(whole, abs=0.15)
@@ -91,22 +108,25 @@ def test_a_finished_stage_is_not_trained_again(carpet):
     assert (folder / "scores.csv").read_text() == before
 
 
-@pytest.mark.parametrize(("args", "message"), [
-    (["data=mvtec"], "no data.root was given"),
-    (["data.root=/nowhere"], "data.root=/nowhere: no such folder"),
-    (["data=embedded", "data.category=carpte"], "did you mean carpet"),
-    (["data.size=8"], "data.size=8"),
-    (["flow.blocks=0"], "flow.blocks=0"),
-    (["dictionary.fusion=2"], "dictionary.fusion=2"),
-    (["trainer.precision=bf16-true"], "trainer.precision=bf16-true: expected one of 32-true"),
-    (["method=cutpaste", "trainer.precision=bf16-mixed"], "expected 32-true with method=cutpaste"),
-    (["dictionary.nonzeros=-1"], "dictionary.nonzeros=-1"),
-    (["dictionary.lambda1=0"], "dictionary.lambda1=0"),
-    (["backbone.layers=[block99]"], "backbone.layers=['block99']"),
-    (["backbone.weights=/nowhere.pth"], "backbone.weights=/nowhere.pth: no such file"),
-    (["+colour=red"], "colour: no such key"),
-    (["seed=-1"], "seed=-1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["data=mvtec"], "no data.root was given"),
+        (["data.root=/nowhere"], "data.root=/nowhere: no such folder"),
+        (["data=embedded", "data.category=carpte"], "did you mean carpet"),
+        (["data.size=8"], "data.size=8"),
+        (["flow.blocks=0"], "flow.blocks=0"),
+        (["dictionary.fusion=2"], "dictionary.fusion=2"),
+        (["trainer.precision=bf16-true"], "trainer.precision=bf16-true: expected one of 32-true"),
+        (["method=cutpaste", "trainer.precision=bf16-mixed"], "expected 32-true with method=cutpaste"),
+        (["dictionary.nonzeros=-1"], "dictionary.nonzeros=-1"),
+        (["dictionary.lambda1=0"], "dictionary.lambda1=0"),
+        (["backbone.layers=[block99]"], "backbone.layers=['block99']"),
+        (["backbone.weights=/nowhere.pth"], "backbone.weights=/nowhere.pth: no such file"),
+        (["+colour=red"], "colour: no such key"),
+        (["seed=-1"], "seed=-1"),
+    ],
+)
 def test_bad_input_gets_one_line_and_a_non_zero_exit(args, message, tmp_path):
     done = command("run", f"run_dir={tmp_path / 'run'}", "data.size=64", *args)
     assert done.returncode != 0
@@ -131,8 +151,16 @@ def test_predict_refuses_what_is_no_detector(tmp_path):
 @pytest.mark.skipif("TEXTURE_AD_REAL_DATA" not in os.environ, reason="TEXTURE_AD_REAL_DATA names no folder")
 def test_real_photographs(tmp_path):
     root = os.environ["TEXTURE_AD_REAL_DATA"]
-    done = command("run", "data=folder", f"data.root={root}", f"run_dir={tmp_path}", "data.size=128",
-                   "trainer.max_epochs=1", "pictures=false", "trainer.enable_progress_bar=false")  # fmt: skip
+    done = command(
+        "run",
+        "data=folder",
+        f"data.root={root}",
+        f"run_dir={tmp_path}",
+        "data.size=128",
+        "trainer.max_epochs=1",
+        "pictures=false",
+        "trainer.enable_progress_bar=false",
+    )
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["data_source"] == f"folder {Path(root).name}"

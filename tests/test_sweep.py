@@ -33,8 +33,13 @@ def data(tmp_path_factory):
 
 
 def call(data, folder, *more, cache, **env):
-    return subprocess.run(arguments(data, folder, *QUICK, *more), capture_output=True, text=True, timeout=300,
-                          env=environment(TEXTURE_AD_CACHE=str(cache), **env))  # fmt: skip
+    return subprocess.run(
+        arguments(data, folder, *QUICK, *more),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment(TEXTURE_AD_CACHE=str(cache), **env),
+    )
 
 
 def rows(path):
@@ -43,8 +48,7 @@ def rows(path):
 
 def digits(folder):
     """The sweep's tables without what is measured anew each time, and every job's scores."""
-    tables = [[repeatable(row) for row in rows(folder / name)]
-              for name in ("jobs.csv", "comparison.csv")]  # fmt: skip
+    tables = [[repeatable(row) for row in rows(folder / name)] for name in ("jobs.csv", "comparison.csv")]
     return tables, {p.parent.name: p.read_text() for p in folder.glob("*/scores.csv")}
 
 
@@ -53,7 +57,8 @@ SWEEP = ("+ablation=sparsity", "dictionary.nonzeros=1,500,3", "seed=0,1", "-m")
 
 @pytest.fixture(scope="module")
 def sweep(data, tmp_path_factory):
-    folder, cache = tmp_path_factory.mktemp("sweep"), tmp_path_factory.mktemp("cache")
+    folder = tmp_path_factory.mktemp("sweep")
+    cache = tmp_path_factory.mktemp("cache")
     return folder, cache, call(data, folder, *SWEEP, cache=cache)
 
 
@@ -71,11 +76,14 @@ def test_a_failed_job_is_told_and_leaves_the_others_whole(sweep):
 
 def test_the_comparison_is_that_of_the_jobs_and_names_its_data(sweep):
     folder, _, done = sweep
-    jobs, table = rows(folder / "jobs.csv"), rows(folder / "comparison.csv")
+    jobs = rows(folder / "jobs.csv")
+    table = rows(folder / "comparison.csv")
     assert len(jobs) == 6 and [row["dictionary.nonzeros"] for row in table] == ["1", "3"]
     for row in table:
-        found = [json.loads((folder / f"dictionary.nonzeros={row['dictionary.nonzeros']},seed={s}/metrics.json")
-                            .read_text()) for s in (0, 1)]  # fmt: skip
+        found = [
+            json.loads((folder / f"dictionary.nonzeros={row['dictionary.nonzeros']},seed={s}/metrics.json").read_text())
+            for s in (0, 1)
+        ]
         for name in ("image_auroc", "fit_seconds", "peak_memory_mb", "test_seconds_per_image"):
             values = [metrics[name] for metrics in found]
             assert float(row[f"{name}_mean"]) == fmean(values) > 0 and float(row[f"{name}_std"]) == stdev(values)
@@ -104,7 +112,8 @@ def test_one_stage_1_a_seed_and_the_digits_of_a_run_of_its_own(sweep, data, tmp_
 
 def test_the_same_command_does_only_what_is_missing(sweep, data):
     folder, cache, _ = sweep
-    before, missing = digits(folder), folder / "dictionary.nonzeros=1,seed=1"
+    before = digits(folder)
+    missing = folder / "dictionary.nonzeros=1,seed=1"
     kept = {p: p.stat().st_mtime_ns for p in folder.glob("*/metrics.json") if p.parent != missing}
     (missing / "metrics.json").unlink()
     done = call(data, folder, *SWEEP, cache=cache)
@@ -128,12 +137,18 @@ def test_a_killed_sweep_goes_on_and_ends_with_the_same_table(data, tmp_path):
     sweep = ("dictionary.nonzeros=1,3", "seed=0,1", "-m")
     start = time.monotonic()
     assert call(data, tmp_path / "whole", *sweep, cache=tmp_path / "cache").returncode == 0
-    seconds, rng = time.monotonic() - start, random.Random(int.from_bytes(os.urandom(4), "big"))
+    seconds = time.monotonic() - start
+    rng = random.Random(int.from_bytes(os.urandom(4), "big"))
     for kill in range(KILLS):
-        folder, cache = tmp_path / f"killed{kill}", tmp_path / f"cache{kill}"
+        folder = tmp_path / f"killed{kill}"
+        cache = tmp_path / f"cache{kill}"
         process = subprocess.Popen(
-            arguments(data, folder, *QUICK, *sweep), env=environment(TEXTURE_AD_CACHE=str(cache)),
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+            arguments(data, folder, *QUICK, *sweep),
+            env=environment(TEXTURE_AD_CACHE=str(cache)),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         time.sleep(seconds * (0.3 + 0.6 * rng.random()))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -168,10 +183,16 @@ def test_submitit_takes_the_cores_it_is_given_and_tells_failures(data, tmp_path)
     assert [jobs[n]["threads"] for n in ("1", "500")] == ["1", ""]
 
 
-@pytest.mark.parametrize(("worker", "visible", "expected"), [
-    ("LokyProcess-1", "4,7", "4"), ("LokyProcess-2", "4,7", "7"), ("LokyProcess-3", "4,7", "4"),
-    ("LokyProcess-2", "7", "7"), ("MainProcess", "4,7", "4,7"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("worker", "visible", "expected"),
+    [
+        ("LokyProcess-1", "4,7", "4"),
+        ("LokyProcess-2", "4,7", "7"),
+        ("LokyProcess-3", "4,7", "4"),
+        ("LokyProcess-2", "7", "7"),
+        ("MainProcess", "4,7", "4,7"),
+    ],
+)
 def test_joblibs_processes_take_the_gpus_in_turn(monkeypatch, worker, visible, expected):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setattr("multiprocessing.current_process", lambda: SimpleNamespace(name=worker))
@@ -184,9 +205,17 @@ def test_joblibs_processes_take_the_gpus_in_turn(monkeypatch, worker, visible, e
 
 def test_two_processes_end_as_one_does(data, tmp_path):
     for folder, more in (("one", ()), ("two", ("trainer.devices=2", "trainer.strategy=ddp"))):
-        done = call(data, tmp_path / folder, *more, "trainer.max_epochs=2", "data.batch_size=4",
-                    "data.val_fraction=0.3", "data.eval_batch_size=5", "dictionary.fusion=0.5",
-                    cache=tmp_path)  # fmt: skip
+        done = call(
+            data,
+            tmp_path / folder,
+            *more,
+            "trainer.max_epochs=2",
+            "data.batch_size=4",
+            "data.val_fraction=0.3",
+            "data.eval_batch_size=5",
+            "dictionary.fusion=0.5",
+            cache=tmp_path,
+        )
         assert done.returncode == 0, done.stderr
         for line in ("run      ", "stage 1", "stage 2", "detector "):
             assert sum(text.startswith(line) for text in done.stdout.splitlines()) == 1, done.stdout
@@ -232,13 +261,17 @@ def test_more_processes_than_images_in_a_batch_are_refused(monkeypatch):
         len(SharedBatches(range(20), 2))
 
 
-@pytest.mark.parametrize(("more", "message"), [
-    (["trainer.strategy=ddp_spawn"], "trainer.strategy=ddp_spawn: expected auto or ddp"),
-    (["-m"], "trainer.devices=2: a sweep's job takes one device"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["trainer.strategy=ddp_spawn"], "trainer.strategy=ddp_spawn: expected auto or ddp"),
+        (["-m"], "trainer.devices=2: a sweep's job takes one device"),
+    ],
+)
 def test_other_ways_to_several_processes_are_refused(data, tmp_path, monkeypatch, capsys, more, message):
-    code, _, errors = command(monkeypatch, capsys, "run",
-                              *arguments(data, tmp_path / "run", *QUICK, "trainer.devices=2", *more)[3:])  # fmt: skip
+    code, _, errors = command(
+        monkeypatch, capsys, "run", *arguments(data, tmp_path / "run", *QUICK, "trainer.devices=2", *more)[3:]
+    )
     assert code == 2 and message in errors and "Traceback" not in errors
 
 
@@ -275,8 +308,12 @@ def job(folder, error=None, data="folder a", **values):
 
 
 def test_settings_are_compared_over_seeds_in_the_order_of_their_values(tmp_path):
-    jobs = [job(tmp_path, blocks=b, task=t, seed=s, score=b / 100 + s / 1000)
-            for b in (10, 2, 1) for t in ("x", "y") for s in (0, 1)]  # fmt: skip
+    jobs = [
+        job(tmp_path, blocks=b, task=t, seed=s, score=b / 100 + s / 1000)
+        for b in (10, 2, 1)
+        for t in ("x", "y")
+        for s in (0, 1)
+    ]
     keys, settings = compare([*jobs, job(tmp_path, blocks=2, task="x", seed=2, error="no")])
     assert keys == ["blocks", "task"]
     assert [(row["blocks"], row["task"]) for row in settings] == [(b, t) for b in ("1", "2", "10") for t in "xy"]

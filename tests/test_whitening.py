@@ -18,7 +18,8 @@ def fitted(whitening, patches, batch=1000):
 def test_position_whitening_knows_each_place():
     """Two places whose features vary in different directions: each becomes white by itself, not by their mixture."""
     scale = torch.full((2, 12), 1e-3)
-    scale[0, :4], scale[1, :4] = torch.tensor([8.0, 6.0, 4.0, 5.0]), torch.tensor([4.0, 5.0, 8.0, 6.0])
+    scale[0, :4] = torch.tensor([8.0, 6.0, 4.0, 5.0])
+    scale[1, :4] = torch.tensor([4.0, 5.0, 8.0, 6.0])
     offset = torch.tensor([0.1, -0.1])[:, None]
     signals = fitted(Whitening(12, components=4), noise(4000, 2, 12) * scale + offset)
     assert torch.allclose(signals.square().sum(2).mean(), torch.tensor(1.0), atol=0.02)
@@ -43,7 +44,8 @@ def test_one_matrix_for_all_places(mode):
 
 def test_the_stream_may_be_cut_anywhere():
     patches = noise(50, 4, 5)
-    first, second = Whitening(5), Whitening(5)
+    first = Whitening(5)
+    second = Whitening(5)
     assert torch.allclose(fitted(first, patches, 50).abs(), fitted(second, patches, 7).abs(), atol=1e-4)
 
 
@@ -53,7 +55,8 @@ def test_few_images_are_whitened_by_all_positions():
 
 
 def test_refit_follows_features_that_moved_and_keeps_the_basis():
-    whitening, patches = Whitening(6, components=3), noise(300, 4, 6) @ noise(6, 6)
+    whitening = Whitening(6, components=3)
+    patches = noise(300, 4, 6) @ noise(6, 6)
     signals = fitted(whitening, patches)
     basis = whitening.basis.clone()
     whitening.refit((2 * patches + 1).split(100))
@@ -62,7 +65,8 @@ def test_refit_follows_features_that_moved_and_keeps_the_basis():
 
 
 def test_a_state_brings_its_number_of_positions():
-    whitening, other = Whitening(6), Whitening(6)
+    whitening = Whitening(6)
+    other = Whitening(6)
     signals = fitted(whitening, noise(20, 4, 6))
     other.load_state_dict(whitening.state_dict())
     assert torch.equal(other(noise(20, 4, 6).flatten(0, 1)).view_as(signals), signals)

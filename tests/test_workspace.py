@@ -15,11 +15,24 @@ pytest.importorskip("wandb_workspaces")
 ANSWER = {
     "viewer": {"id": "1", "entity": "team", "username": "someone", "flags": "{}", "teams": {"edges": []}},
     "project": {"id": "UHJvamVjdDox", "internalId": "UHJvamVjdDox", "name": "texture_ad"},
-    "models": {"edges": [{"cursor": "a", "node": {"id": "1", "name": "texture_ad", "entityName": "team", "user": None,
-                                                  "createdAt": "2026-01-01", "isBenchmark": False}}],
-               "pageInfo": {"endCursor": "a", "hasNextPage": False}},
+    "models": {
+        "edges": [
+            {
+                "cursor": "a",
+                "node": {
+                    "id": "1",
+                    "name": "texture_ad",
+                    "entityName": "team",
+                    "user": None,
+                    "createdAt": "2026-01-01",
+                    "isBenchmark": False,
+                },
+            }
+        ],
+        "pageInfo": {"endCursor": "a", "hasNextPage": False},
+    },
     "upsertView": {"view": {"id": "Vmlldzox", "name": "view", "displayName": "view"}, "inserted": True},
-}  # fmt: skip
+}
 
 
 class Server(BaseHTTPRequestHandler):
@@ -56,8 +69,13 @@ class Server(BaseHTTPRequestHandler):
 
 def workspace(home, *args, **env):
     clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
-    return subprocess.run([sys.executable, "-m", "texture_ad.reporting.workspace", *args], capture_output=True,
-                          text=True, env=clean | {"HOME": str(home)} | env, timeout=120)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-m", "texture_ad.reporting.workspace", *args],
+        capture_output=True,
+        text=True,
+        env=clean | {"HOME": str(home)} | env,
+        timeout=120,
+    )
 
 
 def test_workspace_and_report_are_saved_grouped_by_sweep_and_setting(tmp_path):
@@ -65,8 +83,14 @@ def test_workspace_and_report_are_saved_grouped_by_sweep_and_setting(tmp_path):
     handler = type("Recording", (Server,), {"views": views})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        done = workspace(tmp_path, "team", "--group", "flow_depth", WANDB_API_KEY="0" * 40,
-                         WANDB_BASE_URL=f"http://127.0.0.1:{server.server_port}")  # fmt: skip
+        done = workspace(
+            tmp_path,
+            "team",
+            "--group",
+            "flow_depth",
+            WANDB_API_KEY="0" * 40,
+            WANDB_BASE_URL=f"http://127.0.0.1:{server.server_port}",
+        )
         server.shutdown()
     assert done.returncode == 0, done.stderr
     assert "team/texture_ad/reports/" in done.stdout

@@ -4,14 +4,19 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-_BLOCK, _FIRST, _FULL, _LAST = 32768, 2, 1, 4
+_BLOCK = 32768
+_FIRST = 2
+_FULL = 1
+_LAST = 4
 
 
 def records(path: Path) -> Iterator:
     """The records of a .wandb file, in order."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    content, place, parts = path.read_bytes(), 7, b""
+    content = path.read_bytes()
+    place = 7
+    parts = b""
     assert content[:4] == b":W&B", path
     while place + 7 <= len(content):
         if _BLOCK - place % _BLOCK < 7:  # no room for a header: the rest of the block is padding

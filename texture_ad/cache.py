@@ -28,19 +28,43 @@ from texture_ad.settings import among, leaves
 
 # The only settings that stage 1 does not depend on; every other, also one that is yet to come, changes its address.
 IRRELEVANT = (
-    "run_dir", "name", "pictures", "cache", "cache_gb", "logger", "quantile",
+    "run_dir",
+    "name",
+    "pictures",
+    "cache",
+    "cache_gb",
+    "logger",
+    "quantile",
     "data.root",  # the images' fingerprint stands for it
-    "data.num_workers", "data.cache_mb", "trainer.enable_progress_bar",
+    "data.num_workers",
+    "data.cache_mb",
+    "trainer.enable_progress_bar",
     # All of the dictionary's but `top` and `min_distance`, by which stage 1 is validated.
-    *(f"dictionary.{key}" for key in ("atoms", "features", "nonzeros", "error", "fusion",
-                                      "coder", "lambda1", "iterations", "batch", "threads", "epochs", "memory_mb")),
-)  # fmt: skip
+    *(
+        f"dictionary.{key}"
+        for key in (
+            "atoms",
+            "features",
+            "nonzeros",
+            "error",
+            "fusion",
+            "coder",
+            "lambda1",
+            "iterations",
+            "batch",
+            "threads",
+            "epochs",
+            "memory_mb",
+        )
+    ),
+)
 
 
 @cache
 def environment() -> tuple[str, ...]:
     """What else the last digit depends on: this package's source, the libraries, the processor or GPU."""
-    source, root = hashlib.sha256(), Path(__file__).parent
+    source = hashlib.sha256()
+    root = Path(__file__).parent
     for path in sorted(root.rglob("*.py")):
         source.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
     found = [source.hexdigest(), platform.machine(), torch.backends.cpu.get_cpu_capability()]
@@ -90,7 +114,8 @@ class Cache:
     def __init__(self, cache_gb: float = 20):
         check_number("cache_gb", cache_gb, 0, above=True)
         home = os.environ.get("TEXTURE_AD_CACHE") or Path.home() / ".cache" / "texture_ad"
-        self.root, self.limit = Path(home) / "shared", cache_gb * 2**30
+        self.root = Path(home) / "shared"
+        self.limit = cache_gb * 2**30
         self.saved = 0.0  # seconds
         self.broken = False
 
@@ -104,7 +129,8 @@ class Cache:
         Of the processes that need the same one makes it while the others wait. The lock is the system's and goes with
         the process that holds it.
         """
-        start, path = time.perf_counter(), self.root / f"{name}.pt"
+        start = time.perf_counter()
+        path = self.root / f"{name}.pt"
         found = self._read(path)
         if found is None:
             with self._lock(path):
@@ -155,8 +181,11 @@ class Cache:
 
     def _give_up(self, error: OSError) -> None:
         if not self.broken:
-            print(f"warning: {self.root}: can't be written ({error.strerror}); nothing new is shared between runs; set "
-                  "TEXTURE_AD_CACHE to a folder with room", file=sys.stderr)  # fmt: skip
+            print(
+                f"warning: {self.root}: can't be written ({error.strerror}); nothing new is shared between runs; set "
+                "TEXTURE_AD_CACHE to a folder with room",
+                file=sys.stderr,
+            )
         self.broken = True
 
 
@@ -169,8 +198,10 @@ def share_features(detector: Detector, backbone: DictConfig, shared: Cache) -> N
         if images.device.type != "cpu":  # a GPU extracts them faster than a disk gives them
             return extract(images)
         precision = torch.is_autocast_enabled("cpu"), str(torch.get_autocast_dtype("cpu"))
-        content = shared.shared(f"features-{digest(weights, precision, images)}",
-                                lambda: dict(zip(("patches", "grid"), extract(images), strict=True)))  # fmt: skip
+        content = shared.shared(
+            f"features-{digest(weights, precision, images)}",
+            lambda: dict(zip(("patches", "grid"), extract(images), strict=True)),
+        )
         return content["patches"], tuple(content["grid"])
 
     detector.patch_features = patch_features

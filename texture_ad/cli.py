@@ -79,22 +79,28 @@ def explain(error: BaseException) -> str | None:
     for cause in chain:
         # By name: this module must not import torch.
         if type(cause).__name__ == "OutOfMemoryError":
-            return (f"the GPU's memory is full ({str(cause).split('. ')[0]}); lower data.batch_size, "
-                    "data.eval_batch_size or data.size (predict: batch_size), free the GPU of other processes, or "
-                    "use trainer.accelerator=cpu (predict: device=cpu)")  # fmt: skip
+            return (
+                f"the GPU's memory is full ({str(cause).split('. ')[0]}); lower data.batch_size, "
+                "data.eval_batch_size or data.size (predict: batch_size), free the GPU of other processes, or "
+                "use trainer.accelerator=cpu (predict: device=cpu)"
+            )
         if isinstance(cause, MemoryError) or "can't allocate memory" in str(cause):
             return (
                 f"the memory is full ({cause}); lower data.batch_size, data.eval_batch_size, data.cache_mb or data.size"
             )
         if isinstance(cause, OSError) and cause.errno in _DISK:
             where = f"{cause.filename}: " if cause.filename is not None else ""
-            return (f"{where}can't be written or read ({os.strerror(cause.errno)}); {_DISK[cause.errno]}, then give "
-                    "the same command again: it goes on from its last checkpoint")  # fmt: skip
+            return (
+                f"{where}can't be written or read ({os.strerror(cause.errno)}); {_DISK[cause.errno]}, then give "
+                "the same command again: it goes on from its last checkpoint"
+            )
         if type(cause).__name__ == "MisconfigurationException":
             return f"trainer: {cause}"
         if type(cause).__name__ in ("TerminatedWorkerError", "FailedJobError", "UncompletedJobError"):
-            return ("a job's process ended without a result, killed or out of memory; run fewer jobs side by side "
-                    "(hydra.launcher.n_jobs), then give the same command again: it does what is missing")  # fmt: skip
+            return (
+                "a job's process ended without a result, killed or out of memory; run fewer jobs side by side "
+                "(hydra.launcher.n_jobs), then give the same command again: it does what is missing"
+            )
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         # The innermost says what is wrong with which key.
         return f"{error} ({chain[-1]})" if len(chain) > 1 and str(chain[-1]) not in str(error) else str(error)
@@ -134,8 +140,11 @@ def hydra_main(config_name: str, known: set[str]) -> Callable:
             except SystemExit as stop:
                 # Lightning's, after it has shut down; its own exit code would be that of success.
                 if type(stop).__name__ == "SIGTERMException":
-                    print("error: stopped by SIGTERM; the same command with the same run_dir goes on from the last "
-                          "checkpoint", file=sys.stderr)  # fmt: skip
+                    print(
+                        "error: stopped by SIGTERM; the same command with the same run_dir goes on from the last "
+                        "checkpoint",
+                        file=sys.stderr,
+                    )
                     sys.exit(143)
                 raise
 

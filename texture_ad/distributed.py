@@ -42,8 +42,10 @@ def check_processes(trainer: L.Trainer, strategy: str) -> None:
     if strategy not in ("auto", "ddp"):
         raise UserError(f"trainer.strategy={strategy}: expected auto or ddp with {trainer.world_size} processes")
     if in_sweep() and not trainer.strategy.cluster_environment.creates_processes_externally:
-        raise UserError(f"trainer.devices={trainer.num_devices}: a sweep's job takes one device; run it by itself, or "
-                        "several jobs side by side with hydra/launcher=joblib")  # fmt: skip
+        raise UserError(
+            f"trainer.devices={trainer.num_devices}: a sweep's job takes one device; run it by itself, or "
+            "several jobs side by side with hydra/launcher=joblib"
+        )
 
 
 class SharedBatches(Sampler[list[int]]):
@@ -57,13 +59,17 @@ class SharedBatches(Sampler[list[int]]):
     """
 
     def __init__(self, sampler: Sampler[int], batch_size: int):
-        self.sampler, self.batch_size = sampler, batch_size
+        self.sampler = sampler
+        self.batch_size = batch_size
 
     def _bounds(self) -> list[int]:
-        count, processes = len(self.sampler), dist.get_world_size() if dist.is_initialized() else 1
+        count = len(self.sampler)
+        processes = dist.get_world_size() if dist.is_initialized() else 1
         if min(count, self.batch_size) < processes:
-            raise UserError(f"trainer.devices={processes}: more than there are images in a batch (batch size "
-                            f"{self.batch_size}, {count} images); use fewer devices or a larger batch")  # fmt: skip
+            raise UserError(
+                f"trainer.devices={processes}: more than there are images in a batch (batch size "
+                f"{self.batch_size}, {count} images); use fewer devices or a larger batch"
+            )
         bounds = list(range(0, count, self.batch_size))
         if len(bounds) > 1 and count - bounds[-1] < processes:
             bounds.pop()

@@ -10,8 +10,9 @@ class UserError(Exception):
     """
 
 
-def check_number(key: str, value: object, least: float, most: float | None = None, *, above: bool = False,
-                 whole: bool = False) -> None:  # fmt: skip
+def check_number(
+    key: str, value: object, least: float, most: float | None = None, *, above: bool = False, whole: bool = False
+) -> None:
     """Holds a parameter to its range.
 
     Args:

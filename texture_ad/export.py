@@ -28,8 +28,10 @@ def main(config: DictConfig) -> None:
     target = Path(config.output or Path(config.detector).with_suffix(FORMATS[config.format]))
     target.parent.mkdir(parents=True, exist_ok=True)
     difference = export(detector, target, config.format)
-    print(f"{config.format} {target}: images uint8 (B, 3, {detector.settings['size']}, {detector.settings['size']}) to "
-          f"scores and anomaly_maps, within {difference:.1e} of the detector")  # fmt: skip
+    print(
+        f"{config.format} {target}: images uint8 (B, 3, {detector.settings['size']}, {detector.settings['size']}) to "
+        f"scores and anomaly_maps, within {difference:.1e} of the detector"
+    )
 
 
 def export(detector, target, format: str) -> float:
@@ -62,7 +64,8 @@ def export(detector, target, format: str) -> float:
         def forward(self, images):
             return self.detector.scores_and_maps(images)[:2]
 
-    graph, size = Graph().eval(), detector.settings["size"]
+    graph = Graph().eval()
+    size = detector.settings["size"]
     images = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     expected = detector(images)[:2]
     partial = target.with_name(f"{target.stem}.partial{FORMATS[format]}")
@@ -81,8 +84,14 @@ def export(detector, target, format: str) -> float:
                     f"format=onnx: {error.name} is not installed; pip install texture_ad[export]"
                 ) from error
             with contextlib.redirect_stdout(io.StringIO()):
-                torch.onnx.export(program, f=str(partial), dynamo=True, input_names=["images"],
-                                  output_names=["scores", "anomaly_maps"], external_data=False)  # fmt: skip
+                torch.onnx.export(
+                    program,
+                    f=str(partial),
+                    dynamo=True,
+                    input_names=["images"],
+                    output_names=["scores", "anomaly_maps"],
+                    external_data=False,
+                )
             session = onnxruntime.InferenceSession(str(partial), providers=["CPUExecutionProvider"])
             found = [torch.from_numpy(v) for v in session.run(None, {"images": images.numpy()})]
         else:
@@ -91,8 +100,10 @@ def export(detector, target, format: str) -> float:
         differences = [((a - b).abs() / b.abs().clamp(min=1)).max() for a, b in zip(found, expected, strict=True)]
         difference = float(torch.stack(differences).max())
         if not difference <= TOLERANCE:
-            raise UserError(f"format={format}: the graph differs from the detector by {difference:.1e}, more than "
-                            f"{TOLERANCE}; nothing was written")  # fmt: skip
+            raise UserError(
+                f"format={format}: the graph differs from the detector by {difference:.1e}, more than "
+                f"{TOLERANCE}; nothing was written"
+            )
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)

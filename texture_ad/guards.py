@@ -34,8 +34,9 @@ class WholeCheckpoints(TorchCheckpointIO):
         try:
             return super().load_checkpoint(path, map_location or (lambda storage, _: storage), weights_only=True)
         except Exception as error:
-            raise UserError(f"{path}: not a checkpoint of this program, or damaged; remove it to train the stage "
-                            "anew") from error  # fmt: skip
+            raise UserError(
+                f"{path}: not a checkpoint of this program, or damaged; remove it to train the stage anew"
+            ) from error
 
 
 class Repeatable(L.Callback):
@@ -70,10 +71,16 @@ class StopDivergence(L.Callback):
         path = Path(trainer.default_root_dir) / "diverged_batch.pt"
         samples = trainer.datamodule.train_samples
         if trainer.is_global_zero:
-            save_whole(path, {
-                "image": self.batch["image"].cpu(), "epoch": trainer.current_epoch, "step": trainer.global_step,
-                "paths": [str(samples[i].path) for i in self.batch["index"].tolist()], "loss": value,
-            })  # fmt: skip
+            save_whole(
+                path,
+                {
+                    "image": self.batch["image"].cpu(),
+                    "epoch": trainer.current_epoch,
+                    "step": trainer.global_step,
+                    "paths": [str(samples[i].path) for i in self.batch["index"].tolist()],
+                    "loss": value,
+                },
+            )
         raise UserError(
             f"stage 1, step {trainer.global_step}: the loss is {value:g}; the batch is saved in {path}; lower "
             f"representation.lr={module.lr:g} or representation.backbone_lr={module.backbone_lr:g}"

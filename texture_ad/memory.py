@@ -3,7 +3,8 @@
 import contextlib
 import ctypes
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+_TRIM_THRESHOLD = -1  # glibc's malloc.h
+_MMAP_THRESHOLD = -3
 
 
 def keep_freed_memory() -> None:

@@ -52,12 +52,14 @@ def build(config: DictConfig, size: int) -> tuple[Representation, Dictionary]:
     whitening = Whitening(dim, **config.whitening)
     flow = Flow(dim=whitening.length, **config.flow)
     options = dict(config.dictionary)
-    memory_mb, fit = options.pop("memory_mb"), {k: options.pop(k) for k in FIT}
+    memory_mb = options.pop("memory_mb")
+    fit = {k: options.pop(k) for k in FIT}
     detector = Detector(backbone, whitening, flow, size=size, **options)
     features = TrainingFeatures(detector, memory_mb)
     score = {k: options[k] for k in ("top", "min_distance")}
-    representation = Representation(backbone, whitening, flow, features, **config.cutpaste, **config.representation,
-                                    **score)  # fmt: skip
+    representation = Representation(
+        backbone, whitening, flow, features, **config.cutpaste, **config.representation, **score
+    )
     return representation, Dictionary(detector, features, **fit, seed=config.seed)
 
 
@@ -70,9 +72,17 @@ def _trainer(config: DictConfig, folder: Path, loggers: list, callbacks: list, *
         raise UserError(f"trainer.precision={config.trainer.precision}: expected one of {', '.join(PRECISIONS)}")
     if config.trainer.enable_progress_bar:
         callbacks = [*callbacks, StageProgress(folder.name.replace("stage", "stage "))]
-    trainer = instantiate(config.trainer, default_root_dir=str(folder), logger=loggers or False, log_every_n_steps=1,
-                          enable_model_summary=False, plugins=[WholeCheckpoints()], use_distributed_sampler=False,
-                          callbacks=[*callbacks, Repeatable(config.seed)], **options)  # fmt: skip
+    trainer = instantiate(
+        config.trainer,
+        default_root_dir=str(folder),
+        logger=loggers or False,
+        log_every_n_steps=1,
+        enable_model_summary=False,
+        plugins=[WholeCheckpoints()],
+        use_distributed_sampler=False,
+        callbacks=[*callbacks, Repeatable(config.seed)],
+        **options,
+    )
     check_processes(trainer, config.trainer.strategy)
     return trainer
 
@@ -95,8 +105,14 @@ class _SaveEpochs(Checkpoint):
         trainer.save_checkpoint(self.path)
 
 
-def train_representation(config: DictConfig, module: Representation, data: TextureDataModule, folder: Path,
-                         loggers: list, cache: Cache | None = None) -> dict[str, float]:  # fmt: skip
+def train_representation(
+    config: DictConfig,
+    module: Representation,
+    data: TextureDataModule,
+    folder: Path,
+    loggers: list,
+    cache: Cache | None = None,
+) -> dict[str, float]:
     """Stage 1; leaves the module with the weights that scored best on synthetic defects, trained or from the cache."""
     best = ModelCheckpoint(folder, "best", monitor="val/auroc", mode="max", enable_version_counter=False)
     waiting = LoaderTime()
@@ -121,12 +137,21 @@ def train_representation(config: DictConfig, module: Representation, data: Textu
     return found["metrics"]
 
 
-def train_dictionary(config: DictConfig, module: Dictionary, data: TextureDataModule, folder: Path,
-                     loggers: list) -> L.Trainer:  # fmt: skip
+def train_dictionary(
+    config: DictConfig, module: Dictionary, data: TextureDataModule, folder: Path, loggers: list
+) -> L.Trainer:
     """Stage 2, then the standardisation of both scores on held-out normal images."""
-    trainer = _trainer(config, folder, loggers, [_SaveEpochs(folder)], max_epochs=module.epochs,
-                       gradient_clip_val=None, accumulate_grad_batches=1, limit_val_batches=0,
-                       precision="32-true")  # fmt: skip
+    trainer = _trainer(
+        config,
+        folder,
+        loggers,
+        [_SaveEpochs(folder)],
+        max_epochs=module.epochs,
+        gradient_clip_val=None,
+        accumulate_grad_batches=1,
+        limit_val_batches=0,
+        precision="32-true",
+    )
     trainer.fit(module, train_dataloaders=data.normal_dataloader(), ckpt_path=_last(folder), weights_only=True)
     module.to(trainer.strategy.root_device)
     module.features.clear()
@@ -134,8 +159,9 @@ def train_dictionary(config: DictConfig, module: Dictionary, data: TextureDataMo
     return trainer
 
 
-def fit_fusion(config: DictConfig, data: TextureDataModule, folder: Path, loggers: list,
-               cache: Cache | None = None) -> tuple[Detector, L.Trainer, dict]:  # fmt: skip
+def fit_fusion(
+    config: DictConfig, data: TextureDataModule, folder: Path, loggers: list, cache: Cache | None = None
+) -> tuple[Detector, L.Trainer, dict]:
     """The main detector: stage 1, then stage 2."""
     representation, dictionary = build(config, data.size)
     clock = cache.clock if cache else time.perf_counter
@@ -158,17 +184,25 @@ def build_peer(config: DictConfig) -> Peer:
     return kind(*backbone, size=config.data.size, **options).eval()
 
 
-def fit_peer(config: DictConfig, data: TextureDataModule, folder: Path,
-             loggers: list) -> tuple[Peer, L.Trainer, dict]:  # fmt: skip
+def fit_peer(config: DictConfig, data: TextureDataModule, folder: Path, loggers: list) -> tuple[Peer, L.Trainer, dict]:
     """A peer: what gradients train, by Lightning, then what passes over the images fit."""
     if config.trainer.precision != "32-true":
-        raise UserError(f"trainer.precision={config.trainer.precision}: expected 32-true with "
-                        f"method={config.method.name}")  # fmt: skip
+        raise UserError(
+            f"trainer.precision={config.trainer.precision}: expected 32-true with method={config.method.name}"
+        )
     peer = build_peer(config)
     trained = isinstance(peer, L.LightningModule)
-    trainer = _trainer(config, folder, loggers, [_SaveEpochs(folder)] if trained else [],
-                       max_epochs=peer.settings.get("epochs"), gradient_clip_val=None, accumulate_grad_batches=1,
-                       limit_val_batches=0, enable_checkpointing=trained)  # fmt: skip
+    trainer = _trainer(
+        config,
+        folder,
+        loggers,
+        [_SaveEpochs(folder)] if trained else [],
+        max_epochs=peer.settings.get("epochs"),
+        gradient_clip_val=None,
+        accumulate_grad_batches=1,
+        limit_val_batches=0,
+        enable_checkpointing=trained,
+    )
     if trainer.world_size > 1:
         raise UserError(f"method={peer.name}: fitted by one process alone; use trainer.devices=1")
     print(f"fit      {peer.name}", flush=True)
@@ -179,8 +213,9 @@ def fit_peer(config: DictConfig, data: TextureDataModule, folder: Path,
     return peer, trainer, {}
 
 
-def fit(config: DictConfig, data: TextureDataModule, folder: Path, loggers: list,
-        cache: Cache | None = None) -> tuple[nn.Module, L.Trainer, dict]:  # fmt: skip
+def fit(
+    config: DictConfig, data: TextureDataModule, folder: Path, loggers: list, cache: Cache | None = None
+) -> tuple[nn.Module, L.Trainer, dict]:
     """The detector by the method that `config.method` names, the trainer to test it, and the fit's own metrics."""
     if config.method.name == "fusion":
         return fit_fusion(config, data, folder, loggers, cache)
@@ -203,7 +238,8 @@ def calibrate(detector: nn.Module, loader, quantile: float) -> None:
 
 def synthetic_auroc(detector: nn.Module, data: TextureDataModule) -> float:
     """Image AUROC of the finished detector on held-out normals against synthetic defects."""
-    scores, labels = [], []
+    scores = []
+    labels = []
     for batch in data.val_dataloader():
         scores.append(gather(detector(batch["image"].to(detector.threshold.device)).scores).cpu())
         labels.append(gather(batch["label"].to(detector.threshold.device)).cpu())
@@ -233,21 +269,32 @@ def experiment(config: DictConfig, folder: Path, loggers: list, cache: Cache | N
     L.seed_everything(config.seed, workers=True, verbose=False)
     data: TextureDataModule = instantiate(config.data)
     data.setup()
-    print(f"data     {data.source_name}: {len(data.train_samples)} training, {len(data.val_samples)} held-out normal, "
-          f"{len(data.test_samples)} test images, {data.size} px\nrun      {folder}", flush=True)  # fmt: skip
+    print(
+        f"data     {data.source_name}: {len(data.train_samples)} training, {len(data.val_samples)} held-out normal, "
+        f"{len(data.test_samples)} test images, {data.size} px\nrun      {folder}",
+        flush=True,
+    )
     copies = duplicates(data.layout)
     for train, test in copies[:5]:
         print(f"warning: {test} is a copy of the training image {train}", flush=True)
     if copies and first():
-        print(f"warning: {len(copies)} test images are copies of training images, all listed in duplicates.csv; the "
-              "metrics are too good", flush=True)  # fmt: skip
+        print(
+            f"warning: {len(copies)} test images are copies of training images, all listed in duplicates.csv; the "
+            "metrics are too good",
+            flush=True,
+        )
         write_whole(folder / "duplicates.csv", csv_text([("train", "test"), *copies]))
     if first():
         write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     for logger in loggers:
         logger.log_hyperparams({**OmegaConf.to_container(config, resolve=True), "data_source": data.source_name})
-    metrics = {"method": config.method.name, "data_source": data.source_name, "category": data.category,
-               "data_fingerprint": data.fingerprint, "seed": config.seed}  # fmt: skip
+    metrics = {
+        "method": config.method.name,
+        "data_source": data.source_name,
+        "category": data.category,
+        "data_fingerprint": data.fingerprint,
+        "seed": config.seed,
+    }
     clock = cache.clock if cache else time.perf_counter
     start = clock()
     detector, trainer, fitted = fit(config, data, folder, loggers, cache)
@@ -274,8 +321,9 @@ def experiment(config: DictConfig, folder: Path, loggers: list, cache: Cache | N
         metrics |= {key: max(value, metrics.get(key, 0)) for key, value in peak_memory().items()}
         if config.pictures and config.method.name == "fusion":
             write_feature_figures(config, detector, data, folder)
-        metrics = write_results(test.predictions(), detector.grid(), float(detector.threshold), data, folder, metrics,
-                                config.pictures)  # fmt: skip
+        metrics = write_results(
+            test.predictions(), detector.grid(), float(detector.threshold), data, folder, metrics, config.pictures
+        )
         print(
             metrics_table({k: v for k, v in metrics.items() if k not in ("data_source", "category")}, data.source_name)
         )

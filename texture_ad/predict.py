@@ -19,7 +19,8 @@ def main(config: DictConfig) -> None:
 
     check_number("batch_size", config.batch_size, 1, whole=True)
     check_number("interval", config.interval, 0, above=True)
-    source, output = Path(config.input), Path(config.output)
+    source = Path(config.input)
+    output = Path(config.output)
     if not source.exists():
         raise UserError(f"input={source}: no such file or folder")
     if config.watch and not source.is_dir():

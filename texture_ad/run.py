@@ -12,8 +12,25 @@ from texture_ad.errors import UserError
 from texture_ad.resources import take_share
 from texture_ad.sweep import finished
 
-KEYS = {"backbone", "cache", "cache_gb", "cutpaste", "data", "dictionary", "flow", "logger", "method", "name",
-        "pictures", "quantile", "representation", "run_dir", "seed", "trainer", "whitening"}  # fmt: skip
+KEYS = {
+    "backbone",
+    "cache",
+    "cache_gb",
+    "cutpaste",
+    "data",
+    "dictionary",
+    "flow",
+    "logger",
+    "method",
+    "name",
+    "pictures",
+    "quantile",
+    "representation",
+    "run_dir",
+    "seed",
+    "trainer",
+    "whitening",
+}
 
 
 @hydra_main("config", KEYS)

@@ -7,9 +7,23 @@ from omegaconf import DictConfig, OmegaConf
 from texture_ad.errors import UserError
 
 # May differ between the runs that share a folder: they change no result.
-FREE = ("run_dir", "name", "pictures", "cache", "cache_gb", "logger", "data.root", "data.num_workers", "data.cache_mb",
-        "dictionary.threads", "dictionary.memory_mb", "trainer.enable_progress_bar", "trainer.accelerator",
-        "trainer.devices", "trainer.strategy")  # fmt: skip
+FREE = (
+    "run_dir",
+    "name",
+    "pictures",
+    "cache",
+    "cache_gb",
+    "logger",
+    "data.root",
+    "data.num_workers",
+    "data.cache_mb",
+    "dictionary.threads",
+    "dictionary.memory_mb",
+    "trainer.enable_progress_bar",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.strategy",
+)
 
 
 def leaves(config: object, key: str = "") -> dict[str, object]:
@@ -39,5 +53,7 @@ def check_same(folder: Path, config: DictConfig) -> None:
     now = leaves(config)
     for key in sorted(before.keys() | now.keys()):
         if not among(key, FREE) and before.get(key) != now.get(key):
-            raise UserError(f"run_dir={folder}: holds a run with {key}={before.get(key)}, not {now.get(key)}; give "
-                            "another run_dir, or remove this one to train anew")  # fmt: skip
+            raise UserError(
+                f"run_dir={folder}: holds a run with {key}={before.get(key)}, not {now.get(key)}; give "
+                "another run_dir, or remove this one to train anew"
+            )

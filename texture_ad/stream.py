@@ -48,8 +48,11 @@ class Scorer:
     """
 
     def __init__(self, detector: nn.Module, root: Path, output: Path | None):
-        self.detector, self.root, self.output = detector, root, output
-        self.size, self.threshold = detector.settings["size"], float(detector.threshold)
+        self.detector = detector
+        self.root = root
+        self.output = output
+        self.size = detector.settings["size"]
+        self.threshold = float(detector.threshold)
         self.source = f"detector of {detector.meta.get('data_source', 'unknown data')}"
         self.device = detector.threshold.device
         self.images = self.anomalous = 0
@@ -70,8 +73,19 @@ class Scorer:
         target = self.output / "overlays" / place
         target.parent.mkdir(parents=True, exist_ok=True)
         region = region_mask(locations, grid, (self.size, self.size))
-        localization_panel(image, anomaly_map, region, None, score, self.threshold, None, target, 0.0,
-                           max(2 * self.threshold, 1.0), self.source)  # fmt: skip
+        localization_panel(
+            image,
+            anomaly_map,
+            region,
+            None,
+            score,
+            self.threshold,
+            None,
+            target,
+            0.0,
+            max(2 * self.threshold, 1.0),
+            self.source,
+        )
 
     def _unlike(self, path: Path, levels: torch.Tensor) -> str:
         statistics = self.detector.meta.get("training_images")
@@ -98,7 +112,8 @@ class Scorer:
             paths: of the files.
             contents: what `read` gives for them.
         """
-        images, notes = {}, {}
+        images = {}
+        notes = {}
         for path, content in zip(paths, contents, strict=True):
             try:
                 if isinstance(content, UserError):
@@ -116,11 +131,13 @@ class Scorer:
             for i, path in enumerate(images):
                 score = float(scores[i])
                 anomalous = int(score > self.threshold)
-                self.images, self.anomalous = self.images + 1, self.anomalous + anomalous
+                self.images = self.images + 1
+                self.anomalous = self.anomalous + anomalous
                 rows[path] = (self.name(path), f"{score:.8g}", f"{self.threshold:.8g}", anomalous, notes[path])
                 if self.output and maps is not None:
-                    self._overlay(path, images[path].permute(1, 2, 0).numpy(), maps[i].numpy(), locations[i].numpy(),
-                                  grid, score)  # fmt: skip
+                    self._overlay(
+                        path, images[path].permute(1, 2, 0).numpy(), maps[i].numpy(), locations[i].numpy(), grid, score
+                    )
         return [rows[path] for path in paths]
 
     def report(self) -> None:
@@ -128,14 +145,22 @@ class Scorer:
         share = f" ({self.anomalous / self.images:.1%})" if self.images else ""
         quantile = self.detector.meta.get("quantile")
         expected = f"; of normal images {1 - quantile:.1%} are expected" if quantile else ""
-        print(f"{self.source}: {self.anomalous} of {self.images} images{share} above the threshold "
-              f"{self.threshold:.4g}{expected}", flush=True)  # fmt: skip
+        print(
+            f"{self.source}: {self.anomalous} of {self.images} images{share} above the threshold "
+            f"{self.threshold:.4g}{expected}",
+            flush=True,
+        )
         for respect, count in self.unlike.items():
-            print(f"warning: {count} of {self.images} images differ in {respect} from the training images, first "
-                  f"{self.first[respect]}; their scores may mean little", file=sys.stderr)  # fmt: skip
+            print(
+                f"warning: {count} of {self.images} images differ in {respect} from the training images, first "
+                f"{self.first[respect]}; their scores may mean little",
+                file=sys.stderr,
+            )
         if "training_images" not in self.detector.meta:
-            print("warning: the detector holds no statistics of its training images; a drift would go unseen",
-                  file=sys.stderr)  # fmt: skip
+            print(
+                "warning: the detector holds no statistics of its training images; a drift would go unseen",
+                file=sys.stderr,
+            )
 
 
 def predict(scorer: Scorer, paths: list[Path], output: Path, batch_size: int) -> None:
@@ -149,7 +174,8 @@ def predict(scorer: Scorer, paths: list[Path], output: Path, batch_size: int) ->
     with ThreadPoolExecutor(1) as reader:
         ahead = reader.submit(scorer.read, batches[0])
         for batch, following in zip(batches, [*batches[1:], []], strict=True):
-            contents, ahead = ahead.result(), reader.submit(scorer.read, following)
+            contents = ahead.result()
+            ahead = reader.submit(scorer.read, following)
             rows += scorer.score(batch, contents)
     write_whole(output / "scores.csv", csv_text([COLUMNS, *rows]))
     scorer.report()
@@ -177,7 +203,8 @@ class Rows:
         whole = quotes = end = 0
         for line in self.file:
             # A name may hold a newline; its row ends where the quotes are closed.
-            end, quotes = end + len(line), quotes + line.count(b'"')
+            end = end + len(line)
+            quotes = quotes + line.count(b'"')
             if line.endswith(b"\n") and quotes % 2 == 0:
                 whole = end
         self.file.truncate(whole)

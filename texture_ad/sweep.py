@@ -58,12 +58,16 @@ def read_jobs(folder: Path, overrides: Sequence[str]) -> list[dict]:
     for told in sorted(folder.glob("*/hydra/overrides.yaml")):
         place = told.parents[1]
         values = {key_of(o): o.partition("=")[2] for o in swept(overrides, OmegaConf.load(told))}
-        error, metrics = place / "error.txt", place / "metrics.json"
-        jobs.append({
-            "folder": place, "swept": values,
-            "metrics": json.loads(metrics.read_text("utf-8")) if metrics.is_file() else {},
-            "error": error.read_text("utf-8").partition("\n")[0] if error.is_file() else None,
-        })  # fmt: skip
+        error = place / "error.txt"
+        metrics = place / "metrics.json"
+        jobs.append(
+            {
+                "folder": place,
+                "swept": values,
+                "metrics": json.loads(metrics.read_text("utf-8")) if metrics.is_file() else {},
+                "error": error.read_text("utf-8").partition("\n")[0] if error.is_file() else None,
+            }
+        )
     return jobs
 
 
@@ -83,9 +87,13 @@ def compare(jobs: Sequence[dict]) -> tuple[list[str], list[dict]]:
         if not job["metrics"]:
             continue
         setting = tuple(job["swept"].get(key) for key in keys)
-        row = settings.setdefault((setting, job["metrics"]["data_source"]), {
-            **dict(zip(keys, setting, strict=True)), "data": job["metrics"]["data_source"],
-        })  # fmt: skip
+        row = settings.setdefault(
+            (setting, job["metrics"]["data_source"]),
+            {
+                **dict(zip(keys, setting, strict=True)),
+                "data": job["metrics"]["data_source"],
+            },
+        )
         for name in (*METRICS, *COSTS):
             if job["metrics"].get(name) is not None:
                 row.setdefault(name, []).append(job["metrics"][name])
@@ -115,8 +123,15 @@ def write_comparison(folder: Path, jobs: Sequence[dict]) -> str:
     rows = [(*columns, *names, "data", "error", "folder")]
     for job in jobs:
         found = job["metrics"]
-        rows.append((*(job["swept"].get(c) for c in columns), *(found.get(n) for n in names),
-                     found.get("data_source"), job["error"], job["folder"].name))  # fmt: skip
+        rows.append(
+            (
+                *(job["swept"].get(c) for c in columns),
+                *(found.get(n) for n in names),
+                found.get("data_source"),
+                job["error"],
+                job["folder"].name,
+            )
+        )
     write_whole(folder / "jobs.csv", csv_text(rows))
 
     keys, settings = compare(jobs)
@@ -124,9 +139,13 @@ def write_comparison(folder: Path, jobs: Sequence[dict]) -> str:
     table = []
     for row in settings:
         numbers = [row.get(n, []) for n in names]
-        rows.append((*(row[k] for k in keys), row["data"], *(
-            part for v in numbers for part in (fmean(v) if v else "", stdev(v) if len(v) > 1 else "", len(v))
-        )))  # fmt: skip
+        rows.append(
+            (
+                *(row[k] for k in keys),
+                row["data"],
+                *(part for v in numbers for part in (fmean(v) if v else "", stdev(v) if len(v) > 1 else "", len(v))),
+            )
+        )
         line = {key: row[key] for key in keys}
         for name in (n for n in names if n in row):
             title, scale, digits = COSTS.get(name) or (METRIC_NAMES.get(name, name), 1, 3)
@@ -135,8 +154,10 @@ def write_comparison(folder: Path, jobs: Sequence[dict]) -> str:
         table.append(line)
     write_whole(folder / "comparison.csv", csv_text(rows))
     text = markdown_table(table) if table else "No job has finished."
-    note = ("Mean ± sample standard deviation over seeds. Times and memory are those of a run that shares nothing; of "
-            "a job that was killed and went on, those of its last part.")  # fmt: skip
+    note = (
+        "Mean ± sample standard deviation over seeds. Times and memory are those of a run that shares nothing; of "
+        "a job that was killed and went on, those of its last part."
+    )
     failures = [f"Failed: {job['folder'].name}: {job['error']}" for job in jobs if job["error"]]
     write_text(folder / "comparison.md", "\n\n".join([text, note, *failures]) + "\n")
     if settings:
@@ -144,8 +165,14 @@ def write_comparison(folder: Path, jobs: Sequence[dict]) -> str:
     told = [f"{sum(bool(job['metrics']) for job in jobs)} of {len(jobs)} jobs have finished.", note, *failures]
     reports = {job["folder"].name: job["folder"] / "report.html" for job in jobs}
     reports = {name: path for name, path in reports.items() if path.is_file()}
-    sweep_report(folder, table, [folder / "comparison.png"] if settings else [],
-                 "; ".join(dict.fromkeys(row["data"] for row in settings)), reports, told)  # fmt: skip
+    sweep_report(
+        folder,
+        table,
+        [folder / "comparison.png"] if settings else [],
+        "; ".join(dict.fromkeys(row["data"] for row in settings)),
+        reports,
+        told,
+    )
     return text
 
 
@@ -164,24 +191,31 @@ class Comparison(Callback):
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: object) -> None:
         if not in_sweep() or job_return.status != JobStatus.FAILED:
             return
-        error, folder = job_return._return_value, Path(config.hydra.runtime.output_dir)
+        error = job_return._return_value
+        folder = Path(config.hydra.runtime.output_dir)
         line = " ".join((explain(error) or f"{type(error).__name__}: {error}").split())
         trace = "" if explain(error) else "".join(traceback.format_exception(error))
         print(f"failed   {folder}: {line}\n{trace}", end="", file=sys.stderr, flush=True)
         (folder / "error.txt").write_text(f"{line}\n{trace}", "utf-8", "backslashreplace")
         # Else Hydra would end here, without on_multirun_end.
-        job_return.status, job_return.return_value = JobStatus.COMPLETED, None
+        job_return.status = JobStatus.COMPLETED
+        job_return.return_value = None
 
     def on_multirun_end(self, config: DictConfig, **_: object) -> None:
         folder = Path(config.hydra.sweep.dir)
         try:
             jobs = read_jobs(folder, config.hydra.overrides.task)
             done = sum(bool(job["metrics"]) for job in jobs)
-            print(f"\n{write_comparison(folder, jobs)}\n\nsweep    {folder}: report.html, comparison.md, .csv, .png "
-                  f"and jobs.csv; {done} of {len(jobs)} jobs finished, {self.before} of them before")  # fmt: skip
+            print(
+                f"\n{write_comparison(folder, jobs)}\n\nsweep    {folder}: report.html, comparison.md, .csv, .png "
+                f"and jobs.csv; {done} of {len(jobs)} jobs finished, {self.before} of them before"
+            )
             for what, found in _mixed(jobs).items():
-                print(f"warning: the jobs were run with different {what} ({', '.join(found)}); remove the older jobs' "
-                      "folders to compare like with like", file=sys.stderr)  # fmt: skip
+                print(
+                    f"warning: the jobs were run with different {what} ({', '.join(found)}); remove the older jobs' "
+                    "folders to compare like with like",
+                    file=sys.stderr,
+                )
             failed = [job for job in jobs if job["error"]]
             for job in failed:
                 print(f"failed   {job['folder']}: {job['error']}", file=sys.stderr)

@@ -34,8 +34,15 @@ class CutPaste(Peer, L.LightningModule):
     uses_backbone = True
     sigma = 4.0
 
-    def __init__(self, backbone: Backbone, size: int = 256, task: str = "3way", lr: float = 1e-3,
-                 weight_decay: float = 1e-4, epochs: int = 4):  # fmt: skip
+    def __init__(
+        self,
+        backbone: Backbone,
+        size: int = 256,
+        task: str = "3way",
+        lr: float = 1e-3,
+        weight_decay: float = 1e-4,
+        epochs: int = 4,
+    ):
         super().__init__(size=size, task=task, lr=lr, weight_decay=weight_decay, epochs=epochs)
         if task not in TASKS:
             raise UserError(f"method.task={task}: expected one of {', '.join(TASKS)}")

@@ -31,10 +31,25 @@ class DSEBM(Peer, L.LightningModule):
 
     name = "dsebm"
 
-    def __init__(self, size: int = 256, input_size: int = 64, widths: tuple[int, ...] = (32, 64, 128),
-                 noise: float = 0.5, criterion: str = "energy", lr: float = 1e-3, epochs: int = 50):  # fmt: skip
-        super().__init__(size=size, input_size=input_size, widths=list(widths), noise=noise, criterion=criterion,
-                         lr=lr, epochs=epochs)  # fmt: skip
+    def __init__(
+        self,
+        size: int = 256,
+        input_size: int = 64,
+        widths: tuple[int, ...] = (32, 64, 128),
+        noise: float = 0.5,
+        criterion: str = "energy",
+        lr: float = 1e-3,
+        epochs: int = 50,
+    ):
+        super().__init__(
+            size=size,
+            input_size=input_size,
+            widths=list(widths),
+            noise=noise,
+            criterion=criterion,
+            lr=lr,
+            epochs=epochs,
+        )
         check_number("method.input_size", input_size, 32, 8192, whole=True)
         for width in widths:
             check_number("method.widths", width, 1, whole=True)
@@ -57,7 +72,9 @@ class DSEBM(Peer, L.LightningModule):
 
     def energy_and_reconstruction(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """E(x) a pixel, (B,), and x - dE/dx, (B, 3, H, W): back-propagation written out, so that it trains as well."""
-        h, gates, sizes = x, [], []
+        h = x
+        gates = []
+        sizes = []
         for layer in self.layers:
             sizes.append(h.shape[-2:])
             z = layer(h)

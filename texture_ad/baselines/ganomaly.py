@@ -20,7 +20,8 @@ def _encoder(input_size: int, width: int, latent: int) -> tuple[nn.Sequential, n
     side = input_size // 2
     while side > 4:
         layers += [nn.Conv2d(width, 2 * width, 4, 2, 1, bias=False), nn.BatchNorm2d(2 * width), nn.LeakyReLU(0.2)]
-        side, width = side // 2, 2 * width
+        side = side // 2
+        width = 2 * width
     return nn.Sequential(*layers), nn.Sequential(nn.Conv2d(width, latent, 4, bias=False))
 
 
@@ -48,8 +49,15 @@ class GANomaly(Peer, L.LightningModule):
 
     name = "ganomaly"
 
-    def __init__(self, size: int = 256, input_size: int = 64, width: int = 64, latent: int = 100, lr: float = 2e-4,
-                 epochs: int = 15):  # fmt: skip
+    def __init__(
+        self,
+        size: int = 256,
+        input_size: int = 64,
+        width: int = 64,
+        latent: int = 100,
+        lr: float = 2e-4,
+        epochs: int = 15,
+    ):
         super().__init__(size=size, input_size=input_size, width=width, latent=latent, lr=lr, epochs=epochs)
         check_number("method.input_size", input_size, 32, 8192, whole=True)
         if input_size & (input_size - 1):
@@ -98,8 +106,13 @@ class GANomaly(Peer, L.LightningModule):
         self.manual_backward(loss)
         generator.step()
         logits = [self.decision(self.features(images)).flatten() for images in (x, fake.detach())]
-        loss_d = sum(F.binary_cross_entropy_with_logits(v, torch.full_like(v, real))
-                     for v, real in zip(logits, (1.0, 0.0), strict=True)) / 2  # fmt: skip
+        loss_d = (
+            sum(
+                F.binary_cross_entropy_with_logits(v, torch.full_like(v, real))
+                for v, real in zip(logits, (1.0, 0.0), strict=True)
+            )
+            / 2
+        )
         discriminator.zero_grad()
         self.manual_backward(loss_d)
         discriminator.step()

@@ -42,7 +42,8 @@ class OneNN(Peer):
 
         device = self.mean.device
         x = torch.cat([image_features(self.backbone, batch["image"].to(device)).cpu() for batch in loader])
-        mean, scale = x.mean(0), x.std(0).clamp(min=1e-6)
+        mean = x.mean(0)
+        scale = x.std(0).clamp(min=1e-6)
         pca = PCA(min(self.settings["components"], *x.shape), svd_solver="full").fit(((x - mean) / scale).numpy())
         self.mean.copy_(mean)
         self.projection = (torch.from_numpy(pca.components_).to(x.dtype) / scale).to(device)

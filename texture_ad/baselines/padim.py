@@ -57,11 +57,15 @@ class PaDiM(Peer):
 
     @torch.no_grad()
     def fit(self, loader) -> None:
-        count, total, outer = 0, 0.0, 0.0
+        count = 0
+        total = 0.0
+        outer = 0.0
         for batch in loader:
             # Sums of squares less squares of sums lose what single precision holds.
             x = self.features(batch["image"].to(self.mean.device))[0].transpose(0, 1).double()
-            count, total, outer = count + x.shape[1], total + x.sum(1), outer + x.transpose(1, 2) @ x
+            count = count + x.shape[1]
+            total = total + x.sum(1)
+            outer = outer + x.transpose(1, 2) @ x
         mean = total / count
         covariance = (outer - count * mean[:, :, None] * mean[:, None]) / max(1, count - 1)
         identity = torch.eye(mean.shape[1], dtype=mean.dtype, device=mean.device)

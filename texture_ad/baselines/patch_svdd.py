@@ -33,14 +33,16 @@ def _stack(*shapes: tuple[int, ...]) -> nn.Sequential:
 
 def _classifier() -> nn.Sequential:
     """From the difference of two embeddings to their relative position."""
-    return nn.Sequential(nn.Linear(DIM, 128), nn.LeakyReLU(0.1), nn.Linear(128, 128), nn.LeakyReLU(0.1),
-                         nn.Linear(128, len(DIRECTIONS)))  # fmt: skip
+    return nn.Sequential(
+        nn.Linear(DIM, 128), nn.LeakyReLU(0.1), nn.Linear(128, 128), nn.LeakyReLU(0.1), nn.Linear(128, len(DIRECTIONS))
+    )
 
 
 def cut(images: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
     """One square of `side` pixels from each image (B, C, H, W) at its row `top` and column `left`, each (B,)."""
     steps = torch.arange(side, device=images.device)
-    rows, columns = (top[:, None] + steps)[:, :, None], (left[:, None] + steps)[:, None]
+    rows = (top[:, None] + steps)[:, :, None]
+    columns = (left[:, None] + steps)[:, None]
     return images[torch.arange(len(images), device=images.device)[:, None, None], :, rows, columns].permute(0, 3, 1, 2)
 
 
@@ -61,10 +63,27 @@ class PatchSVDD(Peer, L.LightningModule):
 
     name = "patch_svdd"
 
-    def __init__(self, size: int = 256, svdd_weight: float = 1e-3, pairs: int = 1, stride: int = 16,
-                 normals: int = 20_000, lr: float = 1e-3, epochs: int = 20, seed: int = 0):  # fmt: skip
-        super().__init__(size=size, svdd_weight=svdd_weight, pairs=pairs, stride=stride, normals=normals, lr=lr,
-                         epochs=epochs, seed=seed)  # fmt: skip
+    def __init__(
+        self,
+        size: int = 256,
+        svdd_weight: float = 1e-3,
+        pairs: int = 1,
+        stride: int = 16,
+        normals: int = 20_000,
+        lr: float = 1e-3,
+        epochs: int = 20,
+        seed: int = 0,
+    ):
+        super().__init__(
+            size=size,
+            svdd_weight=svdd_weight,
+            pairs=pairs,
+            stride=stride,
+            normals=normals,
+            lr=lr,
+            epochs=epochs,
+            seed=seed,
+        )
         check_number("method.svdd_weight", svdd_weight, 0)
         check_number("method.stride", stride, STEP, PATCHES[1], whole=True)
         if stride not in (8, 16, 32):
@@ -102,10 +121,12 @@ class PatchSVDD(Peer, L.LightningModule):
             return torch.randint(low, high + 1, (len(x),), device=device)
 
         most = SIDE - side
-        top, left = draw(0, most), draw(0, most)
+        top = draw(0, most)
+        left = draw(0, most)
         near = [(v + draw(-side // 8, side // 8)).clamp(0, most) for v in (top, left)]
         # Neighbours lie 3/4 of a side away, one way or the other, give or take what keeps the answer from the edges.
-        away, jitter = 3 * side // 4, side // 8
+        away = 3 * side // 4
+        jitter = side // 8
         reach = away + jitter
         center = draw(reach, most - reach), draw(reach, most - reach)
         position = torch.randint(len(DIRECTIONS), (len(x),), device=device)
@@ -137,7 +158,8 @@ class PatchSVDD(Peer, L.LightningModule):
 
     @torch.no_grad()
     def fit(self, loader) -> None:
-        device, s = self.threshold.device, self.settings
+        device = self.threshold.device
+        s = self.settings
         levels = zip(*(self.embeddings(batch["image"].to(device)) for batch in loader), strict=True)
         generator = torch.Generator().manual_seed(s["seed"])
         banks = [torch.cat(level).flatten(0, 2) for level in levels]
@@ -153,7 +175,8 @@ class PatchSVDD(Peer, L.LightningModule):
 
     def _spread(self, distances: Tensor, side: int) -> Tensor:
         """Each cell's mean over the patches that cover it, (B, n, n) to (B, SIDE / 8, SIDE / 8)."""
-        cells, stride = SIDE, self.settings["stride"]
+        cells = SIDE
+        stride = self.settings["stride"]
         columns = distances.flatten(1)[:, None].expand(-1, side**2, -1)
         cover = F.fold(torch.ones_like(columns[:1]), cells, side, stride=stride)
         total = F.fold(columns, cells, side, stride=stride)

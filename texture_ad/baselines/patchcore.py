@@ -25,7 +25,8 @@ def core_set(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
         x = x @ torch.randn(x.shape[1], PROJECTED, generator=generator).to(x) / PROJECTED**0.5
     squares = x.square().sum(1)
     chosen = torch.randint(len(x), (), generator=generator).to(x.device)
-    distances, indices = torch.full_like(squares, torch.inf), []
+    distances = torch.full_like(squares, torch.inf)
+    indices = []
     for _ in range(count):
         indices.append(chosen)
         distances = torch.minimum(distances, squares + squares[chosen] - 2 * (x @ x[chosen]))
@@ -52,8 +53,15 @@ class PatchCore(Peer):
     uses_backbone = True
     sigma = 4.0
 
-    def __init__(self, backbone: Backbone, size: int = 256, coreset: float = 0.1, neighbors: int = 9,
-                 max_patches: int = 25_000, seed: int = 0):  # fmt: skip
+    def __init__(
+        self,
+        backbone: Backbone,
+        size: int = 256,
+        coreset: float = 0.1,
+        neighbors: int = 9,
+        max_patches: int = 25_000,
+        seed: int = 0,
+    ):
         super().__init__(size=size, coreset=coreset, neighbors=neighbors, max_patches=max_patches, seed=seed)
         check_number("method.coreset", coreset, 0, 1, above=True)
         check_number("method.neighbors", neighbors, 1, whole=True)
@@ -69,7 +77,8 @@ class PatchCore(Peer):
     @torch.no_grad()
     def fit(self, loader) -> None:
         generator = torch.Generator().manual_seed(self.settings["seed"])
-        memory, held = [], []
+        memory = []
+        held = []
 
         def reduce() -> None:
             x = torch.cat(held)
@@ -87,10 +96,12 @@ class PatchCore(Peer):
     def score(self, images: Tensor) -> tuple[Tensor, Tensor]:
         x, grid = self.patches(images)
         distances, indices = nearest(x, self.memory)
-        maps, x = distances.view(len(images), *grid), x.view(len(images), -1, x.shape[1])
+        maps = distances.view(len(images), *grid)
+        x = x.view(len(images), -1, x.shape[1])
         highest, place = maps.flatten(1).max(1)
         rows = torch.arange(len(images), device=x.device)
-        around = nearest(self.memory[indices.view(len(images), -1)[rows, place]], self.memory,
-                         self.settings["neighbors"])[1]  # fmt: skip
+        around = nearest(
+            self.memory[indices.view(len(images), -1)[rows, place]], self.memory, self.settings["neighbors"]
+        )[1]
         crowd = (x[rows, place][:, None] - self.memory[around]).norm(dim=2).logsumexp(1)
         return (1 - (highest - crowd).exp()) * highest, maps

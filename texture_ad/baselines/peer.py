@@ -13,7 +13,8 @@ from texture_ad.files import save_whole
 from texture_ad.models.backbone import Backbone
 from texture_ad.models.detector import Detector, Prediction, backbone_settings
 
-PEER_FORMAT, PEER_VERSION = "texture_ad.peer", 2
+PEER_FORMAT = "texture_ad.peer"
+PEER_VERSION = 2
 MIN_DISTANCE = 2  # between the five locations that are drawn, in patches
 
 
@@ -35,7 +36,8 @@ def nearest(x: Tensor, bank: Tensor, count: int = 1, chunk: int = 1024) -> tuple
     Returns:
         Distances, ascending, and indices, both (N, min(count, M)).
     """
-    distances, indices = [], []
+    distances = []
+    indices = []
     for part in x.split(chunk):
         index = torch.cdist(part, bank).topk(min(count, len(bank)), largest=False).indices
         # Again from the difference: cdist's products lose half the digits of a small distance.
@@ -116,11 +118,18 @@ class Peer(nn.Module):
 
     def save(self, path: Path) -> None:
         """Writes one file of tensors and plain values, whole or not at all."""
-        save_whole(path, {
-            "format": PEER_FORMAT, "version": PEER_VERSION, "method": self.name, "settings": self.settings,
-            "meta": self.meta, "backbone": backbone_settings(self.backbone) if self.uses_backbone else None,
-            "state": {k: v.contiguous() for k, v in self.state_dict().items()},
-        })  # fmt: skip
+        save_whole(
+            path,
+            {
+                "format": PEER_FORMAT,
+                "version": PEER_VERSION,
+                "method": self.name,
+                "settings": self.settings,
+                "meta": self.meta,
+                "backbone": backbone_settings(self.backbone) if self.uses_backbone else None,
+                "state": {k: v.contiguous() for k, v in self.state_dict().items()},
+            },
+        )
 
     @classmethod
     def from_content(cls, content: dict) -> "Peer":
@@ -129,7 +138,8 @@ class Peer(nn.Module):
         Raises:
             LookupError, TypeError, ValueError, RuntimeError, UserError: it was not written by `save`.
         """
-        state, first = content["state"], ()
+        state = content["state"]
+        first = ()
         if cls.uses_backbone:
             first = (Backbone(weights="none", **content["backbone"]),)
         # Nothing of the sizes that the file claims is made: its own tensors take the places.

@@ -34,11 +34,33 @@ class SparseCoding(Peer):
 
     name = "sparse_coding"
 
-    def __init__(self, size: int = 256, patch: int = 8, stride: int = 4, atoms: int = 256, nonzeros: int = 4,
-                 lambda1: float = 0.15, iterations: int = 20, batch: int = 512, epochs: int = 2, coder: str = "auto",
-                 seed: int = 0):  # fmt: skip
-        super().__init__(size=size, patch=patch, stride=stride, atoms=atoms, nonzeros=nonzeros, lambda1=lambda1,
-                         iterations=iterations, batch=batch, epochs=epochs, coder=coder, seed=seed)  # fmt: skip
+    def __init__(
+        self,
+        size: int = 256,
+        patch: int = 8,
+        stride: int = 4,
+        atoms: int = 256,
+        nonzeros: int = 4,
+        lambda1: float = 0.15,
+        iterations: int = 20,
+        batch: int = 512,
+        epochs: int = 2,
+        coder: str = "auto",
+        seed: int = 0,
+    ):
+        super().__init__(
+            size=size,
+            patch=patch,
+            stride=stride,
+            atoms=atoms,
+            nonzeros=nonzeros,
+            lambda1=lambda1,
+            iterations=iterations,
+            batch=batch,
+            epochs=epochs,
+            coder=coder,
+            seed=seed,
+        )
         check_number("method.patch", patch, 2, size, whole=True)
         check_number("method.stride", stride, 1, patch, whole=True)
         check_number("method.nonzeros", nonzeros, 1, 3 * patch**2, whole=True)
@@ -56,7 +78,8 @@ class SparseCoding(Peer):
 
     @torch.no_grad()
     def fit(self, loader) -> None:
-        s, device = self.settings, self.atoms.device
+        s = self.settings
+        device = self.atoms.device
         atoms = statistics = None
         for _ in range(s["epochs"]):
             for batch in loader:

@@ -36,7 +36,8 @@ def _rectangles(kind: str, count: int, height: int, width: int, device) -> tuple
     area = _uniform(*AREA, count, device) * height * width
     wide = torch.rand(count, device=device) < 0.5
     aspect = torch.where(wide, _uniform(1, ASPECT[1], count, device), _uniform(ASPECT[0], 1, count, device))
-    w, h = (area * aspect).sqrt(), (area / aspect).sqrt()
+    w = (area * aspect).sqrt()
+    h = (area / aspect).sqrt()
     return w.clamp(max=width - 2), h.clamp(max=height - 2), torch.zeros(count, device=device)
 
 
@@ -73,7 +74,8 @@ def cutpaste(images: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     b, _, height, width = images.shape
     device = images.device
     w, h, angle = _rectangles(kind, b, height, width, device)
-    cos, sin = angle.cos(), angle.sin()
+    cos = angle.cos()
+    sin = angle.sin()
     # Half extents of the patch as it lies in the target, so that it stays inside the image.
     reach_x = ((w * cos.abs() + h * sin.abs()) / 2).clamp(max=width / 2)
     reach_y = ((w * sin.abs() + h * cos.abs()) / 2).clamp(max=height / 2)

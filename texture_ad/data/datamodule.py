@@ -77,7 +77,9 @@ class _Batches(Dataset):
     """Samples as ready batches: from memory when they fit, else decoded when asked for."""
 
     def __init__(self, samples: list[Sample], size: int, cache: bool, training: bool = False):
-        self.samples, self.size, self.training = samples, size, training
+        self.samples = samples
+        self.size = size
+        self.training = training
         self.labels = torch.tensor([s.label for s in samples])
         self.images = self.masks = None
         if cache:
@@ -85,7 +87,8 @@ class _Batches(Dataset):
             self.masks = torch.empty(len(samples), size, size, dtype=torch.bool)
             with ThreadPoolExecutor() as pool:
                 for i, (image, mask) in enumerate(pool.map(lambda s: load_sample(s, size, training), samples)):
-                    self.images[i], self.masks[i] = image, mask
+                    self.images[i] = image
+                    self.masks[i] = mask
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -93,7 +96,8 @@ class _Batches(Dataset):
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         index = torch.tensor(indices)
         if self.images is not None:
-            image, mask = self.images[index], self.masks[index]
+            image = self.images[index]
+            mask = self.masks[index]
         else:
             pairs = [load_sample(self.samples[i], self.size, self.training) for i in indices]
             image, mask = (torch.stack(part) for part in zip(*pairs, strict=True))
@@ -104,7 +108,8 @@ class _WithDefects(Dataset):
     """Held-out normal images, then the same images with synthetic defects, the same ones in every epoch."""
 
     def __init__(self, normals: _Batches, seed: int):
-        self.normals, self.seed = normals, seed
+        self.normals = normals
+        self.seed = seed
 
     def __len__(self) -> int:
         return 2 * len(self.normals)
@@ -118,7 +123,8 @@ class _WithDefects(Dataset):
                 # One generator an image, so that the defects don't depend on the batch size.
                 generator = torch.Generator().manual_seed(self.seed * 1_000_003 + i)
                 image, mask = synthetic_defects(batch["image"][row : row + 1], generator)
-                batch["image"][row], batch["mask"][row] = image[0], mask[0]
+                batch["image"][row] = image[0]
+                batch["mask"][row] = mask[0]
         return batch
 
 
@@ -162,18 +168,39 @@ class TextureDataModule(L.LightningDataModule):
         UserError: a parameter out of its range, or (in setup) data that is missing or wrong.
     """
 
-    def __init__(self, source: str = "auto", root: str | None = None, category: str | None = None, size: int = 256,
-                 batch_size: int = 32, eval_batch_size: int = 32, val_fraction: float = 0.2, cache_mb: int = 4096,
-                 num_workers: int = 0, seed: int = 0):  # fmt: skip
+    def __init__(
+        self,
+        source: str = "auto",
+        root: str | None = None,
+        category: str | None = None,
+        size: int = 256,
+        batch_size: int = 32,
+        eval_batch_size: int = 32,
+        val_fraction: float = 0.2,
+        cache_mb: int = 4096,
+        num_workers: int = 0,
+        seed: int = 0,
+    ):
         super().__init__()
-        for key, value, least in (("size", size, 32), ("batch_size", batch_size, 1), ("cache_mb", cache_mb, 0),
-                                  ("eval_batch_size", eval_batch_size, 1), ("num_workers", num_workers, 0),
-                                  ("seed", seed, 0)):  # fmt: skip
+        for key, value, least in (
+            ("size", size, 32),
+            ("batch_size", batch_size, 1),
+            ("cache_mb", cache_mb, 0),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("seed", seed, 0),
+        ):
             check_number(f"data.{key}", value, least, 8192 if key == "size" else None, whole=True)
         check_number("data.val_fraction", val_fraction, 0, 0.9, above=True)
-        self.source, self.root, self.size, self.batch_size = source, root, size, batch_size
-        self.eval_batch_size, self.val_fraction, self.cache_mb = eval_batch_size, val_fraction, cache_mb
-        self.num_workers, self.seed = num_workers, seed
+        self.source = source
+        self.root = root
+        self.size = size
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.val_fraction = val_fraction
+        self.cache_mb = cache_mb
+        self.num_workers = num_workers
+        self.seed = seed
         self.folder, self.category, self.source_name = locate(source, root, category)
         self._ready = False
 
@@ -186,7 +213,8 @@ class TextureDataModule(L.LightningDataModule):
         held_out = min(max(1, round(self.val_fraction * len(normal))), len(normal) - 1)
         self.val_samples = [normal[i] for i in sorted(order[:held_out])]
         self.train_samples = [normal[i] for i in sorted(order[held_out:])]
-        self.test_samples, self.has_masks = self.layout.test, self.layout.has_masks
+        self.test_samples = self.layout.test
+        self.has_masks = self.layout.has_masks
         count = len(normal) + len(self.test_samples)
         cache = count * 4 * self.size**2 <= self.cache_mb * 2**20
         self._train = _Batches(self.train_samples, self.size, cache, training=True)
@@ -214,8 +242,14 @@ class TextureDataModule(L.LightningDataModule):
         sampler = EpochShuffle(dataset, self.seed) if shuffle else SequentialSampler(dataset)
         workers = 0 if getattr(dataset, "images", None) is not None else self.num_workers
         batches = SharedBatches(sampler, size)
-        return DataLoader(dataset, batch_sampler=batches, collate_fn=_identity, num_workers=workers,
-                          pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0)  # fmt: skip
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,
+            collate_fn=_identity,
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=workers > 0,
+        )
 
     def train_dataloader(self) -> DataLoader:
         return self._loader(self._train, self.batch_size, shuffle=True)

@@ -24,11 +24,15 @@ def training_statistics(paths: list[Path], levels: Tensor) -> dict:
         levels: `brightness` of all of them, (N, 2).
     """
     widths, heights, modes = zip(*(header(p) for p in paths), strict=True)
-    mean, spread = levels.mean(0), levels.std(0, unbiased=False).clamp(min=1.0)
+    mean = levels.mean(0)
+    spread = levels.std(0, unbiased=False).clamp(min=1.0)
     return {
-        "width": [min(widths), max(widths)], "height": [min(heights), max(heights)], "modes": sorted(set(modes)),
-        "brightness": [float(mean[0]), float(spread[0])], "contrast": [float(mean[1]), float(spread[1])],
-    }  # fmt: skip
+        "width": [min(widths), max(widths)],
+        "height": [min(heights), max(heights)],
+        "modes": sorted(set(modes)),
+        "brightness": [float(mean[0]), float(spread[0])],
+        "contrast": [float(mean[1]), float(spread[1])],
+    }
 
 
 def differences(statistics: dict, path: Path, levels: Tensor) -> dict[str, str]:
@@ -41,7 +45,8 @@ def differences(statistics: dict, path: Path, levels: Tensor) -> dict[str, str]:
     """
     width, height, mode = header(path)
     found = {}
-    (w0, w1), (h0, h1) = statistics["width"], statistics["height"]
+    (w0, w1) = statistics["width"]
+    (h0, h1) = statistics["height"]
     if not (w0 <= width <= w1 and h0 <= height <= h1):
         found["size"] = f"{width} x {height} pixels, trained on {w0} to {w1} x {h0} to {h1}"
     if mode not in statistics["modes"]:

@@ -35,7 +35,9 @@ from scipy.spatial import cKDTree
 from texture_ad.errors import UserError
 
 VERSION = 1
-TRAIN_GOOD, TEST_GOOD, TEST_PER_KIND = 100, 20, 8
+TRAIN_GOOD = 100
+TEST_GOOD = 20
+TEST_PER_KIND = 8
 # A change of fewer grey levels than this is lost in the sensor noise: it is neither kept nor marked.
 VISIBLE = 6
 # Towards the lamp, as (row, column): it stands at the upper left.
@@ -49,7 +51,8 @@ TWO_PI = 2 * np.pi
 
 @lru_cache(maxsize=64)
 def _gaussian_transfer(size: int, rows: float, columns: float) -> np.ndarray:
-    fy, fx = fft.fftfreq(size)[:, None], fft.rfftfreq(size)[None, :]
+    fy = fft.fftfreq(size)[:, None]
+    fx = fft.rfftfreq(size)[None, :]
     return np.exp(-2 * np.pi**2 * ((rows * fy) ** 2 + (columns * fx) ** 2)).astype(np.float32)
 
 
@@ -111,16 +114,21 @@ def _cells(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Voronoi cells of a jittered lattice, (S, S) each: crease (0 on a border), distance from the seed (both
     in pitches), number of the cell."""
-    v, u = v / pitch, u / pitch
-    v, u = v - np.floor(v.min()) + 1, u - np.floor(u.min()) + 1
-    row, column = v.astype(np.int32), u.astype(np.int32)
-    rows, columns = row.max() + 2, column.max() + 2
+    v = v / pitch
+    u = u / pitch
+    v = v - np.floor(v.min()) + 1
+    u = u - np.floor(u.min()) + 1
+    row = v.astype(np.int32)
+    column = u.astype(np.int32)
+    rows = row.max() + 2
+    columns = column.max() + 2
     seed_v, seed_u = rng.uniform(0, 1, (2, rows * columns)).astype(np.float32)
     seed_v += np.repeat(np.arange(rows, dtype=np.float32), columns)
     seed_u += np.tile(np.arange(columns, dtype=np.float32), rows)
     home = row * columns + column
     first = np.full(v.shape, np.inf, np.float32)
-    second, number = first.copy(), np.zeros(v.shape, np.int32)
+    second = first.copy()
+    number = np.zeros(v.shape, np.int32)
     for step in (0, -1, 1, -columns, columns, -columns - 1, -columns + 1, columns - 1, columns + 1):
         cell = home + step
         distance = np.square(v - seed_v.take(cell)) + np.square(u - seed_u.take(cell))
@@ -128,7 +136,8 @@ def _cells(
         second = np.minimum(second, np.maximum(first, distance))
         number = np.where(nearer, cell, number)
         first = np.minimum(first, distance)
-    first, second = np.sqrt(first), np.sqrt(second)
+    first = np.sqrt(first)
+    second = np.sqrt(second)
     return second - first, first, number
 
 
@@ -148,16 +157,20 @@ def _tint(grey: np.ndarray, colour: tuple[float, float, float]) -> np.ndarray:
 def carpet(rng: np.random.Generator, size: int) -> np.ndarray:
     """Woven wool: a 2/2 twill of two melange yarns with the fibres of `grass`."""
     v, u = _coordinates(rng, size, wobble=1.5)
-    frayed_v, frayed_u = v + 0.5 * _noise(rng, size, 0.8), u + 0.5 * _noise(rng, size, 0.8)
+    frayed_v = v + 0.5 * _noise(rng, size, 0.8)
+    frayed_u = u + 0.5 * _noise(rng, size, 0.8)
     pitch = 9.0
-    row, column = np.floor(frayed_v / pitch), np.floor(frayed_u / pitch)
-    across_v, across_u = frayed_v / pitch - row - 0.5, frayed_u / pitch - column - 0.5
+    row = np.floor(frayed_v / pitch)
+    column = np.floor(frayed_u / pitch)
+    across_v = frayed_v / pitch - row - 0.5
+    across_u = frayed_u / pitch - column - 0.5
     phase = np.mod(row + column, 4)
     warp_on_top = phase < 2
     # Where a yarn dives under its neighbour it darkens: `along` runs from -1 to 1 over its two visible cells.
     along_warp = np.where(np.mod(row + column, 2) < 1, across_v - 0.5, across_v + 0.5)
     along_weft = np.where(np.mod(row + column, 2) < 1, across_u - 0.5, across_u + 0.5)
-    across, along = np.where(warp_on_top, across_u, across_v), np.where(warp_on_top, along_warp, along_weft)
+    across = np.where(warp_on_top, across_u, across_v)
+    along = np.where(warp_on_top, along_warp, along_weft)
     body = np.sqrt(np.cos(np.pi * across).clip(0)) * (1 - 0.55 * along**2)
     ply = np.sin(TWO_PI * (1.3 * along + 0.9 * across))
     yarns = rng.normal(0, 1, (2, 97)).astype(np.float32)
@@ -165,16 +178,20 @@ def carpet(rng: np.random.Generator, size: int) -> np.ndarray:
     fibre = _photograph("grass", v, u, shrink=1.6)
     melange = _noise(rng, size, 2.0)
     grey = 0.18 + 0.40 * body + 0.035 * ply + 0.025 * yarn + 0.055 * fibre + 0.03 * melange
-    warp_colour, weft_colour = _tint(grey, (0.80, 0.82, 0.86)), _tint(grey, (1.02, 0.98, 0.90))
+    warp_colour = _tint(grey, (0.80, 0.82, 0.86))
+    weft_colour = _tint(grey, (1.02, 0.98, 0.90))
     return np.where(warp_on_top[..., None], warp_colour, weft_colour)
 
 
 def grid(rng: np.random.Generator, size: int) -> np.ndarray:
     """Woven wire mesh, diagonal, before a dark ground of `gravel` out of focus."""
     v, u = _coordinates(rng, size, degrees=45, wobble=1.2)
-    pitch, radius, lift = 23.0, 4.2, 2.6
+    pitch = 23.0
+    radius = 4.2
+    lift = 2.6
     shifts = 0.5 * rng.standard_normal((2, 61)).astype(np.float32)
-    row, column = np.rint(v / pitch), np.rint(u / pitch)
+    row = np.rint(v / pitch)
+    column = np.rint(u / pitch)
     rough = _photograph("brick", v * 3, u * 3, highpass=4)
     ground = 0.10 + 0.025 * _photograph("gravel", v + 900, u, shrink=0.5, highpass=40)
 
@@ -208,7 +225,8 @@ def grid(rng: np.random.Generator, size: int) -> np.ndarray:
 def leather(rng: np.random.Generator, size: int) -> np.ndarray:
     """Brown hide: creased pebbles, wrinkles, and the relief of `gravel` seen small."""
     v, u = _coordinates(rng, size, turn=3)
-    crumpled_v, crumpled_u = v + 2.0 * _noise(rng, size, 5), u + 2.0 * _noise(rng, size, 5)
+    crumpled_v = v + 2.0 * _noise(rng, size, 5)
+    crumpled_u = u + 2.0 * _noise(rng, size, 5)
     crease, distance, number = _cells(rng, crumpled_v, crumpled_u, 11)
     plump = rng.normal(1, 0.2, number.max() + 1).astype(np.float32)[number]
     pebble = _smoothstep(crease, 0, 0.4) * plump + 0.5 * (1 - distance**2)
@@ -223,7 +241,8 @@ def leather(rng: np.random.Generator, size: int) -> np.ndarray:
 def tile(rng: np.random.Generator, size: int) -> np.ndarray:
     """Terrazzo: chips of light and dark stone, mottled by `gravel`, in a grey binder."""
     v, u = _coordinates(rng, size, turn=3)
-    bent_v, bent_u = v + 1.6 * _noise(rng, size, 4), u + 1.6 * _noise(rng, size, 4)
+    bent_v = v + 1.6 * _noise(rng, size, 4)
+    bent_u = u + 1.6 * _noise(rng, size, 4)
     grey = 0.55 + 0.03 * _photograph("gravel", v, u, shrink=3, highpass=8) + 0.02 * _noise(rng, size, 0.8)
     surface = _tint(grey, (1.0, 0.99, 0.96))
     stone = _photograph("gravel", v, u)
@@ -247,7 +266,8 @@ def wood(rng: np.random.Generator, size: int) -> np.ndarray:
     v, u = _coordinates(rng, size)
     drift = u + 11 * _noise(rng, size, 110, 30) + 1.0 * _noise(rng, size, 45, 5)
     ring = drift / 15 + 1.5 * np.sin(drift / 47) + 0.7 * np.sin(drift / 19)
-    year, season = np.floor(ring), ring - np.floor(ring)
+    year = np.floor(ring)
+    season = ring - np.floor(ring)
     tones = rng.normal(0, 1, 131).astype(np.float32)[year.astype(int) % 131]
     late = season * season * _smoothstep(1 - season, 0, 0.10)
     fibre = _noise(rng, size, 16, 0.6) + 0.8 * _noise(rng, size, 70, 1.5)
@@ -270,7 +290,8 @@ TEXTURES = tuple(_TEXTURES)
 def _blob(rng: np.random.Generator, size: int, radius: float, rough: float) -> np.ndarray:
     """Depth in pixels (S, S) inside an irregular, turned ellipse somewhere in the image; negative outside."""
     row, column = rng.uniform(0.12, 0.88, 2) * size
-    angle, stretch = rng.uniform(0, np.pi), np.exp(rng.uniform(-0.5, 0.5))
+    angle = rng.uniform(0, np.pi)
+    stretch = np.exp(rng.uniform(-0.5, 0.5))
     y, x = np.mgrid[:size, :size].astype(np.float32)
     a = (y - row) * np.cos(angle) + (x - column) * np.sin(angle)
     b = (x - column) * np.cos(angle) - (y - row) * np.sin(angle)
@@ -363,7 +384,8 @@ def cut(rng: np.random.Generator, surface: np.ndarray, severity: float) -> np.nd
     curve = _Curve(rng, size, size * (0.12 + 0.4 * severity), rng.uniform(0.05, 0.35))
     taper = np.sin(np.pi * curve.along).clip(0) ** 0.6
     reach = np.exp(-((curve.distance / rng.uniform(5, 12)) ** 2)) * taper * np.sign(curve.distance)
-    slip, gape = (2 + 5 * severity) * rng.choice([-1, 1]), (0.3 + 2.9 * severity) * rng.uniform(0.7, 1.2)
+    slip = (2 + 5 * severity) * rng.choice([-1, 1])
+    gape = (0.3 + 2.9 * severity) * rng.uniform(0.7, 1.2)
     rows = reach * (slip * curve.tangent[0] - gape * curve.normal[0])
     columns = reach * (slip * curve.tangent[1] - gape * curve.normal[1])
     damaged = _displaced(surface, rows, columns)
@@ -411,10 +433,12 @@ def scratch(rng: np.random.Generator, surface: np.ndarray, severity: float) -> n
     size = len(surface)
     curve = _Curve(rng, size, size * (0.12 + 0.5 * severity), rng.uniform(0, 0.15))
     flat = ndimage.gaussian_filter(surface, (3, 3, 0))
-    sign, strength = rng.choice([-1.0, 1.0]), 0.12 + 0.5 * severity
+    sign = rng.choice([-1.0, 1.0])
+    strength = 0.12 + 0.5 * severity
     press = np.zeros((size, size), np.float32)
     for _ in range(rng.integers(1, 5)):
-        offset, width = rng.uniform(-8, 8), rng.uniform(0.6, 2.0)
+        offset = rng.uniform(-8, 8)
+        width = rng.uniform(0.6, 2.0)
         head, tail = rng.uniform(0, 0.35, 2)
         uneven = np.clip(0.85 + 0.3 * _noise(rng, size, 8), 0.2, 1.2)
         taper = _smoothstep(curve.along, head, head + 0.1) * _smoothstep(1 - curve.along, tail, tail + 0.1)
@@ -427,16 +451,21 @@ def scratch(rng: np.random.Generator, surface: np.ndarray, severity: float) -> n
 def contamination(rng: np.random.Generator, surface: np.ndarray, severity: float) -> np.ndarray:
     """Crumbs, chips or lint strewn over a patch, each rounded by the lamp and casting a shadow."""
     size = len(surface)
-    centre, spread = rng.uniform(0.15, 0.85, 2) * size, size * (0.015 + 0.05 * severity)
+    centre = rng.uniform(0.15, 0.85, 2) * size
+    spread = size * (0.015 + 0.05 * severity)
     y, x = np.mgrid[:size, :size].astype(np.float32)
-    y, x = y + 1.2 * _noise(rng, size, 2), x + 1.2 * _noise(rng, size, 2)
+    y = y + 1.2 * _noise(rng, size, 2)
+    x = x + 1.2 * _noise(rng, size, 2)
     cover, light = np.zeros((2, size, size), np.float32)
     for _ in range(4 + int(18 * severity)):
         row, column = centre + spread * rng.standard_normal(2)
         radius = rng.uniform(1.3, 2 + 6 * severity)
-        stretch, angle = rng.uniform(0.6, 1.0), rng.uniform(0, np.pi)
-        a, b = (y - row) / radius, (x - column) / radius
-        longways, sideways = a * np.cos(angle) + b * np.sin(angle), b * np.cos(angle) - a * np.sin(angle)
+        stretch = rng.uniform(0.6, 1.0)
+        angle = rng.uniform(0, np.pi)
+        a = (y - row) / radius
+        b = (x - column) / radius
+        longways = a * np.cos(angle) + b * np.sin(angle)
+        sideways = b * np.cos(angle) - a * np.sin(angle)
         distance = np.hypot(longways, sideways / stretch)
         crumb = np.clip((1 - distance) * radius + 0.5, 0, 1)
         shade = rng.uniform(0.85, 1.15) + 0.3 * (LIGHT[0] * a + LIGHT[1] * b)
@@ -453,7 +482,8 @@ def bent(rng: np.random.Generator, surface: np.ndarray, severity: float) -> np.n
     """Yarns or wires pushed out of line: nothing foreign, only the pattern pulled and tilted to the lamp."""
     size = len(surface)
     radius = size * (0.03 + 0.07 * severity)
-    angle, push = rng.uniform(0, TWO_PI), rng.uniform(0.4, 0.6) * radius
+    angle = rng.uniform(0, TWO_PI)
+    push = rng.uniform(0.4, 0.6) * radius
     window = _smoothstep(_blob(rng, size, radius, 0.15) / radius, -0.4, 0.8)
     damaged = _displaced(surface, push * np.sin(angle) * window, push * np.cos(angle) * window)
     return damaged * (1 + np.clip(_relief(window, 0.5 * radius), -0.2, 0.2))[..., None]

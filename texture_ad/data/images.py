@@ -73,9 +73,11 @@ def header(path: Path) -> tuple[int, int, str]:
 def _grey_bytes(image: Image.Image) -> np.ndarray:
     values = np.asarray(image).astype(np.float64)
     if image.mode == "F":
-        low, high = 0.0, 1.0 if np.nanmax(values) <= 1 else 255.0
+        low = 0.0
+        high = 1.0 if np.nanmax(values) <= 1 else 255.0
     else:
-        low, high = 0.0, 65535.0
+        low = 0.0
+        high = 65535.0
     return np.nan_to_num((values - low) / (high - low) * 255).clip(0, 255).astype(np.uint8)
 
 

@@ -20,11 +20,22 @@ from texture_ad.errors import UserError
 
 # Images in (train, test) as published in the paper's table 1.
 COUNTS = {
-    "carpet": (280, 117), "grid": (264, 78), "leather": (245, 124), "tile": (230, 117), "wood": (247, 79),
-    "bottle": (209, 83), "cable": (224, 150), "capsule": (219, 132), "hazelnut": (391, 110),
-    "metal_nut": (220, 115), "pill": (267, 167), "screw": (320, 160), "toothbrush": (60, 42),
-    "transistor": (213, 100), "zipper": (240, 151),
-}  # fmt: skip
+    "carpet": (280, 117),
+    "grid": (264, 78),
+    "leather": (245, 124),
+    "tile": (230, 117),
+    "wood": (247, 79),
+    "bottle": (209, 83),
+    "cable": (224, 150),
+    "capsule": (219, 132),
+    "hazelnut": (391, 110),
+    "metal_nut": (220, 115),
+    "pill": (267, 167),
+    "screw": (320, 160),
+    "toothbrush": (60, 42),
+    "transistor": (213, 100),
+    "zipper": (240, 151),
+}
 MAX_UNPACKED = 20 * 2**30  # bytes; the whole data set has about 5 GiB
 
 
@@ -65,7 +76,9 @@ def scan(folder: Path) -> Layout:
     train = [Sample(p) for p in _images(folder / "train" / "good")]
     if len(train) < 2:
         raise UserError(f"{folder / 'train' / 'good'}: {len(train)} images; at least 2 are needed")
-    test, truth, missing = [], folder / "ground_truth", None
+    test = []
+    truth = folder / "ground_truth"
+    missing = None
     for kind in _entries(folder / "test") if (folder / "test").is_dir() else []:
         if not kind.is_dir():
             continue
@@ -126,13 +139,15 @@ def import_archive(archive: Path, root: Path) -> list[str]:
         UserError: not an archive, a member that is unsafe, too large, wrong counts, or a category that
             `root` has already.
     """
-    archive, root = Path(archive), Path(root)
+    archive = Path(archive)
+    root = Path(root)
     if not archive.is_file():
         raise UserError(f"{archive}: no such file; download MVTec AD from mvtec.com and give the .tar.xz")
     root.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".importing-", dir=root))
     try:
-        total, found = 0, []
+        total = 0
+        found = []
         try:
             with tarfile.open(archive) as tar:
                 for member in tar:

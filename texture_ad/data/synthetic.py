@@ -27,7 +27,8 @@ def _shape(kind: str, height: int, width: int, generator: torch.Generator) -> Te
     """A soft mask (H, W) in [0, 1] of one defect, its size log-uniform between 5 % and 50 % of the image."""
     side = min(height, width)
     extent = side * math.exp(_uniform(math.log(0.05), math.log(0.5), generator))
-    cy, cx = _uniform(0.05, 0.95, generator) * height, _uniform(0.05, 0.95, generator) * width
+    cy = _uniform(0.05, 0.95, generator) * height
+    cx = _uniform(0.05, 0.95, generator) * width
     y = torch.arange(height)[:, None] - cy
     x = torch.arange(width)[None, :] - cx
     if kind == "line":
@@ -37,10 +38,13 @@ def _shape(kind: str, height: int, width: int, generator: torch.Generator) -> Te
         stride = 2.5 * extent / steps
         py = (angle.sin() * stride).cumsum(0)
         px = (angle.cos() * stride).cumsum(0)
-        py, px = py - py.mean(), px - px.mean()
+        py = py - py.mean()
+        px = px - px.mean()
         t = torch.linspace(0, steps - 1, 4 * steps)
-        i, frac = t.floor().long().clamp(max=steps - 2), t - t.floor().clamp(max=steps - 2)
-        py, px = torch.lerp(py[i], py[i + 1], frac), torch.lerp(px[i], px[i + 1], frac)
+        i = t.floor().long().clamp(max=steps - 2)
+        frac = t - t.floor().clamp(max=steps - 2)
+        py = torch.lerp(py[i], py[i + 1], frac)
+        px = torch.lerp(px[i], px[i + 1], frac)
         distance = ((y[..., None] - py) ** 2 + (x[..., None] - px) ** 2).amin(-1).sqrt()
         half_width = _uniform(0.5, max(0.6, 0.012 * side), generator)
         return (half_width + 0.5 - distance).clamp(0, 1)
@@ -89,7 +93,8 @@ def synthetic_defects(images: Tensor, generator: torch.Generator) -> tuple[Tenso
         The damaged images, uint8 (B, 3, H, W), and their masks, bool (B, H, W), True where the image changed
         by more than 2 % of its range; every mask has at least one True pixel.
     """
-    damaged, masks = images.clone(), torch.zeros(len(images), *images.shape[2:], dtype=torch.bool)
+    damaged = images.clone()
+    masks = torch.zeros(len(images), *images.shape[2:], dtype=torch.bool)
     for b in range(len(images)):
         image = images[b].float()
         donor = images[_choice(len(images), generator)].float()

@@ -55,12 +55,14 @@ def separate_peaks(maps: Tensor, count: int, min_distance: int) -> tuple[Tensor,
     left = maps.clone()
     rows = torch.arange(height, device=maps.device).view(1, -1, 1)
     columns = torch.arange(width, device=maps.device).view(1, 1, -1)
-    locations, scores = [], []
+    locations = []
+    scores = []
     for _ in range(count):
         flat = left.flatten(1)
         best = flat.argmax(1)  # the first of equal maxima
         score = flat.gather(1, best[:, None]).squeeze(1)
-        row, column = best // width, best % width
+        row = best // width
+        column = best % width
         near = ((rows - row.view(-1, 1, 1)).abs() < min_distance) & (
             (columns - column.view(-1, 1, 1)).abs() < min_distance
         )
@@ -107,7 +109,8 @@ def region_mask(
     """
     locations = np.asarray(rows_columns, dtype=np.int64).reshape(-1, 2)
     locations = locations[(locations >= 0).all(axis=1)]
-    (h, w), (height, width) = map_size, image_size
+    (h, w) = map_size
+    (height, width) = image_size
     if radius < 0 or (locations >= (h, w)).any():
         raise UserError(
             f"region: locations {locations.tolist()} with radius {radius} do not fit a map of {h} x {w} "
@@ -115,7 +118,9 @@ def region_mask(
         )
     region = np.zeros((height, width), dtype=bool)
     for row, column in locations:
-        top, bottom = row * height // h - radius, -((row + 1) * height // -h) + radius
-        left, right = column * width // w - radius, -((column + 1) * width // -w) + radius
+        top = row * height // h - radius
+        bottom = -((row + 1) * height // -h) + radius
+        left = column * width // w - radius
+        right = -((column + 1) * width // -w) + radius
         region[max(top, 0) : bottom, max(left, 0) : right] = True
     return region

@@ -37,7 +37,8 @@ def image_metrics(scores: ArrayLike, labels: ArrayLike, threshold: float) -> dic
     Raises:
         UserError: scores that are empty or not finite, labels of another shape or other than 0 and 1.
     """
-    scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels)
+    scores = np.asarray(scores, dtype=np.float64)
+    labels = np.asarray(labels)
     if scores.ndim != 1 or scores.shape != labels.shape or not scores.size:
         raise UserError(
             f"image metrics: scores {scores.shape} and labels {labels.shape} must be two equally long, "
@@ -53,15 +54,19 @@ def image_metrics(scores: ArrayLike, labels: ArrayLike, threshold: float) -> dic
         found = np.unique(labels)[:5].tolist()
         raise UserError(f"image metrics: labels are {found}; give 0 (normal) or 1 (anomalous)")
 
-    truth, flagged = labels.astype(bool), scores > threshold
-    positives, negatives = int(truth.sum()), int((~truth).sum())
-    hits, false_alarms = int((flagged & truth).sum()), int((flagged & ~truth).sum())
+    truth = labels.astype(bool)
+    flagged = scores > threshold
+    positives = int(truth.sum())
+    negatives = int((~truth).sum())
+    hits = int((flagged & truth).sum())
+    false_alarms = int((flagged & ~truth).sum())
     auroc = average_precision = None
     if positives and negatives:
         # torchmetrics puts scores outside [0, 1] through a sigmoid, which makes large scores equal. Both
         # metrics depend on the order alone, so they get the scores' ranks.
         distinct, ranks = np.unique(scores, return_inverse=True)
-        ranks, target = torch.from_numpy(ranks / distinct.size), torch.from_numpy(truth).long()
+        ranks = torch.from_numpy(ranks / distinct.size)
+        target = torch.from_numpy(truth).long()
         auroc = float(binary_auroc(ranks, target))
         average_precision = float(binary_average_precision(ranks, target))
     return {
@@ -143,7 +148,8 @@ class _Steps(NamedTuple):
 
 
 def _checked(maps: ArrayLike, masks: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    maps, masks = np.asarray(maps), np.asarray(masks, dtype=bool)
+    maps = np.asarray(maps)
+    masks = np.asarray(masks, dtype=bool)
     if maps.dtype not in (np.float32, np.float64):
         maps = maps.astype(np.float32)
     if maps.ndim != 3 or maps.shape != masks.shape or not maps.size:
@@ -168,7 +174,8 @@ def _rank(maps: np.ndarray, masks: np.ndarray) -> _Steps:
     normal.sort()
     defective = masks.any(axis=(1, 2))
     regions, count = ndimage.label(masks[defective], structure=_EIGHT_CONNECTED)
-    regions, scores = regions[masks[defective]], maps[masks]
+    regions = regions[masks[defective]]
+    scores = maps[masks]
     weights = 1 / (np.bincount(regions)[regions] * float(count))
     order = np.argsort(scores)
     scores = scores[order]
@@ -187,10 +194,12 @@ def _area(steps: _Steps, fpr_limit: float) -> float:
     # From one defect score to the next the overlap stands still while the FPR grows; at a score both grow.
     fpr = np.column_stack([steps.above[last], steps.not_below[last]]).ravel() / steps.normals
     pro = np.column_stack([np.append(0, overlap[:-1]), overlap]).ravel()
-    fpr, pro = np.concatenate([[0], fpr, [1]]), np.concatenate([[0], pro, [1]])
+    fpr = np.concatenate([[0], fpr, [1]])
+    pro = np.concatenate([[0], pro, [1]])
     end = np.searchsorted(fpr, fpr_limit, side="right")
     if end < fpr.size:
         share = (fpr_limit - fpr[end - 1]) / (fpr[end] - fpr[end - 1])
         at_limit = pro[end - 1] + share * (pro[end] - pro[end - 1])
-        fpr, pro = np.append(fpr[:end], fpr_limit), np.append(pro[:end], at_limit)
+        fpr = np.append(fpr[:end], fpr_limit)
+        pro = np.append(pro[:end], at_limit)
     return float(np.sum(np.diff(fpr) * (pro[1:] + pro[:-1])) / 2 / fpr_limit)

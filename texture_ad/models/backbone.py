@@ -93,7 +93,8 @@ def fold_padding(module: nn.Module) -> None:
         if isinstance(padding, nn.ZeroPad2d):
             before, after, *_ = padding.padding
             conv.weight = nn.Parameter(F.pad(conv.weight.detach(), (after - before, 0, after - before, 0)))
-            conv.kernel_size, conv.padding = tuple(conv.weight.shape[2:]), (after, after)
+            conv.kernel_size = tuple(conv.weight.shape[2:])
+            conv.padding = (after, after)
             conv.static_padding = nn.Identity()
 
 
@@ -135,8 +136,15 @@ class Backbone(nn.Module):
         (2, 152, 16, 16)
     """
 
-    def __init__(self, name: str, layers: Sequence[str], weights: str = "imagenet", neighborhood: int = 3,
-                 min_size: int = 0, frozen: int = 0):  # fmt: skip
+    def __init__(
+        self,
+        name: str,
+        layers: Sequence[str],
+        weights: str = "imagenet",
+        neighborhood: int = 3,
+        min_size: int = 0,
+        frozen: int = 0,
+    ):
         super().__init__()
         if name not in BACKBONES:
             raise UserError(f"backbone.name={name}: expected one of {', '.join(BACKBONES)}")
@@ -159,7 +167,9 @@ class Backbone(nn.Module):
         # ModuleList and not ModuleDict: torch.compile and export follow it without graph breaks.
         self.stages = nn.ModuleList(stages[k] for k in order[: deepest + 1])
         self.taps = sorted(order.index(layer) for layer in layers)
-        self.name, self.layers, self.neighborhood = name, [order[i] for i in self.taps], neighborhood
+        self.name = name
+        self.layers = [order[i] for i in self.taps]
+        self.neighborhood = neighborhood
         self.min_size = min_size
         for stage in self.stages[:frozen]:
             stage.requires_grad_(False)

@@ -22,14 +22,19 @@ from texture_ad.models.slices import in_slices
 from texture_ad.models.sparse import residuals
 from texture_ad.models.whitening import Whitening
 
-FORMAT, VERSION = "texture_ad.detector", 3
+FORMAT = "texture_ad.detector"
+VERSION = 3
 SLICE = 2**20  # numbers of the signals in a slice
 
 
 def backbone_settings(backbone: Backbone) -> dict:
     """What makes the same backbone again, but for its weights."""
-    return {"name": backbone.name, "layers": list(backbone.layers), "neighborhood": backbone.neighborhood,
-            "min_size": backbone.min_size}  # fmt: skip
+    return {
+        "name": backbone.name,
+        "layers": list(backbone.layers),
+        "neighborhood": backbone.neighborhood,
+        "min_size": backbone.min_size,
+    }
 
 
 class Prediction(NamedTuple):
@@ -62,9 +67,21 @@ class Detector(nn.Module):
         UserError: a parameter out of its range.
     """
 
-    def __init__(self, backbone: Backbone, whitening: Whitening, flow: Flow, atoms: int = 256,
-                 features: str = "backbone", nonzeros: int = 2, error: float = 0.0, fusion: float = 0.5,
-                 coder: str = "auto", top: int = 5, min_distance: int = 1, size: int = 256):  # fmt: skip
+    def __init__(
+        self,
+        backbone: Backbone,
+        whitening: Whitening,
+        flow: Flow,
+        atoms: int = 256,
+        features: str = "backbone",
+        nonzeros: int = 2,
+        error: float = 0.0,
+        fusion: float = 0.5,
+        coder: str = "auto",
+        top: int = 5,
+        min_distance: int = 1,
+        size: int = 256,
+    ):
         super().__init__()
         length = whitening.length
         check_number("dictionary.atoms", atoms, 1, whole=True)
@@ -73,15 +90,26 @@ class Detector(nn.Module):
         check_number("dictionary.fusion", fusion, 0, 1)
         check_number("dictionary.top", top, 1, whole=True)
         check_number("dictionary.min_distance", min_distance, 1, whole=True)
-        for key, value, allowed in (("features", features, ("backbone", "latent")),
-                                    ("coder", coder, ("auto", "spams", "torch"))):  # fmt: skip
+        for key, value, allowed in (
+            ("features", features, ("backbone", "latent")),
+            ("coder", coder, ("auto", "spams", "torch")),
+        ):
             if value not in allowed:
                 raise UserError(f"dictionary.{key}={value}: expected one of {', '.join(allowed)}")
-        self.backbone, self.whitening, self.flow = backbone, whitening, flow
+        self.backbone = backbone
+        self.whitening = whitening
+        self.flow = flow
         self.settings = {
-            "atoms": atoms, "features": features, "nonzeros": nonzeros, "error": error, "fusion": fusion,
-            "coder": coder, "top": top, "min_distance": min_distance, "size": size,
-        }  # fmt: skip
+            "atoms": atoms,
+            "features": features,
+            "nonzeros": nonzeros,
+            "error": error,
+            "fusion": fusion,
+            "coder": coder,
+            "top": top,
+            "min_distance": min_distance,
+            "size": size,
+        }
         self.meta: dict = {}
         self.register_buffer("atoms", F.normalize(torch.ones(atoms, length), dim=1))
         self.register_buffer("gram", self.atoms @ self.atoms.T, persistent=False)
@@ -134,7 +162,8 @@ class Detector(nn.Module):
         """Fused patch scores, (B, h, w)."""
         patches, grid = self.patch_features(images)
         # Not len(images): an exported graph would hold it as a constant.
-        mean, deviation = self.patch_statistics[:, :1], self.patch_statistics[:, 1:]
+        mean = self.patch_statistics[:, :1]
+        deviation = self.patch_statistics[:, 1:]
         z = (torch.stack(self.patch_scores(patches)) - mean) / deviation
         w = self.settings["fusion"]
         return ((1 - w) * z[0] + w * z[1]).view(images.shape[0], *grid)
@@ -169,10 +198,15 @@ class Detector(nn.Module):
     def save(self, path: Path) -> None:
         """Writes one file of tensors and plain values, whole or not at all."""
         content = {
-            "format": FORMAT, "version": VERSION, "settings": self.settings, "meta": self.meta,
-            "backbone": backbone_settings(self.backbone), "whitening": dict(self.whitening.settings),
-            "flow": dict(self.flow.settings), "state": self.state_dict(),
-        }  # fmt: skip
+            "format": FORMAT,
+            "version": VERSION,
+            "settings": self.settings,
+            "meta": self.meta,
+            "backbone": backbone_settings(self.backbone),
+            "whitening": dict(self.whitening.settings),
+            "flow": dict(self.flow.settings),
+            "state": self.state_dict(),
+        }
         save_whole(path, content)
 
     @classmethod

@@ -29,8 +29,9 @@ def initial_atoms(signals: Tensor, count: int, seed: int) -> Tensor:
     return F.normalize(drawn, dim=1)
 
 
-def update_atoms(signals: Tensor, atoms: Tensor, statistics: dict | None, lambda1: float, iterations: int,
-                 batch: int, threads: int) -> tuple[Tensor, dict]:  # fmt: skip
+def update_atoms(
+    signals: Tensor, atoms: Tensor, statistics: dict | None, lambda1: float, iterations: int, batch: int, threads: int
+) -> tuple[Tensor, dict]:
     """One call of `spams.trainDL`, warm-started from its own statistics.
 
     Args:
@@ -50,9 +51,16 @@ def update_atoms(signals: Tensor, atoms: Tensor, statistics: dict | None, lambda
     # The objective with 1/2 ||y - D x||^2 is equation 8 divided by two, up to lambda1's scale.
     with own_threads(threads) as count:
         d, learnt = spams.trainDL(
-            x, return_model=True, model=statistics, D=np.asfortranarray(atoms.numpy().T), lambda1=lambda1,
-            iter=iterations, batchsize=min(batch, len(signals)), numThreads=count, verbose=False,
-        )  # fmt: skip
+            x,
+            return_model=True,
+            model=statistics,
+            D=np.asfortranarray(atoms.numpy().T),
+            lambda1=lambda1,
+            iter=iterations,
+            batchsize=min(batch, len(signals)),
+            numThreads=count,
+            verbose=False,
+        )
     # SPAMS keeps the norms at most 1: an atom that nothing uses may shrink below.
     return F.normalize(torch.from_numpy(np.ascontiguousarray(d.T)), dim=1), learnt
 
@@ -77,17 +85,31 @@ class Dictionary(L.LightningModule):
         UserError: a parameter out of its range.
     """
 
-    def __init__(self, detector: Detector, features: TrainingFeatures, lambda1: float = 0.2, iterations: int = 4,
-                 batch: int = 512, threads: int = -1, epochs: int = 1, seed: int = 0):  # fmt: skip
+    def __init__(
+        self,
+        detector: Detector,
+        features: TrainingFeatures,
+        lambda1: float = 0.2,
+        iterations: int = 4,
+        batch: int = 512,
+        threads: int = -1,
+        epochs: int = 1,
+        seed: int = 0,
+    ):
         super().__init__()
         check_number("dictionary.lambda1", lambda1, 0, above=True)
         for key, value in (("iterations", iterations), ("batch", batch), ("epochs", epochs)):
             check_number(f"dictionary.{key}", value, 1, whole=True)
         check_number("dictionary.threads", threads, -1, whole=True)
         self.automatic_optimization = False
-        self.detector, self.features = detector, features
-        self.lambda1, self.iterations, self.batch, self.threads = lambda1, iterations, batch, threads
-        self.epochs, self.seed = epochs, seed
+        self.detector = detector
+        self.features = features
+        self.lambda1 = lambda1
+        self.iterations = iterations
+        self.batch = batch
+        self.threads = threads
+        self.epochs = epochs
+        self.seed = seed
         self.statistics: dict | None = None
         self._fit: Future | None = None  # of the last batch, in the first process
         self._fitting = False
@@ -109,18 +131,28 @@ class Dictionary(L.LightningModule):
         if self.statistics is None and index == 0 and self.current_epoch == 0:
             self.detector.set_atoms(initial_atoms(signals, len(self.detector.atoms), self.seed))
         self.finish_fit()
-        s, some = self.detector.settings, signals[:: -(-len(signals) // LOGGED)]
+        s = self.detector.settings
+        some = signals[:: -(-len(signals) // LOGGED)]
         left = residuals(some, self.detector.atoms.cpu(), s["nonzeros"], s["error"]).sqrt().mean()
         self.log("dictionary/residual", left, prog_bar=True)
         self._fitting = True
         if self.trainer.is_global_zero:  # fits on all processes' patches; the others wait for its atoms
-            self._fit = self._worker.submit(update_atoms, signals, self.detector.atoms.cpu(), self.statistics,
-                                            self.lambda1, self.iterations, self.batch, self.threads)  # fmt: skip
+            self._fit = self._worker.submit(
+                update_atoms,
+                signals,
+                self.detector.atoms.cpu(),
+                self.statistics,
+                self.lambda1,
+                self.iterations,
+                self.batch,
+                self.threads,
+            )
 
     def finish_fit(self) -> None:
         """Waits for the fit under way and takes over its atoms."""
         if self._fitting:
-            self._fitting, atoms = False, None
+            self._fitting = False
+            atoms = None
             if self.trainer.is_global_zero:
                 atoms, self.statistics = self._fit.result()
             self.detector.set_atoms(self.trainer.strategy.broadcast(atoms))
@@ -151,11 +183,13 @@ class Dictionary(L.LightningModule):
 
         Not the training images: the flow and the atoms know those too well, each in its own measure.
         """
-        total, count = 0.0, 0
+        total = 0.0
+        count = 0
         for batch in loader:
             patches = gather(self.detector.patch_features(batch["image"].to(self.device))[0])
             scores = torch.stack(self.detector.patch_scores(patches)).double()
-            total, count = total + torch.stack((scores, scores.square()), 1).sum(2), count + scores.shape[1]
+            total = total + torch.stack((scores, scores.square()), 1).sum(2)
+            count = count + scores.shape[1]
         mean, square = (total / count).unbind(1)
         deviation = (square - mean.square()).clamp(min=1e-12).sqrt()
         self.detector.patch_statistics.copy_(torch.stack((mean, deviation), 1))

@@ -23,7 +23,8 @@ class TrainingFeatures:
 
     def __init__(self, detector: Detector, memory_mb: int):
         check_number("dictionary.memory_mb", memory_mb, 0, whole=True)
-        self.detector, self.budget = detector, memory_mb * 2**20
+        self.detector = detector
+        self.budget = memory_mb * 2**20
         self.kept: dict[int, Tensor] = {}
 
     @torch.no_grad()

@@ -29,7 +29,8 @@ class AffineCoupling(nn.Module):
     def __init__(self, dim_in: int, dim_out: int, hidden: int, clamp: float):
         super().__init__()
         self.clamp = clamp
-        self.hidden, self.out = nn.Linear(dim_in, hidden), nn.Linear(hidden, 2 * dim_out)
+        self.hidden = nn.Linear(dim_in, hidden)
+        self.out = nn.Linear(hidden, 2 * dim_out)
         # The block starts as the identity, which keeps a deep flow's first steps tame.
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)

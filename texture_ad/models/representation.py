@@ -59,10 +59,22 @@ class Representation(L.LightningModule):
         UserError: a parameter out of its range.
     """
 
-    def __init__(self, backbone: Backbone, whitening: Whitening, flow: Flow, features: TrainingFeatures,
-                 task: str = "3way", patch_weight: float = 1.0, lr: float = 2e-3, backbone_lr: float = 1e-3,
-                 weight_decay: float = 1e-4, flow_patches: int = 4096, flow_weight: float = 0.0, top: int = 5,
-                 min_distance: int = 2):  # fmt: skip
+    def __init__(
+        self,
+        backbone: Backbone,
+        whitening: Whitening,
+        flow: Flow,
+        features: TrainingFeatures,
+        task: str = "3way",
+        patch_weight: float = 1.0,
+        lr: float = 2e-3,
+        backbone_lr: float = 1e-3,
+        weight_decay: float = 1e-4,
+        flow_patches: int = 4096,
+        flow_weight: float = 0.0,
+        top: int = 5,
+        min_distance: int = 2,
+    ):
         super().__init__()
         if task != "none" and task not in TASKS:
             raise UserError(f"cutpaste.task={task}: expected one of none, {', '.join(TASKS)}")
@@ -72,9 +84,19 @@ class Representation(L.LightningModule):
         check_number("representation.flow_patches", flow_patches, 2, whole=True)
         check_number("representation.flow_weight", flow_weight, 0)
         check_number("cutpaste.patch_weight", patch_weight, 0)
-        self.backbone, self.whitening, self.flow, self.features, self.task = backbone, whitening, flow, features, task
-        self.patch_weight, self.lr, self.backbone_lr, self.weight_decay = patch_weight, lr, backbone_lr, weight_decay
-        self.flow_patches, self.flow_weight, self.top, self.min_distance = flow_patches, flow_weight, top, min_distance
+        self.backbone = backbone
+        self.whitening = whitening
+        self.flow = flow
+        self.features = features
+        self.task = task
+        self.patch_weight = patch_weight
+        self.lr = lr
+        self.backbone_lr = backbone_lr
+        self.weight_decay = weight_decay
+        self.flow_patches = flow_patches
+        self.flow_weight = flow_weight
+        self.top = top
+        self.min_distance = min_distance
         dim = len(whitening.mean)
         self.image_head = nn.Linear(dim, 1 + len(TASKS.get(task, ())))
         self.patch_head = nn.Conv2d(dim, 1, 1)
@@ -138,7 +160,8 @@ class Representation(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         if self.task == "none":
-            loss, patches = 0.0, self.features(batch, self.device).flatten(0, 1)
+            loss = 0.0
+            patches = self.features(batch, self.device).flatten(0, 1)
         else:
             loss, features = self._pretext(batch["image"].float() / 255)
             patches = flatten_patches(features).float()

@@ -53,8 +53,9 @@ def omp_spams(signals: Tensor, atoms: Tensor, nonzeros: int, error: float, threa
         return spams.omp(x, d, L=nonzeros, eps=error, numThreads=count)  # it reads eps, set or not
 
 
-def residuals(signals: Tensor, atoms: Tensor, nonzeros: int, error: float = 0.0, coder: str = "auto",
-              gram: Tensor | None = None) -> Tensor:  # fmt: skip
+def residuals(
+    signals: Tensor, atoms: Tensor, nonzeros: int, error: float = 0.0, coder: str = "auto", gram: Tensor | None = None
+) -> Tensor:
     """Squared reconstruction error of each signal, ||y - D x||^2 with greedily chosen sparse x.
 
     Args:

@@ -54,10 +54,14 @@ class Whitening(nn.Module):
     @torch.no_grad()
     def fit(self, patches: Callable[[], Iterable[Tensor]]) -> None:
         """From the training set's patch features, (B, P, C) of P positions, which every call of `patches` streams."""
-        count, total, outer = 0, 0.0, 0.0
+        count = 0
+        total = 0.0
+        outer = 0.0
         for batch in patches():
             x = batch.flatten(0, 1).double()
-            count, total, outer = count + len(x), total + x.sum(0), outer + x.T @ x
+            count = count + len(x)
+            total = total + x.sum(0)
+            outer = outer + x.T @ x
         mean = total / count
         self.mean.copy_(mean)
         if self.settings["mode"] != "none":
@@ -71,14 +75,19 @@ class Whitening(nn.Module):
         Mean and basis stay, so that the signals change no more than the features do. A position's statistics are drawn
         towards those of all, as if PRIOR more images had shown the latter.
         """
-        count, total, outer = 0, 0.0, 0.0
+        count = 0
+        total = 0.0
+        outer = 0.0
         for batch in patches:
             x = (batch - self.mean) @ self.basis
             x = x.transpose(0, 1) if self.settings["mode"] == "position" else x.flatten(0, 1)[None]
-            count, total, outer = count + x.shape[1], total + x.sum(1), outer + x.transpose(1, 2) @ x
+            count = count + x.shape[1]
+            total = total + x.sum(1)
+            outer = outer + x.transpose(1, 2) @ x
         mean = total / count
         covariance = outer / count - mean[:, :, None] * mean[:, None]
-        identity, own = torch.eye(self.length, device=mean.device), count / (count + PRIOR)
+        identity = torch.eye(self.length, device=mean.device)
+        own = count / (count + PRIOR)
         if self.settings["mode"] == "none":
             matrix = identity[None]
         else:
@@ -87,7 +96,8 @@ class Whitening(nn.Module):
             factor = torch.linalg.cholesky(covariance + RIDGE * overall.diagonal().mean() * identity)
             matrix = torch.linalg.solve_triangular(factor, identity, upper=False).transpose(1, 2)
         energy = (matrix * (covariance @ matrix)).sum((1, 2)).mean()
-        self.center, self.matrix = own * mean, (matrix / energy.clamp(min=1e-12).sqrt()).contiguous()
+        self.center = own * mean
+        self.matrix = (matrix / energy.clamp(min=1e-12).sqrt()).contiguous()
 
     def forward(self, patches: Tensor) -> Tensor:
         """Patch features (N, C) of whole images, in order, to signals (N, length)."""

@@ -65,8 +65,9 @@ def patch_labels(masks: Tensor, labels: Tensor, grid: tuple[int, int]) -> Tensor
 
 
 @torch.no_grad()
-def sample_features(pretrained: Backbone | None, detector: Detector, data: TextureDataModule,
-                    seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:  # fmt: skip
+def sample_features(
+    pretrained: Backbone | None, detector: Detector, data: TextureDataModule, seed: int
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Patch features of the test images before and after each learnt step.
 
     Returns:
@@ -78,7 +79,8 @@ def sample_features(pretrained: Backbone | None, detector: Detector, data: Textu
     backbones = {"after the pretext": detector.backbone}
     if pretrained is not None:
         backbones = {"pretrained backbone": pretrained.to(device).eval()} | backbones
-    steps, labels = {name: [] for name in (*backbones, "whitened", "after the flow")}, []
+    steps = {name: [] for name in (*backbones, "whitened", "after the flow")}
+    labels = []
     for i in _evenly(len(data.test_samples)):
         batch = data.test_batch([i])
         image = batch["image"].to(device)
@@ -103,8 +105,9 @@ def sample_features(pretrained: Backbone | None, detector: Detector, data: Textu
 
 
 @torch.no_grad()
-def atom_patches(detector: Detector, data: TextureDataModule, atoms: int = 64,
-                 each: int = 4) -> tuple[list[np.ndarray], list[int], list[float]]:  # fmt: skip
+def atom_patches(
+    detector: Detector, data: TextureDataModule, atoms: int = 64, each: int = 4
+) -> tuple[list[np.ndarray], list[int], list[float]]:
     """The most used atoms and the patches of training images whose codes use each most, one patch an image.
 
     Returns:
@@ -112,13 +115,18 @@ def atom_patches(detector: Detector, data: TextureDataModule, atoms: int = 64,
         share of all patches that use each, in [0, 1].
     """
     s = detector.settings
-    images, weights, places, used, count = [], [], [], np.zeros(len(detector.atoms)), 0
+    images = []
+    weights = []
+    places = []
+    used = np.zeros(len(detector.atoms))
+    count = 0
     # The dictionary's own batches, whose features a sweep has at hand.
     for batch in data.normal_dataloader():
         patches, grid = detector.patch_features(batch["image"].to(detector.threshold.device))
         signals = detector.dictionary_features(patches).cpu()
         codes = abs(omp_spams(signals, detector.atoms.cpu(), s["nonzeros"], s["error"]))  # (K, B h w)
-        used, count = used + codes.getnnz(axis=1), count + codes.shape[1]
+        used = used + codes.getnnz(axis=1)
+        count = count + codes.shape[1]
         size = grid[0] * grid[1]
         for i, image in enumerate(batch["image"]):
             part = codes[:, i * size : (i + 1) * size].toarray()
@@ -127,7 +135,8 @@ def atom_patches(detector: Detector, data: TextureDataModule, atoms: int = 64,
             places.append(part.argmax(1))
         if len(images) >= IMAGES:
             break
-    weights, places = np.stack(weights), np.stack(places)  # (images, K)
+    weights = np.stack(weights)  # (images, K)
+    places = np.stack(places)
     chosen = [int(k) for k in np.argsort(-used, kind="stable")[:atoms] if used[k]]
     side = min(3 * data.size // max(grid), data.size)
     crops = []

@@ -19,12 +19,16 @@ from numpy.typing import ArrayLike
 
 from texture_ad.errors import UserError
 
-NORMAL, ANOMALOUS = "#CC3311", "#0077BB"
-_MASK_COLOUR, _REGION_COLOUR, _QUIET_COLOUR = (0, 229, 255), (255, 190, 0), (200, 200, 200)
+NORMAL = "#CC3311"
+ANOMALOUS = "#0077BB"
+_MASK_COLOUR = (0, 229, 255)
+_REGION_COLOUR = (255, 190, 0)
+_QUIET_COLOUR = (200, 200, 200)
 _CLASSES = ((0, "normal", NORMAL, "o"), (1, "anomalous", ANOMALOUS, "^"))
 _MARKERS = "os^Dv<>P"
 _THRESHOLD = {"color": "black", "linestyle": "--", "linewidth": 1.2}
-_INK, _GREY = (25, 25, 25), (95, 95, 95)
+_INK = (25, 25, 25)
+_GREY = (95, 95, 95)
 _STYLE = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -234,7 +238,8 @@ def tsne(
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
-    features, labels = {title: np.asarray(one) for title, one in features.items()}, np.asarray(labels)
+    features = {title: np.asarray(one) for title, one in features.items()}
+    labels = np.asarray(labels)
     counts = {title: len(one) for title, one in features.items()}
     if len(labels) < 5 or set(counts.values()) != {len(labels)}:
         raise UserError(f"{path}: {counts} features, {len(labels)} labels; give equally many of each, 5 or more")
@@ -297,8 +302,15 @@ def comparison(keys: Sequence[str], settings: Sequence[dict], path: Path) -> Non
                 at = np.array([place for place, _ in found]) + 0.08 * (number - (len(lines) - 1) / 2)
                 spread = [np.std(v, ddof=1) if len(v) > 1 else 0 for _, v in found]
                 text = ", ".join(f"{key}={value}" for key, value in zip(others, values, strict=True))
-                panel.errorbar(at, [np.mean(v) for _, v in found], spread, fmt=f"-{_MARKERS[number % len(_MARKERS)]}",
-                               capsize=3, linewidth=1.2, label=text or None)  # fmt: skip
+                panel.errorbar(
+                    at,
+                    [np.mean(v) for _, v in found],
+                    spread,
+                    fmt=f"-{_MARKERS[number % len(_MARKERS)]}",
+                    capsize=3,
+                    linewidth=1.2,
+                    label=text or None,
+                )
             panel.set(xlabel=axis, title=label)
             long = max(map(len, places)) > 6
             panel.set_xticks(range(len(places)), places, rotation=30 if long else 0, ha="right" if long else "center")
@@ -332,7 +344,8 @@ def atoms(crops: Sequence[np.ndarray], ids: Sequence[int], usage: Sequence[float
     for patches in crops[:64]:
         tile = np.full((98, 98, 3), 255, dtype=np.uint8)
         for place, patch in enumerate(patches[:4]):
-            row, column = place // 2 * 50, place % 2 * 50
+            row = place // 2 * 50
+            column = place % 2 * 50
             tile[row : row + 48, column : column + 48] = _fitted(patch, 48)
         tiles.append(tile)
     captions = [f"{number}: {share:.1%}" for number, share in zip(ids, usage, strict=True)][:64]
@@ -368,7 +381,8 @@ def contact_sheet(
 
 
 def _scores_and_labels(scores: ArrayLike, labels: ArrayLike, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    scores, labels = np.asarray(scores, dtype=float), np.asarray(labels)
+    scores = np.asarray(scores, dtype=float)
+    labels = np.asarray(labels)
     if not scores.size or scores.ndim != 1 or scores.shape != labels.shape or not np.isfinite(scores).all():
         raise UserError(
             f"{path}: scores {scores.shape} and labels {labels.shape}; give equally long vectors, not empty, "
@@ -469,15 +483,19 @@ def _sheet(
     """Tiles (h, w, 3) uint8 in rows, each under its caption, all under the title, the source and the note."""
     from PIL import Image, ImageDraw
 
-    gap, line_height = 8, 16
+    gap = 8
+    line_height = 16
     columns = min(columns, len(tiles))
-    height, width = max(len(tile) for tile in tiles), max(tile.shape[1] for tile in tiles)
+    height = max(len(tile) for tile in tiles)
+    width = max(tile.shape[1] for tile in tiles)
     page_width = max(columns * (width + gap) + gap, 480)
 
     def wrapped(text, font, room, lines=None):
         return textwrap.wrap(text, max(1, int(room / font.getlength("n"))), max_lines=lines, placeholder=" …")
 
-    small, normal, bold = _font(11), _font(13), _font(15, bold=True)
+    small = _font(11)
+    normal = _font(13)
+    bold = _font(15, bold=True)
     heading = [(text, bold, _INK) for text in wrapped(title, bold, page_width - 2 * gap)]
     for line in (f"Data: {source}", note):
         heading += [(text, normal, _GREY) for text in wrapped(line, normal, page_width - 2 * gap)]
@@ -492,7 +510,8 @@ def _sheet(
     for number, (text, font, colour) in enumerate(heading):
         draw.text((gap, gap + 20 * number), text, fill=colour, font=font)
     for place, (tile, text) in enumerate(zip(tiles, texts, strict=True)):
-        left, up = gap + place % columns * (width + gap), top + place // columns * row_height
+        left = gap + place % columns * (width + gap)
+        up = top + place // columns * row_height
         for number, part in enumerate(text):
             draw.text((left, up + number * line_height), part, fill=_INK, font=small)
         page.paste(Image.fromarray(tile), (left, up + caption_height))

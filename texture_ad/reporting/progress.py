@@ -39,7 +39,9 @@ class StageProgress(ProgressBar):
 
     def __init__(self, name: str):
         super().__init__()
-        self.name, self._first_process, self._progress = name, True, None
+        self.name = name
+        self._first_process = True
+        self._progress = None
 
     def disable(self) -> None:
         """Lightning calls this on all processes but the first."""
@@ -49,8 +51,13 @@ class StageProgress(ProgressBar):
         if not self._first_process:
             return
         console = Console(file=sys.stdout)
-        columns = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[epoch]}"),
-                   _Pace(), TextColumn("{task.fields[values]}"))  # fmt: skip
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(20),
+            TextColumn("{task.fields[epoch]}"),
+            _Pace(),
+            TextColumn("{task.fields[values]}"),
+        )
         self._progress = Progress(*columns, console=console)
         self._progress.add_task(name.ljust(8), total=total, completed=done, epoch="", values="")
         self._printed = time.monotonic()
@@ -63,12 +70,14 @@ class StageProgress(ProgressBar):
         shown = {k: v for k, v in self.get_metrics(trainer, trainer.lightning_module).items() if k != "v_num"}
         values = "  ".join(f"{k.rpartition('/')[2]} {float(v):.3g}" for k, v in shown.items())
         self._progress.update(self._progress.task_ids[0], advance=advance, values=values, **fields)
-        waited, finished = time.monotonic() - self._printed, self._progress.finished
+        waited = time.monotonic() - self._printed
+        finished = self._progress.finished
         if waited >= LINES_APART and not (finished or self._progress.console.is_terminal):
             self._print()
 
     def _print(self) -> None:
-        self._printed, task = time.monotonic(), self._progress.tasks[0]
+        self._printed = time.monotonic()
+        task = self._progress.tasks[0]
         parts = (task.description, task.fields["epoch"], f"{task.percentage:.0f}%", _pace(task), task.fields["values"])
         print("  ".join(part for part in parts if part), flush=True)
 

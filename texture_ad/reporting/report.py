@@ -22,15 +22,23 @@ from texture_ad.reporting.tables import cell, metrics_rows
 TILE = 192  # pixels of a thumbnail's side
 GALLERY = 600  # images shown at most, the worst mistakes first
 _FIGURES = {
-    "scores": ("Image scores", "Every test image's score, normal ones first. A good detector keeps the normal ones "
-               "below the threshold and the anomalous ones above."),
+    "scores": (
+        "Image scores",
+        "Every test image's score, normal ones first. A good detector keeps the normal ones "
+        "below the threshold and the anomalous ones above.",
+    ),
     "histogram": ("Distribution of the scores", "Where the two colours overlap, no threshold tells the classes apart."),
     "roc_pr": ("ROC and precision-recall", "What other thresholds would give; the diamond is the chosen one."),
-    "tsne": ("Features before and after each step", "Test images' features in the plane. Distances mean little, "
-             "overlap of the colours does. Nothing here was used in training."),
-    "atoms": ("Atoms of the dictionary", "The patches of training images that use each atom most: what the detector "
-              "takes for normal."),
-}  # fmt: skip
+    "tsne": (
+        "Features before and after each step",
+        "Test images' features in the plane. Distances mean little, "
+        "overlap of the colours does. Nothing here was used in training.",
+    ),
+    "atoms": (
+        "Atoms of the dictionary",
+        "The patches of training images that use each atom most: what the detector takes for normal.",
+    ),
+}
 _STYLE = """
 :root { --ink: #1c1c1c; --quiet: #5c5c5c; --line: #dcdcdc; --normal: #cc3311; --anomalous: #0077bb; }
 * { box-sizing: border-box; }
@@ -133,8 +141,9 @@ def _text(value: object) -> str:
 def _page(title: str, source: str, body: str) -> str:
     digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    return _PAGE.format(policy=policy, title=_text(title), source=_text(source), style=_STYLE, body=body,
-                        script=_SCRIPT)  # fmt: skip
+    return _PAGE.format(
+        policy=policy, title=_text(title), source=_text(source), style=_STYLE, body=body, script=_SCRIPT
+    )
 
 
 def _image(content: bytes, caption: str) -> str:
@@ -166,8 +175,10 @@ def _figure(path: Path, title: str, caption: str) -> str:
     with Image.open(path) as picture:
         # Charts are smaller without loss, photographs with.
         image = _image(min(_webp(picture, lossless=True), _webp(picture, quality=85), key=len), title)
-    return (f'<figure><h3>{_text(title)}</h3><div class="scroll">{image}</div>'
-            f"<figcaption>{_text(caption)}</figcaption></figure>")  # fmt: skip
+    return (
+        f'<figure><h3>{_text(title)}</h3><div class="scroll">{image}</div>'
+        f"<figcaption>{_text(caption)}</figcaption></figure>"
+    )
 
 
 def _rows(rows: Mapping[str, object]) -> str:
@@ -177,7 +188,8 @@ def _rows(rows: Mapping[str, object]) -> str:
 
 def verdict(metrics: Mapping) -> list[str]:
     """What the metrics of a run say, in sentences."""
-    normal, anomalous = metrics["normal_images"], metrics["anomalous_images"]
+    normal = metrics["normal_images"]
+    anomalous = metrics["anomalous_images"]
     parts = []
     if anomalous:
         parts.append(f"{round(metrics['recall'] * anomalous)} of {anomalous} anomalous images were found")
@@ -185,8 +197,10 @@ def verdict(metrics: Mapping) -> list[str]:
         parts.append(f"{round(metrics['false_positive_rate'] * normal)} of {normal} normal images raised a false alarm")
     sentences = [" and ".join(parts) + "."]
     if metrics["image_auroc"] is not None:
-        sentences.append(f"An anomalous image scores higher than a normal one in {metrics['image_auroc']:.1%} of all "
-                         "pairs (image AUROC).")  # fmt: skip
+        sentences.append(
+            f"An anomalous image scores higher than a normal one in {metrics['image_auroc']:.1%} of all "
+            "pairs (image AUROC)."
+        )
     if metrics.get("aupro") is not None:
         sentences.append(f"The anomaly maps cover the true defects with an AUPRO of {metrics['aupro']:.3f}.")
     sentences.append("The threshold was set without any test image.")
@@ -194,16 +208,19 @@ def verdict(metrics: Mapping) -> list[str]:
 
 
 def _card(image: Mapping, threshold: float) -> str:
-    score, called = image["score"], image["score"] > threshold
+    score = image["score"]
+    called = image["score"] > threshold
     outcome = "correct" if called == image["label"] else "alarm" if called else "missed"
     words = {"correct": f"correct: {'anomalous' if called else 'normal'}", "alarm": "false alarm", "missed": "missed"}
     # Mistakes first, the clearest first; then what is right, the closest to the threshold first.
     mistake = abs(score - threshold) * (-1 if outcome == "correct" else 1)
     picture = _image(image["thumbnail"], f"{image['path']}: {words[outcome]}") if image.get("thumbnail") else ""
-    return (f'<article class="card {outcome}" data-score="{score:.8g}" data-mistake="{mistake:.8g}" '
-            f'data-outcome="{outcome}" data-kind="{_text(image["kind"])}" data-name="{_text(image["path"])}">{picture}'
-            f'<p><span class="outcome">{words[outcome]}</span>, score {score:.4g}</p>'
-            f'<p class="note">{_text(image["path"])}</p></article>')  # fmt: skip
+    return (
+        f'<article class="card {outcome}" data-score="{score:.8g}" data-mistake="{mistake:.8g}" '
+        f'data-outcome="{outcome}" data-kind="{_text(image["kind"])}" data-name="{_text(image["path"])}">{picture}'
+        f'<p><span class="outcome">{words[outcome]}</span>, score {score:.4g}</p>'
+        f'<p class="note">{_text(image["path"])}</p></article>'
+    )
 
 
 def _gallery(images: Sequence[Mapping], threshold: float, source: str) -> str:
@@ -259,8 +276,11 @@ def write_report(folder: Path, metrics: Mapping, images: Sequence[Mapping]) -> P
     warnings = []
     if (folder / "duplicates.csv").is_file():
         warnings.append("Some test images are copies of training images (duplicates.csv): the metrics are too good.")
-    figures = [_figure(folder / f"{name}.png", *about) for name, about in _FIGURES.items()
-               if (folder / f"{name}.png").is_file()]  # fmt: skip
+    figures = [
+        _figure(folder / f"{name}.png", *about)
+        for name, about in _FIGURES.items()
+        if (folder / f"{name}.png").is_file()
+    ]
     config = folder / "config.yaml"
     settings = config.read_text(encoding="utf-8") if config.is_file() else ""
     body = [
@@ -278,8 +298,14 @@ def write_report(folder: Path, metrics: Mapping, images: Sequence[Mapping]) -> P
     return path
 
 
-def sweep_report(folder: Path, rows: Sequence[Mapping], plots: Sequence[Path], source: str, jobs: Mapping[str, Path],
-                 verdict: Sequence[str] = ()) -> Path:  # fmt: skip
+def sweep_report(
+    folder: Path,
+    rows: Sequence[Mapping],
+    plots: Sequence[Path],
+    source: str,
+    jobs: Mapping[str, Path],
+    verdict: Sequence[str] = (),
+) -> Path:
     """Writes report.html into a sweep's folder: the comparison, its plots, and the way to each job's own report.
 
     Args:

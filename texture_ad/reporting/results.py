@@ -26,8 +26,15 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write_results(predictions: dict[str, np.ndarray | None], grid: tuple[int, int] | None, threshold: float,
-                  data: TextureDataModule, folder: Path, metrics: dict, pictures: bool) -> dict:  # fmt: skip
+def write_results(
+    predictions: dict[str, np.ndarray | None],
+    grid: tuple[int, int] | None,
+    threshold: float,
+    data: TextureDataModule,
+    folder: Path,
+    metrics: dict,
+    pictures: bool,
+) -> dict:
     """Writes scores.csv, the pictures, report.html and metrics.json of n test images.
 
     Args:
@@ -44,7 +51,9 @@ def write_results(predictions: dict[str, np.ndarray | None], grid: tuple[int, in
     Returns:
         What metrics.json holds.
     """
-    scores, labels, maps = predictions["score"], predictions["label"], predictions["map"]
+    scores = predictions["score"]
+    labels = predictions["label"]
+    maps = predictions["map"]
     samples = [data.test_samples[i] for i in predictions["index"]]
     metrics = metrics | image_metrics(scores, labels, threshold)
     if maps is not None and data.has_masks:
@@ -74,29 +83,37 @@ def overlay_path(kind: str, image: Path) -> Path:
     return Path("overlays", kind, image.name if image.suffix == ".png" else f"{image.name}.png")
 
 
-def _overlays(predictions: dict, grid: tuple[int, int] | None, threshold: float, data: TextureDataModule,
-              folder: Path) -> list[dict]:  # fmt: skip
+def _overlays(
+    predictions: dict, grid: tuple[int, int] | None, threshold: float, data: TextureDataModule, folder: Path
+) -> list[dict]:
     """Writes a panel of every test image, where there are maps; returns what the report's gallery shows of it."""
-    maps, shown = predictions["map"], []
+    maps = predictions["map"]
+    shown = []
     if maps is not None:
         # Most pixels are normal: they are dark, and the threshold lies in the middle of the scale.
         low = float(np.median(maps))
         high = 2 * threshold - low if threshold > low else float(maps.max())
     for row, number in enumerate(predictions["index"].tolist()):
-        sample, score, label = (
-            data.test_samples[number],
-            float(predictions["score"][row]),
-            int(predictions["label"][row]),
-        )
+        sample = data.test_samples[number]
+        score = float(predictions["score"][row])
+        label = int(predictions["label"][row])
         image = data.test_batch([number])["image"][0].permute(1, 2, 0).numpy()
         tiles = [image]
         if maps is not None:
             region = region_mask(predictions["locations"][row], grid, (data.size, data.size))
             mask = predictions["mask"][row] if sample.mask else None
             target = folder / overlay_path(sample.kind, sample.path)
-            figures.localization_panel(image, maps[row], region, mask, score, threshold, label, target, low, high,
-                                       data.source_name)  # fmt: skip
+            figures.localization_panel(
+                image, maps[row], region, mask, score, threshold, label, target, low, high, data.source_name
+            )
             tiles = figures.localization_tiles(image, maps[row], region, mask, score > threshold, low, high)[1:]
-        shown.append({"path": str(sample.path.relative_to(data.folder)), "kind": sample.kind, "label": label,
-                      "score": score, "thumbnail": thumbnail(tiles)})  # fmt: skip
+        shown.append(
+            {
+                "path": str(sample.path.relative_to(data.folder)),
+                "kind": sample.kind,
+                "label": label,
+                "score": score,
+                "thumbnail": thumbnail(tiles),
+            }
+        )
     return shown

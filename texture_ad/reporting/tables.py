@@ -41,7 +41,8 @@ def metrics_rows(metrics: Mapping, source: str) -> tuple[dict[str, str], dict[st
     """The two parts of `metrics_table`, each a name to a text: what was tested, and the metrics."""
     heading = {"data": source}
     if "normal_images" in metrics and "anomalous_images" in metrics:
-        normal, anomalous = metrics["normal_images"], metrics["anomalous_images"]
+        normal = metrics["normal_images"]
+        anomalous = metrics["anomalous_images"]
         heading["test images"] = f"{normal + anomalous} ({normal} normal, {anomalous} anomalous)"
     if "threshold" in metrics:
         origin = metrics.get("threshold_origin")

@@ -37,9 +37,15 @@ def run_names(folder: Path) -> tuple[str, str, str]:
     return folder.parent.name, folder.name, setting or "run"
 
 
-def wandb_logger(save_dir: str, project: str = "texture_ad", entity: str | None = None, group: str | None = None,
-                 job_type: str | None = None, name: str | None = None,
-                 tags: Sequence[str | None] = ()) -> WandbLogger:  # fmt: skip
+def wandb_logger(
+    save_dir: str,
+    project: str = "texture_ad",
+    entity: str | None = None,
+    group: str | None = None,
+    job_type: str | None = None,
+    name: str | None = None,
+    tags: Sequence[str | None] = (),
+) -> WandbLogger:
     """A WandbLogger whose run has begun; offline it writes below `save_dir` and prints the command that uploads it.
 
     Args:
@@ -59,9 +65,17 @@ def wandb_logger(save_dir: str, project: str = "texture_ad", entity: str | None 
     names |= {k: v for k, v in (("group", group), ("name", name), ("job_type", job_type)) if v}
     options = {"silent": True, "init_timeout": 30.0, "finish_timeout": UPLOAD}
     # Not left to Lightning, which passes settings that W&B warns of.
-    begin = partial(wandb.init, dir=str(folder), project=project, entity=entity, id=_run_id(folder), resume="allow",
-                    settings=wandb.Settings(**{k: v for k, v in options.items() if k in wandb.Settings.model_fields}),
-                    tags=[t for t in tags if t], **names)  # fmt: skip
+    begin = partial(
+        wandb.init,
+        dir=str(folder),
+        project=project,
+        entity=entity,
+        id=_run_id(folder),
+        resume="allow",
+        settings=wandb.Settings(**{k: v for k, v in options.items() if k in wandb.Settings.model_fields}),
+        tags=[t for t in tags if t],
+        **names,
+    )
     mode = os.environ.get("WANDB_MODE", "online")
     reason = offline_reason() if mode == "online" else f"WANDB_MODE={mode}"
     run = None
@@ -131,7 +145,8 @@ def _image_table(rows: Sequence[Mapping[str, str]], folder: Path) -> wandb.Table
     panel = "image, true defect, anomaly map, located region"
     table = wandb.Table(columns=["path", "kind", "label", "score", "anomalous", "outcome", panel])
     for row in rows:
-        label, anomalous = int(row["label"]), int(row["anomalous"])
+        label = int(row["label"])
+        anomalous = int(row["anomalous"])
         outcome = "correct" if label == anomalous else "false alarm" if anomalous else "missed"
         overlay = folder / overlay_path(row["kind"], Path(row["path"]))
         picture = wandb.Image(str(overlay)) if overlay.is_file() else None
@@ -143,11 +158,15 @@ def _distributions(rows: Sequence[Mapping[str, str]]) -> dict:
     from sklearn.metrics import roc_curve
 
     scores = {label: [float(r["score"]) for r in rows if r["label"] == label] for label in ("0", "1")}
-    found = {f"test/scores_{name}": wandb.Histogram(scores[label])
-             for label, name in (("0", "normal"), ("1", "anomalous")) if scores[label]}  # fmt: skip
+    found = {
+        f"test/scores_{name}": wandb.Histogram(scores[label])
+        for label, name in (("0", "normal"), ("1", "anomalous"))
+        if scores[label]
+    }
     if len(found) == 2:
-        false_positives, true_positives, _ = roc_curve([0] * len(scores["0"]) + [1] * len(scores["1"]),
-                                                       scores["0"] + scores["1"])  # fmt: skip
+        false_positives, true_positives, _ = roc_curve(
+            [0] * len(scores["0"]) + [1] * len(scores["1"]), scores["0"] + scores["1"]
+        )
         names = ["false positive rate", "true positive rate"]
         points = [list(p) for p in zip(false_positives.tolist(), true_positives.tolist(), strict=True)]
         found["test/roc"] = wandb.plot.line(wandb.Table(columns=names, data=points), *names, title="ROC")

@@ -13,8 +13,16 @@ _CURVES = {
     "Stage 1": ("val/auroc", "train/loss", "train/nll", "train/pretext", "train/patch"),
     "Stage 2": ("dictionary/residual",),
 }
-_RESULTS = ("test/image_auroc", "test/image_ap", "test/image_f1", "test/pixel_auroc", "test/aupro",
-            "test/synthetic_auroc", "test/fit_seconds", "test/test_seconds_per_image")  # fmt: skip
+_RESULTS = (
+    "test/image_auroc",
+    "test/image_ap",
+    "test/image_f1",
+    "test/pixel_auroc",
+    "test/aupro",
+    "test/synthetic_auroc",
+    "test/fit_seconds",
+    "test/test_seconds_per_image",
+)
 _MEDIA = ("figures/scores", "figures/roc_pr", "figures/histogram", "figures/tsne", "figures/atoms")
 
 
@@ -35,10 +43,14 @@ def build_workspace(team: str, project: str):
     """The workspace, not saved yet."""
     import wandb_workspaces.workspaces as ws
 
-    sections = [ws.Section(name=name, panels=panels, is_open=name in ("Results", "Stage 1"))
-                for name, panels in _sections().items()]  # fmt: skip
-    runs = ws.RunsetSettings(groupby=[ws.Metric("Group"), ws.Metric("JobType")],
-                             order=[ws.Ordering(ws.Summary("test/image_auroc"), ascending=False)])  # fmt: skip
+    sections = [
+        ws.Section(name=name, panels=panels, is_open=name in ("Results", "Stage 1"))
+        for name, panels in _sections().items()
+    ]
+    runs = ws.RunsetSettings(
+        groupby=[ws.Metric("Group"), ws.Metric("JobType")],
+        order=[ws.Ordering(ws.Summary("test/image_auroc"), ascending=False)],
+    )
     return ws.Workspace(entity=team, project=project, name="Texture anomalies", sections=sections, runset_settings=runs)
 
 
@@ -51,9 +63,13 @@ def build_report(team: str, project: str, group: str | None):
     runs = wr.Runset(
         entity=team, project=project, name=group or "all runs", groupby=["Group", "JobType"], filters=filters
     )
-    blocks = [wr.P("Every run's data source is in its config as data_source; embedded data are generated and no "
-                   "benchmark. Settings are chosen by synthetic_auroc, never by a test metric."),
-              wr.TableOfContents()]  # fmt: skip
+    blocks = [
+        wr.P(
+            "Every run's data source is in its config as data_source; embedded data are generated and no "
+            "benchmark. Settings are chosen by synthetic_auroc, never by a test metric."
+        ),
+        wr.TableOfContents(),
+    ]
     for name, panels in _sections().items():
         blocks += [wr.H2(name), wr.PanelGrid(runsets=[runs], panels=panels)]
     return wr.Report(entity=team, project=project, title=f"Texture anomalies: {group or project}", blocks=blocks)
