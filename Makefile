@@ -23,7 +23,7 @@ $(CATEGORIES): setup ## run the experiment on this texture
 test: setup ## run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile # one process a core, each with one thread
 
-bench: setup ## measure against peers, about 15 minutes; writes experiments/results/bench.md
+bench: setup ## measure against baselines, about 15 minutes; writes experiments/results/bench.md
 	$(BIN)/python -m experiments.bench
 
 bench-scale: setup ## measure time against images, size and atoms; writes experiments/results/bench_scale.png

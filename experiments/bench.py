@@ -1,4 +1,4 @@
-"""How fast is it beside its peers? Both sides of a ratio are measured in one call, most by turns, so that load falls on
+"""How fast is it beside its baselines? Both sides of a ratio are measured in one call, most by turns, so that load falls on
 both alike.
 
     make bench                                        # all rows, about 15 minutes on 2 quiet cores
@@ -65,12 +65,12 @@ LAMBDA1 = 0.2  # the default's
 
 @dataclass
 class Row:
-    """One comparison. `ratio` is the median of `peer` over that of `ours`, seconds: how many times as fast ours is.
+    """One comparison. `ratio` is the median of `baseline` over that of `ours`, seconds: how many times as fast ours is.
 
     Attributes:
         work, beside: what is timed, and what beside it.
         goal: least ratio; a row without a goal is there for comparison.
-        ours, peer: seconds (or MiB) of each repetition.
+        ours, baseline: seconds (or MiB) of each repetition.
         unit: of both.
         note: what else belongs to the figure, such as both accuracies.
         holds: what the note says, where the goal asks for more than the ratio.
@@ -80,7 +80,7 @@ class Row:
     beside: str
     goal: float | None
     ours: list[float]
-    peer: list[float]
+    baseline: list[float]
     unit: str = "s"
     note: str = ""
     holds: bool = True
@@ -90,8 +90,8 @@ class Row:
     met: bool | None = field(init=False)
 
     def __post_init__(self):
-        ratios = [p / o for o, p in zip(self.ours, self.peer, strict=True)]
-        self.ratio = median(self.peer) / median(self.ours)
+        ratios = [p / o for o, p in zip(self.ours, self.baseline, strict=True)]
+        self.ratio = median(self.baseline) / median(self.ours)
         self.low = min(ratios)
         self.high = max(ratios)
         self.met = None if self.goal is None else bool(self.ratio >= self.goal and self.holds)
@@ -221,7 +221,7 @@ def scikit_learn_until(
     target: float, limit: float, x: Tensor, held_out: Tensor, lambda1: float, solver: str, jobs: int
 ) -> tuple[float, float]:
     """Seconds that scikit-learn needs to reach a held-out objective, or `limit`, and what it reached."""
-    peer = MiniBatchDictionaryLearning(
+    baseline = MiniBatchDictionaryLearning(
         256,
         alpha=lambda1,
         batch_size=512,
@@ -238,9 +238,9 @@ def scikit_learn_until(
         batches = [x[generator.choice(len(x), 512, replace=False)].numpy() for _ in range(5)]
         start = time.perf_counter()
         for batch in batches:
-            peer.partial_fit(batch)
+            baseline.partial_fit(batch)
         seconds += time.perf_counter() - start
-        reached = objective(held_out, torch.from_numpy(peer.components_.astype(np.float32)), lambda1)
+        reached = objective(held_out, torch.from_numpy(baseline.components_.astype(np.float32)), lambda1)
     return seconds, reached
 
 
@@ -319,7 +319,7 @@ def fit_streaming(quick: bool) -> list[Row]:
             detector.patch_features(batch["image"])
         at_once()
 
-    features, peer, whole, sequence = by_turns(
+    features, baseline, whole, sequence = by_turns(
         lambda: learn(x, len(atoms), 4, 20),
         at_once,
         stage2,
@@ -330,7 +330,7 @@ def fit_streaming(quick: bool) -> list[Row]:
     detector.set_atoms(atoms)
     beside = "one spams.trainDL call on features in memory"
     return [
-        Row(f"streaming fit, {len(atoms)} atoms", beside, 1 / 1.2, features, peer),
+        Row(f"streaming fit, {len(atoms)} atoms", beside, 1 / 1.2, features, baseline),
         Row(f"stage 2, {len(atoms)} atoms", f"its extraction, then {beside}", None, whole, sequence),
     ]
 
@@ -456,11 +456,11 @@ def scoring(quick: bool) -> list[Row]:
     for name, (bank, goal) in banks.items():
         index = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(bank.numpy())
 
-        def peer(p: Tensor, index=index) -> np.ndarray:
+        def baseline(p: Tensor, index=index) -> np.ndarray:
             return index.kneighbors(p.numpy())[0][:, 0]
 
-        theirs = auroc(peer(patches))
-        seconds = by_turns(lambda: ours(some), lambda peer=peer: peer(some), repetitions=repetitions)
+        theirs = auroc(baseline(patches))
+        seconds = by_turns(lambda: ours(some), lambda baseline=baseline: baseline(some), repetitions=repetitions)
         note = f"image AUROC {found:.3f} against {theirs:.3f}, 64 training and {len(test)} test images of {source}"
         rows.append(
             Row(
@@ -541,11 +541,11 @@ def compiled(quick: bool) -> list[Row]:
         ("forward and backward of the backbone, 16 images", learnt, backbone),
     ):
         ours = timed(torch.compile(function))
-        peer = timed(function)
+        baseline = timed(function)
         start = time.perf_counter()
         ours()
         note = f"compiled in {time.perf_counter() - start:.0f} s"
-        seconds = by_turns(ours, peer, repetitions=3 if quick else 5)
+        seconds = by_turns(ours, baseline, repetitions=3 if quick else 5)
         rows.append(Row(f"{work}, torch.compile", "as it is", None, *seconds, note=note))
     return rows
 
@@ -733,10 +733,10 @@ def markdown(results: dict) -> str:
         "",
         ", ".join(f"{k} {v}" for k, v in m["versions"].items()) + ".",
         "",
-        "Median (lowest–highest) of the repetitions, ours and the peer in one call, most by turns; the ratio says how "
+        "Median (lowest–highest) of the repetitions, ours and the baseline in one call, most by turns; the ratio says how "
         "many times as fast ours is. Written by `make bench`.",
         "",
-        "| work | beside | ours | peer | repetitions | ratio | goal | |",
+        "| work | beside | ours | baseline | repetitions | ratio | goal | |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for group in groups:
@@ -748,7 +748,7 @@ def markdown(results: dict) -> str:
                 r["work"],
                 r["beside"],
                 _value(r["ours"], r["unit"]),
-                _value(r["peer"], r["unit"]),
+                _value(r["baseline"], r["unit"]),
                 str(len(r["ours"])),
                 f"{r['ratio']:.3g}{spread}",
                 goal,

@@ -1,4 +1,4 @@
-"""The peers: each against an independent reference, and all of them through the real command lines."""
+"""The baselines: each against an independent reference, and all of them through the real command lines."""
 
 import csv
 import json
@@ -18,9 +18,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import OneClassSVM as SklearnSVM
 from torch.utils.data import DataLoader
 
-from texture_ad.baselines import PEERS, peer_class
+from texture_ad.baselines import BASELINES, baseline_class
+from texture_ad.baselines.base import image_features, nearest
 from texture_ad.baselines.patchcore import core_set
-from texture_ad.baselines.peer import image_features, nearest
 from texture_ad.cli import CONF
 from texture_ad.errors import UserError
 from texture_ad.models.backbone import Backbone
@@ -52,9 +52,9 @@ def backbone():
     return Backbone("resnet18", ["layer1", "layer2"], "none").eval()
 
 
-def fitted(peer, loader):
-    peer.eval().fit(loader)
-    return peer
+def fitted(baseline, loader):
+    baseline.eval().fit(loader)
+    return baseline
 
 
 @torch.no_grad()
@@ -92,33 +92,33 @@ def test_core_set_covers_wide_features_better_than_chance():
 
 
 def test_patchcore_by_its_equations(backbone, loader, images):
-    peer = fitted(peer_class("patchcore")(backbone, 64, coreset=0.2, neighbors=3), loader)
-    assert len(peer.memory) == round(0.2 * 24 * 256)
-    scores, maps = peer.score(images)
-    patches = peer.patches(images)[0].detach()
-    distances, index = NearestNeighbors(n_neighbors=1).fit(peer.memory).kneighbors(patches)
+    baseline = fitted(baseline_class("patchcore")(backbone, 64, coreset=0.2, neighbors=3), loader)
+    assert len(baseline.memory) == round(0.2 * 24 * 256)
+    scores, maps = baseline.score(images)
+    patches = baseline.patches(images)[0].detach()
+    distances, index = NearestNeighbors(n_neighbors=1).fit(baseline.memory).kneighbors(patches)
     assert np.allclose(maps.detach().flatten(), distances[:, 0], atol=1e-5)
     for i in range(len(images)):
         place = i * 256 + int(distances[i * 256 : (i + 1) * 256].argmax())
-        memory = peer.memory[index[place, 0]]
-        around = NearestNeighbors(n_neighbors=3).fit(peer.memory).kneighbors(memory[None])[1][0]
-        crowd = np.exp(np.linalg.norm(patches[place].numpy() - peer.memory[around].numpy(), axis=1)).sum()
+        memory = baseline.memory[index[place, 0]]
+        around = NearestNeighbors(n_neighbors=3).fit(baseline.memory).kneighbors(memory[None])[1][0]
+        crowd = np.exp(np.linalg.norm(patches[place].numpy() - baseline.memory[around].numpy(), axis=1)).sum()
         expected = (1 - np.exp(distances[place, 0]) / crowd) * distances[place, 0]
         assert float(scores[i]) == pytest.approx(expected, abs=1e-4)
 
 
 def test_patchcore_in_parts_is_as_large(backbone, loader):
-    whole = fitted(peer_class("patchcore")(backbone, 64), loader)
-    parts = fitted(peer_class("patchcore")(backbone, 64, max_patches=1000), loader)
+    whole = fitted(baseline_class("patchcore")(backbone, 64), loader)
+    parts = fitted(baseline_class("patchcore")(backbone, 64, max_patches=1000), loader)
     assert abs(len(parts.memory) - len(whole.memory)) <= 3
 
 
 def test_padim_is_mahalanobis(backbone, loader, images):
-    peer = fitted(peer_class("padim")(backbone, 64, channels=10), loader)
-    _, maps = peer.score(images)
+    baseline = fitted(baseline_class("padim")(backbone, 64, channels=10), loader)
+    _, maps = baseline.score(images)
     with torch.no_grad():
-        train = torch.cat([peer.features(b["image"])[0] for b in loader]).double().numpy()
-        x = peer.features(images)[0].double().numpy()
+        train = torch.cat([baseline.features(b["image"])[0] for b in loader]).double().numpy()
+        x = baseline.features(images)[0].double().numpy()
     for position in (0, 17, 255):
         covariance = np.cov(train[:, position].T) + 0.01 * np.eye(10)
         for i in range(len(images)):
@@ -127,79 +127,81 @@ def test_padim_is_mahalanobis(backbone, loader, images):
 
 
 def test_padim_scores_the_maximum_of_its_smoothed_map(backbone, loader, images):
-    found = fitted(peer_class("padim")(backbone, 64, channels=10), loader)(images)
+    found = fitted(baseline_class("padim")(backbone, 64, channels=10), loader)(images)
     assert torch.equal(found.scores, found.anomaly_maps.amax((1, 2)))
 
 
 def test_one_nn_is_scikit_learns(backbone, loader, images):
-    peer = fitted(peer_class("one_nn")(backbone, 64, components=6), loader)
+    baseline = fitted(baseline_class("one_nn")(backbone, 64, components=6), loader)
     train = np.concatenate([features(backbone, b["image"]) for b in loader])
     scaler = StandardScaler().fit(train)
     pca = PCA(6, svd_solver="full").fit(scaler.transform(train))
     reduced = [pca.transform(scaler.transform(x)) for x in (train, features(backbone, images))]
     expected = NearestNeighbors(n_neighbors=1).fit(reduced[0]).kneighbors(reduced[1])[0][:, 0]
     # Its standard deviation is the sample's, with N - 1.
-    assert np.allclose(peer(images).scores, expected * (23 / 24) ** 0.5, rtol=1e-3)
-    assert torch.allclose(peer(loader[0]["image"]).scores, torch.zeros(8), atol=1e-4)
+    assert np.allclose(baseline(images).scores, expected * (23 / 24) ** 0.5, rtol=1e-3)
+    assert torch.allclose(baseline(loader[0]["image"]).scores, torch.zeros(8), atol=1e-4)
 
 
 def test_oc_svm_is_scikit_learns(backbone, loader, images):
-    peer = fitted(peer_class("oc_svm")(backbone, 64, nu=0.3), loader)
+    baseline = fitted(baseline_class("oc_svm")(backbone, 64, nu=0.3), loader)
     train = np.concatenate([features(backbone, b["image"]) for b in loader])
     mean = train.mean(0)
     scale = train.std(0, ddof=1)
     svm = SklearnSVM(gamma=1 / train.shape[1], nu=0.3).fit((train - mean) / scale)
     expected = -svm.decision_function((features(backbone, images) - mean) / scale)
-    assert np.allclose(peer(images).scores, expected, atol=1e-4)
+    assert np.allclose(baseline(images).scores, expected, atol=1e-4)
 
 
 def test_sparse_coding_finds_what_its_atoms_cant_explain(loader):
-    peer = fitted(peer_class("sparse_coding")(64, atoms=48, nonzeros=3), loader)
-    assert torch.allclose(peer.atoms.norm(dim=1), torch.ones(48), atol=1e-5)
+    baseline = fitted(baseline_class("sparse_coding")(64, atoms=48, nonzeros=3), loader)
+    assert torch.allclose(baseline.atoms.norm(dim=1), torch.ones(48), atol=1e-5)
     images = textures(2, seed=2)
-    patches = peer.patches(images).view(2, 15, 15, 3, 8, 8)
+    patches = baseline.patches(images).view(2, 15, 15, 3, 8, 8)
     assert torch.allclose(patches[1, 2, 5], images[1, :, 8:16, 20:28] / 255 - 0.5)
     images[1, :, 20:36, 20:36] = torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8)
-    found = peer(images)
+    found = baseline(images)
     assert found.scores[1] > found.scores[0] and (found.locations[1] * 4 - 26).abs().max() < 16
 
 
 def test_dsebm_reconstructs_by_the_energys_gradient():
     torch.manual_seed(0)
-    peer = peer_class("dsebm")(64, widths=(4, 6, 8))
+    baseline = baseline_class("dsebm")(64, widths=(4, 6, 8))
     x = torch.randn(3, 3, 44, 52, requires_grad=True)
-    energy, reconstruction = peer.energy_and_reconstruction(x)
+    energy, reconstruction = baseline.energy_and_reconstruction(x)
     gradient = torch.autograd.grad(energy.sum() * x[0].numel(), x)[0]
     assert torch.allclose(reconstruction, x - gradient, atol=1e-5)
 
 
 def test_cutpaste_scores_by_mahalanobis_and_maps_by_gradcam(backbone, loader, images):
-    peer = fitted(peer_class("cutpaste")(backbone, 64), loader)
-    scores, maps = peer.score(images)
+    baseline = fitted(baseline_class("cutpaste")(backbone, 64), loader)
+    scores, maps = baseline.score(images)
     with torch.enable_grad():
         deepest = backbone(images)[-1].detach().requires_grad_()
-        off = deepest.mean((2, 3)) - peer.mean
-        total = torch.einsum("bc,cd,bd->b", off, peer.precision, off) / 2
+        off = deepest.mean((2, 3)) - baseline.mean
+        total = torch.einsum("bc,cd,bd->b", off, baseline.precision, off) / 2
         gradient = torch.autograd.grad(total.sum(), deepest)[0]
     weights = gradient.sum((2, 3), keepdim=True)
-    assert torch.allclose(maps, (weights * (deepest - peer.mean[:, None, None])).sum(1).relu(), rtol=1e-3, atol=1e-3)
+    assert torch.allclose(
+        maps, (weights * (deepest - baseline.mean[:, None, None])).sum(1).relu(), rtol=1e-3, atol=1e-3
+    )
     x = features(backbone, images)
-    expected = [mahalanobis(v, peer.mean.numpy(), peer.precision.numpy()) ** 2 / 2 for v in x]
+    expected = [mahalanobis(v, baseline.mean.numpy(), baseline.precision.numpy()) ** 2 / 2 for v in x]
     assert np.allclose(scores.detach(), expected, rtol=1e-3)
 
 
 @torch.no_grad()
 def test_patch_svdd_encodes_an_image_as_it_does_its_patches(images):
     torch.manual_seed(0)
-    peer = peer_class("patch_svdd")(64, stride=16).eval()
-    x = peer.pixels(images)
-    large, small = peer.embeddings(images)
+    baseline = baseline_class("patch_svdd")(64, stride=16).eval()
+    x = baseline.pixels(images)
+    large, small = baseline.embeddings(images)
     assert large.shape == (5, 13, 13, 64) and small.shape == (5, 15, 15, 64)
     for row, column in ((0, 0), (3, 7), (12, 12)):
         y = 16 * row
         z = 16 * column
-        assert torch.allclose(large[:, row, column], peer.encode(x[:, :, y : y + 64, z : z + 64]), atol=1e-5)
-        assert torch.allclose(small[:, row, column], peer.encode(x[:, :, y : y + 32, z : z + 32]), atol=1e-5)
+        assert torch.allclose(large[:, row, column], baseline.encode(x[:, :, y : y + 64, z : z + 64]), atol=1e-5)
+        assert torch.allclose(small[:, row, column], baseline.encode(x[:, :, y : y + 32, z : z + 32]), atol=1e-5)
 
 
 class Losses(L.Callback):
@@ -220,9 +222,9 @@ class Losses(L.Callback):
 )
 def test_the_loss_falls(name, options, loader, images):
     torch.manual_seed(0)
-    kind = peer_class(name)
+    kind = baseline_class(name)
     backbone = Backbone("efficientnet_lite0", ["block2"])
-    peer = kind(*([backbone] if kind.uses_backbone else []), 64, **options)
+    baseline = kind(*([backbone] if kind.uses_backbone else []), 64, **options)
     losses = Losses()
     trainer = L.Trainer(
         accelerator="cpu",
@@ -233,9 +235,9 @@ def test_the_loss_falls(name, options, loader, images):
         enable_model_summary=False,
         callbacks=[losses],
     )
-    trainer.fit(peer, DataLoader(loader, batch_size=None))
+    trainer.fit(baseline, DataLoader(loader, batch_size=None))
     assert np.mean(losses.values[-3:]) < 0.9 * np.mean(losses.values[:3])
-    scores, maps, _ = fitted(peer, loader)(images)
+    scores, maps, _ = fitted(baseline, loader)(images)
     assert scores.shape == (5,) and scores.isfinite().all()
     assert (maps is None) if name in WITHOUT_MAP else maps.shape == (5, 64, 64)
 
@@ -287,7 +289,7 @@ def read_scores(path):
         return {row["path"]: float(row["score"]) for row in csv.DictReader(source)}
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_run_and_predict(name, folder, tmp_path, monkeypatch, capsys):
     run_dir = tmp_path / "run"
     output = tmp_path / "predictions"
@@ -317,7 +319,7 @@ def test_run_and_predict(name, folder, tmp_path, monkeypatch, capsys):
     assert content["method"] == name and content["settings"]["size"] == 64
 
 
-def test_a_trained_peer_is_not_trained_again(folder, tmp_path, monkeypatch, capsys):
+def test_a_trained_baseline_is_not_trained_again(folder, tmp_path, monkeypatch, capsys):
     for _ in range(2):
         code, _, errors = command(
             monkeypatch, capsys, "run", *arguments(folder, tmp_path, "ganomaly"), "pictures=false"
@@ -334,20 +336,20 @@ def settings(name):
     return yaml.safe_load((Path(CONF) / f"method/{name}.yaml").read_text())
 
 
-NUMBERS = [(name, key) for name in PEERS for key, value in settings(name).items() if isinstance(value, int | float)]
+NUMBERS = [(name, key) for name in BASELINES for key, value in settings(name).items() if isinstance(value, int | float)]
 
 
 @pytest.mark.parametrize(("name", "key"), NUMBERS)
 @pytest.mark.parametrize("value", ["text", float("nan"), -2, True])
 def test_every_number_is_held_to_its_range(name, key, value, backbone):
-    kind = peer_class(name)
+    kind = baseline_class(name)
     with pytest.raises(UserError, match=f"method.{key}=.*expected "):
         kind(*([backbone] if kind.uses_backbone else []), **{key: value})
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_defaults_are_the_configurations(name, backbone):
-    kind = peer_class(name)
+    kind = baseline_class(name)
     configured = {k: v for k, v in settings(name).items() if k != "name" and not str(v).startswith("${")}
     made = kind(*([backbone] if kind.uses_backbone else []), **configured).settings
     assert kind.name == name and {k: made[k] for k in configured} == configured
@@ -376,9 +378,9 @@ def test_bad_parameters(args, message, folder, tmp_path, monkeypatch, capsys):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory, loader):
     torch.manual_seed(0)
-    peer = fitted(peer_class("one_nn")(Backbone("resnet18", ["layer1"], "none"), 64), loader)
+    baseline = fitted(baseline_class("one_nn")(Backbone("resnet18", ["layer1"], "none"), 64), loader)
     path = tmp_path_factory.mktemp("saved") / "detector.pt"
-    peer.save(path)
+    baseline.save(path)
     return path
 
 
@@ -409,7 +411,7 @@ def test_altered_files_are_refused(saved, tmp_path, change):
 
 def test_sizes_that_a_file_claims_are_not_made(tmp_path):
     torch.manual_seed(0)
-    peer_class("dsebm")(64, widths=(2, 2)).save(tmp_path / "detector.pt")
+    baseline_class("dsebm")(64, widths=(2, 2)).save(tmp_path / "detector.pt")
     content = torch.load(tmp_path / "detector.pt", weights_only=True)
     content["settings"]["widths"] = [10**6, 10**6]  # 64 TB of weights
     torch.save(content, tmp_path / "detector.pt")

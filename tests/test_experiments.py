@@ -30,23 +30,23 @@ def test_a_finished_run_is_not_repeated(tmp_path):
         "sizes=64",
         "seeds=0",
         f"runs={tmp_path / 'runs'}",
-        f"output={tmp_path / 'peers'}",
+        f"output={tmp_path / 'baselines'}",
         *SMALL[1:],
     ]
-    done = script("peers", *args)
+    done = script("baselines", *args)
     assert done.returncode == 0, done.stderr
-    (run,) = json.loads((tmp_path / "peers.json").read_text())
+    (run,) = json.loads((tmp_path / "baselines.json").read_text())
     assert run["method"] == "one_nn" and run["fit_seconds"] > 0 and run["peak_memory_mb"] > 0
     lines = [line for line in done.stdout.splitlines() if "one_nn" in line]
     assert lines and all("embedded carpet (generated, not a benchmark)" in line for line in lines)
     (detector,) = (tmp_path / "runs").glob("*/detector.pt")
     before = detector.stat().st_mtime_ns
-    assert script("peers", *args).returncode == 0 and detector.stat().st_mtime_ns == before
-    done = script("peers", *args, "method.components=3")
+    assert script("baselines", *args).returncode == 0 and detector.stat().st_mtime_ns == before
+    done = script("baselines", *args, "method.components=3")
     assert done.returncode == 2 and "holds a run with other overrides" in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", ["peers", "table1", "table2", "figure6", "figure7"])
+@pytest.mark.parametrize("name", ["baselines", "table1", "table2", "figure6", "figure7"])
 def test_bad_arguments_get_one_line(name):
     done = script(name, "--fast")
     assert done.returncode == 2 and "error: --fast: expected key=value" in done.stderr

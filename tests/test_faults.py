@@ -240,7 +240,7 @@ def test_a_full_disk_loses_nothing(folder, tmp_path):
         urllib.error.URLError("Network is unreachable"),
         IncompleteRead(b"half"),
         RuntimeError('invalid hash value (expected "1", got "2")'),
-        ConnectionResetError("reset by peer"),
+        ConnectionResetError("reset by baseline"),
     ],
 )
 def test_weights_that_cant_be_downloaded(run, monkeypatch, error):

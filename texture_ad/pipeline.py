@@ -15,8 +15,8 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from texture_ad.baselines import peer_class
-from texture_ad.baselines.peer import Peer
+from texture_ad.baselines import baseline_class
+from texture_ad.baselines.base import Baseline
 from texture_ad.cache import Cache, share_features, stage1_address
 from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.data.drift import brightness, training_statistics
@@ -176,41 +176,43 @@ def fit_fusion(
     return dictionary.detector, trainer, metrics
 
 
-def build_peer(config: DictConfig) -> Peer:
-    """The peer that `config.method` names."""
+def build_baseline(config: DictConfig) -> Baseline:
+    """The baseline that `config.method` names."""
     options = OmegaConf.to_container(config.method, resolve=True)
-    kind = peer_class(options.pop("name"))
+    kind = baseline_class(options.pop("name"))
     backbone = [instantiate(config.backbone)] if kind.uses_backbone else []
     return kind(*backbone, size=config.data.size, **options).eval()
 
 
-def fit_peer(config: DictConfig, data: TextureDataModule, folder: Path, loggers: list) -> tuple[Peer, L.Trainer, dict]:
-    """A peer: what gradients train, by Lightning, then what passes over the images fit."""
+def fit_baseline(
+    config: DictConfig, data: TextureDataModule, folder: Path, loggers: list
+) -> tuple[Baseline, L.Trainer, dict]:
+    """A baseline: what gradients train, by Lightning, then what passes over the images fit."""
     if config.trainer.precision != "32-true":
         raise UserError(
             f"trainer.precision={config.trainer.precision}: expected 32-true with method={config.method.name}"
         )
-    peer = build_peer(config)
-    trained = isinstance(peer, L.LightningModule)
+    baseline = build_baseline(config)
+    trained = isinstance(baseline, L.LightningModule)
     trainer = _trainer(
         config,
         folder,
         loggers,
         [_SaveEpochs(folder)] if trained else [],
-        max_epochs=peer.settings.get("epochs"),
+        max_epochs=baseline.settings.get("epochs"),
         gradient_clip_val=None,
         accumulate_grad_batches=1,
         limit_val_batches=0,
         enable_checkpointing=trained,
     )
     if trainer.world_size > 1:
-        raise UserError(f"method={peer.name}: fitted by one process alone; use trainer.devices=1")
-    print(f"fit      {peer.name}", flush=True)
+        raise UserError(f"method={baseline.name}: fitted by one process alone; use trainer.devices=1")
+    print(f"fit      {baseline.name}", flush=True)
     if trained:
-        trainer.fit(peer, datamodule=data, ckpt_path=_last(folder), weights_only=True)
-    peer.to(trainer.strategy.root_device).eval()
-    peer.fit(data.normal_dataloader())
-    return peer, trainer, {}
+        trainer.fit(baseline, datamodule=data, ckpt_path=_last(folder), weights_only=True)
+    baseline.to(trainer.strategy.root_device).eval()
+    baseline.fit(data.normal_dataloader())
+    return baseline, trainer, {}
 
 
 def fit(
@@ -219,7 +221,7 @@ def fit(
     """The detector by the method that `config.method` names, the trainer to test it, and the fit's own metrics."""
     if config.method.name == "fusion":
         return fit_fusion(config, data, folder, loggers, cache)
-    return fit_peer(config, data, folder / "stage1", loggers)
+    return fit_baseline(config, data, folder / "stage1", loggers)
 
 
 def calibrate(detector: nn.Module, loader, quantile: float) -> None:

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from texture_ad.errors import UserError
 
-PEERS = {
+BASELINES = {
     "one_nn": "OneNN",
     "oc_svm": "OneClassSVM",
     "sparse_coding": "SparseCoding",
@@ -20,12 +20,12 @@ PEERS = {
 }
 
 
-def peer_class(name: str) -> type:
-    """The class of one of PEERS; imports its file alone.
+def baseline_class(name: str) -> type:
+    """The class of one of BASELINES; imports its file alone.
 
     Raises:
         UserError: another name.
     """
-    if name not in PEERS:
-        raise UserError(f"method.name={name}: expected one of fusion, {', '.join(PEERS)}")
-    return getattr(import_module(f"texture_ad.baselines.{name}"), PEERS[name])
+    if name not in BASELINES:
+        raise UserError(f"method.name={name}: expected one of fusion, {', '.join(BASELINES)}")
+    return getattr(import_module(f"texture_ad.baselines.{name}"), BASELINES[name])

@@ -12,17 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from texture_ad.baselines.peer import Peer, feature_dims, image_features
+from texture_ad.baselines.base import Baseline, feature_dims, image_features
 from texture_ad.data.cutpaste import TASKS, pretext_batch
 from texture_ad.errors import UserError, check_number
 from texture_ad.models.backbone import Backbone
 
 
-class CutPaste(Peer, L.LightningModule):
+class CutPaste(Baseline, L.LightningModule):
     """
     Args:
         backbone: pretrained.
-        size: see Peer.
+        size: see Baseline.
         task: "binary", "scar" or "3way".
         lr: AdamW's, above 0; weight_decay: at least 0; epochs: at least 1.
 

@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from texture_ad.baselines.peer import Peer
+from texture_ad.baselines.base import Baseline
 from texture_ad.errors import UserError, check_number
 
 
-class DSEBM(Peer, L.LightningModule):
+class DSEBM(Baseline, L.LightningModule):
     """
     Args:
-        size: see Peer.
+        size: see Baseline.
         input_size: to which images are resized, pixels, at least 32.
         widths: channels of the layers, each of which halves the size; every one at least 1.
         noise: standard deviation of the noise, in those of the pixels, above 0.

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from texture_ad.baselines.peer import Peer
+from texture_ad.baselines.base import Baseline
 from texture_ad.errors import UserError, check_number
 
 
@@ -35,10 +35,10 @@ def _decoder(input_size: int, width: int, latent: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.ConvTranspose2d(width, 3, 4, 2, 1, bias=False), nn.Tanh())
 
 
-class GANomaly(Peer, L.LightningModule):
+class GANomaly(Baseline, L.LightningModule):
     """
     Args:
-        size: see Peer.
+        size: see Baseline.
         input_size: to which images are resized, a power of two of at least 32 pixels.
         width: channels of the first layer, at least 1; latent: length of the latent vector, at least 1.
         lr: Adam's, above 0; epochs: at least 1.

@@ -8,17 +8,17 @@ The backbone is ours, its deepest layer averaged over the image and standardised
 import torch
 from torch import Tensor
 
-from texture_ad.baselines.peer import Peer, feature_dims, image_features
+from texture_ad.baselines.base import Baseline, feature_dims, image_features
 from texture_ad.errors import check_number
 from texture_ad.models.backbone import Backbone
 
 
-class OneClassSVM(Peer):
+class OneClassSVM(Baseline):
     """scikit-learn's, whose decision function is computed by torch.
 
     Args:
         backbone: pretrained.
-        size: see Peer.
+        size: see Baseline.
         nu: bound on the share of training images outside, in (0, 1].
 
     Raises:

@@ -8,16 +8,16 @@ to the nearest training feature. The backbone is ours, its deepest layer average
 import torch
 from torch import Tensor
 
-from texture_ad.baselines.peer import Peer, feature_dims, image_features, nearest
+from texture_ad.baselines.base import Baseline, feature_dims, image_features, nearest
 from texture_ad.errors import check_number
 from texture_ad.models.backbone import Backbone
 
 
-class OneNN(Peer):
+class OneNN(Baseline):
     """
     Args:
         backbone: pretrained.
-        size: see Peer.
+        size: see Baseline.
         components: kept by PCA, at least 1; fewer where there are fewer images or features.
 
     Raises:

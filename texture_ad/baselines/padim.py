@@ -10,18 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from texture_ad.baselines.peer import Peer, feature_dims
+from texture_ad.baselines.base import Baseline, feature_dims
 from texture_ad.errors import check_number
 from texture_ad.models.backbone import Backbone
 
 RIDGE = 0.01
 
 
-class PaDiM(Peer):
+class PaDiM(Baseline):
     """
     Args:
         backbone: pretrained.
-        size: see Peer.
+        size: see Baseline.
         channels: chosen at random, at least 1; all where there are fewer.
         seed: of the choice.
 

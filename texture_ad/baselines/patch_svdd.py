@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from texture_ad.baselines.peer import Peer, nearest
+from texture_ad.baselines.base import Baseline, nearest
 from texture_ad.errors import UserError, check_number
 
 SIDE = 256  # of the images, pixels
@@ -46,10 +46,10 @@ def cut(images: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
     return images[torch.arange(len(images), device=images.device)[:, None, None], :, rows, columns].permute(0, 3, 1, 2)
 
 
-class PatchSVDD(Peer, L.LightningModule):
+class PatchSVDD(Baseline, L.LightningModule):
     """
     Args:
-        size: see Peer.
+        size: see Baseline.
         svdd_weight: of the SVDD loss against the position loss, at least 0.
         pairs: of patches from each image in each step, at least 1.
         stride: between the patches that are compared, 8, 16 or 32 pixels.

@@ -9,7 +9,7 @@ is scaled to unit length.
 import torch
 from torch import Tensor
 
-from texture_ad.baselines.peer import Peer, feature_dims, nearest
+from texture_ad.baselines.base import Baseline, feature_dims, nearest
 from texture_ad.errors import check_number
 from texture_ad.models.backbone import Backbone, flatten_patches
 
@@ -35,11 +35,11 @@ def core_set(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return torch.stack(indices)
 
 
-class PatchCore(Peer):
+class PatchCore(Baseline):
     """
     Args:
         backbone: pretrained.
-        size: see Peer.
+        size: see Baseline.
         coreset: share of the patches that is kept, in (0, 1].
         neighbors: memories round the nearest one that re-weight the score, at least 1.
         max_patches: held at once; beyond, they are reduced to their core set first, at least 1.

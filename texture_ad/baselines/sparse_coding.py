@@ -9,17 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from texture_ad.baselines.peer import MIN_DISTANCE, Peer
+from texture_ad.baselines.base import MIN_DISTANCE, Baseline
 from texture_ad.errors import UserError, check_number
 from texture_ad.evaluation.localization import TOP, image_scores, top_locations_batch
 from texture_ad.models.dictionary import initial_atoms, update_atoms
 from texture_ad.models.sparse import residuals
 
 
-class SparseCoding(Peer):
+class SparseCoding(Baseline):
     """
     Args:
-        size: see Peer.
+        size: see Baseline.
         patch: side in pixels, from 2 to size; stride: between patches, from 1 to patch.
         atoms: number of atoms, at least 1.
         nonzeros: OMP's limit, from 1 to 3 patch^2.

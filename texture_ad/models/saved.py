@@ -82,16 +82,16 @@ def load_detector(path: Path, device: str = "cpu", coder: str | None = None) -> 
     Raises:
         UserError: missing, no detector, of another version, damaged, or a device that is not there.
     """
-    from texture_ad.baselines import peer_class
-    from texture_ad.baselines.peer import PEER_FORMAT, PEER_VERSION
+    from texture_ad.baselines import baseline_class
+    from texture_ad.baselines.base import BASELINE_FORMAT, BASELINE_VERSION
     from texture_ad.models.detector import FORMAT, VERSION, Detector
 
-    content = read_saved(path, {FORMAT: VERSION, PEER_FORMAT: PEER_VERSION})
+    content = read_saved(path, {FORMAT: VERSION, BASELINE_FORMAT: BASELINE_VERSION})
     try:
         check_state(content, Path(path).stat().st_size)
         if coder is not None and "coder" in content["settings"]:
             content["settings"]["coder"] = coder
-        kind = Detector if content["format"] == FORMAT else peer_class(content["method"])
+        kind = Detector if content["format"] == FORMAT else baseline_class(content["method"])
         detector = kind.from_content(content)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, UserError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,7 +1,7 @@
 """All methods on one folder of photographs at given sizes, over seeds.
 
-    python -m experiments.peers data.root=FOLDER sizes=128,256 seeds=0,1,2
-    python -m experiments.peers                     # embedded carpet: not a benchmark
+    python -m experiments.baselines data.root=FOLDER sizes=128,256 seeds=0,1,2
+    python -m experiments.baselines                     # embedded carpet: not a benchmark
 
 Own keys: methods, sizes, seeds, workers, runs (folder of the runs), output (without suffix: .json and .md are written).
 Every other key=value goes to each run. The output grows with every run; a finished run is not repeated.
@@ -51,8 +51,8 @@ def main() -> None:
             "sizes": ["128", "256"],
             "seeds": ["0", "1", "2"],
             "workers": ["1"],
-            "runs": ["runs/experiments/peers"],
-            "output": ["experiments/results/peers"],
+            "runs": ["runs/experiments/baselines"],
+            "output": ["experiments/results/baselines"],
         }
     )
     root = next((o.partition("=")[2] for o in overrides if o.startswith("data.root=")), None)

@@ -13,8 +13,8 @@ from texture_ad.files import save_whole
 from texture_ad.models.backbone import Backbone
 from texture_ad.models.detector import Detector, Prediction, backbone_settings
 
-PEER_FORMAT = "texture_ad.peer"
-PEER_VERSION = 2
+BASELINE_FORMAT = "texture_ad.baseline"
+BASELINE_VERSION = 2
 MIN_DISTANCE = 2  # between the five locations that are drawn, in patches
 
 
@@ -52,7 +52,7 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
     return gaussian_blur(maps[:, None], [side, side], [sigma, sigma])[:, 0]
 
 
-class Peer(nn.Module):
+class Baseline(nn.Module):
     """A detector by another method, with the main detector's interface.
 
     A subclass defines `score`, and `fit` where it has something to fit in passes over the images. If it is a
@@ -121,8 +121,8 @@ class Peer(nn.Module):
         save_whole(
             path,
             {
-                "format": PEER_FORMAT,
-                "version": PEER_VERSION,
+                "format": BASELINE_FORMAT,
+                "version": BASELINE_VERSION,
                 "method": self.name,
                 "settings": self.settings,
                 "meta": self.meta,
@@ -132,7 +132,7 @@ class Peer(nn.Module):
         )
 
     @classmethod
-    def from_content(cls, content: dict) -> "Peer":
+    def from_content(cls, content: dict) -> "Baseline":
         """What `save` wrote, read and checked by models.saved.
 
         Raises:
@@ -144,9 +144,9 @@ class Peer(nn.Module):
             first = (Backbone(weights="none", **content["backbone"]),)
         # Nothing of the sizes that the file claims is made: its own tensors take the places.
         with torch.device("meta"):
-            peer = cls(*first, **content["settings"])
-        for name, buffer in list(peer.named_buffers()):
+            baseline = cls(*first, **content["settings"])
+        for name, buffer in list(baseline.named_buffers()):
             if buffer.shape[:1] == (0,):  # filled by `fit`, of any length
-                setattr(peer, name, buffer.new_empty(len(state[name]), *buffer.shape[1:]))
-        peer.load_state_dict(state, assign=True)
-        return peer
+                setattr(baseline, name, buffer.new_empty(len(state[name]), *buffer.shape[1:]))
+        baseline.load_state_dict(state, assign=True)
+        return baseline
