@@ -19,7 +19,7 @@ from texture_ad.cli import in_sweep
 from texture_ad.errors import UserError
 
 
-def first() -> bool:
+def is_rank_zero() -> bool:
     """Whether this is the process that writes files and prints; known before the processes are joined, too."""
     return rank_zero_only.rank == 0
 

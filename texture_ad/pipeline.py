@@ -21,7 +21,7 @@ from texture_ad.cache import Cache, share_features, stage1_address
 from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.data.drift import brightness, training_statistics
 from texture_ad.data.mvtec import duplicates
-from texture_ad.distributed import check_processes, first, gather
+from texture_ad.distributed import check_processes, gather, is_rank_zero
 from texture_ad.errors import UserError, check_number
 from texture_ad.evaluation.metrics import image_metrics
 from texture_ad.evaluation.testing import Test
@@ -260,7 +260,7 @@ def run(config: DictConfig, cache: Cache | None = None) -> dict:
     folder = Path(config.run_dir)
     check_number("seed", config.seed, 0, 2**32 - 1, whole=True)
     check_number("quantile", config.quantile, 0, 1, above=True)
-    if first():
+    if is_rank_zero():
         prepare_folder(folder, config)
     with open_loggers(config.logger) as loggers:
         return experiment(config, folder, loggers, cache)
@@ -279,14 +279,14 @@ def experiment(config: DictConfig, folder: Path, loggers: list, cache: Cache | N
     copies = duplicates(data.layout)
     for train, test in copies[:5]:
         print(f"warning: {test} is a copy of the training image {train}", flush=True)
-    if copies and first():
+    if copies and is_rank_zero():
         print(
             f"warning: {len(copies)} test images are copies of training images, all listed in duplicates.csv; the "
             "metrics are too good",
             flush=True,
         )
         write_whole(folder / "duplicates.csv", csv_text([("train", "test"), *copies]))
-    if first():
+    if is_rank_zero():
         write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     for logger in loggers:
         logger.log_hyperparams({**OmegaConf.to_container(config, resolve=True), "data_source": data.source_name})
@@ -311,14 +311,14 @@ def experiment(config: DictConfig, folder: Path, loggers: list, cache: Cache | N
     ).cpu()
     detector.meta["training_images"] = training_statistics([s.path for s in data.train_samples], levels)
     detector.meta["quantile"] = float(config.quantile)
-    if first():
+    if is_rank_zero():
         detector.save(folder / "detector.pt")
     if data.test_samples:
         start = clock()
         test = Test(detector)
         trainer.test(test, data.test_dataloader(), verbose=False)
         metrics["test_seconds_per_image"] = (clock() - start) / len(data.test_samples)
-        if not first():
+        if not is_rank_zero():
             return metrics
         metrics |= {key: max(value, metrics.get(key, 0)) for key, value in peak_memory().items()}
         if config.pictures and config.method.name == "fusion":
@@ -329,7 +329,7 @@ def experiment(config: DictConfig, folder: Path, loggers: list, cache: Cache | N
         print(
             metrics_table({k: v for k, v in metrics.items() if k not in ("data_source", "category")}, data.source_name)
         )
-    elif first():
+    elif is_rank_zero():
         write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
         print(f"{data.folder} has no test images: no metrics")
     log_results(loggers, folder, metrics)

@@ -52,12 +52,12 @@ def main(config: DictConfig) -> None:
     # Advice for Lightning's developers and deprecations inside libraries: nothing that a user can act on.
     warnings.filterwarnings("ignore", module=r"(lightning|torch|torchmetrics)\b")
     from texture_ad.cache import Cache
-    from texture_ad.distributed import first
+    from texture_ad.distributed import is_rank_zero
     from texture_ad.memory import keep_freed_memory
     from texture_ad.pipeline import run
 
     keep_freed_memory()
-    if not first():
+    if not is_rank_zero():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, to the end of the process
 
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
