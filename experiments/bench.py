@@ -47,7 +47,7 @@ from texture_ad.data import embedded, mvtec
 from texture_ad.data.datamodule import load_sample
 from texture_ad.evaluation.localization import image_scores, top_locations_batch
 from texture_ad.evaluation.metrics import aupro, image_metrics
-from texture_ad.files import write_whole
+from texture_ad.files import write_atomic
 from texture_ad.memory import keep_freed_memory
 from texture_ad.models.backbone import Backbone
 from texture_ad.models.detector import Detector
@@ -788,8 +788,8 @@ def main() -> None:
         print(f"          {name}: {time.perf_counter() - start:.0f} s", flush=True)
         results["groups"][name] = {"load_average": load, "rows": rows}
         results["groups"] = {key: results["groups"][key] for key in ROWS if key in results["groups"]}
-        write_whole(path, json.dumps(results, indent=1).encode() + b"\n")
-        write_whole(args.output / "bench.md", markdown(results).encode())
+        write_atomic(path, json.dumps(results, indent=1).encode() + b"\n")
+        write_atomic(args.output / "bench.md", markdown(results).encode())
     short = [r for group in results["groups"].values() for r in group["rows"] if r["met"] is False]
     print(f"\n{args.output / 'bench.md'}: " + (f"{len(short)} goals fall short:" if short else "all goals are met"))
     for r in short:

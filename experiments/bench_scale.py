@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from experiments.bench import RESULTS, machine, numbered
-from texture_ad.files import write_whole
+from texture_ad.files import write_atomic
 from texture_ad.memory import keep_freed_memory
 from texture_ad.models.backbone import Backbone
 from texture_ad.models.detector import Detector
@@ -112,7 +112,7 @@ def main() -> None:
             f"{found['predict_exponent']:.2f}",
             flush=True,
         )
-    write_whole(args.output / "bench_scale.json", json.dumps(results, indent=1).encode() + b"\n")
+    write_atomic(args.output / "bench_scale.json", json.dumps(results, indent=1).encode() + b"\n")
     draw(results, args.output / "bench_scale.png")
 
 

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from texture_ad.errors import UserError
-from texture_ad.files import write_whole
+from texture_ad.files import write_atomic
 from texture_ad.reporting.tables import markdown_table
 
 METHODS = (
@@ -89,7 +89,7 @@ def run_once(folder: Path, overrides: Sequence[str]) -> dict:
         if code:
             lines = (folder / "log.txt").read_text(errors="replace").strip().splitlines()
             raise UserError(f"{folder}: {lines[-1] if lines else f'exit code {code}'}; the rest is in its log.txt")
-        write_whole(finished, json.dumps({"overrides": list(overrides), "resumed": resumed}).encode())
+        write_atomic(finished, json.dumps({"overrides": list(overrides), "resumed": resumed}).encode())
     return read_run(folder)
 
 
@@ -136,8 +136,8 @@ def run_all(
 def write_table(output: Path, runs: list[dict], rows: list[dict], below: str = "") -> str:
     """`runs` as `output`.json and `rows` as a Markdown table, `output`.md, with what stands below; gives the latter."""
     text = markdown_table(rows) + ("\n\n" + below.rstrip() if below else "")
-    write_whole(output.with_suffix(".json"), json.dumps(runs, indent=1).encode() + b"\n")
-    write_whole(output.with_suffix(".md"), text.encode() + b"\n")
+    write_atomic(output.with_suffix(".json"), json.dumps(runs, indent=1).encode() + b"\n")
+    write_atomic(output.with_suffix(".md"), text.encode() + b"\n")
     return text
 
 

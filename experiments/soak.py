@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from texture_ad.files import write_whole
+from texture_ad.files import write_atomic
 from texture_ad.models.detector import Detector
 from texture_ad.stream import Scorer, find_images
 
@@ -66,7 +66,7 @@ def main() -> None:
         "torch": torch.__version__,
         "kept": bool(memory[-1] < 1.05 * memory[0] and p99 < 3 * median),
     }
-    write_whole(args.output, json.dumps(result, indent=2).encode() + b"\n")
+    write_atomic(args.output, json.dumps(result, indent=2).encode() + b"\n")
     print(json.dumps(result, indent=2))
 
 

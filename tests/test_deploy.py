@@ -269,12 +269,12 @@ def test_code_in_backbone_weights_is_refused(tmp_path, monkeypatch):
 
 
 def test_code_in_a_checkpoint_is_refused(tmp_path, monkeypatch):
-    from texture_ad.guards import WholeCheckpoints
+    from texture_ad.guards import AtomicCheckpoints
 
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Harm()}, tmp_path / "last.ckpt")
     with pytest.raises(UserError, match="not a checkpoint of this program"):
-        WholeCheckpoints().load_checkpoint(str(tmp_path / "last.ckpt"))
+        AtomicCheckpoints().load_checkpoint(str(tmp_path / "last.ckpt"))
     assert not (tmp_path / "harmed").exists()
 
 

@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from texture_ad.errors import check_number
-from texture_ad.files import save_whole
+from texture_ad.files import save_atomic
 from texture_ad.models.detector import Detector
 from texture_ad.settings import among, leaves
 
@@ -161,7 +161,7 @@ class Cache:
 
     def _write(self, path: Path, entry: dict) -> None:
         try:
-            save_whole(path, entry)
+            save_atomic(path, entry)
             self._shrink(path)
         except OSError as error:
             self._give_up(error)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 
-def write_whole(path: Path, content: bytes | memoryview) -> None:
+def write_atomic(path: Path, content: bytes | memoryview) -> None:
     """Writes under a temporary name beside `path`, then renames; makes the folder.
 
     Raises:
@@ -29,15 +29,15 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_whole` in UTF-8; what is no Unicode in a name is escaped."""
-    write_whole(path, text.encode("utf-8", "backslashreplace"))
+    """`write_atomic` in UTF-8; what is no Unicode in a name is escaped."""
+    write_atomic(path, text.encode("utf-8", "backslashreplace"))
 
 
-def save_whole(path: Path, content: dict) -> None:
-    """`write_whole` of tensors and plain values; torch.save on a file would hide a full disk behind another error."""
+def save_atomic(path: Path, content: dict) -> None:
+    """`write_atomic` of tensors and plain values; torch.save on a file would hide a full disk behind another error."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_whole(Path(path), buffer.getbuffer())
+    write_atomic(Path(path), buffer.getbuffer())
 
 
 def csv_text(rows: Iterable[Sequence]) -> bytes:

@@ -14,13 +14,13 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from texture_ad.errors import UserError
-from texture_ad.files import save_whole
+from texture_ad.files import save_atomic
 from texture_ad.settings import check_same
 
 DIVERGED = 1e6  # a loss beyond; both stages' losses are of order one
 
 
-class WholeCheckpoints(TorchCheckpointIO):
+class AtomicCheckpoints(TorchCheckpointIO):
     """Checkpoints that are there whole or not at all, and that hold no code.
 
     Lightning's own writer goes through the system's folder for temporary files, from which a file can't be renamed
@@ -28,7 +28,7 @@ class WholeCheckpoints(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict, path: str, storage_options: object = None) -> None:
-        save_whole(Path(path), checkpoint)
+        save_atomic(Path(path), checkpoint)
 
     def load_checkpoint(self, path: str, map_location: object = None, weights_only: bool | None = True) -> dict:
         try:
@@ -71,7 +71,7 @@ class StopDivergence(L.Callback):
         path = Path(trainer.default_root_dir) / "diverged_batch.pt"
         samples = trainer.datamodule.train_samples
         if trainer.is_global_zero:
-            save_whole(
+            save_atomic(
                 path,
                 {
                     "image": self.batch["image"].cpu(),

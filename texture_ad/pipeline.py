@@ -25,8 +25,8 @@ from texture_ad.distributed import check_processes, gather, is_rank_zero
 from texture_ad.errors import UserError, check_number
 from texture_ad.evaluation.metrics import image_metrics
 from texture_ad.evaluation.testing import Test
-from texture_ad.files import csv_text, write_text, write_whole
-from texture_ad.guards import LoaderTime, Repeatable, StopDivergence, WholeCheckpoints, prepare_folder
+from texture_ad.files import csv_text, write_atomic, write_text
+from texture_ad.guards import AtomicCheckpoints, LoaderTime, Repeatable, StopDivergence, prepare_folder
 from texture_ad.models.detector import Detector
 from texture_ad.models.dictionary import Dictionary
 from texture_ad.models.features import TrainingFeatures
@@ -78,7 +78,7 @@ def _trainer(config: DictConfig, folder: Path, loggers: list, callbacks: list, *
         logger=loggers or False,
         log_every_n_steps=1,
         enable_model_summary=False,
-        plugins=[WholeCheckpoints()],
+        plugins=[AtomicCheckpoints()],
         use_distributed_sampler=False,
         callbacks=[*callbacks, Repeatable(config.seed)],
         **options,
@@ -124,7 +124,7 @@ def train_representation(
         measured = {"stage1_loader_share": waiting.seconds / (time.perf_counter() - start)}
         # Not best.best_model_path: the folder may have been moved since.
         if (folder / "best.ckpt").is_file():
-            module.load_state_dict(WholeCheckpoints().load_checkpoint(str(folder / "best.ckpt"))["state_dict"])
+            module.load_state_dict(AtomicCheckpoints().load_checkpoint(str(folder / "best.ckpt"))["state_dict"])
         if best.best_model_score is not None:
             measured["val_auroc_stage1"] = float(best.best_model_score)
         return {"state": module.state_dict(), "metrics": measured | peak_memory()}
@@ -285,7 +285,7 @@ def experiment(config: DictConfig, folder: Path, loggers: list, cache: Cache | N
             "metrics are too good",
             flush=True,
         )
-        write_whole(folder / "duplicates.csv", csv_text([("train", "test"), *copies]))
+        write_atomic(folder / "duplicates.csv", csv_text([("train", "test"), *copies]))
     if is_rank_zero():
         write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     for logger in loggers:

@@ -20,7 +20,7 @@ from texture_ad.data.drift import brightness, differences
 from texture_ad.data.images import IMAGE_SUFFIXES, read_image, resize
 from texture_ad.errors import UserError
 from texture_ad.evaluation.localization import region_mask
-from texture_ad.files import csv_text, write_whole
+from texture_ad.files import csv_text, write_atomic
 
 COLUMNS = ("path", "score", "threshold", "anomalous", "warning")
 
@@ -177,7 +177,7 @@ def predict(scorer: Scorer, paths: list[Path], output: Path, batch_size: int) ->
             contents = ahead.result()
             ahead = reader.submit(scorer.read, following)
             rows += scorer.score(batch, contents)
-    write_whole(output / "scores.csv", csv_text([COLUMNS, *rows]))
+    write_atomic(output / "scores.csv", csv_text([COLUMNS, *rows]))
     scorer.report()
     print(f"scores   {output / 'scores.csv'}")
     if scorer.failed:

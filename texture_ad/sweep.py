@@ -113,7 +113,7 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 def write_comparison(folder: Path, jobs: Sequence[dict]) -> str:
     """Writes jobs.csv, report.html and the comparison as CSV, Markdown and picture; returns the Markdown table."""
-    from texture_ad.files import csv_text, write_text, write_whole
+    from texture_ad.files import csv_text, write_atomic, write_text
     from texture_ad.reporting.figures import comparison
     from texture_ad.reporting.report import sweep_report
     from texture_ad.reporting.tables import METRIC_NAMES, markdown_table
@@ -132,7 +132,7 @@ def write_comparison(folder: Path, jobs: Sequence[dict]) -> str:
                 job["folder"].name,
             )
         )
-    write_whole(folder / "jobs.csv", csv_text(rows))
+    write_atomic(folder / "jobs.csv", csv_text(rows))
 
     keys, settings = compare(jobs)
     rows = [(*keys, "data", *(f"{n}_{part}" for n in names for part in ("mean", "std", "runs")))]
@@ -152,7 +152,7 @@ def write_comparison(folder: Path, jobs: Sequence[dict]) -> str:
             line[title] = _spread([scale * value for value in row[name]], digits)
         line |= {"runs": max(map(len, numbers)), "data": row["data"]}
         table.append(line)
-    write_whole(folder / "comparison.csv", csv_text(rows))
+    write_atomic(folder / "comparison.csv", csv_text(rows))
     text = markdown_table(table) if table else "No job has finished."
     note = (
         "Mean ± sample standard deviation over seeds. Times and memory are those of a run that shares nothing; of "

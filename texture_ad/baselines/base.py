@@ -9,7 +9,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from texture_ad.errors import check_number
 from texture_ad.evaluation.localization import TOP, top_locations_batch
-from texture_ad.files import save_whole
+from texture_ad.files import save_atomic
 from texture_ad.models.backbone import Backbone
 from texture_ad.models.detector import Detector, Prediction, backbone_settings
 
@@ -118,7 +118,7 @@ class Baseline(nn.Module):
 
     def save(self, path: Path) -> None:
         """Writes one file of tensors and plain values, whole or not at all."""
-        save_whole(
+        save_atomic(
             path,
             {
                 "format": BASELINE_FORMAT,

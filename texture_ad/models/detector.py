@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from texture_ad.errors import UserError, check_number
 from texture_ad.evaluation.localization import image_scores, separate_peaks, top_locations_batch
-from texture_ad.files import save_whole
+from texture_ad.files import save_atomic
 from texture_ad.models.backbone import Backbone, flatten_patches
 from texture_ad.models.flow import Flow, negative_log_likelihood
 from texture_ad.models.saved import load_detector
@@ -207,7 +207,7 @@ class Detector(nn.Module):
             "flow": dict(self.flow.settings),
             "state": self.state_dict(),
         }
-        save_whole(path, content)
+        save_atomic(path, content)
 
     @classmethod
     def from_content(cls, content: dict) -> "Detector":

@@ -10,7 +10,7 @@ import numpy as np
 from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.evaluation.localization import region_mask
 from texture_ad.evaluation.metrics import image_metrics, pixel_metrics
-from texture_ad.files import csv_text, write_text, write_whole
+from texture_ad.files import csv_text, write_atomic, write_text
 from texture_ad.reporting import figures
 from texture_ad.reporting.report import thumbnail, write_report
 
@@ -64,7 +64,7 @@ def write_results(
         rows.append(
             (name, sample.kind, label, f"{score:.8g}", f"{threshold:.8g}", int(score > threshold), data.source_name)
         )
-    write_whole(folder / "scores.csv", csv_text(rows))
+    write_atomic(folder / "scores.csv", csv_text(rows))
     images = []
     if pictures:
         images = _overlays(predictions, grid, threshold, data, folder)
