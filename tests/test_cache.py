@@ -83,30 +83,30 @@ def test_an_entry_is_made_once_and_counts_its_time_again(cache):
 
     start = cache.clock()
     for _ in range(3):
-        assert torch.equal(cache.shared("a", make)["state"]["weight"], STATE["weight"])
+        assert torch.equal(cache.get_or_create("a", make)["state"]["weight"], STATE["weight"])
     assert len(made) == 1 and cache.clock() - start >= 0.6
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", None])
 def test_a_damaged_entry_is_made_anew(cache, content):
-    cache.shared("a", lambda: {"value": 1})
+    cache.get_or_create("a", lambda: {"value": 1})
     path = cache.root / "a.pt"
     path.write_bytes(path.read_bytes()[:-40] if content is None else content)
-    assert cache.shared("a", lambda: {"value": 2}) == {"value": 2}
-    assert cache.shared("a", lambda: {"value": 3}) == {"value": 2}
+    assert cache.get_or_create("a", lambda: {"value": 2}) == {"value": 2}
+    assert cache.get_or_create("a", lambda: {"value": 3}) == {"value": 2}
 
 
 def test_what_was_not_used_for_longest_goes_first(cache, tmp_path):
     tensors = {"value": torch.zeros(1000)}
     for age, name in enumerate("abc"):
-        cache.shared(name, lambda: tensors)
+        cache.get_or_create(name, lambda: tensors)
         os.utime(cache.root / f"{name}.pt", (time.time() - 100 + age,) * 2)
-    cache.shared("a", lambda: tensors)  # used again
+    cache.get_or_create("a", lambda: tensors)  # used again
     cache.limit = 3.5 * (cache.root / "a.pt").stat().st_size
-    cache.shared("d", lambda: tensors)
+    cache.get_or_create("d", lambda: tensors)
     assert {p.stem for p in cache.root.glob("*.pt")} == {"a", "c", "d"}
     cache.limit = 1
-    cache.shared("e", lambda: tensors)
+    cache.get_or_create("e", lambda: tensors)
     assert {p.stem for p in cache.root.glob("*.pt")} == {"e"}
 
 
@@ -114,7 +114,7 @@ def test_a_cache_that_cannot_be_written_is_told_once_and_left_alone(tmp_path, mo
     (tmp_path / "file").touch()
     monkeypatch.setenv("TEXTURE_AD_CACHE", str(tmp_path / "file"))
     cache = Cache()
-    assert [cache.shared("a", lambda: {"value": 1}) for _ in range(2)] == [{"value": 1}] * 2
+    assert [cache.get_or_create("a", lambda: {"value": 1}) for _ in range(2)] == [{"value": 1}] * 2
     assert capsys.readouterr().err.count("warning: ") == 1
 
 
@@ -123,8 +123,8 @@ def test_an_error_in_making_leaves_no_entry_and_no_lock(cache):
         raise UserError("no")
 
     with pytest.raises(UserError):
-        cache.shared("a", fails)
-    assert Cache().shared("a", lambda: {"value": 1}) == {"value": 1}
+        cache.get_or_create("a", fails)
+    assert Cache().get_or_create("a", lambda: {"value": 1}) == {"value": 1}
 
 
 @pytest.mark.parametrize("size", [0, -1, "much"])
@@ -143,7 +143,7 @@ def _append(root, started):
         time.sleep(0.5)
         return {"value": 1}
 
-    assert Cache().shared("a", make) == {"value": 1}
+    assert Cache().get_or_create("a", make) == {"value": 1}
 
 
 def test_processes_make_an_entry_once_and_a_killed_one_frees_it(tmp_path):

@@ -123,7 +123,7 @@ class Cache:
         """Seconds, as `time.perf_counter` would count them if this process made everything that it found or awaited."""
         return time.perf_counter() + self.saved
 
-    def shared(self, name: str, make: Callable[[], dict]) -> dict:
+    def get_or_create(self, name: str, make: Callable[[], dict]) -> dict:
         """The entry of this name, tensors and plain values; made and stored where it is missing.
 
         Of the processes that need the same one makes it while the others wait. The lock is the system's and goes with
@@ -198,7 +198,7 @@ def share_features(detector: Detector, backbone: DictConfig, shared: Cache) -> N
         if images.device.type != "cpu":  # a GPU extracts them faster than a disk gives them
             return extract(images)
         precision = torch.is_autocast_enabled("cpu"), str(torch.get_autocast_dtype("cpu"))
-        content = shared.shared(
+        content = shared.get_or_create(
             f"features-{digest(weights, precision, images)}",
             lambda: dict(zip(("patches", "grid"), extract(images), strict=True)),
         )

@@ -132,7 +132,7 @@ def train_representation(
     if cache is None or trainer.world_size > 1:  # of several processes each would have to find the same
         return train()["metrics"]
     address = stage1_address(config, module.state_dict(), data.fingerprint)
-    found = cache.shared(f"stage1-{address}", train)
+    found = cache.get_or_create(f"stage1-{address}", train)
     module.load_state_dict(found["state"])
     return found["metrics"]
 
