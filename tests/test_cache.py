@@ -18,7 +18,7 @@ from texture_ad.models.backbone import Backbone
 from texture_ad.models.detector import Detector
 from texture_ad.models.flow import Flow
 from texture_ad.models.whitening import Whitening
-from texture_ad.settings import among, leaves
+from texture_ad.settings import among, flatten
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def config():
     return copy.deepcopy(COMPOSED)
 
 
-@pytest.mark.parametrize("key", leaves(COMPOSED))
+@pytest.mark.parametrize("key", flatten(COMPOSED))
 def test_every_setting_that_is_not_listed_changes_the_address(key):
     one = config()
     other = config()

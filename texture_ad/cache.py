@@ -24,7 +24,7 @@ from torch import Tensor
 from texture_ad.errors import check_number
 from texture_ad.files import save_atomic
 from texture_ad.models.detector import Detector
-from texture_ad.settings import among, leaves
+from texture_ad.settings import among, flatten
 
 # The only settings that stage 1 does not depend on; every other, also one that is yet to come, changes its address.
 IRRELEVANT = (
@@ -100,7 +100,7 @@ def stage1_address(config: DictConfig, state: Mapping[str, Tensor], fingerprint:
         state: of the untrained modules; it stands for the pretrained weights, whatever file they came from.
         fingerprint: of the images.
     """
-    relevant = {key: value for key, value in leaves(config).items() if not among(key, IRRELEVANT)}
+    relevant = {key: value for key, value in flatten(config).items() if not among(key, IRRELEVANT)}
     return digest("stage 1", relevant, state, fingerprint)
 
 
@@ -192,7 +192,7 @@ class Cache:
 def share_features(detector: Detector, backbone: DictConfig, shared: Cache) -> None:
     """Lets a detector look its patch features up: they depend on the backbone's weights and settings and the images."""
     extract = detector.patch_features
-    weights = digest(detector.backbone.state_dict(), leaves(backbone))
+    weights = digest(detector.backbone.state_dict(), flatten(backbone))
 
     def patch_features(images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         if images.device.type != "cpu":  # a GPU extracts them faster than a disk gives them

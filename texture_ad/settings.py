@@ -26,13 +26,13 @@ FREE = (
 )
 
 
-def leaves(config: object, key: str = "") -> dict[str, object]:
+def flatten(config: object, key: str = "") -> dict[str, object]:
     """A nested configuration as one dict of full keys, such as "flow.blocks", to values."""
     if isinstance(config, DictConfig):
         config = OmegaConf.to_container(config, resolve=True)
     if not isinstance(config, dict):
         return {key: config}
-    return {k: v for name, value in config.items() for k, v in leaves(value, f"{key}.{name}".lstrip(".")).items()}
+    return {k: v for name, value in config.items() for k, v in flatten(value, f"{key}.{name}".lstrip(".")).items()}
 
 
 def among(key: str, names: tuple[str, ...]) -> bool:
@@ -47,10 +47,10 @@ def check_same(folder: Path, config: DictConfig) -> None:
         UserError: a setting that is not FREE differs, or config.yaml is damaged.
     """
     try:
-        before = leaves(OmegaConf.load(folder / "config.yaml"))
+        before = flatten(OmegaConf.load(folder / "config.yaml"))
     except Exception as error:
         raise UserError(f"{folder / 'config.yaml'}: damaged; remove {folder} or give another run_dir") from error
-    now = leaves(config)
+    now = flatten(config)
     for key in sorted(before.keys() | now.keys()):
         if not among(key, FREE) and before.get(key) != now.get(key):
             raise UserError(
