@@ -71,7 +71,7 @@ def run_once(folder: Path, overrides: Sequence[str]) -> dict:
     if finished.is_file() and json.loads(finished.read_text())["overrides"] != list(overrides):
         raise UserError(f"{folder}: holds a run with other overrides; give another folder by runs=FOLDER")
     if not finished.is_file():
-        # Seconds of a run that was killed and goes on are not those of a whole run.
+        # Seconds of a run that was killed and resumed are not those of a whole run.
         resumed = folder.is_dir()
         folder.mkdir(parents=True, exist_ok=True)
         call = [

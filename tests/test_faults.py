@@ -228,7 +228,7 @@ def test_a_full_disk_loses_nothing(folder, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
     done = subprocess.run(call, preexec_fn=small_files, capture_output=True, text=True)
-    refused((done.returncode, done.stdout, done.stderr), "File too large", "goes on from its last checkpoint")
+    refused((done.returncode, done.stdout, done.stderr), "File too large", "resumes from its last checkpoint")
     assert not list((tmp_path / "run").rglob("*.ckpt")) and not list((tmp_path / "run").rglob("*.partial"))
     done = subprocess.run(call, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

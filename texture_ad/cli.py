@@ -92,7 +92,7 @@ def explain(error: BaseException) -> str | None:
             where = f"{cause.filename}: " if cause.filename is not None else ""
             return (
                 f"{where}can't be written or read ({os.strerror(cause.errno)}); {_DISK[cause.errno]}, then give "
-                "the same command again: it goes on from its last checkpoint"
+                "the same command again: it resumes from its last checkpoint"
             )
         if type(cause).__name__ == "MisconfigurationException":
             return f"trainer: {cause}"
@@ -141,7 +141,7 @@ def hydra_main(config_name: str, known: set[str]) -> Callable:
                 # Lightning's, after it has shut down; its own exit code would be that of success.
                 if type(stop).__name__ == "SIGTERMException":
                     print(
-                        "error: stopped by SIGTERM; the same command with the same run_dir goes on from the last "
+                        "error: stopped by SIGTERM; the same command with the same run_dir resumes from the last "
                         "checkpoint",
                         file=sys.stderr,
                     )

@@ -102,7 +102,7 @@ class LoaderTime(Profiler):
 
 
 def prepare_folder(folder: Path, config: DictConfig) -> None:
-    """Makes a run folder ready for its first run or for going on.
+    """Makes a run folder ready for its first run or for resuming one.
 
     Half-written files that a kill left are removed, and the log of the earlier part is kept under a number.
 

@@ -41,7 +41,7 @@ def among(key: str, names: tuple[str, ...]) -> bool:
 
 
 def check_same(folder: Path, config: DictConfig) -> None:
-    """Holds a run folder's config.yaml to the settings of the run that is to go on in it.
+    """Checks that a run folder's config.yaml has the settings of the run that resumes in it.
 
     Raises:
         UserError: a setting that is not FREE differs, or config.yaml is damaged.

@@ -156,7 +156,7 @@ def write_comparison(folder: Path, jobs: Sequence[dict]) -> str:
     text = markdown_table(table) if table else "No job has finished."
     note = (
         "Mean ± sample standard deviation over seeds. Times and memory are those of a run that shares nothing; of "
-        "a job that was killed and went on, those of its last part."
+        "a job that was killed and resumed, those of its last part."
     )
     failures = [f"Failed: {job['folder'].name}: {job['error']}" for job in jobs if job["error"]]
     write_text(folder / "comparison.md", "\n\n".join([text, note, *failures]) + "\n")

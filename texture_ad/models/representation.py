@@ -131,7 +131,7 @@ class Representation(L.LightningModule):
         if self.current_epoch == 0:
             self.whitening.fit(self._training_features)
         elif self.task == "none" and not self.features.kept and self.features.budget:
-            # A run that goes on: it keeps what an undisturbed one keeps.
+            # A resumed run: it keeps what an undisturbed one keeps.
             deque(self._training_features(), maxlen=0)
 
     def on_validation_epoch_start(self) -> None:

@@ -98,7 +98,7 @@ def wandb_logger(
 
 
 def _run_id(folder: Path) -> str:
-    """The same for every attempt at a run, so that one which was killed goes on in the same W&B run."""
+    """The same for every attempt at a run, so that one which was killed resumes the same W&B run."""
     path = folder / "wandb" / "id"
     if not path.is_file():
         write_text(path, secrets.token_hex(4))
