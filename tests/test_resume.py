@@ -112,7 +112,7 @@ def test_the_log_of_the_earlier_part_is_kept(data, tmp_path):
     assert (tmp_path / "run/logs/metrics_1.csv").read_text() == before
 
 
-def test_sigterm_stops_with_advice_and_the_run_goes_on(data, undisturbed, tmp_path):
+def test_sigterm_stops_with_advice_and_the_run_resumes(data, undisturbed, tmp_path):
     run_dir = tmp_path / "run"
     process = started(data, run_dir, "trainer.max_epochs=3")
     wait_for(run_dir / "stage1/last.ckpt", process)

@@ -133,7 +133,7 @@ def test_a_job_of_other_settings_is_not_taken_for_finished(sweep):
         finished(folder, config)
 
 
-def test_a_killed_sweep_goes_on_and_ends_with_the_same_table(data, tmp_path):
+def test_a_killed_sweep_resumes_and_ends_with_the_same_table(data, tmp_path):
     sweep = ("dictionary.nonzeros=1,3", "seed=0,1", "-m")
     start = time.monotonic()
     assert call(data, tmp_path / "whole", *sweep, cache=tmp_path / "cache").returncode == 0
