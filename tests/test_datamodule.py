@@ -33,15 +33,15 @@ def module(root, **options):
 def test_split_is_disjoint_and_the_seeds(root):
     a = module(root)
     b = module(root)
-    assert not set(a.train_samples) & set(a.val_samples)
-    assert len(a.train_samples) == 9 and len(a.val_samples) == 2
+    assert not set(a.train_samples) & set(a.calibration_samples)
+    assert len(a.train_samples) == 9 and len(a.calibration_samples) == 2
     assert a.train_samples == b.train_samples
-    assert len({tuple(module(root, seed=s).val_samples) for s in range(5)}) > 2
+    assert len({tuple(module(root, seed=s).calibration_samples) for s in range(5)}) > 2
 
 
 def test_no_test_image_is_trained_or_validated_on(root):
     data = module(root)
-    assert all("test" not in s.path.parts for s in data.train_samples + data.val_samples)
+    assert all("test" not in s.path.parts for s in data.train_samples + data.calibration_samples)
 
 
 @pytest.mark.parametrize("cache_mb", [4096, 0])
@@ -104,7 +104,7 @@ def test_fingerprint_follows_the_bytes(root, tmp_path):
         ({"size": 31}, "data.size=31"),
         ({"size": 64.5}, "data.size=64.5"),
         ({"batch_size": 0}, "data.batch_size=0"),
-        ({"val_fraction": 1.0}, "data.val_fraction=1.0"),
+        ({"calibration_fraction": 1.0}, "data.calibration_fraction=1.0"),
         ({"num_workers": -1}, "data.num_workers=-1"),
         ({"cache_mb": -1}, "data.cache_mb=-1"),
     ],

@@ -209,7 +209,7 @@ def test_metrics_table_explains_what_is_missing_and_names_the_source():
         "precision": None,
         "aupro": None,
         "threshold": 12.345678,
-        "threshold_origin": "0.99 quantile of 20 held-out normal images",
+        "threshold_origin": "0.99 quantile of 20 calibration images",
         "normal_images": 3,
         "anomalous_images": 4,
         "seconds": 12.5,
@@ -219,7 +219,7 @@ def test_metrics_table_explains_what_is_missing_and_names_the_source():
     lines = table.splitlines()
     assert lines[0].endswith(SOURCE)
     assert "7 (3 normal, 4 anomalous)" in lines[1]
-    assert lines[2].endswith("12.35 (0.99 quantile of 20 held-out normal images)")
+    assert lines[2].endswith("12.35 (0.99 quantile of 20 calibration images)")
     assert next(line for line in lines if "F1" in line).split()[-1] == "0.988"
     assert "n/a (needs normal and anomalous images)" in table and "n/a (needs masks of defects)" in table
     assert "n/a (no image was called anomalous)" in table

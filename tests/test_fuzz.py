@@ -147,7 +147,7 @@ KEYS = [
     "dictionary.fusion",
     "dictionary.coder",
     "data.size",
-    "data.val_fraction",
+    "data.calibration_fraction",
     "representation.lr",
     "backbone.neighborhood",
     "backbone.layers",

@@ -211,7 +211,7 @@ def test_two_processes_end_as_one_does(data, tmp_path):
             *more,
             "trainer.max_epochs=2",
             "data.batch_size=4",
-            "data.val_fraction=0.3",
+            "data.calibration_fraction=0.3",
             "data.eval_batch_size=5",
             "dictionary.fusion=0.5",
             cache=tmp_path,

@@ -1,6 +1,6 @@
 """One experiment, from configuration to results: read this page first.
 
-data -> fit -> calibration on held-out normals -> test -> files. The fusion is fitted in two stages, Representation and
+data -> fit -> calibration -> test -> files. The fusion is fitted in two stages, Representation and
 Dictionary; `method=NAME` fits one of the systems that the paper compares with (baselines/) instead.
 """
 
@@ -140,7 +140,7 @@ def train_representation(
 def train_dictionary(
     config: DictConfig, module: Dictionary, data: TextureDataModule, folder: Path, loggers: list
 ) -> L.Trainer:
-    """Stage 2, then the standardisation of both scores on held-out normal images."""
+    """Stage 2, then the standardisation of both scores on calibration images."""
     trainer = _trainer(
         config,
         folder,
@@ -155,7 +155,7 @@ def train_dictionary(
     trainer.fit(module, train_dataloaders=data.normal_dataloader(), ckpt_path=_last(folder), weights_only=True)
     module.to(trainer.strategy.root_device)
     module.features.clear()
-    module.standardise(data.held_out_dataloader())
+    module.standardise(data.calibration_dataloader())
     return trainer
 
 
@@ -225,21 +225,19 @@ def fit(
 
 
 def calibrate(detector: nn.Module, loader, quantile: float) -> None:
-    """Sets the threshold: a quantile of the scores of held-out normal images.
+    """Sets the threshold: a quantile of the scores of calibration images.
 
     Raises:
         UserError: scores that are not finite.
     """
     scores = gather(torch.cat([detector(b["image"].to(detector.threshold.device)).scores for b in loader]))
     if not scores.isfinite().all():
-        raise UserError(
-            "the scores of held-out normal images are not finite: training diverged; lower the learning rate"
-        )
+        raise UserError("the scores of calibration images are not finite: training diverged; lower the learning rate")
     detector.threshold.copy_(scores.quantile(quantile))
 
 
 def synthetic_auroc(detector: nn.Module, data: TextureDataModule) -> float:
-    """Image AUROC of the finished detector on held-out normals against synthetic defects."""
+    """Image AUROC of the finished detector on calibration images against synthetic defects."""
     scores = []
     labels = []
     for batch in data.val_dataloader():
@@ -272,7 +270,7 @@ def experiment(config: DictConfig, folder: Path, loggers: list, cache: Cache | N
     data: TextureDataModule = instantiate(config.data)
     data.setup()
     print(
-        f"data     {data.source_name}: {len(data.train_samples)} training, {len(data.val_samples)} held-out normal, "
+        f"data     {data.source_name}: {len(data.train_samples)} training, {len(data.calibration_samples)} calibration, "
         f"{len(data.test_samples)} test images, {data.size} px\nrun      {folder}",
         flush=True,
     )
@@ -300,9 +298,9 @@ def experiment(config: DictConfig, folder: Path, loggers: list, cache: Cache | N
     clock = cache.clock if cache else time.perf_counter
     start = clock()
     detector, trainer, fitted = fit(config, data, folder, loggers, cache)
-    calibrate(detector, data.held_out_dataloader(), config.quantile)
+    calibrate(detector, data.calibration_dataloader(), config.quantile)
     metrics |= fitted | {"fit_seconds": clock() - start, "synthetic_auroc": synthetic_auroc(detector, data)}
-    metrics["threshold_origin"] = f"{config.quantile:g} quantile of held-out normal images"
+    metrics["threshold_origin"] = f"{config.quantile:g} quantile of calibration images"
     metrics["versions"] = versions()
     metrics["threads"] = torch.get_num_threads()
     detector.meta = {k: metrics[k] for k in ("data_source", "category", "data_fingerprint", "seed", "versions")}

@@ -105,7 +105,7 @@ class _Batches(Dataset):
 
 
 class _WithDefects(Dataset):
-    """Held-out normal images, then the same images with synthetic defects, the same ones in every epoch."""
+    """Calibration images, then the same images with synthetic defects, the same ones in every epoch."""
 
     def __init__(self, normals: _Batches, seed: int):
         self.normals = normals
@@ -151,7 +151,7 @@ class TextureDataModule(L.LightningDataModule):
     """Normal images for training and validation, all images of the test folder for the final metrics.
 
     Batches are dicts: `image` uint8 (B, 3, size, size) RGB, `label` (B,) 0 or 1, `mask` bool (B, size, size),
-    `index` (B,) into train_samples, val_samples or test_samples.
+    `index` (B,) into train_samples, calibration_samples or test_samples.
 
     Args:
         source: "auto" (MVTec AD where a root is given, else embedded), "mvtec", "folder" or "embedded".
@@ -159,7 +159,7 @@ class TextureDataModule(L.LightningDataModule):
         category: the texture.
         size: side of the square images in pixels, 32 to 8192.
         batch_size: of training, at least 1; eval_batch_size: of everything else. Over all devices together.
-        val_fraction: of the normal images to hold out, in (0, 0.9].
+        calibration_fraction: of the normal images to hold out, in (0, 0.9].
         cache_mb: budget for decoded images; beyond it they are decoded again in every epoch.
         num_workers: processes that decode when the images don't fit.
         seed: of the split, the shuffling and the synthetic defects.
@@ -176,7 +176,7 @@ class TextureDataModule(L.LightningDataModule):
         size: int = 256,
         batch_size: int = 32,
         eval_batch_size: int = 32,
-        val_fraction: float = 0.2,
+        calibration_fraction: float = 0.2,
         cache_mb: int = 4096,
         num_workers: int = 0,
         seed: int = 0,
@@ -191,13 +191,13 @@ class TextureDataModule(L.LightningDataModule):
             ("seed", seed, 0),
         ):
             check_number(f"data.{key}", value, least, 8192 if key == "size" else None, whole=True)
-        check_number("data.val_fraction", val_fraction, 0, 0.9, above=True)
+        check_number("data.calibration_fraction", calibration_fraction, 0, 0.9, above=True)
         self.source = source
         self.root = root
         self.size = size
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
-        self.val_fraction = val_fraction
+        self.calibration_fraction = calibration_fraction
         self.cache_mb = cache_mb
         self.num_workers = num_workers
         self.seed = seed
@@ -210,15 +210,15 @@ class TextureDataModule(L.LightningDataModule):
         self.layout = mvtec.scan(self.folder)
         normal = self.layout.train
         order = torch.randperm(len(normal), generator=torch.Generator().manual_seed(self.seed)).tolist()
-        held_out = min(max(1, round(self.val_fraction * len(normal))), len(normal) - 1)
-        self.val_samples = [normal[i] for i in sorted(order[:held_out])]
-        self.train_samples = [normal[i] for i in sorted(order[held_out:])]
+        count = min(max(1, round(self.calibration_fraction * len(normal))), len(normal) - 1)
+        self.calibration_samples = [normal[i] for i in sorted(order[:count])]
+        self.train_samples = [normal[i] for i in sorted(order[count:])]
         self.test_samples = self.layout.test
         self.has_masks = self.layout.has_masks
         count = len(normal) + len(self.test_samples)
         cache = count * 4 * self.size**2 <= self.cache_mb * 2**20
         self._train = _Batches(self.train_samples, self.size, cache, training=True)
-        self._val = _WithDefects(_Batches(self.val_samples, self.size, cache, training=True), self.seed)
+        self._val = _WithDefects(_Batches(self.calibration_samples, self.size, cache, training=True), self.seed)
         self._test = _Batches(self.test_samples, self.size, cache)
         self._ready = True
 
@@ -258,8 +258,8 @@ class TextureDataModule(L.LightningDataModule):
         """The training images in fixed order, in the dictionary's batches."""
         return self._loader(self._train, self.eval_batch_size)
 
-    def held_out_dataloader(self) -> DataLoader:
-        """The held-out normal images alone, for thresholds and standardisation."""
+    def calibration_dataloader(self) -> DataLoader:
+        """The calibration images alone, for thresholds and standardisation."""
         return self._loader(self._val.normals, self.eval_batch_size)
 
     def val_dataloader(self) -> DataLoader:

@@ -1,4 +1,4 @@
-"""Synthetic defects on held-out normal images: what chooses checkpoints, instead of test labels.
+"""Synthetic defects on calibration images: what chooses checkpoints, instead of test labels.
 
 Shapes are thresholded smooth noise, ellipses and random walks; fills are shading, a flat tone, blur and the
 texture of another place. The representation never trains on them (it trains on CutPaste), and the test

@@ -57,7 +57,7 @@ class Detector(nn.Module):
         features: what the dictionary models: "backbone" (the whitened patch features) or "latent" (the flow's).
         nonzeros: OMP's limit, 0 to the signals' length; 0 leaves the length of the signal, a Gaussian's Mahalanobis
             distance. error: OMP's bound on the squared error, 0 for none.
-        fusion: weight of the flow's likelihood in the score, in [0, 1]; both are standardised on held-out normal
+        fusion: weight of the flow's likelihood in the score, in [0, 1]; both are standardised on calibration
             patches first.
         coder: "auto", "spams" or "torch" (see sparse.residuals).
         top, min_distance: of the image score (see evaluation.localization).
@@ -114,7 +114,7 @@ class Detector(nn.Module):
         self.register_buffer("atoms", F.normalize(torch.ones(atoms, length), dim=1))
         self.register_buffer("gram", self.atoms @ self.atoms.T, persistent=False)
         self.register_load_state_dict_post_hook(lambda self, _: self.set_atoms(self.atoms))
-        # Rows: dictionary, flow. Columns: mean and standard deviation over held-out normal patches.
+        # Rows: dictionary, flow. Columns: mean and standard deviation over calibration patches.
         self.register_buffer("patch_statistics", torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
         self.register_buffer("threshold", torch.tensor(float("nan")))
 
