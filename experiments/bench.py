@@ -45,7 +45,7 @@ from torch.utils.data import DataLoader
 from texture_ad.cli import CONF
 from texture_ad.data import embedded, mvtec
 from texture_ad.data.datamodule import load_sample
-from texture_ad.evaluation.localization import image_scores, top_locations_batch
+from texture_ad.evaluation.localization import image_scores, top_positions
 from texture_ad.evaluation.metrics import aupro, image_metrics
 from texture_ad.files import write_atomic
 from texture_ad.memory import keep_freed_memory
@@ -154,7 +154,7 @@ def whitened(detector: Detector, pictures: Tensor) -> Tensor:
 
 @cache
 def signals() -> Tensor:
-    """Patch features of three layers, by one whitening for all places, (N, 232)."""
+    """Patch features of three layers, by one whitening for all positions, (N, 232)."""
     backbone = Backbone("efficientnet_lite0", ["block4", "block7", "block10"]).eval().requires_grad_(False)
     detector = Detector(backbone, Whitening(232, "global", 232), Flow(232), 1)
     return whitened(detector, images("train")[:32])[torch.randperm(32 * 1024)]
@@ -446,7 +446,7 @@ def scoring(quick: bool) -> list[Row]:
 
     def auroc(scores: Tensor) -> float:
         maps = torch.as_tensor(np.asarray(scores), dtype=torch.float32).view(-1, *grid)
-        return image_metrics(image_scores(top_locations_batch(maps, 5, 1)[1]).numpy(), labels, 0.0)["image_auroc"]
+        return image_metrics(image_scores(top_positions(maps, 5, 1)[1]).numpy(), labels, 0.0)["image_auroc"]
 
     def ours(p: Tensor) -> Tensor:
         return residuals(detector.dictionary_features(p), detector.atoms, nonzeros, gram=detector.gram).sqrt()

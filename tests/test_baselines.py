@@ -161,7 +161,7 @@ def test_sparse_coding_finds_what_its_atoms_cant_explain(loader):
     assert torch.allclose(patches[1, 2, 5], images[1, :, 8:16, 20:28] / 255 - 0.5)
     images[1, :, 20:36, 20:36] = torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8)
     found = baseline(images)
-    assert found.scores[1] > found.scores[0] and (found.locations[1] * 4 - 26).abs().max() < 16
+    assert found.scores[1] > found.scores[0] and (found.positions[1] * 4 - 26).abs().max() < 16
 
 
 def test_dsebm_reconstructs_by_the_energys_gradient():

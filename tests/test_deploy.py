@@ -47,7 +47,7 @@ for name in ("hydra", "omegaconf", "lightning", "pytorch_lightning", "wandb", "s
 from texture_ad.models.detector import Detector
 import torch
 detector = Detector.load(sys.argv[1])
-scores, maps, locations = detector(torch.load(sys.argv[2]))
+scores, maps, positions = detector(torch.load(sys.argv[2]))
 torch.save((scores, maps), sys.argv[3])
 """
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from texture_ad.errors import UserError
-from texture_ad.evaluation.localization import image_scores, region_mask, top_locations, top_locations_batch
+from texture_ad.evaluation.localization import image_scores, region_mask, top_positions, top_positions_of_one
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
@@ -22,12 +22,12 @@ def test_top_locations_equal_brute_force_with_and_without_ties(min_distance, dev
     rng = np.random.default_rng(min_distance)
     for levels in (1000, 3):
         maps = rng.integers(0, levels, (6, 7, 9)).astype(np.float32)
-        places, scores = top_locations_batch(torch.from_numpy(maps).to(device), 5, min_distance)
+        places, scores = top_positions(torch.from_numpy(maps).to(device), 5, min_distance)
         assert places.dtype == torch.long and places.shape == (6, 5, 2) and scores.shape == (6, 5)
         for one, place, score in zip(maps, places.tolist(), scores.tolist(), strict=True):
             expected = brute_force(one, 5, min_distance)
             found = [(*p, s) for p, s in zip(place, score, strict=True) if s != -np.inf]
-            assert found == expected == top_locations(one, 5, min_distance)
+            assert found == expected == top_positions_of_one(one, 5, min_distance)
 
 
 def test_a_hot_cluster_does_not_take_all_the_places():
@@ -35,30 +35,30 @@ def test_a_hot_cluster_does_not_take_all_the_places():
     anomaly_map[1:4, 1:4] = 5
     anomaly_map[2, 2] = 9
     anomaly_map[8, 8] = 1
-    assert top_locations(anomaly_map, 2, min_distance=2) == [(2, 2, 9.0), (8, 8, 1.0)]
-    assert top_locations(anomaly_map, 2, min_distance=1) == [(2, 2, 9.0), (1, 1, 5.0)]
+    assert top_positions_of_one(anomaly_map, 2, min_distance=2) == [(2, 2, 9.0), (8, 8, 1.0)]
+    assert top_positions_of_one(anomaly_map, 2, min_distance=1) == [(2, 2, 9.0), (1, 1, 5.0)]
 
 
 def test_too_few_places_are_marked_and_left_out():
     maps = torch.arange(8.0).view(2, 2, 2)
-    places, scores = top_locations_batch(maps, 5, min_distance=2)
+    places, scores = top_positions(maps, 5, min_distance=2)
     assert places[0].tolist() == [[1, 1]] + [[-1, -1]] * 4
     assert scores[0].tolist() == [3.0] + [-np.inf] * 4
-    assert top_locations(maps[1], 5, min_distance=2) == [(1, 1, 7.0)]
+    assert top_positions_of_one(maps[1], 5, min_distance=2) == [(1, 1, 7.0)]
     assert image_scores(scores).tolist() == [3.0, 7.0]
     assert region_mask(places[0], (2, 2), (4, 4)).sum() == 4
 
 
 def test_image_score_is_the_mean_of_the_five():
     maps = torch.arange(100.0).view(1, 10, 10)
-    _, scores = top_locations_batch(maps, 5, 1)
+    _, scores = top_positions(maps, 5, 1)
     assert image_scores(scores).tolist() == [97.0]
 
 
 def test_the_maps_are_left_as_they_were():
     maps = torch.rand(2, 5, 5)
     before = maps.clone()
-    top_locations_batch(maps, 3, 2)
+    top_positions(maps, 3, 2)
     assert torch.equal(maps, before)
 
 
@@ -87,11 +87,11 @@ def test_cells_cover_the_whole_image_where_sizes_do_not_divide(map_size, image_s
 
 def test_bad_input_is_refused():
     with pytest.raises(UserError, match=r"\(B, h, w\)"):
-        top_locations_batch(torch.zeros(4, 4))
+        top_positions(torch.zeros(4, 4))
     with pytest.raises(UserError, match="min_distance=0"):
-        top_locations_batch(torch.zeros(1, 4, 4), 5, 0)
+        top_positions(torch.zeros(1, 4, 4), 5, 0)
     with pytest.raises(UserError, match="not finite"):
-        top_locations(np.array([[0.0, np.nan]]))
+        top_positions_of_one(np.array([[0.0, np.nan]]))
     with pytest.raises(UserError, match="do not fit a map of 2 x 2"):
         region_mask([(2, 0)], (2, 2), (8, 8))
     with pytest.raises(UserError, match="radius -1"):

@@ -64,7 +64,7 @@ class Scorer:
         """How the results name a file."""
         return str(path.relative_to(self.root)).encode("utf-8", "backslashreplace").decode()
 
-    def _overlay(self, path: Path, image, anomaly_map, locations, grid: tuple[int, int], score: float) -> None:
+    def _overlay(self, path: Path, image, anomaly_map, positions, grid: tuple[int, int], score: float) -> None:
         from texture_ad.reporting.figures import localization_panel
 
         place = path.relative_to(self.root)
@@ -72,7 +72,7 @@ class Scorer:
         place = place if place.suffix == ".png" else place.with_name(place.name + ".png")
         target = self.output / "overlays" / place
         target.parent.mkdir(parents=True, exist_ok=True)
-        region = region_mask(locations, grid, (self.size, self.size))
+        region = region_mask(positions, grid, (self.size, self.size))
         localization_panel(
             image,
             anomaly_map,
@@ -126,7 +126,7 @@ class Scorer:
         rows = {path: (self.name(path), "", f"{self.threshold:.8g}", "", notes[path]) for path in paths}
         if images:
             batch = torch.stack(list(images.values())).to(self.device)
-            scores, maps, locations = (t if t is None else t.cpu() for t in self.detector(batch))
+            scores, maps, positions = (t if t is None else t.cpu() for t in self.detector(batch))
             grid = self.detector.grid() if self.output else None
             for i, path in enumerate(images):
                 score = float(scores[i])
@@ -136,7 +136,7 @@ class Scorer:
                 rows[path] = (self.name(path), f"{score:.8g}", f"{self.threshold:.8g}", anomalous, notes[path])
                 if self.output and maps is not None:
                     self._overlay(
-                        path, images[path].permute(1, 2, 0).numpy(), maps[i].numpy(), locations[i].numpy(), grid, score
+                        path, images[path].permute(1, 2, 0).numpy(), maps[i].numpy(), positions[i].numpy(), grid, score
                     )
         return [rows[path] for path in paths]
 

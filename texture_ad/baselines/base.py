@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from texture_ad.errors import check_number
-from texture_ad.evaluation.localization import TOP, top_locations_batch
+from texture_ad.evaluation.localization import TOP, top_positions
 from texture_ad.files import save_atomic
 from texture_ad.models.backbone import Backbone
 from texture_ad.models.detector import Detector, Prediction, backbone_settings
 
 BASELINE_FORMAT = "texture_ad.baseline"
 BASELINE_VERSION = 2
-MIN_DISTANCE = 2  # between the five locations that are drawn, in patches
+MIN_DISTANCE = 2  # between the five positions that are drawn, in patches
 
 
 def feature_dims(backbone: Backbone) -> list[int]:
@@ -93,7 +93,7 @@ class Baseline(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Prediction:
-        """Scores images, uint8 (B, 3, H, W); without a map, `anomaly_maps` and `locations` are None.
+        """Scores images, uint8 (B, 3, H, W); without a map, `anomaly_maps` and `positions` are None.
 
         Raises:
             UserError: maps that are not finite.
@@ -101,11 +101,11 @@ class Baseline(nn.Module):
         scores, maps = self.score(images)
         if maps is None:
             return Prediction(scores, None, None)
-        locations, _ = top_locations_batch(maps, TOP, MIN_DISTANCE)
+        positions, _ = top_positions(maps, TOP, MIN_DISTANCE)
         full = F.interpolate(maps[:, None], images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
         if self.sigma:
             full = smooth(full, self.sigma * images.shape[-1] / 224)
-        return Prediction(full.amax((1, 2)) if scores is None else scores, full, locations)
+        return Prediction(full.amax((1, 2)) if scores is None else scores, full, positions)
 
     def grid(self) -> tuple[int, int] | None:
         """Patches (h, w) of the map of an image of the detector's size, None without a map."""

@@ -2,7 +2,7 @@
 
 Adler, Elad, Hel-Or, Rivlin: Sparse coding with anomaly detection, 2015 (the paper's [22]): a dictionary learnt from
 normal patches, and the part of a patch that few atoms can't explain. The dictionary is SPAMS's, streamed as the main
-method's is; the image's score is the mean of its five highest places, as the paper has it.
+method's is; the image's score is the mean of its five highest positions, as the paper has it.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from texture_ad.baselines.base import MIN_DISTANCE, Baseline
 from texture_ad.errors import UserError, check_number
-from texture_ad.evaluation.localization import TOP, image_scores, top_locations_batch
+from texture_ad.evaluation.localization import TOP, image_scores, top_positions
 from texture_ad.models.dictionary import initial_atoms, update_atoms
 from texture_ad.models.sparse import residuals
 
@@ -97,4 +97,4 @@ class SparseCoding(Baseline):
         errors = residuals(signals, self.atoms, s["nonzeros"], coder=s["coder"]).sqrt()
         side = [(n - s["patch"]) // s["stride"] + 1 for n in images.shape[-2:]]
         maps = errors.view(len(images), *side)
-        return image_scores(top_locations_batch(maps, TOP, MIN_DISTANCE)[1]), maps
+        return image_scores(top_positions(maps, TOP, MIN_DISTANCE)[1]), maps

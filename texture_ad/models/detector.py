@@ -1,7 +1,7 @@
 """The detector: what is saved, deployed and asked for a score. One file, images in, scores and maps out.
 
 Loading needs neither Hydra nor Lightning. The order of `forward` is the order of the method: image, backbone,
-patch features, whitening, dictionary and flow, anomaly map, five locations, score.
+patch features, whitening, dictionary and flow, anomaly map, five positions, score.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from texture_ad.errors import UserError, check_number
-from texture_ad.evaluation.localization import image_scores, separate_peaks, top_locations_batch
+from texture_ad.evaluation.localization import image_scores, separate_positions, top_positions
 from texture_ad.files import save_atomic
 from texture_ad.models.backbone import Backbone, flatten_patches
 from texture_ad.models.flow import Flow, negative_log_likelihood
@@ -38,14 +38,14 @@ def backbone_settings(backbone: Backbone) -> dict:
 
 
 class Prediction(NamedTuple):
-    """scores (B,), anomaly_maps (B, H, W) at the input's size, locations (B, top, 2) on the patches' grid.
+    """scores (B,), anomaly_maps (B, H, W) at the input's size, positions (B, top, 2) on the patches' grid.
 
     The last two are None for a method that has no map.
     """
 
     scores: Tensor
     anomaly_maps: Tensor | None
-    locations: Tensor | None
+    positions: Tensor | None
 
 
 class Detector(nn.Module):
@@ -168,12 +168,12 @@ class Detector(nn.Module):
         w = self.settings["fusion"]
         return ((1 - w) * z[0] + w * z[1]).view(images.shape[0], *grid)
 
-    def scores_and_maps(self, images: Tensor, peaks: Callable = separate_peaks) -> Prediction:
+    def scores_and_maps(self, images: Tensor, peaks: Callable = separate_positions) -> Prediction:
         """`forward` as one graph: nothing in it looks at a value."""
         maps = self.patch_map(images)
-        locations, top = peaks(maps, self.settings["top"], self.settings["min_distance"])
+        positions, top = peaks(maps, self.settings["top"], self.settings["min_distance"])
         full = F.interpolate(maps[:, None], images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
-        return Prediction(image_scores(top), full, locations)
+        return Prediction(image_scores(top), full, positions)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Prediction:
@@ -182,7 +182,7 @@ class Detector(nn.Module):
         Raises:
             UserError: scores that are not finite.
         """
-        return self.scores_and_maps(images, top_locations_batch)
+        return self.scores_and_maps(images, top_positions)
 
     def read(self, *paths: Path) -> Tensor:
         """Photographs as this detector wants them: uint8 (B, 3, size, size) on its device.

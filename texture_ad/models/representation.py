@@ -11,7 +11,7 @@ from torchmetrics.classification import BinaryAUROC
 from texture_ad.data.cutpaste import TASKS, pretext_batch
 from texture_ad.distributed import gather
 from texture_ad.errors import UserError, check_number
-from texture_ad.evaluation.localization import image_scores, top_locations_batch
+from texture_ad.evaluation.localization import image_scores, top_positions
 from texture_ad.models.backbone import Backbone, flatten_patches
 from texture_ad.models.features import TrainingFeatures
 from texture_ad.models.flow import Flow, negative_log_likelihood
@@ -188,7 +188,7 @@ class Representation(L.LightningModule):
         return nll.view(len(images), *features.shape[-2:])
 
     def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
-        _, top = top_locations_batch(self.anomaly_maps(batch["image"]), self.top, self.min_distance)
+        _, top = top_positions(self.anomaly_maps(batch["image"]), self.top, self.min_distance)
         # A sigmoid inside the metric would saturate; the rank is all that AUROC needs.
         scores = image_scores(top)
         self.val_auroc.update(torch.sigmoid(scores / (10 * len(self.flow.center))), batch["label"])

@@ -1,6 +1,6 @@
 """Patch features to signals: what the flow and the dictionary model.
 
-Whitening every position by itself is PaDiM's idea (Defard et al., ICPR 2021): each place of the image has a mean and a
+Whitening every position by itself is PaDiM's idea (Defard et al., ICPR 2021): each position of the image has a mean and a
 covariance of its own.
 """
 
@@ -24,7 +24,7 @@ class Whitening(nn.Module):
 
     Args:
         dim: C, of the patch features.
-        mode: "position", by the covariance of the same place of the image; "global", by that of all places; or "none",
+        mode: "position", by the covariance of the same position of the image; "global", by that of all positions; or "none",
             which centres and scales all features alike.
         components: directions that whitening keeps, at least 1.
 

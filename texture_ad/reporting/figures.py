@@ -97,7 +97,7 @@ def localization_panel(
             "image",
             truth_caption,
             f"anomaly map: {vmin:.3g} dark, {vmax:.3g} bright",
-            "located region" if called else "top locations, below threshold",
+            "located region" if called else "top positions, below threshold",
         ],
         columns=4,
         title=title,

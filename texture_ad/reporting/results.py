@@ -39,9 +39,9 @@ def write_results(
 
     Args:
         predictions: `score` (n,), `label` (n,), `index` (n,) into data.test_samples, `mask` bool (n, H, W), `map`
-            (n, H, W), `locations` (n, k, 2) on the patches' grid. `map` and `locations` are None for a method that
+            (n, H, W), `positions` (n, k, 2) on the patches' grid. `map` and `positions` are None for a method that
             has none: pixel metrics, overlays and the region are then left out.
-        grid: patches (h, w) that `locations` count, or None without them.
+        grid: patches (h, w) that `positions` count, or None without them.
         threshold: an image is called anomalous where its score is greater.
         data: the images.
         folder: of the run.
@@ -100,7 +100,7 @@ def _overlays(
         image = data.test_batch([number])["image"][0].permute(1, 2, 0).numpy()
         tiles = [image]
         if maps is not None:
-            region = region_mask(predictions["locations"][row], grid, (data.size, data.size))
+            region = region_mask(predictions["positions"][row], grid, (data.size, data.size))
             mask = predictions["mask"][row] if sample.mask else None
             target = folder / overlay_path(sample.kind, sample.path)
             figures.localization_panel(
