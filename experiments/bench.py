@@ -146,14 +146,14 @@ def numbered(parts: Iterable[Tensor]) -> list[dict[str, Tensor]]:
 
 @torch.no_grad()
 def whitened(detector: Detector, pictures: Tensor) -> Tensor:
-    """Fits the detector's whitening on these images; their signals (N, C)."""
+    """Fits the detector's whitening on these images; their features (N, C)."""
     patches = detector.patch_features(pictures)[0]
     detector.whitening.fit(lambda: [patches.unflatten(0, (len(pictures), -1))])
     return detector.dictionary_features(patches)
 
 
 @cache
-def signals() -> Tensor:
+def features() -> Tensor:
     """Patch features of three layers, by one whitening for all positions, (N, 232)."""
     backbone = Backbone("efficientnet_lite0", ["block4", "block7", "block10"]).eval().requires_grad_(False)
     detector = Detector(backbone, Whitening(232, "global", 232), Flow(232), 1)
@@ -183,7 +183,7 @@ def weights(channels: int) -> dict[str, tuple[float, bool]]:
     """The l1 weights of the rows about SPAMS's lasso, and whether the goal is held to them.
 
     The usual one is that of Mairal et al. (Online learning for matrix factorization and sparse coding, JMLR 2010,
-    section 6). The default's leaves one or two atoms a signal, so that there is less to be faster at.
+    section 6). The default's leaves one or two atoms a feature vector, so that there is less to be faster at.
     """
     return {"λ₁ = 1.2/√m": (1.2 / channels**0.5, True), f"the default's λ₁ = {LAMBDA1}": (LAMBDA1, False)}
 
@@ -208,7 +208,7 @@ def startup(quick: bool) -> list[Row]:
 
 
 def objective(x: Tensor, atoms: Tensor, lambda1: float) -> float:
-    """Mean of ||y - D a||^2 / 2 + lambda1 |a|_1 over signals (N, C), with SPAMS's lasso codes."""
+    """Mean of ||y - D a||^2 / 2 + lambda1 |a|_1 over features (N, C), with SPAMS's lasso codes."""
     import spams
 
     y = x.numpy().T
@@ -247,8 +247,8 @@ def scikit_learn_until(
 def fit_to_objective(quick: bool) -> list[Row]:
     """From the same atoms, on all cores; scikit-learn with the better of its solvers and numbers of jobs, which goes on
     until it is as good or the goal is surely met."""
-    x = signals()[:20_000]
-    held_out = signals()[-2000:]
+    x = features()[:20_000]
+    held_out = features()[-2000:]
     goal = 30
     rows = []
     for name, (lambda1, held) in weights(x.shape[1]).items():
@@ -341,9 +341,9 @@ def coders(quick: bool) -> list[Row]:
     The goal is held to the coder that the detector uses.
     """
     repetitions = 2 if quick else 5
-    x = signals()[:8192]
+    x = features()[:8192]
     nonzeros = 4
-    atoms = learn(signals()[:8192], 256, 1, 20)
+    atoms = learn(features()[:8192], 256, 1, 20)
     d = atoms.numpy()
     y = x.numpy()
     import spams

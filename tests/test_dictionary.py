@@ -11,7 +11,7 @@ from texture_ad.models.sparse import _spams_blas, omp_spams, own_threads, residu
 
 
 @pytest.fixture(scope="module")
-def signals():
+def features():
     """Sparse combinations of hidden atoms, with noise."""
     g = torch.Generator().manual_seed(0)
     hidden = torch.nn.functional.normalize(torch.randn(40, 20, generator=g), dim=1)
@@ -19,50 +19,50 @@ def signals():
     return codes @ hidden + 0.02 * torch.randn(6000, 20, generator=g)
 
 
-def stream(signals, parts, passes=1, iterations=20):
-    atoms = initial_atoms(signals, 40, 0)
+def stream(features, parts, passes=1, iterations=20):
+    atoms = initial_atoms(features, 40, 0)
     statistics = None
     seen = []
     for _ in range(passes):
-        for part in signals.chunk(parts):
+        for part in features.chunk(parts):
             atoms, statistics = update_atoms(part, atoms, statistics, 0.1, iterations, 256, 1)
             seen.append(atoms)
     return seen
 
 
-def objective(signals, atoms, lambda1=0.1):
+def objective(features, atoms, lambda1=0.1):
     import spams
 
-    x = np.asfortranarray(signals.numpy().T)
+    x = np.asfortranarray(features.numpy().T)
     d = np.asfortranarray(atoms.numpy().T)
     codes = spams.lasso(x, D=d, lambda1=lambda1, numThreads=1)
     return float((0.5 * np.square(x - d @ codes).sum(0) + lambda1 * np.abs(codes.toarray()).sum(0)).mean())
 
 
-def test_atoms_have_unit_norm(signals):
-    for atoms in stream(signals, 6):
+def test_atoms_have_unit_norm(features):
+    for atoms in stream(features, 6):
         assert torch.allclose(atoms.norm(dim=1), torch.ones(40), atol=1e-5)
 
 
-def test_objective_decreases(signals):
-    values = [objective(signals, a) for a in (initial_atoms(signals, 40, 0), *stream(signals, 6)[::2])]
+def test_objective_decreases(features):
+    values = [objective(features, a) for a in (initial_atoms(features, 40, 0), *stream(features, 6)[::2])]
     assert values[-1] < 0.9 * values[0]
     assert all(b < a * 1.02 for a, b in zip(values, values[1:], strict=False))
 
 
-def test_streaming_is_as_good_as_one_shot(signals):
-    held_out = signals[-1000:]
-    streamed = objective(held_out, stream(signals[:-1000], 5, passes=2)[-1])
-    at_once = objective(held_out, stream(signals[:-1000], 1, iterations=200)[-1])
+def test_streaming_is_as_good_as_one_shot(features):
+    held_out = features[-1000:]
+    streamed = objective(held_out, stream(features[:-1000], 5, passes=2)[-1])
+    at_once = objective(held_out, stream(features[:-1000], 1, iterations=200)[-1])
     assert streamed < 1.05 * at_once
 
 
-def test_fit_repeats_to_the_last_digit(signals):
-    assert torch.equal(stream(signals, 6)[-1], stream(signals, 6)[-1])
+def test_fit_repeats_to_the_last_digit(features):
+    assert torch.equal(stream(features, 6)[-1], stream(features, 6)[-1])
 
 
-def test_codes_stay_sparse(signals):
-    codes = omp_spams(signals[:500], stream(signals, 3)[-1], 5, 0.0)
+def test_codes_stay_sparse(features):
+    codes = omp_spams(features[:500], stream(features, 3)[-1], 5, 0.0)
     assert np.diff(codes.indptr).max() <= 5
 
 
@@ -79,24 +79,24 @@ def pursuit(y, d, nonzeros):
 
 
 @pytest.mark.parametrize("coder", ["spams", "torch"])
-def test_residuals_against_least_squares(signals, coder):
-    atoms = stream(signals, 3)[-1]
-    y = signals[:60]
+def test_residuals_against_least_squares(features, coder):
+    atoms = stream(features, 3)[-1]
+    y = features[:60]
     d = atoms.numpy().astype(np.float64).T
     expected = [pursuit(v.astype(np.float64), d, 4) for v in y.numpy()]
     assert np.allclose(residuals(y, atoms, 4, coder=coder).numpy(), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("nonzeros", [1, 8, 20])
-def test_coders_agree(signals, nonzeros):
-    atoms = stream(signals, 3)[-1]
-    spams, torched = (residuals(signals[:500], atoms, nonzeros, coder=c) for c in ("spams", "torch"))
+def test_coders_agree(features, nonzeros):
+    atoms = stream(features, 3)[-1]
+    spams, torched = (residuals(features[:500], atoms, nonzeros, coder=c) for c in ("spams", "torch"))
     assert torch.allclose(spams, torched, atol=1e-3)
 
 
-def test_more_atoms_a_code_never_raise_the_error_and_beat_plain_omp(signals):
-    atoms = stream(signals, 3)[-1]
-    y = signals[:300]
+def test_more_atoms_a_code_never_raise_the_error_and_beat_plain_omp(features):
+    atoms = stream(features, 3)[-1]
+    y = features[:300]
     errors = [residuals(y, atoms, n, coder="torch").mean() for n in (1, 2, 4, 8)]
     assert errors == sorted(errors, reverse=True)
     d = atoms.numpy().astype(np.float64)
@@ -105,9 +105,9 @@ def test_more_atoms_a_code_never_raise_the_error_and_beat_plain_omp(signals):
 
 
 @pytest.mark.parametrize("coder", ["spams", "torch"])
-def test_error_bound_stops_early(signals, coder):
-    atoms = stream(signals, 3)[-1]
-    y = signals[:200]
+def test_error_bound_stops_early(features, coder):
+    atoms = stream(features, 3)[-1]
+    y = features[:200]
     loose = residuals(y, atoms, 10, 0.05, coder)
     tight = residuals(y, atoms, 10, 0.0, coder)
     assert (loose >= tight - 1e-5).all() and loose.mean() > tight.mean()
@@ -151,7 +151,7 @@ def test_small_errors_survive_float32(coder, tolerance):
     d = atoms.numpy().astype(np.float64).T
     expected = [pursuit(v, d, 2) for v in y.numpy().astype(np.float64)]
     assert max(expected) < 1e-4
-    # Relative to the signals' own energy, of which these errors are a ten thousandth.
+    # Relative to the features' own energy, of which these errors are a ten thousandth.
     difference = np.abs(residuals(y, atoms, 2, coder=coder).numpy() - expected) / y.square().sum(1).numpy()
     assert np.quantile(difference, 0.95) < tolerance
 

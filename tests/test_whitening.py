@@ -10,7 +10,7 @@ def noise(*shape):
 
 
 def fitted(whitening, patches, batch=1000):
-    """On patch features (images, P, C), streamed; its signals of them, (images, P, length)."""
+    """On patch features (images, P, C), streamed; its features of them, (images, P, length)."""
     whitening.fit(lambda: patches.split(batch))
     return whitening(patches.flatten(0, 1)).view(*patches.shape[:2], -1)
 
@@ -21,24 +21,24 @@ def test_position_whitening_knows_each_place():
     scale[0, :4] = torch.tensor([8.0, 6.0, 4.0, 5.0])
     scale[1, :4] = torch.tensor([4.0, 5.0, 8.0, 6.0])
     offset = torch.tensor([0.1, -0.1])[:, None]
-    signals = fitted(Whitening(12, components=4), noise(4000, 2, 12) * scale + offset)
-    assert torch.allclose(signals.square().sum(2).mean(), torch.tensor(1.0), atol=0.02)
+    features = fitted(Whitening(12, components=4), noise(4000, 2, 12) * scale + offset)
+    assert torch.allclose(features.square().sum(2).mean(), torch.tensor(1.0), atol=0.02)
     for place in range(2):
-        covariance = torch.cov(signals[:, place].T)
+        covariance = torch.cov(features[:, place].T)
         spread = covariance.diagonal()
         # The ridge leaves directions of little variance below 1, and no further.
         assert spread.max() < 1.5 * spread.min()
         assert (covariance - torch.diag(spread)).abs().max() < 0.1 * spread.max()
-        assert signals[:, place].mean(0).abs().max() < 0.05
+        assert features[:, place].mean(0).abs().max() < 0.05
 
 
 @pytest.mark.parametrize("mode", ["global", "none"])
 def test_one_matrix_for_all_places(mode):
     whitening = Whitening(6, mode)
-    signals = fitted(whitening, noise(500, 3, 6) * torch.arange(1, 7) + 3)
-    assert whitening.matrix.shape == (1, 6, 6) and signals.mean((0, 1)).abs().max() < 1e-5
-    assert torch.allclose(signals.square().sum(2).mean(), torch.tensor(1.0), atol=1e-4)
-    spread = torch.linalg.eigvalsh(torch.cov(signals.flatten(0, 1).T))
+    features = fitted(whitening, noise(500, 3, 6) * torch.arange(1, 7) + 3)
+    assert whitening.matrix.shape == (1, 6, 6) and features.mean((0, 1)).abs().max() < 1e-5
+    assert torch.allclose(features.square().sum(2).mean(), torch.tensor(1.0), atol=1e-4)
+    spread = torch.linalg.eigvalsh(torch.cov(features.flatten(0, 1).T))
     assert (spread[-1] < 5 * spread[0]) == (mode == "global")
 
 
@@ -50,26 +50,26 @@ def test_the_stream_may_be_cut_anywhere():
 
 
 def test_few_images_are_whitened_by_all_positions():
-    signals = fitted(Whitening(9, components=4), noise(1, 3, 9))  # no position has a covariance of its own
-    assert signals.isfinite().all() and signals.abs().max() > 0.1
+    features = fitted(Whitening(9, components=4), noise(1, 3, 9))  # no position has a covariance of its own
+    assert features.isfinite().all() and features.abs().max() > 0.1
 
 
 def test_refit_follows_features_that_moved_and_keeps_the_basis():
     whitening = Whitening(6, components=3)
     patches = noise(300, 4, 6) @ noise(6, 6)
-    signals = fitted(whitening, patches)
+    features = fitted(whitening, patches)
     basis = whitening.basis.clone()
     whitening.refit((2 * patches + 1).split(100))
-    moved = whitening((2 * patches + 1).flatten(0, 1)).view_as(signals)
-    assert torch.equal(whitening.basis, basis) and torch.allclose(moved, signals, atol=0.02)
+    moved = whitening((2 * patches + 1).flatten(0, 1)).view_as(features)
+    assert torch.equal(whitening.basis, basis) and torch.allclose(moved, features, atol=0.02)
 
 
 def test_a_state_brings_its_number_of_positions():
     whitening = Whitening(6)
     other = Whitening(6)
-    signals = fitted(whitening, noise(20, 4, 6))
+    features = fitted(whitening, noise(20, 4, 6))
     other.load_state_dict(whitening.state_dict())
-    assert torch.equal(other(noise(20, 4, 6).flatten(0, 1)).view_as(signals), signals)
+    assert torch.equal(other(noise(20, 4, 6).flatten(0, 1)).view_as(features), features)
 
 
 @pytest.mark.parametrize(("bad", "key"), [({"mode": "place"}, "mode=place"), ({"components": 0}, "components=0")])

@@ -83,18 +83,18 @@ class SparseCoding(Baseline):
         atoms = statistics = None
         for _ in range(s["epochs"]):
             for batch in loader:
-                signals = self.patches(batch["image"])
+                features = self.patches(batch["image"])
                 if atoms is None:
-                    atoms = initial_atoms(signals, s["atoms"], s["seed"])
+                    atoms = initial_atoms(features, s["atoms"], s["seed"])
                 atoms, statistics = update_atoms(
-                    signals, atoms, statistics, s["lambda1"], s["iterations"], s["batch"], 1
+                    features, atoms, statistics, s["lambda1"], s["iterations"], s["batch"], 1
                 )
         self.atoms.copy_(atoms.to(device))
 
     def score(self, images: Tensor) -> tuple[Tensor, Tensor]:
         s = self.settings
-        signals = self.patches(images)
-        errors = residuals(signals, self.atoms, s["nonzeros"], coder=s["coder"]).sqrt()
+        features = self.patches(images)
+        errors = residuals(features, self.atoms, s["nonzeros"], coder=s["coder"]).sqrt()
         side = [(n - s["patch"]) // s["stride"] + 1 for n in images.shape[-2:]]
         maps = errors.view(len(images), *side)
         return image_scores(top_positions(maps, TOP, MIN_DISTANCE)[1]), maps

@@ -24,7 +24,7 @@ from texture_ad.models.whitening import Whitening
 
 FORMAT = "texture_ad.detector"
 VERSION = 3
-SLICE = 2**20  # numbers of the signals in a slice
+SLICE = 2**20  # numbers of the features in a slice
 
 
 def backbone_settings(backbone: Backbone) -> dict:
@@ -55,7 +55,7 @@ class Detector(nn.Module):
         backbone, whitening, flow: from stage 1.
         atoms: number of atoms K, at least 1.
         features: what the dictionary models: "backbone" (the whitened patch features) or "latent" (the flow's).
-        nonzeros: OMP's limit, 0 to the signals' length; 0 leaves the length of the signal, a Gaussian's Mahalanobis
+        nonzeros: OMP's limit, 0 to the features' length; 0 leaves the length of the feature vector, a Gaussian's Mahalanobis
             distance. error: OMP's bound on the squared error, 0 for none.
         fusion: weight of the flow's likelihood in the score, in [0, 1]; both are standardised on calibration
             patches first.
@@ -125,26 +125,26 @@ class Detector(nn.Module):
 
     def dictionary_features(self, patches: Tensor) -> Tensor:
         """Patch features (N, C) of whole images, in order, to what the dictionary models, (N, c)."""
-        signals = self.whitening(patches)
-        return self.flow(signals)[0] / signals.shape[1] ** 0.5 if self.settings["features"] == "latent" else signals
+        features = self.whitening(patches)
+        return self.flow(features)[0] / features.shape[1] ** 0.5 if self.settings["features"] == "latent" else features
 
     def patch_scores(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstruction errors ||y - D x|| and negative log-likelihoods of patches (N, C), each (N,)."""
-        signals = self.whitening(patches)
-        return in_slices(self.signal_scores, signals, SLICE // signals.shape[1])
+        features = self.whitening(patches)
+        return in_slices(self.whitened_scores, features, SLICE // features.shape[1])
 
-    def signal_scores(self, signals: Tensor) -> tuple[Tensor, Tensor]:
-        """`patch_scores` of signals (N, c)."""
+    def whitened_scores(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """`patch_scores` of features (N, c)."""
         s = self.settings
         t = log_det = None
         if s["features"] == "latent" or s["fusion"] > 0:
-            t, log_det = self.flow(signals)
+            t, log_det = self.flow(features)
         if s["features"] == "latent":
-            signals = t / t.shape[1] ** 0.5
+            features = t / t.shape[1] ** 0.5
         if s["fusion"] == 1:
-            errors = signals.new_zeros(len(signals))
+            errors = features.new_zeros(len(features))
         else:
-            errors = residuals(signals, self.atoms, s["nonzeros"], s["error"], s["coder"], self.gram).sqrt()
+            errors = residuals(features, self.atoms, s["nonzeros"], s["error"], s["coder"], self.gram).sqrt()
         nll = negative_log_likelihood(t, log_det) if s["fusion"] > 0 else torch.zeros_like(errors)
         return errors, nll
 

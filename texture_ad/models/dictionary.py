@@ -17,29 +17,29 @@ from texture_ad.models.detector import Detector
 from texture_ad.models.features import TrainingFeatures
 from texture_ad.models.sparse import own_threads, residuals
 
-LOGGED = 512  # signals of a batch, at most, whose residual is logged
+LOGGED = 512  # features of a batch, at most, whose residual is logged
 
 
-def initial_atoms(signals: Tensor, count: int, seed: int) -> Tensor:
-    """`count` random signals of (N, C) scaled to unit norm, (count, C); repeated with noise if N is smaller."""
+def initial_atoms(features: Tensor, count: int, seed: int) -> Tensor:
+    """`count` random features of (N, C) scaled to unit norm, (count, C); repeated with noise if N is smaller."""
     generator = torch.Generator().manual_seed(seed)
-    index = torch.randint(len(signals), (count,), generator=generator)
-    index[: min(count, len(signals))] = torch.randperm(len(signals), generator=generator)[:count]
-    drawn = signals[index] + 1e-3 * torch.randn(count, signals.shape[1], generator=generator)
+    index = torch.randint(len(features), (count,), generator=generator)
+    index[: min(count, len(features))] = torch.randperm(len(features), generator=generator)[:count]
+    drawn = features[index] + 1e-3 * torch.randn(count, features.shape[1], generator=generator)
     return F.normalize(drawn, dim=1)
 
 
 def update_atoms(
-    signals: Tensor, atoms: Tensor, statistics: dict | None, lambda1: float, iterations: int, batch: int, threads: int
+    features: Tensor, atoms: Tensor, statistics: dict | None, lambda1: float, iterations: int, batch: int, threads: int
 ) -> tuple[Tensor, dict]:
     """One call of `spams.trainDL`, warm-started from its own statistics.
 
     Args:
-        signals: float32 (N, C).
+        features: float32 (N, C).
         atoms: (K, C), unit-norm rows.
         statistics: what the last call returned (A, B and the iteration count), or None at the start.
         lambda1: the l1 weight, equation 8's beta.
-        iterations, batch: mini-batches drawn from the signals, and the signals in each.
+        iterations, batch: mini-batches drawn from the features, and the features in each.
         threads: -1 for all cores.
 
     Returns:
@@ -47,7 +47,7 @@ def update_atoms(
     """
     import spams
 
-    x = signals.contiguous().numpy().T
+    x = features.contiguous().numpy().T
     # The objective with 1/2 ||y - D x||^2 is equation 8 divided by two, up to lambda1's scale.
     with own_threads(threads) as count:
         d, learnt = spams.trainDL(
@@ -57,7 +57,7 @@ def update_atoms(
             D=np.asfortranarray(atoms.numpy().T),
             lambda1=lambda1,
             iter=iterations,
-            batchsize=min(batch, len(signals)),
+            batchsize=min(batch, len(features)),
             numThreads=count,
             verbose=False,
         )
@@ -127,19 +127,19 @@ class Dictionary(L.LightningModule):
     @torch.no_grad()
     def training_step(self, batch: dict[str, Tensor], index: int) -> None:
         patches = self.features.of_all_processes(batch, self.device).flatten(0, 1)
-        signals = self.detector.dictionary_features(patches).cpu()
+        features = self.detector.dictionary_features(patches).cpu()
         if self.statistics is None and index == 0 and self.current_epoch == 0:
-            self.detector.set_atoms(initial_atoms(signals, len(self.detector.atoms), self.seed))
+            self.detector.set_atoms(initial_atoms(features, len(self.detector.atoms), self.seed))
         self.finish_fit()
         s = self.detector.settings
-        some = signals[:: -(-len(signals) // LOGGED)]
+        some = features[:: -(-len(features) // LOGGED)]
         left = residuals(some, self.detector.atoms.cpu(), s["nonzeros"], s["error"]).sqrt().mean()
         self.log("dictionary/residual", left, prog_bar=True)
         self._fitting = True
         if self.trainer.is_global_zero:  # fits on all processes' patches; the others wait for its atoms
             self._fit = self._worker.submit(
                 update_atoms,
-                signals,
+                features,
                 self.detector.atoms.cpu(),
                 self.statistics,
                 self.lambda1,

@@ -174,11 +174,11 @@ class Representation(L.LightningModule):
 
     def _flow_loss(self, patches: Tensor) -> Tensor:
         """Mean negative log-likelihood per dimension of some of the patch features (N, C) of whole images."""
-        signals = self.whitening(limit_gradient(patches, self.flow_weight))
+        features = self.whitening(limit_gradient(patches, self.flow_weight))
         drawn = self.flow_patches // self.trainer.world_size
-        signals = signals[torch.randperm(len(signals), device=signals.device)[:drawn]]
-        self.flow.track(gather(signals.detach()), 1.0 if self.global_step == 0 else TRACKING)
-        return negative_log_likelihood(*self.flow(signals)).mean() / signals.shape[1]
+        features = features[torch.randperm(len(features), device=features.device)[:drawn]]
+        self.flow.track(gather(features.detach()), 1.0 if self.global_step == 0 else TRACKING)
+        return negative_log_likelihood(*self.flow(features)).mean() / features.shape[1]
 
     def anomaly_maps(self, images: Tensor) -> Tensor:
         """Negative log-likelihood of every patch, uint8 (B, 3, H, W) to (B, h, w)."""

@@ -1,6 +1,6 @@
 """Sparse codes: orthogonal matching pursuit (equation 7) by SPAMS or by torch, reduced to residuals.
 
-Shapes: signals (N, C), atoms (K, C) with unit-norm rows; Fortran (C, N) and (C, K) at the SPAMS boundary only.
+Shapes: features (N, C), atoms (K, C) with unit-norm rows; Fortran (C, N) and (C, K) at the SPAMS boundary only.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from texture_ad.models.slices import in_slices
 
-SLICE = 2**19  # products with the atoms of the signals in a slice
+SLICE = 2**19  # products with the atoms of the features in a slice
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def own_threads(threads: int) -> Iterator[int]:
 
     SPAMS sets OpenMP's for the whole process, and the last digits of torch's convolutions depend on it: what came
     before a call would differ from what comes after it, and a resumed run from an undisturbed one. SPAMS's own BLAS has
-    one thread meanwhile: others would spin on after each product and keep SPAMS's from the cores. So 2048 signals took
+    one thread meanwhile: others would spin on after each product and keep SPAMS's from the cores. So 2048 features took
     19 ms instead of 28 on 2 cores.
     """
     torchs = torch.get_num_threads()
@@ -42,24 +42,24 @@ def _spams_blas():
     return loaded.select(filepath=[c.filepath for c in loaded.lib_controllers if "spams" in c.filepath])
 
 
-def omp_spams(signals: Tensor, atoms: Tensor, nonzeros: int, error: float, threads: int = -1):
+def omp_spams(features: Tensor, atoms: Tensor, nonzeros: int, error: float, threads: int = -1):
     """Sparse codes as a scipy CSC matrix (K, N); see `residuals` for the arguments."""
     import spams
 
     # A contiguous (N, C) tensor is, transposed, the Fortran (C, N) array that SPAMS wants: no copy.
-    x = signals.contiguous().numpy().T
+    x = features.contiguous().numpy().T
     d = atoms.contiguous().numpy().T
     with own_threads(threads) as count:
         return spams.omp(x, d, L=nonzeros, eps=error, numThreads=count)  # it reads eps, set or not
 
 
 def residuals(
-    signals: Tensor, atoms: Tensor, nonzeros: int, error: float = 0.0, coder: str = "auto", gram: Tensor | None = None
+    features: Tensor, atoms: Tensor, nonzeros: int, error: float = 0.0, coder: str = "auto", gram: Tensor | None = None
 ) -> Tensor:
-    """Squared reconstruction error of each signal, ||y - D x||^2 with greedily chosen sparse x.
+    """Squared reconstruction error of each feature vector, ||y - D x||^2 with greedily chosen sparse x.
 
     Args:
-        signals: float32 (N, C).
+        features: float32 (N, C).
         atoms: float32 (K, C), unit-norm rows.
         nonzeros: OMP's limit on the non-zero coefficients, 0 to C.
         error: OMP stops where the squared error is at most this (the paper's xi, squared); 0 for no bound.
@@ -70,15 +70,15 @@ def residuals(
         (N,), at least 0.
     """
     if nonzeros == 0:
-        return signals.square().sum(1)
+        return features.square().sum(1)
     if coder != "spams":
         gram = atoms @ atoms.T if gram is None else gram
         pursue = partial(omp_residuals_torch, atoms=atoms, gram=gram, nonzeros=nonzeros, error=error)
-        return in_slices(pursue, signals, SLICE // len(atoms))
-    codes = omp_spams(signals, atoms, nonzeros, error)
+        return in_slices(pursue, features, SLICE // len(atoms))
+    codes = omp_spams(features, atoms, nonzeros, error)
     # Not ||y||^2 - y^T D x, which loses the digits of small errors; either takes less than a hundredth of the pursuit.
     difference = codes.T @ atoms.numpy()
-    difference -= signals.numpy()
+    difference -= features.numpy()
     return torch.from_numpy(np.einsum("nc,nc->n", difference, difference))
 
 
@@ -95,16 +95,16 @@ def _largest(values: Tensor) -> tuple[Tensor, Tensor]:
     return best, part * parts.shape[2] + column
 
 
-def omp_residuals_torch(signals: Tensor, atoms: Tensor, gram: Tensor, nonzeros: int, error: float) -> Tensor:
-    """`residuals` by batched pursuit on the Gram matrix, on the signals' device.
+def omp_residuals_torch(features: Tensor, atoms: Tensor, gram: Tensor, nonzeros: int, error: float) -> Tensor:
+    """`residuals` by batched pursuit on the Gram matrix, on the features' device.
 
     As SPAMS does, each step takes the atom that lowers the error most once the chosen ones are projected out
     (order recursive matching pursuit; Gharavi-Alkhansari and Huang, A fast orthogonal matching pursuit
     algorithm, ICASSP 1998). Chosen atoms become an orthonormal basis; only its products with all atoms are kept.
     """
-    alpha = signals @ atoms.T  # products of the residual with every atom
+    alpha = features @ atoms.T  # products of the residual with every atom
     left = torch.ones_like(alpha)  # squared norms of the atoms, the basis projected out
-    energy = signals.square().sum(1, keepdim=True)
+    energy = features.square().sum(1, keepdim=True)
     gain = torch.empty_like(alpha)  # one buffer: a new one in each step would cost more than the arithmetic
     basis: list[Tensor] = []
     for step in range(nonzeros):

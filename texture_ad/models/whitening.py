@@ -1,4 +1,4 @@
-"""Patch features to signals: what the flow and the dictionary model.
+"""Patch features to whitened features: what the flow and the dictionary model.
 
 Whitening every position by itself is PaDiM's idea (Defard et al., ICPR 2021): each position of the image has a mean and a
 covariance of its own.
@@ -72,7 +72,7 @@ class Whitening(nn.Module):
     def refit(self, patches: Iterable[Tensor]) -> None:
         """Center and matrix anew from one pass over patch features (B, P, C).
 
-        Mean and basis stay, so that the signals change no more than the features do. A position's statistics are drawn
+        Mean and basis stay, so that the features change no more than the features do. A position's statistics are drawn
         towards those of all, as if PRIOR more images had shown the latter.
         """
         count = 0
@@ -100,7 +100,7 @@ class Whitening(nn.Module):
         self.matrix = (matrix / energy.clamp(min=1e-12).sqrt()).contiguous()
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Patch features (N, C) of whole images, in order, to signals (N, length)."""
+        """Patch features (N, C) of whole images, in order, to whitened features (N, length)."""
         x = (patches @ self.basis).view(-1, len(self.center), self.length).transpose(0, 1)
         center = self.center + self.mean @ self.basis  # a pass over the patches less than to subtract the mean
         return ((x - center[:, None]) @ self.matrix).transpose(0, 1).reshape(-1, self.length)

@@ -123,8 +123,8 @@ def atom_patches(
     # The dictionary's own batches, whose features a sweep has at hand.
     for batch in data.normal_dataloader():
         patches, grid = detector.patch_features(batch["image"].to(detector.threshold.device))
-        signals = detector.dictionary_features(patches).cpu()
-        codes = abs(omp_spams(signals, detector.atoms.cpu(), s["nonzeros"], s["error"]))  # (K, B h w)
+        features = detector.dictionary_features(patches).cpu()
+        codes = abs(omp_spams(features, detector.atoms.cpu(), s["nonzeros"], s["error"]))  # (K, B h w)
         used = used + codes.getnnz(axis=1)
         count = count + codes.shape[1]
         size = grid[0] * grid[1]
