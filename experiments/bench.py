@@ -42,22 +42,22 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from texture_ad.cli import CONF
+from texture_ad.cli.entry import CONF
 from texture_ad.data import embedded, mvtec
 from texture_ad.data.datamodule import load_sample
+from texture_ad.deploy.scorer import Scorer, predict
 from texture_ad.evaluation.localization import image_scores, top_positions
 from texture_ad.evaluation.metrics import aupro, image_metrics
 from texture_ad.files import write_atomic
-from texture_ad.memory import keep_freed_memory
+from texture_ad.methods.fusion.detection import Dictionary, initial_atoms, update_atoms
+from texture_ad.methods.fusion.detector import Detector
+from texture_ad.methods.fusion.features import TrainingFeatures
 from texture_ad.models.backbone import Backbone
-from texture_ad.models.detector import Detector
-from texture_ad.models.dictionary import Dictionary, initial_atoms, update_atoms
-from texture_ad.models.features import TrainingFeatures
 from texture_ad.models.flow import Flow
 from texture_ad.models.sparse import omp_spams, own_threads, residuals
 from texture_ad.models.whitening import Whitening
 from texture_ad.pipeline import build, calibrate
-from texture_ad.stream import Scorer, predict
+from texture_ad.training.memory import keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results"
 LAMBDA1 = 0.2  # the default's

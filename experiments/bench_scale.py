@@ -22,14 +22,14 @@ from torch.utils.data import DataLoader
 
 from experiments.bench import RESULTS, machine, numbered
 from texture_ad.files import write_atomic
-from texture_ad.memory import keep_freed_memory
+from texture_ad.methods.fusion.detection import Dictionary
+from texture_ad.methods.fusion.detector import Detector
+from texture_ad.methods.fusion.features import TrainingFeatures
 from texture_ad.models.backbone import Backbone
-from texture_ad.models.detector import Detector
-from texture_ad.models.dictionary import Dictionary
-from texture_ad.models.features import TrainingFeatures
 from texture_ad.models.flow import Flow
 from texture_ad.models.whitening import Whitening
 from texture_ad.pipeline import calibrate
+from texture_ad.training.memory import keep_freed_memory
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402

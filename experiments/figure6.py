@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from experiments.runs import figure_run, script
-from texture_ad.models.saved import load_detector
+from texture_ad.methods.saved import load_detector
 from texture_ad.reporting.features import sample_features
 from texture_ad.reporting.figures import tsne
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from texture_ad.deploy.scorer import Scorer, find_images
 from texture_ad.files import write_atomic
-from texture_ad.models.detector import Detector
-from texture_ad.stream import Scorer, find_images
+from texture_ad.methods.fusion.detector import Detector
 
 WARM_UP = 100
 

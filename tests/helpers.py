@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from texture_ad.data.drift import brightness, training_statistics
 from texture_ad.data.embedded import ensure
+from texture_ad.methods.fusion.detector import Detector
 from texture_ad.models.backbone import Backbone
-from texture_ad.models.detector import Detector
 from texture_ad.models.flow import Flow
 from texture_ad.models.whitening import Whitening
 

@@ -18,13 +18,13 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import OneClassSVM as SklearnSVM
 from torch.utils.data import DataLoader
 
-from texture_ad.baselines import BASELINES, baseline_class
-from texture_ad.baselines.base import image_features, nearest
-from texture_ad.baselines.patchcore import core_set
-from texture_ad.cli import CONF
+from texture_ad.cli.entry import CONF
 from texture_ad.errors import UserError
+from texture_ad.methods.base import image_features, nearest
+from texture_ad.methods.patchcore import core_set
+from texture_ad.methods.registry import BASELINES, baseline_class
+from texture_ad.methods.saved import load_detector
 from texture_ad.models.backbone import Backbone
-from texture_ad.models.saved import load_detector
 
 WITHOUT_MAP = {"one_nn", "oc_svm", "ganomaly"}
 

@@ -11,14 +11,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from texture_ad.cache import IRRELEVANT, Cache, digest, share_features, stage1_address
-from texture_ad.cli import CONF
+from texture_ad.cli.entry import CONF
+from texture_ad.cli.settings import among, flatten
 from texture_ad.errors import UserError
+from texture_ad.methods.fusion.detector import Detector
 from texture_ad.models.backbone import Backbone
-from texture_ad.models.detector import Detector
 from texture_ad.models.flow import Flow
 from texture_ad.models.whitening import Whitening
-from texture_ad.settings import among, flatten
+from texture_ad.training.cache import IRRELEVANT, Cache, digest, share_features, stage1_address
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_weights_images_threads_and_source_change_the_address(monkeypatch):
         found.append(stage1_address(c, STATE, "f"))
     finally:
         torch.set_num_threads(threads)
-    monkeypatch.setattr("texture_ad.cache.environment", lambda: ("another source",))
+    monkeypatch.setattr("texture_ad.training.cache.environment", lambda: ("another source",))
     found.append(stage1_address(c, STATE, "f"))
     assert len(set(found)) == len(found)
 

@@ -9,7 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from texture_ad.cli import CONF
+from texture_ad.cli.entry import CONF
 
 CHOICES = [
     f"{'+' if group in ('ablation', 'experiment') else ''}{group}={file.stem}"

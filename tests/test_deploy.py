@@ -19,7 +19,7 @@ from PIL import Image
 
 from texture_ad.data.images import read_image, resize
 from texture_ad.errors import UserError
-from texture_ad.models.detector import Detector
+from texture_ad.methods.fusion.detector import Detector
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ ALONE = """
 import sys
 for name in ("hydra", "omegaconf", "lightning", "pytorch_lightning", "wandb", "spams", "torchmetrics", "sklearn"):
     sys.modules[name] = None  # importing it fails
-from texture_ad.models.detector import Detector
+from texture_ad.methods.fusion.detector import Detector
 import torch
 detector = Detector.load(sys.argv[1])
 scores, maps, positions = detector(torch.load(sys.argv[2]))
@@ -269,7 +269,7 @@ def test_code_in_backbone_weights_is_refused(tmp_path, monkeypatch):
 
 
 def test_code_in_a_checkpoint_is_refused(tmp_path, monkeypatch):
-    from texture_ad.guards import AtomicCheckpoints
+    from texture_ad.training.callbacks import AtomicCheckpoints
 
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Harm()}, tmp_path / "last.ckpt")

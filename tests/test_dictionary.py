@@ -5,8 +5,8 @@ from helpers import untrained_detector
 from sklearn.linear_model import orthogonal_mp_gram
 from threadpoolctl import threadpool_limits
 
-from texture_ad.models.detector import Detector
-from texture_ad.models.dictionary import initial_atoms, update_atoms
+from texture_ad.methods.fusion.detection import initial_atoms, update_atoms
+from texture_ad.methods.fusion.detector import Detector
 from texture_ad.models.sparse import _spams_blas, omp_spams, own_threads, residuals
 
 

@@ -18,7 +18,7 @@ from helpers import command
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from texture_ad import cli
+from texture_ad.cli import entry as cli
 from texture_ad.data import mvtec
 from texture_ad.errors import UserError
 

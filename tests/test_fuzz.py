@@ -17,13 +17,13 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from texture_ad import cli
+from texture_ad.cli import entry as cli
 from texture_ad.data.cutpaste import AREA, KINDS, cutpaste
 from texture_ad.data.images import read_image, read_mask, resize, resize_mask
+from texture_ad.deploy.scorer import COLUMNS, Rows
 from texture_ad.errors import UserError, check_number
 from texture_ad.files import csv_text
-from texture_ad.models.detector import Detector
-from texture_ad.stream import COLUMNS, Rows
+from texture_ad.methods.fusion.detector import Detector
 
 LONG = bool(os.environ.get("TEXTURE_AD_LONG"))
 

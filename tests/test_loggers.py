@@ -18,8 +18,8 @@ from PIL import Image
 from wandb_file import records
 
 from texture_ad.errors import UserError
-from texture_ad.reporting import wandb, wandb_server
-from texture_ad.reporting.wandb import run_names
+from texture_ad.reporting.loggers import wandb, wandb_server
+from texture_ad.reporting.loggers.wandb import run_names
 
 HOSTILE = "<script>alert('1')\n.png"
 

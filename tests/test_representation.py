@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from texture_ad.methods.fusion.representation import limit_gradient
 from texture_ad.models.flow import Flow, negative_log_likelihood
-from texture_ad.models.representation import limit_gradient
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers import arguments, command, environment, few_photographs, repeatable
 
-from texture_ad.stream import Rows
+from texture_ad.deploy.scorer import Rows
 
 KILLS = 24 if os.environ.get("TEXTURE_AD_LONG") else 4
 MARKS = ("stage 1", "stage 2", "stage1/last.ckpt", "stage2/last.ckpt", "detector.pt", "scores.csv", "overlays")

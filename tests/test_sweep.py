@@ -17,11 +17,11 @@ import torch
 from helpers import arguments, command, environment, few_photographs, repeatable
 from omegaconf import OmegaConf
 
-from texture_ad.distributed import SharedBatches
+from texture_ad.cli.naming import data_name, job_name, slug, sweep_dir, swept
+from texture_ad.cli.sweep import compare, finished, read_jobs, write_comparison
 from texture_ad.errors import UserError
-from texture_ad.naming import data_name, job_name, slug, sweep_dir, swept
-from texture_ad.resources import take_share
-from texture_ad.sweep import compare, finished, read_jobs, write_comparison
+from texture_ad.training.distributed import SharedBatches
+from texture_ad.training.resources import take_share
 
 KILLS = 8 if os.environ.get("TEXTURE_AD_LONG") else 1
 QUICK = ("pictures=false", "logger=none", "trainer.max_epochs=1", "dictionary.epochs=1", "cutpaste=none")

@@ -5,7 +5,7 @@ The graph takes `images`, uint8 (B, 3, size, size) RGB, and gives `scores` (B,) 
 
 from omegaconf import DictConfig
 
-from texture_ad.cli import hydra_main
+from texture_ad.cli.entry import hydra_main
 
 KEYS = {"detector", "format", "output"}
 FORMATS = {"onnx": ".onnx", "torch_export": ".pt2"}
@@ -17,8 +17,8 @@ def main(config: DictConfig) -> None:
     from pathlib import Path
 
     from texture_ad.errors import UserError
-    from texture_ad.models.detector import Detector
-    from texture_ad.models.saved import load_detector
+    from texture_ad.methods.fusion.detector import Detector
+    from texture_ad.methods.saved import load_detector
 
     if config.format not in FORMATS:
         raise UserError(f"format={config.format}: expected one of {', '.join(FORMATS)}")

@@ -15,30 +15,30 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from texture_ad.baselines import baseline_class
-from texture_ad.baselines.base import Baseline
-from texture_ad.cache import Cache, share_features, stage1_address
 from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.data.drift import brightness, training_statistics
 from texture_ad.data.mvtec import duplicates
-from texture_ad.distributed import check_processes, gather, is_rank_zero
 from texture_ad.errors import UserError, check_number
 from texture_ad.evaluation.metrics import image_metrics
-from texture_ad.evaluation.testing import Test
 from texture_ad.files import csv_text, write_atomic, write_text
-from texture_ad.guards import AtomicCheckpoints, LoaderTime, Repeatable, StopDivergence, prepare_folder
-from texture_ad.models.detector import Detector
-from texture_ad.models.dictionary import Dictionary
-from texture_ad.models.features import TrainingFeatures
+from texture_ad.methods.base import Baseline
+from texture_ad.methods.evaluation import Test
+from texture_ad.methods.fusion.detection import Dictionary
+from texture_ad.methods.fusion.detector import Detector
+from texture_ad.methods.fusion.features import TrainingFeatures
+from texture_ad.methods.fusion.representation import Representation
+from texture_ad.methods.registry import baseline_class
 from texture_ad.models.flow import Flow
-from texture_ad.models.representation import Representation
 from texture_ad.models.whitening import Whitening
 from texture_ad.reporting.features import write_feature_figures
 from texture_ad.reporting.loggers import log_results, open_loggers
-from texture_ad.reporting.progress import StageProgress
 from texture_ad.reporting.results import versions, write_results
 from texture_ad.reporting.tables import metrics_table
-from texture_ad.resources import peak_memory, reset_peak_memory
+from texture_ad.training.cache import Cache, share_features, stage1_address
+from texture_ad.training.callbacks import AtomicCheckpoints, LoaderTime, Repeatable, StopDivergence, prepare_folder
+from texture_ad.training.distributed import check_processes, gather, is_rank_zero
+from texture_ad.training.progress import StageProgress
+from texture_ad.training.resources import peak_memory, reset_peak_memory
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")  # of stage 1; what comes after it, and its scores, have all digits
 FIT = ("lambda1", "iterations", "batch", "threads", "epochs")  # what the dictionary's fit takes, its detector doesn't

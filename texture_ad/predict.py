@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig
 
-from texture_ad.cli import hydra_main
+from texture_ad.cli.entry import hydra_main
 
 KEYS = {"detector", "input", "output", "device", "batch_size", "pictures", "watch", "interval"}
 
@@ -12,10 +12,10 @@ def main(config: DictConfig) -> None:
     from pathlib import Path
 
     from texture_ad.data.images import IMAGE_SUFFIXES
+    from texture_ad.deploy.scorer import Scorer, find_images, predict, watch
     from texture_ad.errors import UserError, check_number
-    from texture_ad.memory import keep_freed_memory
-    from texture_ad.models.saved import load_detector
-    from texture_ad.stream import Scorer, find_images, predict, watch
+    from texture_ad.methods.saved import load_detector
+    from texture_ad.training.memory import keep_freed_memory
 
     check_number("batch_size", config.batch_size, 1, whole=True)
     check_number("interval", config.interval, 0, above=True)

@@ -7,10 +7,10 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from texture_ad.cli import hydra_main, in_sweep
+from texture_ad.cli.entry import hydra_main, in_sweep
+from texture_ad.cli.sweep import finished
 from texture_ad.errors import UserError
-from texture_ad.resources import take_share
-from texture_ad.sweep import finished
+from texture_ad.training.resources import take_share
 
 KEYS = {
     "backbone",
@@ -51,10 +51,10 @@ def main(config: DictConfig) -> None:
 
     # Advice for Lightning's developers and deprecations inside libraries: nothing that a user can act on.
     warnings.filterwarnings("ignore", module=r"(lightning|torch|torchmetrics)\b")
-    from texture_ad.cache import Cache
-    from texture_ad.distributed import is_rank_zero
-    from texture_ad.memory import keep_freed_memory
     from texture_ad.pipeline import run
+    from texture_ad.training.cache import Cache
+    from texture_ad.training.distributed import is_rank_zero
+    from texture_ad.training.memory import keep_freed_memory
 
     keep_freed_memory()
     if not is_rank_zero():

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampl
 from texture_ad.data import embedded, mvtec
 from texture_ad.data.images import Sample, read_image, read_mask, resize, resize_mask
 from texture_ad.data.synthetic import synthetic_defects
-from texture_ad.distributed import SharedBatches
 from texture_ad.errors import UserError, check_number
+from texture_ad.training.distributed import SharedBatches
 
 SOURCES = ("auto", "mvtec", "folder", "embedded")
 

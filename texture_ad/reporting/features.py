@@ -11,8 +11,8 @@ from torch import Tensor
 
 from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.errors import UserError
+from texture_ad.methods.fusion.detector import Detector
 from texture_ad.models.backbone import Backbone, flatten_patches
-from texture_ad.models.detector import Detector
 from texture_ad.models.sparse import omp_spams
 from texture_ad.reporting import figures
 

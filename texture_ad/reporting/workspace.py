@@ -1,12 +1,12 @@
 """`python -m texture_ad.reporting.workspace TEAM`: a W&B workspace and report in which runs and sweeps are compared.
 
 Needs a key, a server and `pip install "texture_ad[wandb]"`. Runs are grouped by group (the sweep) and job type (the
-setting without its seed), as `texture_ad.reporting.wandb` names them: every line and bar is a mean over seeds.
+setting without its seed), as `texture_ad.reporting.loggers.wandb` names them: every line and bar is a mean over seeds.
 """
 
 import argparse
 
-from texture_ad.cli import fail
+from texture_ad.cli.entry import fail
 from texture_ad.errors import UserError
 
 _CURVES = {
@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
             import wandb_workspaces  # noqa: F401
         except ModuleNotFoundError as error:
             raise UserError('wandb_workspaces: not installed; pip install "texture_ad[wandb]"') from error
-        from texture_ad.reporting.wandb_server import offline_reason
+        from texture_ad.reporting.loggers.wandb_server import offline_reason
 
         reason = offline_reason()
         if reason:

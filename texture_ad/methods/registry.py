@@ -28,4 +28,4 @@ def baseline_class(name: str) -> type:
     """
     if name not in BASELINES:
         raise UserError(f"method.name={name}: expected one of fusion, {', '.join(BASELINES)}")
-    return getattr(import_module(f"texture_ad.baselines.{name}"), BASELINES[name])
+    return getattr(import_module(f"texture_ad.methods.{name}"), BASELINES[name])

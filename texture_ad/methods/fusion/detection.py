@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from texture_ad.distributed import gather
 from texture_ad.errors import check_number
-from texture_ad.models.detector import Detector
-from texture_ad.models.features import TrainingFeatures
+from texture_ad.methods.fusion.detector import Detector
+from texture_ad.methods.fusion.features import TrainingFeatures
 from texture_ad.models.sparse import own_threads, residuals
+from texture_ad.training.distributed import gather
 
 LOGGED = 512  # features of a batch, at most, whose residual is logged
 

@@ -50,6 +50,6 @@ def log_results(loggers: Sequence[Logger], folder: Path, metrics: Mapping) -> No
                 with Image.open(path) as picture:
                     logger.experiment.add_image(path.stem, np.asarray(picture.convert("RGB")), dataformats="HWC")
         elif isinstance(logger, WandbLogger):
-            from texture_ad.reporting import wandb
+            from texture_ad.reporting.loggers import wandb
 
             wandb.log_results(logger, folder, metrics)

@@ -21,10 +21,10 @@ from filelock import FileLock
 from omegaconf import DictConfig
 from torch import Tensor
 
+from texture_ad.cli.settings import among, flatten
 from texture_ad.errors import check_number
 from texture_ad.files import save_atomic
-from texture_ad.models.detector import Detector
-from texture_ad.settings import among, flatten
+from texture_ad.methods.fusion.detector import Detector
 
 # The only settings that stage 1 does not depend on; every other, also one that is yet to come, changes its address.
 IRRELEVANT = (
@@ -64,7 +64,7 @@ IRRELEVANT = (
 def environment() -> tuple[str, ...]:
     """What else the last digit depends on: this package's source, the libraries, the processor or GPU."""
     source = hashlib.sha256()
-    root = Path(__file__).parent
+    root = Path(__file__).parents[1]
     for path in sorted(root.rglob("*.py")):
         source.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
     found = [source.hexdigest(), platform.machine(), torch.backends.cpu.get_cpu_capability()]

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from texture_ad.distributed import gather
 from texture_ad.errors import check_number
-from texture_ad.models.detector import Detector
+from texture_ad.methods.fusion.detector import Detector
+from texture_ad.training.distributed import gather
 
 
 class TrainingFeatures:

@@ -8,8 +8,8 @@ The backbone is ours, its deepest layer averaged over the image and standardised
 import torch
 from torch import Tensor
 
-from texture_ad.baselines.base import Baseline, feature_dims, image_features
 from texture_ad.errors import check_number
+from texture_ad.methods.base import Baseline, feature_dims, image_features
 from texture_ad.models.backbone import Backbone
 
 

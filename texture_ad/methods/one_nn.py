@@ -8,8 +8,8 @@ to the nearest training feature. The backbone is ours, its deepest layer average
 import torch
 from torch import Tensor
 
-from texture_ad.baselines.base import Baseline, feature_dims, image_features, nearest
 from texture_ad.errors import check_number
+from texture_ad.methods.base import Baseline, feature_dims, image_features, nearest
 from texture_ad.models.backbone import Backbone
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from texture_ad.cli import in_sweep
+from texture_ad.cli.entry import in_sweep
 from texture_ad.errors import UserError
 
 

@@ -17,10 +17,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from texture_ad import naming  # noqa: F401, makes conf/'s resolvers known
+from texture_ad.cli import naming  # noqa: F401, makes conf/'s resolvers known
 from texture_ad.errors import UserError
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 # In a checkout conf/ lies beside the package, in an installed wheel inside it.
 CONF = str(next(p for p in (_PACKAGE.parent / "conf", _PACKAGE / "conf") if p.is_dir()))
 

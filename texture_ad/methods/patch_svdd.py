@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from texture_ad.baselines.base import Baseline, nearest
 from texture_ad.errors import UserError, check_number
+from texture_ad.methods.base import Baseline, nearest
 
 SIDE = 256  # of the images, pixels
 PATCHES = (64, 32)  # pixels

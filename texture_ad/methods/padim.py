@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from texture_ad.baselines.base import Baseline, feature_dims
 from texture_ad.errors import check_number
+from texture_ad.methods.base import Baseline, feature_dims
 from texture_ad.models.backbone import Backbone
 
 RIDGE = 0.01

@@ -82,9 +82,9 @@ def load_detector(path: Path, device: str = "cpu", coder: str | None = None) -> 
     Raises:
         UserError: missing, no detector, of another version, damaged, or a device that is not there.
     """
-    from texture_ad.baselines import baseline_class
-    from texture_ad.baselines.base import BASELINE_FORMAT, BASELINE_VERSION
-    from texture_ad.models.detector import FORMAT, VERSION, Detector
+    from texture_ad.methods.base import BASELINE_FORMAT, BASELINE_VERSION
+    from texture_ad.methods.fusion.detector import FORMAT, VERSION, Detector
+    from texture_ad.methods.registry import baseline_class
 
     content = read_saved(path, {FORMAT: VERSION, BASELINE_FORMAT: BASELINE_VERSION})
     try:

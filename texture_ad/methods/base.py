@@ -10,8 +10,8 @@ from torchvision.transforms.functional import gaussian_blur
 from texture_ad.errors import check_number
 from texture_ad.evaluation.localization import TOP, top_positions
 from texture_ad.files import save_atomic
+from texture_ad.methods.fusion.detector import Detector, Prediction, backbone_settings
 from texture_ad.models.backbone import Backbone
-from texture_ad.models.detector import Detector, Prediction, backbone_settings
 
 BASELINE_FORMAT = "texture_ad.baseline"
 BASELINE_VERSION = 2

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from texture_ad.baselines.base import MIN_DISTANCE, Baseline
 from texture_ad.errors import UserError, check_number
 from texture_ad.evaluation.localization import TOP, image_scores, top_positions
-from texture_ad.models.dictionary import initial_atoms, update_atoms
+from texture_ad.methods.base import MIN_DISTANCE, Baseline
+from texture_ad.methods.fusion.detection import initial_atoms, update_atoms
 from texture_ad.models.sparse import residuals
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from texture_ad.distributed import gather
+from texture_ad.training.distributed import gather
 
 
 class Test(L.LightningModule):

@@ -13,9 +13,9 @@ from lightning.pytorch.profilers import Profiler
 from omegaconf import DictConfig
 from torch import Tensor
 
+from texture_ad.cli.settings import check_same
 from texture_ad.errors import UserError
 from texture_ad.files import save_atomic
-from texture_ad.settings import check_same
 
 DIVERGED = 1e6  # a loss beyond; both stages' losses are of order one
 

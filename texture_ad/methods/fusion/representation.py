@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torchmetrics.classification import BinaryAUROC
 
 from texture_ad.data.cutpaste import TASKS, pretext_batch
-from texture_ad.distributed import gather
 from texture_ad.errors import UserError, check_number
 from texture_ad.evaluation.localization import image_scores, top_positions
+from texture_ad.methods.fusion.features import TrainingFeatures
 from texture_ad.models.backbone import Backbone, flatten_patches
-from texture_ad.models.features import TrainingFeatures
 from texture_ad.models.flow import Flow, negative_log_likelihood
 from texture_ad.models.whitening import Whitening
+from texture_ad.training.distributed import gather
 
 TRACKING = 0.05  # momentum of the flow's input statistics, which follow the backbone as it learns
 

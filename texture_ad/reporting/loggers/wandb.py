@@ -19,8 +19,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from texture_ad.errors import UserError
 from texture_ad.files import write_text
+from texture_ad.reporting.loggers.wandb_server import offline_reason
 from texture_ad.reporting.results import overlay_path
-from texture_ad.reporting.wandb_server import offline_reason
 
 UPLOAD = 600.0  # seconds for what is left to upload at the end; all of it stays on disk
 

@@ -9,8 +9,8 @@ is scaled to unit length.
 import torch
 from torch import Tensor
 
-from texture_ad.baselines.base import Baseline, feature_dims, nearest
 from texture_ad.errors import check_number
+from texture_ad.methods.base import Baseline, feature_dims, nearest
 from texture_ad.models.backbone import Backbone, flatten_patches
 
 PROJECTED = 128  # dimensions in which the core set is chosen

@@ -16,10 +16,10 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from texture_ad.cli import explain, fail, in_sweep
+from texture_ad.cli.entry import explain, fail, in_sweep
+from texture_ad.cli.naming import key_of, swept
+from texture_ad.cli.settings import check_same
 from texture_ad.errors import UserError
-from texture_ad.naming import key_of, swept
-from texture_ad.settings import check_same
 
 METRICS = ("image_auroc", "image_ap", "image_f1", "pixel_auroc", "aupro", "synthetic_auroc")
 # Name in metrics.json to what a table calls it, the scale and the digits there.

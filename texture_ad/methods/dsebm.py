@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from texture_ad.baselines.base import Baseline
 from texture_ad.errors import UserError, check_number
+from texture_ad.methods.base import Baseline
 
 
 class DSEBM(Baseline, L.LightningModule):

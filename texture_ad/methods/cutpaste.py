@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from texture_ad.baselines.base import Baseline, feature_dims, image_features
 from texture_ad.data.cutpaste import TASKS, pretext_batch
 from texture_ad.errors import UserError, check_number
+from texture_ad.methods.base import Baseline, feature_dims, image_features
 from texture_ad.models.backbone import Backbone
 
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from texture_ad.errors import UserError, check_number
 from texture_ad.evaluation.localization import image_scores, separate_positions, top_positions
 from texture_ad.files import save_atomic
+from texture_ad.methods.saved import load_detector
 from texture_ad.models.backbone import Backbone, flatten_patches
 from texture_ad.models.flow import Flow, negative_log_likelihood
-from texture_ad.models.saved import load_detector
 from texture_ad.models.slices import in_slices
 from texture_ad.models.sparse import residuals
 from texture_ad.models.whitening import Whitening
