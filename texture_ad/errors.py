@@ -1,40 +1,43 @@
-"""The one exception that users are meant to read, and the check of a number's range that raises it."""
-
-import math
+"""The exceptions that users are meant to read: one line that says what was wrong, where, and what to do."""
 
 
 class UserError(Exception):
-    """Bad input: a single line that says what was wrong, where, and what to do.
+    """Report bad input.
 
-    Command lines print it without a traceback and exit with code 2.
+    Command lines print it as a single line without a traceback and exit with code 2.
     """
 
 
-def check_number(
-    key: str, value: object, least: float, most: float | None = None, *, above: bool = False, whole: bool = False
-) -> None:
-    """Holds a parameter to its range.
+class ParameterError(UserError):
+    """Report a parameter that is out of its range, by its own name.
+
+    A class knows its parameters, not who sets them. Whoever does (the command line: a group of the configuration) puts
+    its name in front with `within` and may add advice.
 
     Args:
-        key: the parameter's name as it is given on the command line.
-        value: anything; only finite numbers pass, and True and False are none.
-        least, most: the range, both ends included.
-        above: `least` itself is outside.
-        whole: only integers pass.
-
-    Raises:
-        UserError: names the key, the value and the allowed range.
-
-    Example:
-        >>> check_number("dictionary.atoms", 0, 1, whole=True)
-        Traceback (most recent call last):
-        texture_ad.errors.UserError: dictionary.atoms=0: expected an integer of at least 1
+        name: of the parameter.
+        value: that it was given.
+        problem: what is wrong, and what was expected.
     """
-    right = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if right and (value > least or (value == least and not above)) and (most is None or value <= most):
-        return
-    if most is None:
-        bounds = f"above {least:g}" if above else f"of at least {least:g}"
-    else:
-        bounds = f"above {least:g} and at most {most:g}" if above else f"from {least:g} to {most:g}"
-    raise UserError(f"{key}={value}: expected {'an integer' if whole else 'a number'} {bounds}")
+
+    def __init__(self, name: str, value: object, problem: str):
+        super().__init__(name, value, problem)
+        self.name = name
+        self.value = value
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.value}: {self.problem}"
+
+    def within(self, group: str) -> "ParameterError":
+        """Return the same error with the group's name in front of the parameter's."""
+        return ParameterError(f"{group}.{self.name}" if group else self.name, self.value, self.problem)
+
+
+def check_number(key, value, least, most=None, *, above=False, whole=False):
+    """Check one number (on its way out: ranges move to the annotations of `texture_ad.parameters`)."""
+    from typing import Annotated
+
+    from texture_ad.parameters import Range, check
+
+    check(key, value, Annotated[int if whole else float, Range(least, most, above)])

@@ -1,0 +1,107 @@
+"""Ranges of parameters as part of their annotations, and the one place that checks them.
+
+Example:
+    >>> @checked
+    ... class Flow:
+    ...     def __init__(self, blocks: Count, clamp: Positive, mode: Literal["fast", "exact"]): ...
+    >>> Flow(0, 2.0, "fast")
+    Traceback (most recent call last):
+    texture_ad.errors.ParameterError: blocks=0: expected an integer of at least 1
+"""
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from texture_ad.errors import ParameterError
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Range:
+    """State which numbers a parameter may have; used in `Annotated[int, Range(1)]`.
+
+    Args:
+        least: smallest value.
+        most: largest value, None for no limit.
+        above: whether `least` itself is out of the range.
+    """
+
+    least: float
+    most: float | None = None
+    above: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        over = value > self.least if self.above else value >= self.least
+        return over and (self.most is None or value <= self.most)
+
+    def __str__(self) -> str:
+        if self.most is None:
+            return f"above {self.least:g}" if self.above else f"of at least {self.least:g}"
+        if self.above:
+            return f"above {self.least:g} and at most {self.most:g}"
+        return f"from {self.least:g} to {self.most:g}"
+
+
+Count = Annotated[int, Range(1)]
+Size = Annotated[int, Range(32, 8192)]  # side of an image in pixels
+NonNegativeInt = Annotated[int, Range(0)]
+Positive = Annotated[float, Range(0, above=True)]
+NonNegative = Annotated[float, Range(0)]
+Fraction = Annotated[float, Range(0, 1)]
+
+
+def check(name: str, value: object, annotation: Any) -> None:
+    """Check one value against `Annotated[int | float, Range]`, `Literal[...]`, or either of them or None.
+
+    Other annotations are not checked. Only finite numbers pass as numbers; True and False are none.
+
+    Raises:
+        ParameterError: the value is out of the range; names the parameter, the value and the range.
+    """
+    origin = get_origin(annotation)
+    if origin in (Union, UnionType):
+        options = get_args(annotation)
+        if value is None and type(None) in options:
+            return
+        (annotation, *more) = [option for option in options if option is not type(None)]
+        if not more:
+            check(name, value, annotation)
+    elif origin is Literal:
+        allowed = get_args(annotation)
+        if value not in allowed:
+            raise ParameterError(name, value, f"expected one of {', '.join(map(str, allowed))}")
+    elif origin is Annotated:
+        kind, *details = get_args(annotation)
+        for interval in (detail for detail in details if isinstance(detail, Range)):
+            number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+            if not (number and math.isfinite(value) and value in interval):  # type: ignore[arg-type, operator]
+                raise ParameterError(name, value, f"expected {'an integer' if kind is int else 'a number'} {interval}")
+
+
+def checked(target: T) -> T:
+    """Check the arguments of a function, or of a class's `__init__`, against their annotations at every call.
+
+    Raises:
+        ParameterError: at a call, the first argument that is out of its range.
+    """
+    if inspect.isclass(target):
+        target.__init__ = checked(target.__init__)  # type: ignore[misc]
+        return target
+    signature = inspect.signature(target)
+    annotations = get_type_hints(target, include_extras=True)
+
+    @wraps(target)
+    def checking(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        for name, value in bound.arguments.items():
+            if name in annotations:
+                check(name, value, annotations[name])
+        return target(*args, **kwargs)
+
+    return checking  # type: ignore[return-value]
