@@ -5,10 +5,13 @@ Dictionary; `method=NAME` fits one of the systems that the paper compares with (
 """
 
 import json
+import shlex
 import time
+from functools import partial
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
@@ -19,18 +22,20 @@ from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.data.drift import brightness, training_statistics
 from texture_ad.data.mvtec import duplicates
 from texture_ad.errors import UserError, check_number
-from texture_ad.evaluation.metrics import image_metrics
+from texture_ad.evaluation.embedding import embed
+from texture_ad.evaluation.metrics import evaluate, image_metrics
 from texture_ad.files import csv_text, write_atomic, write_text
 from texture_ad.methods.base import Baseline
 from texture_ad.methods.evaluation import Test
 from texture_ad.methods.fusion.detection import Dictionary
 from texture_ad.methods.fusion.detector import Detector
+from texture_ad.methods.fusion.explain import atom_crops, sample_features
 from texture_ad.methods.fusion.features import TrainingFeatures
 from texture_ad.methods.fusion.representation import Representation
 from texture_ad.methods.registry import baseline_class
 from texture_ad.models.flow import Flow
 from texture_ad.models.whitening import Whitening
-from texture_ad.reporting.features import write_feature_figures
+from texture_ad.reporting import charts, panels
 from texture_ad.reporting.loggers import log_results, open_loggers
 from texture_ad.reporting.results import versions, write_results
 from texture_ad.reporting.tables import metrics_table
@@ -246,6 +251,34 @@ def synthetic_auroc(detector: nn.Module, data: TextureDataModule) -> float:
     return image_metrics(torch.cat(scores).numpy(), torch.cat(labels).numpy(), float(detector.threshold))["image_auroc"]
 
 
+def write_feature_figures(config: DictConfig, detector: Detector, data: TextureDataModule, folder: Path) -> None:
+    """Write tsne.png, and atoms.png where atoms are used, into the run folder.
+
+    Args:
+        config: of the run; its backbone is made anew, as it was before stage 1.
+        detector: after stage 2.
+        data: test images for t-SNE, training images for the atoms.
+        folder: the run folder.
+    """
+    pretrained = None if config.backbone.weights == "none" else instantiate(config.backbone)
+    try:
+        layouts, labels = embed(*sample_features(pretrained, detector, data, config.seed), config.seed)
+        unit = "patches" if data.has_masks else "images"
+        charts.tsne(layouts, labels, folder / "tsne.png", data.source_name, unit)
+    except UserError as error:
+        print(f"warning: no t-SNE, {folder / 'tsne.png'}: {error}", flush=True)
+    if detector.settings["nonzeros"] > 0:
+        panels.atoms(*atom_crops(detector, data), folder / "atoms.png", data.source_name)
+
+
+def repeat_command(folder: Path) -> str:
+    """Return the command for the shell that repeats the run of this folder, but for the folder itself."""
+    overrides = folder / "hydra" / "overrides.yaml"
+    told = OmegaConf.load(overrides) if overrides.is_file() else []
+    arguments = [str(one) for one in told if not str(one).startswith("run_dir=")]
+    return shlex.join(["python", "-m", "texture_ad.run", *arguments])
+
+
 def run(config: DictConfig, cache: Cache | None = None) -> dict:
     """Runs one experiment and fills its run folder; returns what metrics.json holds.
 
@@ -260,7 +293,7 @@ def run(config: DictConfig, cache: Cache | None = None) -> dict:
     check_number("quantile", config.quantile, 0, 1, above=True)
     if is_rank_zero():
         prepare_folder(folder, config)
-    with open_loggers(config.logger) as loggers:
+    with open_loggers(partial(instantiate, options) for options in (config.logger or {}).values()) as loggers:
         return experiment(config, folder, loggers, cache)
 
 
@@ -321,9 +354,11 @@ def experiment(config: DictConfig, folder: Path, loggers: list, cache: Cache | N
         metrics |= {key: max(value, metrics.get(key, 0)) for key, value in peak_memory().items()}
         if config.pictures and config.method.name == "fusion":
             write_feature_figures(config, detector, data, folder)
-        metrics = write_results(
-            test.predictions(), detector.grid(), float(detector.threshold), data, folder, metrics, config.pictures
-        )
+        predictions = test.predictions()
+        metrics |= evaluate(predictions, float(detector.threshold), data.has_masks)
+        floor = 0.0 if predictions["map"] is None else float(np.median(predictions["map"]))
+        command = repeat_command(folder)
+        write_results(predictions, detector.grid(), floor, metrics, data, folder, config.pictures, command)
         print(
             metrics_table({k: v for k, v in metrics.items() if k not in ("data_source", "category")}, data.source_name)
         )
