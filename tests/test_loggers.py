@@ -21,6 +21,7 @@ from texture_ad.errors import UserError
 from texture_ad.reporting.loggers import wandb, wandb_server
 from texture_ad.reporting.loggers.wandb import run_names
 
+DEFAULTS = {"project": "texture_ad", "entity": None, "group": None, "job_type": None, "name": None, "tags": []}
 HOSTILE = "<script>alert('1')\n.png"
 
 
@@ -154,7 +155,7 @@ def test_a_key_without_a_server_is_offline_at_once(monkeypatch, tmp_path, capsys
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setattr(wandb_server, "_answers", lambda url: False)
-    logger = wandb.wandb_logger(tmp_path)
+    logger = wandb.wandb_logger(tmp_path, **DEFAULTS)
     logger.experiment.finish()
     assert "does not answer" in capsys.readouterr().out and list(tmp_path.glob("wandb/offline-run-*"))
 
@@ -184,7 +185,7 @@ def test_a_server_that_fails_to_begin_a_run_is_left_for_later(monkeypatch, tmp_p
         return begin(mode=mode, **options)
 
     monkeypatch.setattr(wandb.wandb, "init", init)
-    wandb.wandb_logger(tmp_path / "a b").experiment.finish()
+    wandb.wandb_logger(tmp_path / "a b", **DEFAULTS).experiment.finish()
     assert f"offline, bad gateway; upload later: wandb sync '{tmp_path}/a b/wandb'/offline" in capsys.readouterr().out
 
 
@@ -193,7 +194,7 @@ def test_a_refused_key_is_a_users_error(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_API_KEY", "too-short")
     monkeypatch.setattr(wandb_server, "_answers", lambda url: True)
     with pytest.raises(UserError, match="logger=wandb: .*WANDB_MODE=offline"):
-        wandb.wandb_logger(tmp_path)
+        wandb.wandb_logger(tmp_path, **DEFAULTS)
 
 
 def test_a_run_is_called_as_its_folder(tmp_path):

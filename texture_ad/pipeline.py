@@ -27,7 +27,7 @@ from texture_ad.environment import versions
 from texture_ad.errors import DivergenceError, ParameterError, UserError
 from texture_ad.evaluation.calibration import threshold
 from texture_ad.evaluation.embedding import embed
-from texture_ad.evaluation.metrics import Predictions, evaluate_predictions, image_metrics
+from texture_ad.evaluation.metrics import Predictions, image_metrics, prediction_metrics
 from texture_ad.files import csv_text, write_atomic, write_text
 from texture_ad.methods.base import AnomalyDetector, Measurement, Provenance
 from texture_ad.methods.evaluation import Evaluation
@@ -280,7 +280,7 @@ def evaluate(run: Run, detector: AnomalyDetector) -> Predictions | None:
     predictions = evaluation.predictions()
     run.metrics["test_seconds_per_image"] = (run.clock() - start) / len(run.data.test_samples)
     run.metrics |= {key: max(value, run.metrics.get(key, 0)) for key, value in peak_memory().items()}
-    run.metrics |= evaluate_predictions(predictions, float(detector.threshold), run.data.has_masks)
+    run.metrics |= prediction_metrics(predictions, float(detector.threshold), run.data.has_masks)
     return predictions
 
 
@@ -294,7 +294,8 @@ def report(run: Run, detector: AnomalyDetector, predictions: Predictions | None)
             _draw_features(run, detector)
         floor = float(detector.map_floor)
         write_results(predictions, floor, run.metrics, run.data, run.folder, run.config.pictures, run.command)
-        print(metrics_table(run.metrics))
+        shown = {name: value for name, value in run.metrics.items() if name not in ("data_source", "category")}
+        print(metrics_table(shown, run.data.source_name))
     log_results(run.loggers, run.folder, run.metrics)
     if predictions is not None:
         print(f"report   {run.folder / 'report.html'}")

@@ -65,12 +65,9 @@ class Scorer:
         return str(path.relative_to(self.root)).encode("utf-8", "backslashreplace").decode()
 
     def _overlay(self, path: Path, image, anomaly_map, positions, grid: tuple[int, int], score: float) -> None:
-        from texture_ad.reporting.figures import localization_panel
+        from texture_ad.reporting.panels import localization_panel, overlay_path
 
-        place = path.relative_to(self.root)
-        # Two images may differ in their suffix alone.
-        place = place if place.suffix == ".png" else place.with_name(place.name + ".png")
-        target = self.output / "overlays" / place
+        target = self.output / overlay_path(path.relative_to(self.root))
         target.parent.mkdir(parents=True, exist_ok=True)
         region = region_mask(positions, grid, (self.size, self.size))
         localization_panel(
