@@ -196,7 +196,7 @@ def test_submitit_takes_the_cores_it_is_given_and_tells_failures(data, tmp_path)
 def test_joblibs_processes_take_the_gpus_in_turn(monkeypatch, worker, visible, expected):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setattr("multiprocessing.current_process", lambda: SimpleNamespace(name=worker))
-    take_share(OmegaConf.create({"_target_": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"}))
+    take_share("hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher")
     assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
 
 

@@ -15,7 +15,7 @@ def main(config: DictConfig) -> None:
     from texture_ad.deploy.scorer import Scorer, find_images, predict, watch
     from texture_ad.errors import UserError, check_number
     from texture_ad.methods.saved import load_detector
-    from texture_ad.training.memory import keep_freed_memory
+    from texture_ad.training.resources import keep_freed_memory
 
     check_number("batch_size", config.batch_size, 1, whole=True)
     check_number("interval", config.interval, 0, above=True)

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from texture_ad.cli.entry import hydra_main, in_sweep
 from texture_ad.cli.sweep import finished
 from texture_ad.errors import UserError
-from texture_ad.training.resources import take_share
+from texture_ad.training.resources import keep_freed_memory, take_share
 
 KEYS = {
     "backbone",
@@ -47,14 +47,14 @@ def main(config: DictConfig) -> None:
         if finished(folder, config):
             print(f"skipped  {config.run_dir}: finished before", flush=True)
             return
-        take_share(HydraConfig.get().launcher)
+        launcher = HydraConfig.get().launcher
+        take_share(launcher._target_, launcher.get("cpus_per_task"))
 
     # Advice for Lightning's developers and deprecations inside libraries: nothing that a user can act on.
     warnings.filterwarnings("ignore", module=r"(lightning|torch|torchmetrics)\b")
     from texture_ad.pipeline import run
     from texture_ad.training.cache import Cache
     from texture_ad.training.distributed import is_rank_zero
-    from texture_ad.training.memory import keep_freed_memory
 
     keep_freed_memory()
     if not is_rank_zero():
