@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import random
 import re
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from urllib.parse import unquote
 
 import pytest
 import torch
-from helpers import arguments, command, environment, few_photographs, repeatable
+from helpers import arguments, command, environment, few_photographs, printed_random, repeatable
 from omegaconf import OmegaConf
 
 from texture_ad.cli.naming import data_name, job_name, slug, sweep_dir, swept
@@ -138,7 +137,7 @@ def test_a_killed_sweep_resumes_and_ends_with_the_same_table(data, tmp_path):
     start = time.monotonic()
     assert call(data, tmp_path / "whole", *sweep, cache=tmp_path / "cache").returncode == 0
     seconds = time.monotonic() - start
-    rng = random.Random(int.from_bytes(os.urandom(4), "big"))
+    rng = printed_random()
     for kill in range(KILLS):
         folder = tmp_path / f"killed{kill}"
         cache = tmp_path / f"cache{kill}"

@@ -41,7 +41,7 @@ def keep_freed_memory() -> None:
 def take_share(launcher: str, cpus: int | None = None) -> None:
     """Keep the jobs that a launcher runs side by side from competing; call it before torch is first used.
 
-    Joblib gives each of its processes cores / n_jobs threads by itself. Here each gets one of the visible GPUs, in turn.
+    Joblib gives each of its processes cores / n_jobs threads by itself; here each gets one of the visible GPUs in turn.
     Submitit's jobs get `cpus` threads, 1 where none are asked for, as under Slurm.
 
     Args:
