@@ -84,7 +84,7 @@ def data(tmp_path_factory):
 def run(data, tmp_path_factory):
     """A run on such a system: its folder and what it printed."""
     folder = tmp_path_factory.mktemp("run")
-    quick = ("trainer.max_epochs=1", "dictionary.epochs=1")
+    quick = ("trainer.max_epochs=1",)
     return folder, call("texture_ad.run", *arguments(data, folder, *quick)[3:])
 
 
