@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import random
 import sys
 from pathlib import Path
 
@@ -99,3 +100,15 @@ def repeatable(metrics: dict) -> dict:
 
 def environment(**more):
     return {k: v for k, v in os.environ.items() if k != "MVTEC_AD_ROOT"} | {"OMP_NUM_THREADS": "1"} | more
+
+
+def printed_random(seed: int | None = None) -> random.Random:
+    """Return a generator for moments of kills; its seed is printed, so that a failure can be repeated.
+
+    Args:
+        seed: by default TEXTURE_AD_KILL_SEED, else another at every call.
+    """
+    if seed is None:
+        seed = int(os.environ.get("TEXTURE_AD_KILL_SEED") or int.from_bytes(os.urandom(4), "big"))
+    print(f"kills by seed {seed}; TEXTURE_AD_KILL_SEED={seed} repeats them")
+    return random.Random(seed)

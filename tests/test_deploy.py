@@ -18,6 +18,8 @@ from helpers import command, untrained_detector
 from PIL import Image
 
 from texture_ad.data.images import read_image, resize
+from texture_ad.deploy.scorer import Scorer, find_images
+from texture_ad.deploy.scorer import predict as predict_files
 from texture_ad.errors import UserError
 from texture_ad.methods.fusion.detector import Detector
 
@@ -168,6 +170,16 @@ def test_an_unreadable_image_fails_after_all_others_are_scored(predict, photogra
     code, _, errors, rows = predict(folder, "batch_size=2")
     assert code == 2 and "1 of 5 images could not be scored" in errors
     assert [bool(r["score"]) for r in rows] == [True, True, False, True, True]
+
+
+@pytest.mark.xfail(strict=True, reason="the prediction does not carry the grid of its patch map yet")
+def test_overlays_need_no_further_pass_of_the_backbone(saved, photographs, tmp_path):
+    detector = Detector.load(saved)
+    passes = []
+    detector.backbone.register_forward_hook(lambda *_: passes.append(1))
+    paths = find_images(photographs, tmp_path)
+    predict_files(Scorer(detector, photographs, tmp_path), paths, tmp_path, batch_size=1)
+    assert len(list((tmp_path / "overlays").iterdir())) == len(paths) == len(passes)
 
 
 def test_its_own_pictures_are_not_scored(predict, photographs, tmp_path):

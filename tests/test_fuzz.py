@@ -20,7 +20,8 @@ from PIL import Image
 from texture_ad.cli import entry as cli
 from texture_ad.data.cutpaste import AREA, KINDS, cutpaste
 from texture_ad.data.images import read_image, read_mask, resize, resize_mask
-from texture_ad.deploy.scorer import COLUMNS, Rows
+from texture_ad.deploy.scorer import COLUMNS
+from texture_ad.deploy.watch import Rows
 from texture_ad.errors import UserError, check_number
 from texture_ad.files import csv_text
 from texture_ad.methods.fusion.detector import Detector
@@ -229,5 +230,5 @@ def test_rows_survive_a_cut_anywhere(names, cut):
         kept = [n for n in names if n in rows.names]
         assert kept == names[: len(kept)] and rows.names == set(kept)
         rows.append([(n, "1.5", "2", 0, "") for n in names[len(kept) :]])
-        rows.file.close()
+        rows.close()
         assert path.read_bytes() == content

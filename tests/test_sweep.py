@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import random
 import re
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from urllib.parse import unquote
 
 import pytest
 import torch
-from helpers import arguments, command, environment, few_photographs, repeatable
+from helpers import arguments, command, environment, few_photographs, printed_random, repeatable
 from omegaconf import OmegaConf
 
 from texture_ad.cli.naming import data_name, job_name, slug, sweep_dir, swept
@@ -138,7 +137,7 @@ def test_a_killed_sweep_resumes_and_ends_with_the_same_table(data, tmp_path):
     start = time.monotonic()
     assert call(data, tmp_path / "whole", *sweep, cache=tmp_path / "cache").returncode == 0
     seconds = time.monotonic() - start
-    rng = random.Random(int.from_bytes(os.urandom(4), "big"))
+    rng = printed_random()
     for kill in range(KILLS):
         folder = tmp_path / f"killed{kill}"
         cache = tmp_path / f"cache{kill}"
@@ -196,7 +195,7 @@ def test_submitit_takes_the_cores_it_is_given_and_tells_failures(data, tmp_path)
 def test_joblibs_processes_take_the_gpus_in_turn(monkeypatch, worker, visible, expected):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setattr("multiprocessing.current_process", lambda: SimpleNamespace(name=worker))
-    take_share(OmegaConf.create({"_target_": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"}))
+    take_share("hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher")
     assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
 
 

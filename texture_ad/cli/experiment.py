@@ -50,7 +50,8 @@ def prepare_process() -> None:
     from texture_ad.training.resources import keep_freed_memory, take_share
 
     if in_sweep():
-        take_share(HydraConfig.get().launcher)
+        launcher = HydraConfig.get().launcher
+        take_share(launcher._target_, launcher.get("cpus_per_task"))
     # Advice for Lightning's developers and deprecations inside libraries: nothing that a user can act on.
     warnings.filterwarnings("ignore", module=r"(lightning|torch|torchmetrics)\b")
     keep_freed_memory()
