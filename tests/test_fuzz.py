@@ -24,7 +24,7 @@ from texture_ad.deploy.scorer import COLUMNS
 from texture_ad.deploy.watch import Rows
 from texture_ad.errors import UserError, check_number
 from texture_ad.files import csv_text
-from texture_ad.methods.fusion.detector import Detector
+from texture_ad.methods.registry import load
 
 LONG = bool(os.environ.get("TEXTURE_AD_LONG"))
 
@@ -202,7 +202,7 @@ def test_a_damaged_detector_is_refused_or_scores(detector_file, tmp_path_factory
     for place, value in changes:
         # Squared, towards the front, where the structure is; and the tail, where the zip's directory is.
         at = int(place**2 * (len(content) - 1)) if value % 2 else len(content) - 1 - int(place**2 * 4000)
-        if kind == "s":
+        if kind == "set":
             content[at] = value
         else:
             del content[at : at + value]
@@ -210,7 +210,7 @@ def test_a_damaged_detector_is_refused_or_scores(detector_file, tmp_path_factory
     path.write_bytes(content)
     images = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     try:
-        scores = Detector.load(path)(images).scores
+        scores = load(path)(images).scores
     except UserError:
         return
     assert scores.shape == (1,)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import command
+from helpers import arguments
 from PIL import Image
 from wandb_file import records
 
@@ -46,33 +46,26 @@ def folder(tmp_path_factory):
     return root
 
 
-def arguments(folder, run_dir):
-    return [
-        "data=folder",
-        f"data.root={folder}",
-        f"run_dir={run_dir}",
-        "data.size=32",
-        "data.batch_size=2",
-        "backbone=resnet18",
-        "backbone.weights=none",
-        "backbone.layers=[layer1]",
-        "flow.blocks=1",
-        "flow.hidden=8",
-        "dictionary.atoms=4",
-        "dictionary.nonzeros=2",
-        "dictionary.epochs=3",
-        "dictionary.min_distance=1",
-        "trainer.max_epochs=2",
-        "trainer.accelerator=cpu",
-    ]
+TINY = (
+    "data.size=32",
+    "data.batch_size=2",
+    "backbone.layers=[layer1]",
+    "flow.blocks=1",
+    "flow.hidden=8",
+    "dictionary.num_atoms=4",
+    "dictionary.nonzeros=2",
+    "detection.epochs=3",
+    "trainer.max_epochs=2",
+    "trainer.enable_progress_bar=true",
+)
 
 
 @pytest.fixture
-def run(folder, monkeypatch, capsys, tmp_path):
+def run(folder, monkeypatch, tmp_path, command):
     for key in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
         monkeypatch.delenv(key, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))  # no key in a .netrc
-    return lambda run_dir, *args: command(monkeypatch, capsys, "run", *arguments(folder, run_dir), *args)
+    return lambda run_dir, *args: command("run", *arguments(folder, run_dir, *TINY), *args)
 
 
 def read(run_dir):
@@ -205,7 +198,7 @@ def test_a_run_is_called_as_its_folder(tmp_path):
 
 def test_progress_on_a_terminal_and_nothing_is_warned_of(folder, tmp_path):
     """In a process of its own: warnings that were shown once are not shown again."""
-    command = [sys.executable, "-m", "texture_ad.run", *arguments(folder, tmp_path), "pictures=false"]
+    command = [sys.executable, "-m", "texture_ad.run", *arguments(folder, tmp_path, *TINY), "pictures=false"]
     ours, theirs = os.openpty()
     process = subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, env=os.environ | {"TERM": "xterm"})
     os.close(theirs)

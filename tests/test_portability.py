@@ -85,7 +85,7 @@ def run(data, tmp_path_factory):
     """A run on such a system: its folder and what it printed."""
     folder = tmp_path_factory.mktemp("run")
     quick = ("trainer.max_epochs=1",)
-    return folder, call("texture_ad.run", *arguments(data, folder, *quick)[3:])
+    return folder, call("texture_ad.run", *arguments(data, folder, *quick))
 
 
 def test_a_run_leaves_out_the_memory_and_says_so(run):

@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from helpers import arguments, command, environment, few_photographs, printed_random, repeatable
+from helpers import arguments, environment, few_photographs, printed_random, repeatable, run_command
 
 from texture_ad.deploy.watch import Rows
 from texture_ad.errors import UserError
@@ -26,7 +26,7 @@ def data(tmp_path_factory):
 
 def finish(data, run_dir, *more, **env):
     done = subprocess.run(
-        arguments(data, run_dir, *more), env=environment(**env), capture_output=True, text=True, timeout=300
+        run_command(data, run_dir, *more), env=environment(**env), capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     return done
@@ -48,7 +48,7 @@ def undisturbed(data, tmp_path_factory):
 def started(data, run_dir, *more, **env):
     """A running process, its own group so that nothing of it outlives a kill."""
     return subprocess.Popen(
-        arguments(data, run_dir, *more),
+        run_command(data, run_dir, *more),
         env=environment(**env),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -155,18 +155,18 @@ def test_a_preempted_slurm_job_saves_and_requeues(data, tmp_path):
     assert "image_auroc" in results(run_dir)[0]
 
 
-def test_other_settings_in_the_same_folder_are_refused(data, undisturbed, monkeypatch, capsys):
+def test_other_settings_in_the_same_folder_are_refused(data, undisturbed, command):
     before = results(undisturbed[0])
-    code, _, errors = command(monkeypatch, capsys, "run", *arguments(data, undisturbed[0], "flow.blocks=3")[3:])
+    code, _, errors = command("run", *arguments(data, undisturbed[0], "flow.blocks=3"))
     assert code == 2 and "flow.blocks=2, not 3" in errors
     assert results(undisturbed[0]) == before
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04broken"])
-def test_a_damaged_checkpoint_is_named(data, tmp_path, monkeypatch, capsys, content):
+def test_a_damaged_checkpoint_is_named(data, tmp_path, content, command):
     (tmp_path / "stage1").mkdir()
     (tmp_path / "stage1/last.ckpt").write_bytes(content)
-    code, _, errors = command(monkeypatch, capsys, "run", *arguments(data, tmp_path)[3:])
+    code, _, errors = command("run", *arguments(data, tmp_path))
     assert code == 2 and f"{tmp_path}/stage1/last.ckpt: not a checkpoint of this program" in errors
     assert "Traceback" not in errors
 
