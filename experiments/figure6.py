@@ -7,11 +7,11 @@ Own keys: category, seed, runs, output. Every other key=value goes to the run.
 
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from texture_ad.methods.saved import load_detector
 
 from experiments.runs import figure_run, script
 from texture_ad.evaluation.embedding import embed
 from texture_ad.methods.fusion.explain import sample_features
-from texture_ad.methods.saved import load_detector
 from texture_ad.reporting.charts import tsne
 
 

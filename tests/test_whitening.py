@@ -1,5 +1,6 @@
 import pytest
 import torch
+from helpers import make
 
 from texture_ad.errors import UserError
 

@@ -21,7 +21,7 @@ from texture_ad.cli.settings import check_same
 from texture_ad.errors import UserError
 from texture_ad.evaluation.spread import Spread, spread
 from texture_ad.reporting.metrics import COMPARED
-from texture_ad.reporting.tables import markdown_table, mean_and_deviation
+from texture_ad.reporting.tables import cell, markdown_table, mean_and_deviation
 
 NOTE = (
     "Mean ± sample standard deviation over seeds. Times and memory are those of a run that shares nothing; of "
@@ -184,7 +184,7 @@ def _write_report(
 
     rows = []
     for row, found in zip(settings, spreads, strict=True):
-        cells = {key: Cell("–" if row[key] is None else row[key], row[key] or "") for key in keys}
+        cells = {key: Cell(cell(row[key]), row[key] or "") for key in keys}
         cells |= {COMPARED[name].heading: Cell(text, found[name].mean) for name, text in _texts(row).items()}
         runs = _runs(row)
         rows.append(cells | {"runs": Cell(str(runs), runs), "data": Cell(row["data"], row["data"])})

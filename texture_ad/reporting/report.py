@@ -13,14 +13,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 from urllib.parse import quote
 
 import numpy as np
 
 from texture_ad.evaluation.metrics import outcome
 from texture_ad.files import write_text
-from texture_ad.reporting.tables import metrics_rows
+from texture_ad.reporting.tables import cell, metrics_rows
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -210,9 +210,9 @@ def _image(content: bytes, caption: str) -> str:
     return f'<img src="{uri}" alt="{_text(caption)}">'
 
 
-def _webp(picture: "Image", **options: Any) -> bytes:
+def _webp(picture: "Image", quality: int = 80, lossless: bool = False) -> bytes:
     content = io.BytesIO()
-    picture.convert("RGB").save(content, "WEBP", **options)
+    picture.convert("RGB").save(content, "WEBP", quality=quality, lossless=lossless)
     return content.getvalue()
 
 
@@ -287,13 +287,13 @@ def _repeat(command: str, fingerprint: str | None) -> str:
 def _sortable(rows: Sequence[Mapping[str, Cell]]) -> str:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     head = "".join(f"<th>{_text(column)}</th>" for column in columns)
-    lines = ("".join(_cell(row.get(column, Cell("–", ""))) for column in columns) for row in rows)
+    lines = ("".join(_cell(row.get(column, Cell(cell(None), ""))) for column in columns) for row in rows)
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
-def _cell(cell: Cell) -> str:
-    return f'<td data-value="{_text(cell.key)}">{_text(cell.text)}</td>'
+def _cell(one: Cell) -> str:
+    return f'<td data-value="{_text(one.key)}">{_text(one.text)}</td>'
 
 
 def _links(jobs: Mapping[str, Path], folder: Path) -> str:

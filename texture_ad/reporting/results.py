@@ -96,22 +96,27 @@ class _Overlays:
     def _gallery_image(self, row: int, number: int) -> GalleryImage:
         sample = self.data.test_samples[number]
         image = self.data.test_batch([number])["image"][0].permute(1, 2, 0).numpy()
-        tiles = [image] if self.predictions["map"] is None else self._write_panel(row, sample, image)[1:]
         return {
             "path": str(sample.path.relative_to(self.data.folder)),
             "kind": sample.kind,
             "label": int(self.predictions["label"][row]),
             "score": float(self.predictions["score"][row]),
-            "thumbnail": thumbnail(tiles),
+            "thumbnail": thumbnail(self._write_panel(row, sample, image)),
         }
 
     def _write_panel(self, row: int, sample: Sample, image: np.ndarray) -> list[np.ndarray]:
+        """Write an image's panel, where there is a map; return the pictures of its thumbnail."""
         maps = self.predictions["map"]
         positions = self.predictions["positions"]
+<<<<<<< HEAD
         grid = self.predictions["grid"]
         assert maps is not None and positions is not None and grid is not None  # a method has all or none
+=======
+        if maps is None or positions is None or self.grid is None:
+            return [image]
+>>>>>>> reporting
         vmin, vmax = colour_scale(self.floor, self.threshold)
-        return localization_panel(
+        tiles = localization_panel(
             image,
             maps[row],
             region_mask(positions[row], grid, image.shape[:2]),
@@ -124,3 +129,4 @@ class _Overlays:
             vmax,
             self.data.source_name,
         )
+        return tiles[1:]

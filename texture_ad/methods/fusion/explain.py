@@ -1,11 +1,12 @@
 """Look into a trained detector: features before and after each learnt step, and crops that use each atom most."""
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.sparse import csc_matrix
 from torch import Tensor
 
 from texture_ad.data.images import Sample
@@ -180,7 +181,11 @@ def _codes(detector: FusionDetector, data: TrainingImages) -> _Codes:
     return _Codes(images, np.stack(weights), np.stack(positions), used / count, grid)
 
 
+<<<<<<< HEAD
 def _absolute_codes(detector: FusionDetector, patches: Tensor) -> Any:
+=======
+def _absolute_codes(detector: Detector, patches: Tensor) -> csc_matrix:
+>>>>>>> reporting
     """Return the absolute codes of patch features (N, C), a sparse matrix (K, N)."""
     dictionary = detector.dictionary
     features = detector.dictionary_features(patches).cpu()

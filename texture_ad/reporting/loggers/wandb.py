@@ -193,7 +193,7 @@ def _distributions(rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
     return found
 
 
-def _roc(scores: Sequence[float], labels: Sequence[int]) -> Any:
+def _roc(scores: Sequence[float], labels: Sequence[int]) -> wandb.plot.CustomChart:
     curve = roc_curve(scores, labels)
     points = [list(point) for point in zip(curve.x.tolist(), curve.y.tolist(), strict=True)]
     table = wandb.Table(columns=["false positive rate", "true positive rate"], data=points)
