@@ -15,7 +15,8 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from texture_ad.cli.entry import explain, fail, in_sweep
+from texture_ad.cli.entry import in_sweep
+from texture_ad.cli.explain import explain, fail
 from texture_ad.cli.naming import key_of, swept
 from texture_ad.cli.settings import check_same
 from texture_ad.errors import UserError

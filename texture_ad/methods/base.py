@@ -206,8 +206,9 @@ class AnomalyDetector(nn.Module, ABC):
             size: side of the images in pixels.
             options: the method's own settings.
         """
-        parts = [make("backbone")] if cls.uses_backbone else []
-        return cls(*parts, size=size, **options)
+        if cls.uses_backbone:
+            options["backbone"] = make("backbone")
+        return cls(size=size, **options)
 
     @property
     def device(self) -> torch.device:
@@ -297,19 +298,19 @@ class AnomalyDetector(nn.Module, ABC):
 
     @classmethod
     def from_settings(
-        cls, settings: dict[str, Any], state: Mapping[str, Tensor], *parts: Backbone
+        cls, settings: dict[str, Any], state: Mapping[str, Tensor], **parts: Any
     ) -> "AnomalyDetector":
         """Return a detector with the settings of a file, not yet with its tensors.
 
         Args:
             settings: of the file.
             state: the file's tensors, by which its settings can be checked before anything of their sizes is made.
-            parts: the backbone, where the method uses one.
+            parts: `backbone`, where the method uses one.
 
         Raises:
             LookupError, TypeError, ValueError, UserError: the settings were not written by `save`.
         """
-        return cls(*parts, **settings)
+        return cls(**parts, **settings)
 
     @classmethod
     def from_content(cls, content: dict[str, Any]) -> "AnomalyDetector":
@@ -319,10 +320,10 @@ class AnomalyDetector(nn.Module, ABC):
             LookupError, TypeError, ValueError, AttributeError, RuntimeError, UserError: not written by `save`.
         """
         state = content["state"]
-        parts = [Backbone(weights="none", **content["backbone"])] if cls.uses_backbone else []
+        parts = {"backbone": Backbone(weights="none", **content["backbone"])} if cls.uses_backbone else {}
         # Nothing of the sizes that the file claims is made: its own tensors take their places.
         with torch.device("meta"):
-            detector = cls.from_settings(content["settings"], state, *parts)
+            detector = cls.from_settings(content["settings"], state, **parts)
         for name, buffer in list(detector.named_buffers()):
             if buffer.shape[:1] == (0,):  # filled by `fit`, of any length
                 setattr(detector, name, buffer.new_empty(len(state[name]), *buffer.shape[1:]))

@@ -7,11 +7,12 @@ The backbone is ours, pretrained, its batch normalisation fixed, and it trains f
 with the 0.03 given there diverges on it.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from texture_ad.data.cutpaste import TASKS, pretext_batch
@@ -66,7 +67,7 @@ class CutPaste(Baseline, L.LightningModule):
         self.backbone.eval()
         return self
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return AdamW and its cosine schedule."""
         s = self.settings
         tuned = [p for p in self.parameters() if p.requires_grad]
@@ -77,7 +78,7 @@ class CutPaste(Baseline, L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         """Return the cross-entropy of telling normal images from pasted ones."""
-        images, classes, _ = pretext_batch(batch["image"].float() / 255, self.settings["task"])
+        images, classes, _masks = pretext_batch(batch["image"].float() / 255, self.settings["task"])
         loss = F.cross_entropy(self.head(image_features(self.backbone, images * 255)), classes)
         self.log("train/loss", loss, prog_bar=True)
         return loss

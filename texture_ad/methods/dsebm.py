@@ -7,7 +7,7 @@ error; the map is the reconstruction error. Widths, noise and the size of images
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import lightning as L
 import torch
@@ -90,7 +90,7 @@ class DSEBM(Baseline, L.LightningModule):
         g = torch.ones_like(h)
         for layer, gate, size in zip(reversed(self.layers), reversed(gates), reversed(sizes), strict=True):
             odd = [n - 2 * m for n, m in zip(size, gate.shape[-2:], strict=True)]
-            g = F.conv_transpose2d(g * gate, layer.weight, stride=2, padding=1, output_padding=odd)
+            g = F.conv_transpose2d(g * gate, cast(nn.Conv2d, layer).weight, stride=2, padding=1, output_padding=odd)
         return energy / x[0].numel(), self.center + g
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -1,6 +1,6 @@
 """The evaluation of a finished detector, of any method, by Lightning's loop."""
 
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -38,4 +38,4 @@ class Evaluation(L.LightningModule):
         for name in self._batches[0]:
             values = [batch[name] for batch in self._batches]
             found[name] = None if values[0] is None else torch.cat(values).numpy()  # type: ignore[arg-type]
-        return Predictions(**found)
+        return cast(Predictions, found)

@@ -97,7 +97,7 @@ class GANomaly(Baseline, L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> None:
         """Take a step of the generator, then one of the discriminator."""
-        generator, discriminator = self.optimizers()
+        generator, discriminator = self.optimizers()  # type: ignore[attr-defined]
         x = self.pixels(batch["image"])
         z, fake, z_fake = self.generate(x)
         losses = {
@@ -110,13 +110,11 @@ class GANomaly(Baseline, L.LightningModule):
         self.manual_backward(loss)
         generator.step()
         logits = [self.decision(self.features(images)).flatten() for images in (x, fake.detach())]
-        loss_d = (
-            sum(
-                F.binary_cross_entropy_with_logits(v, torch.full_like(v, real))
-                for v, real in zip(logits, (1.0, 0.0), strict=True)
-            )
-            / 2
-        )
+        halves = [
+            F.binary_cross_entropy_with_logits(v, torch.full_like(v, real))
+            for v, real in zip(logits, (1.0, 0.0), strict=True)
+        ]
+        loss_d = torch.stack(halves).mean()
         discriminator.zero_grad()
         self.manual_backward(loss_d)
         discriminator.step()

@@ -56,8 +56,8 @@ class OneClassSVM(Baseline):
         x = torch.cat([image_features(self.backbone, batch["image"].to(device)) for batch in batches])
         self.mean.copy_(x.mean(0))
         self.scale.copy_(x.std(0).clamp(min=1e-6))
-        x = ((x - self.mean) / self.scale).cpu().numpy()
-        svm = Estimator(kernel="rbf", gamma=1 / x.shape[1], nu=self.settings["nu"]).fit(x)
+        standardised = ((x - self.mean) / self.scale).cpu().numpy()
+        svm = Estimator(kernel="rbf", gamma=1 / x.shape[1], nu=self.settings["nu"]).fit(standardised)
         for name, value in (("support", svm.support_vectors_), ("weights", svm.dual_coef_[0])):
             setattr(self, name, torch.from_numpy(value).float().to(device))
         self.offset.fill_(float(svm.offset_[0]))

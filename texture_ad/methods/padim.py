@@ -58,7 +58,7 @@ class PaDiM(Baseline):
             return torch.cat([F.interpolate(m.float(), size, mode="nearest") for m in maps], 1)[:, self.chosen]
 
         maps = self.backbone.in_slices(joined, images)
-        return maps.flatten(2).transpose(1, 2), tuple(maps.shape[-2:])
+        return maps.flatten(2).transpose(1, 2), (maps.shape[2], maps.shape[3])
 
     @torch.no_grad()
     def learn(self, batches: Batches) -> None:

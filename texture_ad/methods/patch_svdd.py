@@ -27,11 +27,9 @@ STEP = 8  # pixels between the encoder's outputs, which are patches of 32 when i
 DIRECTIONS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
 
 
-def _stack(*shapes: tuple[int, ...]) -> nn.Sequential:
+def _stack(*convolutions: nn.Conv2d) -> nn.Sequential:
     """Return convolutions with leaky ReLUs between them and tanh at the end."""
-    layers: list[nn.Module] = []
-    for shape in shapes:
-        layers += [nn.Conv2d(*shape), nn.LeakyReLU(0.1)]
+    layers = [layer for convolution in convolutions for layer in (convolution, nn.LeakyReLU(0.1))]
     return nn.Sequential(*layers[:-1], nn.Tanh())
 
 
@@ -93,8 +91,8 @@ class PatchSVDD(Baseline, L.LightningModule):
             epochs=epochs,
             seed=seed,
         )
-        self.small = _stack((3, 64, 5, 2), (64, 64, 5, 2), (64, 128, 5, 2), (128, DIM, 1))
-        self.join = _stack((DIM, 128, 2), (128, DIM, 1))
+        self.small = _stack(nn.Conv2d(3, 64, 5, 2), nn.Conv2d(64, 64, 5, 2), nn.Conv2d(64, 128, 5, 2), nn.Conv2d(128, DIM, 1))
+        self.join = _stack(nn.Conv2d(DIM, 128, 2), nn.Conv2d(128, DIM, 1))
         self.classifiers = nn.ModuleList([_classifier(), _classifier()])
         self.register_buffer("normals_64", torch.zeros(0, DIM))
         self.register_buffer("normals_32", torch.zeros(0, DIM))
@@ -135,7 +133,7 @@ class PatchSVDD(Baseline, L.LightningModule):
         position = torch.randint(len(DIRECTIONS), (len(x),), device=device)
         direction = torch.tensor(DIRECTIONS, device=device)[position]
         beside = [v + direction[:, i] * away + draw(-jitter, jitter) for i, v in enumerate(center)]
-        patches = torch.cat([cut(x, *place, side) for place in ((top, left), near, center, beside)])
+        patches = torch.cat([cut(x, row, column, side) for row, column in ((top, left), near, center, beside)])
         a, b, c, d = self.encode(patches).chunk(4)
         return (a - b).norm(dim=1).mean(), F.cross_entropy(classifier(c - d), position)
 
@@ -150,10 +148,11 @@ class PatchSVDD(Baseline, L.LightningModule):
         return loss
 
     def embeddings(self, images: Tensor) -> list[Tensor]:
-        """Return embeddings (B, n, n, DIM) of patches of 64 and of 32 pixels, `stride` apart: the encoder over whole images."""
+        """Return embeddings (B, n, n, DIM) of patches of 64 and of 32 pixels, `stride` apart, of whole images."""
         stride = self.settings["stride"]
         small = self.small(self.pixels(images))[:, :, :: stride // STEP, :: stride // STEP]
         first, *rest = self.join
+        assert isinstance(first, nn.Conv2d)
         # The quarters of a large patch are small ones that lie 32 pixels apart.
         large = F.conv2d(small, first.weight, first.bias, dilation=PATCHES[1] // stride)
         for layer in rest:

@@ -75,14 +75,14 @@ class PatchCore(Baseline):
     def patches(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Return patch features (B h w, C) and the grid (h, w) of images, uint8 (B, 3, H, W)."""
         maps = self.backbone.extract(images)
-        return flatten_patches(maps), tuple(maps.shape[-2:])
+        return flatten_patches(maps), (maps.shape[2], maps.shape[3])
 
     @torch.no_grad()
     def learn(self, batches: Batches) -> None:
         """Keep a core set of the training images' patch features."""
         generator = torch.Generator().manual_seed(self.settings["seed"])
-        memory = []
-        held = []
+        memory: list[Tensor] = []
+        held: list[Tensor] = []
 
         def reduce() -> None:
             x = torch.cat(held)

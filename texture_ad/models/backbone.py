@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from http.client import HTTPException
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 SLICE = 2**20  # pixels of the images in a slice
 
 
-def _torchvision(name: str, imagenet: bool) -> nn.Module:
+def _torchvision(name: str, imagenet: bool) -> Any:
     import torchvision
 
     try:
@@ -72,7 +72,7 @@ def fold_batch_norm(module: nn.Module) -> None:
 
     Stage 1 keeps the statistics of ImageNet, so that it loses nothing, and a pass over the activations is saved.
     """
-    last: tuple[str, nn.Module] | None = None
+    last: tuple[str, nn.Conv2d] | None = None
     for name, child in list(module.named_children()):
         if isinstance(child, nn.BatchNorm2d) and last and last[1].out_channels == child.num_features:
             setattr(module, last[0], fuse_conv_bn_eval(last[1].eval(), child.eval()))
@@ -89,10 +89,10 @@ def fold_padding(module: nn.Module) -> None:
     """
     for conv in module.modules():
         padding = getattr(conv, "static_padding", None)
-        if isinstance(padding, nn.ZeroPad2d):
+        if isinstance(conv, nn.Conv2d) and isinstance(padding, nn.ZeroPad2d):
             before, after, *_ = padding.padding
             conv.weight = nn.Parameter(F.pad(conv.weight.detach(), (after - before, 0, after - before, 0)))
-            conv.kernel_size = tuple(conv.weight.shape[2:])
+            conv.kernel_size = (conv.weight.shape[2], conv.weight.shape[3])
             conv.padding = (after, after)
             conv.static_padding = nn.Identity()
 

@@ -5,7 +5,7 @@ features of a pretrained network are DifferNet's (Rudolph, Wandt, Rosenhahn: Sam
 printed equation 3 can't be inverted as it stands; see docs/paper.md for the reading used here.
 """
 
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 from torch import Tensor, nn
@@ -69,12 +69,14 @@ class CouplingBlock(nn.Module):
 
     def __init__(self, dim: int, hidden: int, clamp: float, generator: torch.Generator):
         super().__init__()
-        self.halves = [dim // 2, dim - dim // 2]
+        low = dim // 2
+        high = dim - low
+        self.halves = [low, high]
         permutation = torch.randperm(dim, generator=generator, device="cpu")
         self.register_buffer("permutation", permutation)
         self.register_buffer("inverse_permutation", permutation.argsort())
-        self.second = AffineCoupling(*self.halves, hidden, clamp)
-        self.first = AffineCoupling(*self.halves[::-1], hidden, clamp)
+        self.second = AffineCoupling(low, high, hidden, clamp)
+        self.first = AffineCoupling(high, low, hidden, clamp)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the transformed (D, N) and the log-determinant (N,) of x (D, N)."""
@@ -153,6 +155,6 @@ class Flow(nn.Module):
     def inverse(self, t: Tensor) -> Tensor:
         """Return the features (N, D) of latent features (N, D)."""
         x = t.T.contiguous()
-        for block in reversed(self.blocks):
-            x = block.inverse(x)
+        for block in list(self.blocks)[::-1]:
+            x = cast(CouplingBlock, block).inverse(x)
         return x.T * self.scale + self.center

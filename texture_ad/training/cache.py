@@ -47,7 +47,7 @@ def digest(*parts: object) -> str:
             if isinstance(value, Tensor):
                 value = value.detach().cpu().contiguous()
                 total.update(repr((name, value.dtype, tuple(value.shape))).encode())
-                total.update(value.view(-1).view(torch.uint8).numpy())
+                total.update(value.view(-1).view(torch.uint8).numpy().data)
             else:
                 total.update(json.dumps([name, value], sort_keys=True, default=str).encode())
     return total.hexdigest()

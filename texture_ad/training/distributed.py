@@ -20,7 +20,7 @@ from texture_ad.errors import ParameterError, UserError
 
 def is_rank_zero() -> bool:
     """Return whether this is the process that writes files and prints; known before the processes are joined, too."""
-    return rank_zero_only.rank == 0
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def gather(rows: Tensor) -> Tensor:

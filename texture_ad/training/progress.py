@@ -1,4 +1,4 @@
-"""Progress of both stages and of the test: a bar each on a terminal, a line now and then elsewhere."""
+"""Show the progress of the stages and of the test: a bar each on a terminal, a line now and then elsewhere."""
 
 import sys
 import time
@@ -14,7 +14,7 @@ LINES_APART = 10.0  # seconds between two lines where there is no terminal
 
 
 def _pace(task: Task) -> str:
-    """Speed, and the time that is left or, at the end, was taken."""
+    """Return the speed, and the time that is left or, at the end, was taken."""
     speed = task.finished_speed or task.speed
     seconds = task.elapsed if task.finished else task.time_remaining
     parts = [f"{speed:.3g} steps/s"] if speed else []
@@ -29,7 +29,7 @@ class _Pace(ProgressColumn):
 
 
 class StageProgress(ProgressBar):
-    """A stage's name, epoch, speed, time left and the values that it logs for the progress bar.
+    """Show a stage's name, epoch, speed, time left and the values that it logs for the progress bar.
 
     A step of the dictionary's stage is one batch of images in SPAMS.
 
@@ -41,10 +41,10 @@ class StageProgress(ProgressBar):
         super().__init__()
         self.name = name
         self._first_process = True
-        self._progress = None
+        self._progress: Progress | None = None
 
     def disable(self) -> None:
-        """Lightning calls this on all processes but the first."""
+        """Show nothing; Lightning calls this on all processes but the first."""
         self._first_process = False
 
     def _open(self, name: str, total: int, done: int = 0) -> None:
@@ -58,11 +58,12 @@ class StageProgress(ProgressBar):
             _Pace(),
             TextColumn("{task.fields[values]}"),
         )
-        self._progress = Progress(*columns, console=console)
-        self._progress.add_task(name.ljust(8), total=total, completed=done, epoch="", values="")
+        progress = Progress(*columns, console=console)
+        progress.add_task(name.ljust(8), total=total, completed=done, epoch="", values="")
+        self._progress = progress
         self._printed = time.monotonic()
         if console.is_terminal:
-            self._progress.start()
+            progress.start()
 
     def _update(self, trainer: L.Trainer, advance: int = 0, **fields: str) -> None:
         if self._progress is None:
@@ -73,11 +74,10 @@ class StageProgress(ProgressBar):
         waited = time.monotonic() - self._printed
         finished = self._progress.finished
         if waited >= LINES_APART and not (finished or self._progress.console.is_terminal):
-            self._print()
+            self._print(self._progress.tasks[0])
 
-    def _print(self) -> None:
+    def _print(self, task: Task) -> None:
         self._printed = time.monotonic()
-        task = self._progress.tasks[0]
         parts = (task.description, task.fields["epoch"], f"{task.percentage:.0f}%", _pace(task), task.fields["values"])
         print("  ".join(part for part in parts if part), flush=True)
 
@@ -86,33 +86,42 @@ class StageProgress(ProgressBar):
             if self._progress.console.is_terminal:
                 self._progress.stop()
             else:
-                self._print()
+                self._print(self._progress.tasks[0])
             self._progress = None
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Open the stage's bar."""
         steps = int(trainer.num_training_batches)
-        self._open(self.name, steps * trainer.max_epochs, steps * trainer.current_epoch)
+        self._open(self.name, steps * (trainer.max_epochs or 1), steps * trainer.current_epoch)
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Show the epoch."""
         self._update(trainer, epoch=f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: object) -> None:
+        """Advance by a batch."""
         self._update(trainer, 1)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Show the epoch's values."""
         self._update(trainer)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Close the bar."""
         self._close()
 
     def on_test_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Open the test's bar."""
         self._open("test", int(sum(trainer.num_test_batches)))
 
     def on_test_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: object) -> None:
+        """Advance by a batch."""
         self._update(trainer, 1)
 
     def on_test_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Close the bar."""
         self._close()
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, error: BaseException) -> None:
+        """Close the bar."""
         self._close()

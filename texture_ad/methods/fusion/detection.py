@@ -105,13 +105,12 @@ class Detection(L.LightningModule):
         """Wait for the fit under way and take over its atoms."""
         if self._fitting:
             self._fitting = False
-            atoms = None
-            if self.trainer.is_global_zero:
-                assert self._fit is not None
+            atoms: Any = None
+            if self._fit is not None:
                 atoms, self.statistics = self._fit.result()
             self.detector.dictionary.set_atoms(self.trainer.strategy.broadcast(atoms))
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return the state after the fit under way."""
         self.finish_fit()
         return super().state_dict(*args, **kwargs)

@@ -166,7 +166,7 @@ class FusionDetector(AnomalyDetector):
         return image_scores(top_scores)
 
     @classmethod
-    def from_settings(cls, settings: dict[str, Any], state: Mapping[str, Tensor], *parts: Backbone) -> "FusionDetector":
+    def from_settings(cls, settings: dict[str, Any], state: Mapping[str, Tensor], **parts: Any) -> "FusionDetector":
         """Return a detector with the settings of a file; see AnomalyDetector.from_settings."""
         own = dict(settings)
         whitening, flow, dictionary = (dict(own.pop(name)) for name in ("whitening", "flow", "dictionary"))
@@ -174,4 +174,9 @@ class FusionDetector(AnomalyDetector):
         blocks = len({key.split(".")[2] for key in state if key.startswith("flow.blocks.")})
         if flow["blocks"] != blocks:
             raise ValueError(f"its settings say {flow['blocks']} blocks, its tensors {blocks}")
-        return cls(*parts, Whitening(**whitening), Flow(**flow), Dictionary(**dictionary), **own)
+        parts |= {
+            "whitening": Whitening(**whitening),
+            "flow": Flow(**flow),
+            "dictionary": Dictionary(**dictionary),
+        }
+        return cls(**parts, **own)

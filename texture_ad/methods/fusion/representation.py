@@ -6,9 +6,11 @@ from typing import Annotated, Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torchmetrics.classification import BinaryAUROC
 
+from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.evaluation.localization import image_scores, top_positions
 from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.features import TrainingFeatures
@@ -88,9 +90,9 @@ class Representation(L.LightningModule):
             self.pretext.requires_grad_(False)
         self.val_auroc = BinaryAUROC()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return AdamW with a rate for heads and flow and one for the backbone, and its one-cycle schedule."""
-        groups = [{"params": [*self.pretext.parameters(), *self.flow.parameters()], "lr": self.lr}]
+        groups: list[dict[str, Any]] = [{"params": [*self.pretext.parameters(), *self.flow.parameters()], "lr": self.lr}]
         if self.learns:
             tuned = [p for p in self.backbone.parameters() if p.requires_grad]
             groups.append({"params": tuned, "lr": self.backbone_lr})
@@ -109,7 +111,8 @@ class Representation(L.LightningModule):
         return self
 
     def _training_features(self) -> Iterator[Tensor]:
-        return self.features.stream(self.trainer.datamodule.normal_dataloader(), self.device)
+        data: TextureDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        return self.features.stream(data.normal_dataloader(), self.device)
 
     def on_train_epoch_start(self) -> None:
         """Fit the whitening before the first epoch."""
