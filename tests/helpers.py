@@ -32,7 +32,7 @@ def untrained_detector(size: int = 64, paths=None, images=None, **options) -> De
         detector.threshold.copy_(detector(probe).scores.max())
     detector.meta = {"data_source": "a test", "quantile": 0.95}
     if paths:
-        detector.meta["training_images"] = training_statistics(paths, brightness(images))
+        detector.meta["training_images"] = training_statistics(paths, brightness(images)).to_dict()
     return detector.requires_grad_(False)
 
 

@@ -307,7 +307,7 @@ def experiment(config: DictConfig, folder: Path, loggers: list, cache: Cache | N
     levels = torch.cat(
         [gather(brightness(b["image"].to(detector.threshold.device))) for b in data.normal_dataloader()]
     ).cpu()
-    detector.meta["training_images"] = training_statistics([s.path for s in data.train_samples], levels)
+    detector.meta["training_images"] = training_statistics([s.path for s in data.train_samples], levels).to_dict()
     detector.meta["quantile"] = float(config.quantile)
     if is_rank_zero():
         detector.save(folder / "detector.pt")

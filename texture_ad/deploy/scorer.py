@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from texture_ad.data.drift import brightness, differences
+from texture_ad.data.drift import ImageStatistics, brightness, differences
 from texture_ad.data.images import IMAGE_SUFFIXES, read_image, resize
 from texture_ad.errors import UserError
 from texture_ad.evaluation.localization import region_mask
@@ -89,7 +89,7 @@ class Scorer:
 
     def _unlike(self, path: Path, levels: torch.Tensor) -> str:
         statistics = self.detector.meta.get("training_images")
-        found = differences(statistics, path, levels) if statistics else {}
+        found = differences(ImageStatistics.from_dict(statistics), path, levels) if statistics else {}
         for respect, sentence in found.items():
             self.unlike[respect] += 1
             self.first.setdefault(respect, f"{self.name(path)}: {sentence}")
