@@ -17,7 +17,7 @@ from torch import nn
 
 from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.data.drift import brightness, training_statistics
-from texture_ad.data.mvtec import duplicates
+from texture_ad.data.layouts import duplicates
 from texture_ad.errors import UserError, check_number
 from texture_ad.evaluation.metrics import image_metrics
 from texture_ad.files import csv_text, write_atomic, write_text

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
 
-from texture_ad.data import embedded, mvtec
-from texture_ad.data.images import Sample, read_image, read_mask, resize, resize_mask
+from texture_ad.data import embedded
+from texture_ad.data.images import read_image, read_mask, resize, resize_mask
+from texture_ad.data.layouts import Sample, scan
 from texture_ad.data.synthetic import synthetic_defects
 from texture_ad.errors import UserError, check_number
 from texture_ad.training.distributed import SharedBatches
@@ -207,7 +208,7 @@ class TextureDataModule(L.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self._ready:
             return
-        self.layout = mvtec.scan(self.folder)
+        self.layout = scan(self.folder)
         normal = self.layout.train
         order = torch.randperm(len(normal), generator=torch.Generator().manual_seed(self.seed)).tolist()
         count = min(max(1, round(self.calibration_fraction * len(normal))), len(normal) - 1)
