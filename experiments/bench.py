@@ -44,7 +44,7 @@ from torch.utils.data import DataLoader
 
 from texture_ad.cli.entry import CONF
 from texture_ad.data import embedded
-from texture_ad.data.datamodule import load_sample
+from texture_ad.data.batches import load_sample
 from texture_ad.data.layouts import scan
 from texture_ad.deploy.scorer import Scorer, predict
 from texture_ad.evaluation.localization import image_scores, top_positions

@@ -3,17 +3,35 @@
 import importlib
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 
+from texture_ad.cli.entry import CONF
 from texture_ad.data.drift import brightness, training_statistics
 from texture_ad.data.embedded import ensure
 from texture_ad.methods.fusion.detector import Detector
 from texture_ad.models.backbone import Backbone
 from texture_ad.models.flow import Flow
 from texture_ad.models.whitening import Whitening
+
+
+def make(group: str, overrides: Sequence[str] = (), **arguments: object) -> Any:
+    """Make the object that a group of conf/ describes, with its defaults.
+
+    Args:
+        group: such as "data".
+        overrides: of the configuration, as on a command line.
+        arguments: that replace those of the group.
+    """
+    with initialize_config_dir(CONF, version_base="1.3"):
+        config = compose("config", list(overrides))
+    return instantiate(config[group], **arguments)
 
 
 def untrained_detector(size: int = 64, paths=None, images=None, **options) -> Detector:

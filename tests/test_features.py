@@ -5,9 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import untrained_detector
+from helpers import make, untrained_detector
 
-from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.models.backbone import Backbone
 from texture_ad.models.sparse import omp_spams
 from texture_ad.reporting.features import atom_patches, patch_labels, sample_features
@@ -15,7 +14,7 @@ from texture_ad.reporting.features import atom_patches, patch_labels, sample_fea
 
 @pytest.fixture(scope="module")
 def data():
-    module = TextureDataModule("embedded", None, "carpet", size=64)
+    module = make("data", ["data=embedded"], size=64)
     module.setup()
     return module
 

@@ -19,8 +19,8 @@ from omegaconf import OmegaConf
 
 from texture_ad.cli.naming import data_name, job_name, slug, sweep_dir, swept
 from texture_ad.cli.sweep import compare, finished, read_jobs, write_comparison
+from texture_ad.data.batches import SharedBatches
 from texture_ad.errors import UserError
-from texture_ad.training.distributed import SharedBatches
 from texture_ad.training.resources import take_share
 
 KILLS = 8 if os.environ.get("TEXTURE_AD_LONG") else 1
@@ -257,7 +257,7 @@ def test_shared_batches_lose_and_repeat_nothing(monkeypatch, processes, count, b
 def test_more_processes_than_images_in_a_batch_are_refused(monkeypatch):
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 4)
-    with pytest.raises(UserError, match="trainer.devices=4: more than"):
+    with pytest.raises(UserError, match="devices=4: more than"):
         len(SharedBatches(range(20), 2))
 
 
