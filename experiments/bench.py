@@ -43,8 +43,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from texture_ad.cli.entry import CONF
-from texture_ad.data import embedded, mvtec
-from texture_ad.data.datamodule import load_sample
+from texture_ad.data import embedded
+from texture_ad.data.batches import load_sample
+from texture_ad.data.layouts import scan
 from texture_ad.deploy.scorer import Scorer, predict
 from texture_ad.evaluation.localization import image_scores, top_positions
 from texture_ad.evaluation.metrics import aupro, image_metrics
@@ -121,7 +122,7 @@ def by_turns(*functions: Callable, repetitions: int, calls: int = 1, warm: bool 
 def photographs() -> tuple[str, list, list]:
     """A data source's name, its first 64 training samples, and at most 100 test samples."""
     root = os.environ.get("TEXTURE_AD_REAL_DATA")
-    layout = mvtec.scan(Path(root) if root else embedded.ensure("carpet"))
+    layout = scan(Path(root) if root else embedded.ensure("carpet"))
     name = Path(root).name if root else "embedded carpet (generated)"
     return name, layout.train[:64], layout.test[:: 1 + len(layout.test) // 100]
 
@@ -553,7 +554,7 @@ def compiled(quick: bool) -> list[Row]:
 def folder(quick: bool) -> list[Row]:
     detector = default()
     count = 200 if quick else 1000
-    files = [s.path for s in mvtec.scan(embedded.ensure("carpet")).train]
+    files = [s.path for s in scan(embedded.ensure("carpet")).train]
     with tempfile.TemporaryDirectory() as root:
         source = Path(root) / "images"
         output = Path(root) / "output"

@@ -1,10 +1,14 @@
 import numpy as np
 import pytest
 import torch
+from helpers import make
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from PIL import Image
 
+from texture_ad.cli.entry import CONF
 from texture_ad.data.datamodule import TextureDataModule
-from texture_ad.errors import UserError
+from texture_ad.errors import ParameterError
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +29,7 @@ def root(tmp_path_factory):
 
 
 def module(root, **options):
-    data = TextureDataModule("mvtec", str(root), "carpet", **{"size": 32, "batch_size": 4, **options})
+    data = make("data", ["data=mvtec"], **{"root": str(root), "size": 32, "batch_size": 4, **options})
     data.setup()
     return data
 
@@ -77,10 +81,10 @@ def test_validation_pairs_normals_with_synthetic_defects(root):
 
 
 def test_source_is_named(root, monkeypatch, tmp_path):
-    assert TextureDataModule("auto", str(root), "carpet", 32).source_name == "MVTec AD carpet"
+    assert make("data", root=str(root)).source_name == "MVTec AD carpet"
     monkeypatch.setenv("TEXTURE_AD_CACHE", str(tmp_path))
-    assert "generated, not a benchmark" in TextureDataModule("auto", None, "wood", 32).source_name
-    assert TextureDataModule("folder", str(root / "carpet"), None, 32).source_name == "folder carpet"
+    assert "generated, not a benchmark" in make("data", root=None, category="wood").source_name
+    assert make("data", ["data=folder"], root=str(root / "carpet")).source_name == "folder carpet"
 
 
 def test_fingerprint_follows_the_bytes(root, tmp_path):
@@ -93,27 +97,47 @@ def test_fingerprint_follows_the_bytes(root, tmp_path):
     assert module(tmp_path / "copy").fingerprint != before
 
 
+def refused(**options) -> str:
+    """The error of a module with the configuration's defaults and these options."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        defaults = OmegaConf.to_container(compose("config", ["data.root=null"]).data, resolve=True)
+    del defaults["_target_"]
+    with pytest.raises(ParameterError) as error:
+        TextureDataModule(**{**defaults, **options})
+    return str(error.value)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"source": "mvtek"}, "data.source=mvtek"),
-        ({"source": "mvtec"}, "set data.root or MVTEC_AD_ROOT"),
-        ({"source": "folder"}, "no data.root"),
-        ({"source": "auto", "root": "/nowhere"}, "data.root=/nowhere: no such folder"),
-        ({"source": "embedded", "category": "wod"}, "did you mean wood"),
-        ({"size": 31}, "data.size=31"),
-        ({"size": 64.5}, "data.size=64.5"),
-        ({"batch_size": 0}, "data.batch_size=0"),
-        ({"calibration_fraction": 1.0}, "data.calibration_fraction=1.0"),
-        ({"num_workers": -1}, "data.num_workers=-1"),
-        ({"cache_mb": -1}, "data.cache_mb=-1"),
+        ({"source": "mvtek"}, "source=mvtek: expected one of auto, mvtec, folder, embedded"),
+        ({"source": "mvtec"}, "root=None: no folder was given, and mvtec needs"),
+        ({"source": "folder"}, "root=None: no folder was given, and folder needs"),
+        ({"source": "auto", "root": "/nowhere"}, "root=/nowhere: no such folder"),
+        ({"source": "embedded", "category": "wod"}, "category=wod: did you mean wood?"),
+        ({"source": "embedded", "category": None}, "category=None: embedded data has carpet"),
+        ({"size": 31}, "size=31: expected an integer from 32 to 8192"),
+        ({"size": 64.5}, "size=64.5: expected an integer"),
+        ({"batch_size": 0}, "batch_size=0: expected an integer of at least 1"),
+        ({"eval_batch_size": True}, "eval_batch_size=True: expected an integer of at least 1"),
+        ({"calibration_fraction": 1.0}, "calibration_fraction=1.0: expected a number above 0 and at most 0.9"),
+        ({"num_workers": -1}, "num_workers=-1"),
+        ({"cache_mb": -1}, "cache_mb=-1"),
+        ({"seed": -1}, "seed=-1"),
     ],
 )
 def test_parameters_out_of_range_are_named(options, message):
-    with pytest.raises(UserError, match=message):
-        TextureDataModule(**options)
+    assert refused(**options).startswith(message)
 
 
 def test_an_unknown_category_names_what_there_is(root):
-    with pytest.raises(UserError, match="did you mean carpet"):
-        TextureDataModule("mvtec", str(root), "carpett")
+    found = refused(source="mvtec", root=str(root), category="carpett")
+    assert found == f"category=carpett: did you mean carpet? {root} holds carpet"
+
+
+def test_the_choices_of_data_share_their_defaults():
+    with initialize_config_dir(CONF, version_base="1.3"):
+        found = {c: compose("config", [f"data={c}"]).data for c in ("auto", "mvtec", "folder", "embedded")}
+    for choice, data in found.items():
+        assert data.source == choice and data.keys() == found["auto"].keys()
+        assert all(data[k] == found["auto"][k] for k in data if k not in ("source", "root", "category"))

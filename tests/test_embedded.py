@@ -11,6 +11,7 @@ from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
 from texture_ad.data import embedded
+from texture_ad.data.embedded import files
 from texture_ad.errors import UserError
 
 
@@ -113,7 +114,7 @@ def test_bytes_repeat_in_another_process(tmp_path):
     first = digest(embedded.ensure("grid", tmp_path / "a", size=64))
     code = "from texture_ad.data import embedded; print(embedded.ensure('grid', size=64))"
     environment = os.environ | {"TEXTURE_AD_CACHE": str(tmp_path / "b"), "PYTHONHASHSEED": "7"}
-    root = Path(embedded.__file__).parents[2]
+    root = Path(embedded.__file__).parents[3]
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True, check=True
     )
@@ -129,7 +130,7 @@ def test_seeds_differ(tmp_path):
 
 def test_second_call_builds_nothing(tmp_path, monkeypatch):
     folder = embedded.ensure("tile", tmp_path, size=64)
-    monkeypatch.setattr(embedded, "render", None)
+    monkeypatch.setattr(files, "render", None)
     assert embedded.ensure("tile", tmp_path, size=64) == folder
 
 
@@ -143,7 +144,7 @@ def test_a_build_cut_short_leaves_nothing(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return render(*arguments)
 
-    monkeypatch.setattr(embedded, "render", failing)
+    monkeypatch.setattr(files, "render", failing)
     with pytest.raises(KeyboardInterrupt):
         embedded.ensure("wood", tmp_path, size=64)
     assert list(tmp_path.rglob("*.png")) == []
@@ -153,14 +154,14 @@ def test_a_build_cut_short_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_the_loser_of_a_race_takes_the_winners_folder(tmp_path, monkeypatch):
-    build = embedded._build
+    build = files._build
 
     def overtaken(folder, *arguments):
         build(folder, *arguments)
         monkeypatch.undo()
         embedded.ensure("wood", tmp_path, size=64)
 
-    monkeypatch.setattr(embedded, "_build", overtaken)
+    monkeypatch.setattr(files, "_build", overtaken)
     folder = embedded.ensure("wood", tmp_path, size=64)
     assert [path.name for path in folder.parent.iterdir()] == ["wood"]
     assert len(read(folder / "train/good")) == embedded.TRAIN_GOOD

@@ -5,17 +5,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import untrained_detector
+from helpers import make, tiny_backbone, untrained_detector
 
-from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.methods.fusion.explain import atom_crops, patch_labels, sample_features
-from texture_ad.models.backbone import Backbone
+from texture_ad.models.backbone import flatten_patches
 from texture_ad.models.sparse import omp_spams
 
 
 @pytest.fixture(scope="module")
 def data():
-    module = TextureDataModule("embedded", None, "carpet", size=64)
+    module = make("data", ["data=embedded"], size=64)
     module.setup()
     return module
 
@@ -31,7 +30,7 @@ def test_only_sure_patches_are_labelled():
 def test_features_are_of_the_same_patches_before_and_after(data):
     detector = untrained_detector()
     torch.manual_seed(1)
-    other = Backbone("efficientnet_lite0", ["block2", "block4"], "none")
+    other = tiny_backbone("efficientnet_lite0", ["block2", "block4"])
     features, labels = sample_features(other, detector, data, 0)
     assert list(features) == ["pretrained backbone", "after the pretext", "whitened", "after the flow"]
     assert {len(f) for f in features.values()} == {len(labels)} and set(labels) == {0, 1}
@@ -55,8 +54,9 @@ def test_atoms_are_shown_by_patches_of_training_images_that_use_them(data):
     images = next(iter(data.normal_dataloader()))["image"][:6]
     few = SimpleNamespace(normal_dataloader=lambda: [{"image": images[:4]}, {"image": images[4:]}], size=64)
     crops, ids, usage = atom_crops(detector, few, atoms=5, each=3)
-    patches = detector.dictionary_features(detector.patch_features(images)[0])
-    used = (omp_spams(patches, detector.atoms, detector.settings["nonzeros"], 0.0) != 0).mean(1)
+    dictionary = detector.dictionary
+    features = detector.dictionary_features(flatten_patches(detector.patch_features(images)))
+    used = (omp_spams(features, dictionary.atoms, dictionary.nonzeros, 0.0) != 0).mean(1)
     assert np.allclose(usage, np.sort(used.A1)[::-1][:5]) and used[ids[0]] == used.max()
     # Every patch is a part of a training image, and no image is shown twice for one atom.
     side = crops[0].shape[1]

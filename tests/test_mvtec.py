@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from texture_ad.data import mvtec
-from texture_ad.data.mvtec import COUNTS, duplicates, import_archive, main, scan
+from texture_ad.data.layouts import duplicates, scan
+from texture_ad.data.mvtec import COUNTS, import_archive, main
 from texture_ad.errors import UserError
 
 

@@ -18,8 +18,8 @@ from omegaconf import OmegaConf
 
 from texture_ad.cli.naming import data_name, job_name, slug, sweep_dir, swept
 from texture_ad.cli.sweep import compare, finished, read_jobs, write_comparison
+from texture_ad.data.batches import SharedBatches
 from texture_ad.errors import UserError
-from texture_ad.training.distributed import SharedBatches
 from texture_ad.training.resources import take_share
 
 KILLS = 8 if os.environ.get("TEXTURE_AD_LONG") else 1

@@ -1,8 +1,8 @@
 """CutPaste, the self-supervised pretext task, vectorised over the batch on the batch's own device.
 
-Li, Sohn, Yoon, Pfister: CutPaste: Self-Supervised Learning for Anomaly Detection and Localization, CVPR 2021.
-The ranges below are that paper's (its section 2.2 and appendix); pixel sizes there are for 256-pixel images
-and scale with the image here.
+Li, Sohn, Yoon, Pfister: CutPaste: Self-Supervised Learning for Anomaly Detection and Localization, CVPR 2021. The
+ranges below are those of its section 2.2 and appendix. Pixel sizes there are for images of 256 pixels and scale with
+the image here.
 """
 
 import math
@@ -23,16 +23,20 @@ TASKS = {"binary": ("cutpaste",), "scar": ("scar",), "3way": ("cutpaste", "scar"
 
 
 def _uniform(low: float, high: float, count: int, device: torch.device) -> Tensor:
+    """Draw `count` numbers between `low` and `high`, (count,)."""
     return low + (high - low) * torch.rand(count, device=device)
 
 
-def _rectangles(kind: str, count: int, height: int, width: int, device) -> tuple[Tensor, Tensor, Tensor]:
-    """Widths and heights in pixels and angles in radians of `count` random patches, each (count,)."""
-    if kind == "scar":
-        scale = min(height, width) / 256
-        w = _uniform(*SCAR_WIDTH, count, device) * scale
-        h = _uniform(*SCAR_LENGTH, count, device) * scale
-        return w.clamp(min=1), h.clamp(min=1), _uniform(-SCAR_ANGLE, SCAR_ANGLE, count, device)
+def _draw_scars(count: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw widths and heights in pixels and angles in radians of `count` thin rotated patches, (count,) each."""
+    scale = min(height, width) / 256
+    w = _uniform(*SCAR_WIDTH, count, device) * scale
+    h = _uniform(*SCAR_LENGTH, count, device) * scale
+    return w.clamp(min=1), h.clamp(min=1), _uniform(-SCAR_ANGLE, SCAR_ANGLE, count, device)
+
+
+def _draw_rectangles(count: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw widths and heights in pixels of `count` large upright patches, (count,) each; their angles are 0."""
     area = _uniform(*AREA, count, device) * height * width
     wide = torch.rand(count, device=device) < 0.5
     aspect = torch.where(wide, _uniform(1, ASPECT[1], count, device), _uniform(ASPECT[0], 1, count, device))
@@ -42,7 +46,7 @@ def _rectangles(kind: str, count: int, height: int, width: int, device) -> tuple
 
 
 def _jitter(patch: Tensor) -> Tensor:
-    """Random brightness, contrast and saturation, one draw an image. (B, 3, H, W) in [0, 1], and back."""
+    """Return images (B, 3, H, W) in [0, 1] with random brightness, contrast and saturation, one draw an image."""
 
     def factor() -> Tensor:
         return _uniform(1 - JITTER, 1 + JITTER, len(patch), patch.device)[:, None, None, None]
@@ -54,10 +58,44 @@ def _jitter(patch: Tensor) -> Tensor:
     return (grey + (patch - grey) * factor()).clamp(0, 1)
 
 
-def cutpaste(images: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    """Cuts a random patch of each image, jitters its colours and pastes it elsewhere in the same image.
+def _draw_moves(w: Tensor, h: Tensor, angle: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Draw where each patch is cut and where it is pasted.
 
-    Draws from the device's global random state, which the run's seed sets.
+    Args:
+        w: widths of the patches in pixels, (B,).
+        h: heights of the patches in pixels, (B,).
+        angle: rotation of the pasted patches in radians, (B,).
+        height: of the images in pixels.
+        width: of the images in pixels.
+
+    Returns:
+        The centres (from_x, from_y, to_x, to_y) in pixels, (B,) each. Every patch lies inside the image.
+    """
+    cos = angle.cos().abs()
+    sin = angle.sin().abs()
+    # Half extents of the rotated patch, so that it stays inside the image.
+    reach_x = ((w * cos + h * sin) / 2).clamp(max=width / 2)
+    reach_y = ((w * sin + h * cos) / 2).clamp(max=height / 2)
+    to_x = reach_x + torch.rand_like(w) * (width - 2 * reach_x)
+    to_y = reach_y + torch.rand_like(w) * (height - 2 * reach_y)
+    from_x = w / 2 + torch.rand_like(w) * (width - w)
+    from_y = h / 2 + torch.rand_like(w) * (height - h)
+    return from_x, from_y, to_x, to_y
+
+
+def _patch_coordinates(angle: Tensor, to_x: Tensor, to_y: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return each pixel's coordinates (u, v) in pixels along the sides of the pasted patch, (B, H, W) each."""
+    cos = angle.cos()[:, None, None]
+    sin = angle.sin()[:, None, None]
+    x = torch.arange(width, device=angle.device)[None, None, :] + 0.5 - to_x[:, None, None]
+    y = torch.arange(height, device=angle.device)[None, :, None] + 0.5 - to_y[:, None, None]
+    return cos * x + sin * y, -sin * x + cos * y
+
+
+def cutpaste(images: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """Cut a random patch of each image, jitter its colours and paste it elsewhere in the same image.
+
+    All chance comes from the device's global random state, which the run's seed sets.
 
     Args:
         images: float (B, 3, H, W) in [0, 1].
@@ -72,27 +110,14 @@ def cutpaste(images: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: expected one of {', '.join(KINDS)}")
     b, _, height, width = images.shape
-    device = images.device
-    w, h, angle = _rectangles(kind, b, height, width, device)
-    cos = angle.cos()
-    sin = angle.sin()
-    # Half extents of the patch as it lies in the target, so that it stays inside the image.
-    reach_x = ((w * cos.abs() + h * sin.abs()) / 2).clamp(max=width / 2)
-    reach_y = ((w * sin.abs() + h * cos.abs()) / 2).clamp(max=height / 2)
-    to_x = reach_x + torch.rand(b, device=device) * (width - 2 * reach_x)
-    to_y = reach_y + torch.rand(b, device=device) * (height - 2 * reach_y)
-    from_x = w / 2 + torch.rand(b, device=device) * (width - w)
-    from_y = h / 2 + torch.rand(b, device=device) * (height - h)
-
-    def each(v: Tensor) -> Tensor:
-        return v[:, None, None]
-
-    x = torch.arange(width, device=device)[None, None, :] + 0.5 - each(to_x)
-    y = torch.arange(height, device=device)[None, :, None] + 0.5 - each(to_y)
-    u = each(cos) * x + each(sin) * y
-    v = -each(sin) * x + each(cos) * y
-    inside = (u.abs() <= each(w) / 2) & (v.abs() <= each(h) / 2)
-    grid = torch.stack(((u + each(from_x)) * 2 / width - 1, (v + each(from_y)) * 2 / height - 1), -1)
+    draw = _draw_scars if kind == "scar" else _draw_rectangles
+    w, h, angle = draw(b, height, width, images.device)
+    from_x, from_y, to_x, to_y = _draw_moves(w, h, angle, height, width)
+    u, v = _patch_coordinates(angle, to_x, to_y, height, width)
+    inside = (u.abs() <= w[:, None, None] / 2) & (v.abs() <= h[:, None, None] / 2)
+    source_x = (u + from_x[:, None, None]) * 2 / width - 1
+    source_y = (v + from_y[:, None, None]) * 2 / height - 1
+    grid = torch.stack((source_x, source_y), -1)
     # Rotated patches are interpolated; upright ones are shifted by whole pixels and copied exactly.
     mode = "bilinear" if kind == "scar" else "nearest"
     patch = F.grid_sample(images, grid.to(images.dtype), mode, "reflection", align_corners=False)
@@ -100,15 +125,15 @@ def cutpaste(images: Tensor, kind: str) -> tuple[Tensor, Tensor]:
 
 
 def pretext_batch(images: Tensor, task: str) -> tuple[Tensor, Tensor, Tensor]:
-    """The pretext task's batch: the normal images, then each of the task's kinds of pasted copies.
+    """Return the pretext task's batch: the normal images, then pasted copies of each of the task's kinds.
 
     Args:
         images: float (B, 3, H, W) in [0, 1].
         task: "binary" (normal against cutpaste), "scar" (normal against scar) or "3way" (all three).
 
     Returns:
-        images (n B, 3, H, W), classes (n B,) long with 0 for normal, and masks (n B, H, W) bool, n being the
-        task's number of classes.
+        Images (n B, 3, H, W), classes (n B,) long with 0 for normal, and masks bool (n B, H, W); n is the task's number
+        of classes.
     """
     pasted = [cutpaste(images, kind) for kind in TASKS[task]]
     b, _, height, width = images.shape

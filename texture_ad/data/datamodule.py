@@ -1,197 +1,134 @@
 """The LightningDataModule: where the images come from, how the normal ones are split, how they are batched."""
 
 import difflib
-import hashlib
-import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated, Literal, TypeVar
 
 import lightning as L
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, SequentialSampler
 
-from texture_ad.data import embedded, mvtec
-from texture_ad.data.images import Sample, read_image, read_mask, resize, resize_mask
-from texture_ad.data.synthetic import synthetic_defects
-from texture_ad.errors import UserError, check_number
-from texture_ad.training.distributed import SharedBatches
+from texture_ad.data import embedded
+from texture_ad.data.batches import Batch, EpochShuffle, ImageBatches, Order, SharedBatches, WithSyntheticDefects
+from texture_ad.data.layouts import Layout, Sample, fingerprint, hold_out, scan
+from texture_ad.errors import ParameterError, UserError
+from texture_ad.parameters import Count, NonNegativeInt, Range, Size, checked
 
-SOURCES = ("auto", "mvtec", "folder", "embedded")
+T = TypeVar("T")
+Source = Literal["auto", "mvtec", "folder", "embedded"]
 
 
-def locate(source: str, root: str | None, category: str | None) -> tuple[Path, str, str]:
-    """Turns the data group's choice into a folder.
+def _hint(category: object, present: Sequence[str]) -> str:
+    """Return a question that names the category most like the one given, or nothing if none is like it."""
+    close = difflib.get_close_matches(str(category), present, 1)
+    return f"did you mean {close[0]}? " if close else ""
+
+
+def _locate_embedded(category: str | None) -> tuple[Path, str, str]:
+    """Return `locate`'s answer for the embedded data."""
+    if category is None or category not in embedded.TEXTURES:
+        hint = _hint(category, embedded.TEXTURES)
+        raise ParameterError("category", category, f"{hint}embedded data has {', '.join(embedded.TEXTURES)}")
+    return embedded.ensure(category), category, f"embedded {category} (generated, not a benchmark)"
+
+
+def _locate_category(folder: Path, category: str | None) -> tuple[Path, str, str]:
+    """Return `locate`'s answer for a category in MVTec AD's folder."""
+    name = str(category)
+    if not (folder / name).is_dir():
+        present = sorted(p.name for p in folder.iterdir() if p.is_dir())
+        holds = f"{folder} holds {', '.join(present) or 'no folder'}"
+        raise ParameterError("category", category, f"{_hint(category, present)}{holds}")
+    return folder / name, name, f"MVTec AD {name}"
+
+
+def locate(source: Source, root: str | None, category: str | None) -> tuple[Path, str, str]:
+    """Find the folder with the images.
+
+    Args:
+        source: of the images, as in `TextureDataModule`.
+        root: MVTec AD's folder, or for "folder" the category's own.
+        category: the texture.
 
     Returns:
         The category's folder, its name, and the source's name as every table and figure shows it.
 
     Raises:
-        UserError: a root or category that is missing or wrong.
+        ParameterError: a root or category that is missing or wrong.
     """
-    if source not in SOURCES:
-        raise UserError(f"data.source={source}: expected one of {', '.join(SOURCES)}")
-    if source == "auto":
-        source = "mvtec" if root else "embedded"
-    if source == "embedded":
-        if category not in embedded.TEXTURES:
-            close = difflib.get_close_matches(str(category), embedded.TEXTURES, 1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise UserError(f"data.category={category}: {hint}embedded data has {', '.join(embedded.TEXTURES)}")
-        return embedded.ensure(category), category, f"embedded {category} (generated, not a benchmark)"
+    if source == "embedded" or (source == "auto" and not root):
+        return _locate_embedded(category)
     if not root:
-        where = "set data.root or MVTEC_AD_ROOT" if source == "mvtec" else "set data.root"
-        raise UserError(f"data={source}: no data.root was given; {where} to the folder with the images")
+        raise ParameterError("root", root, f"no folder was given, and {source} needs the folder with the images")
     folder = Path(root).expanduser()
     if not folder.is_dir():
-        raise UserError(
-            f"data.root={root}: no such folder; import MVTec AD by python -m texture_ad.data.mvtec ARCHIVE ROOT"
-        )
+        raise ParameterError("root", root, "no such folder")
     if source == "folder":
-        return folder, category or folder.resolve().name, f"folder {category or folder.resolve().name}"
-    if not (folder / str(category)).is_dir():
-        present = sorted(p.name for p in folder.iterdir() if p.is_dir())
-        close = difflib.get_close_matches(str(category), present, 1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise UserError(f"data.category={category}: {hint}{folder} holds {', '.join(present) or 'no folder'}")
-    return folder / category, category, f"MVTec AD {category}"
+        name = category or folder.resolve().name
+        return folder, name, f"folder {name}"
+    return _locate_category(folder, category)
 
 
-def load_sample(sample: Sample, size: int, training: bool = False) -> tuple[Tensor, Tensor]:
-    """One sample as uint8 (3, size, size) and its mask, bool (size, size), False where there is none.
-
-    Raises:
-        UserError: unreadable, or a training image of one colour.
-    """
-    image = read_image(sample.path)
-    if training and (image == image[0, 0]).all():
-        raise UserError(f"{sample.path}: one colour all over, nothing to learn from; remove this exposure")
-    mask = torch.zeros(size, size, dtype=torch.bool)
-    if sample.mask:
-        mask = resize_mask(read_mask(sample.mask, image.shape[:2]), size)
-    return resize(image, size), mask
-
-
-class _Batches(Dataset):
-    """Samples as ready batches: from memory when they fit, else decoded when asked for."""
-
-    def __init__(self, samples: list[Sample], size: int, cache: bool, training: bool = False):
-        self.samples = samples
-        self.size = size
-        self.training = training
-        self.labels = torch.tensor([s.label for s in samples])
-        self.images = self.masks = None
-        if cache:
-            self.images = torch.empty(len(samples), 3, size, size, dtype=torch.uint8)
-            self.masks = torch.empty(len(samples), size, size, dtype=torch.bool)
-            with ThreadPoolExecutor() as pool:
-                for i, (image, mask) in enumerate(pool.map(lambda s: load_sample(s, size, training), samples)):
-                    self.images[i] = image
-                    self.masks[i] = mask
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
-        index = torch.tensor(indices)
-        if self.images is not None:
-            image = self.images[index]
-            mask = self.masks[index]
-        else:
-            pairs = [load_sample(self.samples[i], self.size, self.training) for i in indices]
-            image, mask = (torch.stack(part) for part in zip(*pairs, strict=True))
-        return {"image": image, "label": self.labels[index], "mask": mask, "index": index}
-
-
-class _WithDefects(Dataset):
-    """Calibration images, then the same images with synthetic defects, the same ones in every epoch."""
-
-    def __init__(self, normals: _Batches, seed: int):
-        self.normals = normals
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return 2 * len(self.normals)
-
-    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
-        n = len(self.normals)
-        batch = self.normals.__getitems__([i % n for i in indices])
-        batch["label"] = torch.tensor([i // n for i in indices])
-        for row, i in enumerate(indices):
-            if i >= n:
-                # One generator an image, so that the defects don't depend on the batch size.
-                generator = torch.Generator().manual_seed(self.seed * 1_000_003 + i)
-                image, mask = synthetic_defects(batch["image"][row : row + 1], generator)
-                batch["image"][row] = image[0]
-                batch["mask"][row] = mask[0]
-        return batch
-
-
-def _identity(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def _unchanged(batch: T) -> T:
+    """Return a batch as the data set gave it, where a loader expects to join single images."""
     return batch
 
 
-class EpochShuffle(RandomSampler):
-    """Shuffles by seed and epoch alone, so that a resumed run sees the order of an undisturbed one.
-
-    Lightning calls `set_epoch` before each epoch.
-    """
-
-    def __init__(self, dataset: Dataset, seed: int):
-        super().__init__(dataset, generator=torch.Generator())
-        self.seed = seed
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.generator.manual_seed(self.seed * 1_000_003 + epoch)
-
-
+@checked
 class TextureDataModule(L.LightningDataModule):
-    """Normal images for training and validation, all images of the test folder for the final metrics.
+    """Give normal images for training and validation, and all images of the test folder for the final metrics.
 
-    Batches are dicts: `image` uint8 (B, 3, size, size) RGB, `label` (B,) 0 or 1, `mask` bool (B, size, size),
-    `index` (B,) into train_samples, calibration_samples or test_samples.
+    Batches are those of `texture_ad.data.batches`. Batch sizes count all devices together.
 
     Args:
         source: "auto" (MVTec AD where a root is given, else embedded), "mvtec", "folder" or "embedded".
         root: MVTec AD's folder, or for "folder" the category's own.
-        category: the texture.
-        size: side of the square images in pixels, 32 to 8192.
-        batch_size: of training, at least 1; eval_batch_size: of everything else. Over all devices together.
-        calibration_fraction: of the normal images to hold out, in (0, 0.9].
-        cache_mb: budget for decoded images; beyond it they are decoded again in every epoch.
+        category: the texture; for "folder" a name, None for the folder's.
+        size: side of the square images in pixels.
+        batch_size: of training.
+        eval_batch_size: of everything else.
+        calibration_fraction: of the normal images that are held out.
+        cache_mb: MiB that decoded images may take; if they need more, they are decoded again in every epoch.
         num_workers: processes that decode when the images don't fit.
         seed: of the split, the shuffling and the synthetic defects.
 
+    Attributes:
+        folder: of the category.
+        category: the texture's name.
+        source_name: the source's name as every table and figure shows it.
+        layout: the images of the category, once `setup` has run, as the attributes below.
+        train_samples: the normal images for training.
+        calibration_samples: the held-out normal images.
+        test_samples: the images of the test folder.
+        has_masks: whether the anomalous test images have masks.
+
     Raises:
-        UserError: a parameter out of its range, or (in setup) data that is missing or wrong.
+        ParameterError: a parameter out of its range, or a root or category that is missing or wrong.
+        UserError: in `setup`, images that are missing or can't be worked with.
     """
+
+    layout: Layout
+    train_samples: list[Sample]
+    calibration_samples: list[Sample]
+    test_samples: list[Sample]
+    has_masks: bool
 
     def __init__(
         self,
-        source: str = "auto",
-        root: str | None = None,
-        category: str | None = None,
-        size: int = 256,
-        batch_size: int = 32,
-        eval_batch_size: int = 32,
-        calibration_fraction: float = 0.2,
-        cache_mb: int = 4096,
-        num_workers: int = 0,
-        seed: int = 0,
+        source: Source,
+        root: str | None,
+        category: str | None,
+        size: Size,
+        batch_size: Count,
+        eval_batch_size: Count,
+        calibration_fraction: Annotated[float, Range(0, 0.9, above=True)],
+        cache_mb: NonNegativeInt,
+        num_workers: NonNegativeInt,
+        seed: NonNegativeInt,
     ):
         super().__init__()
-        for key, value, least in (
-            ("size", size, 32),
-            ("batch_size", batch_size, 1),
-            ("cache_mb", cache_mb, 0),
-            ("eval_batch_size", eval_batch_size, 1),
-            ("num_workers", num_workers, 0),
-            ("seed", seed, 0),
-        ):
-            check_number(f"data.{key}", value, least, 8192 if key == "size" else None, whole=True)
-        check_number("data.calibration_fraction", calibration_fraction, 0, 0.9, above=True)
         self.source = source
         self.root = root
         self.size = size
@@ -205,69 +142,91 @@ class TextureDataModule(L.LightningDataModule):
         self._ready = False
 
     def setup(self, stage: str | None = None) -> None:
+        """List, split and, where they fit into memory, decode the images; a second call does nothing.
+
+        Args:
+            stage: of Lightning's trainer; all stages need the same.
+
+        Raises:
+            UserError: images that are missing or can't be worked with.
+        """
         if self._ready:
             return
-        self.layout = mvtec.scan(self.folder)
-        normal = self.layout.train
-        order = torch.randperm(len(normal), generator=torch.Generator().manual_seed(self.seed)).tolist()
-        count = min(max(1, round(self.calibration_fraction * len(normal))), len(normal) - 1)
-        self.calibration_samples = [normal[i] for i in sorted(order[:count])]
-        self.train_samples = [normal[i] for i in sorted(order[count:])]
+        self.layout = scan(self.folder)
+        self.train_samples, self.calibration_samples = hold_out(self.layout.train, self.calibration_fraction, self.seed)
         self.test_samples = self.layout.test
         self.has_masks = self.layout.has_masks
-        count = len(normal) + len(self.test_samples)
-        cache = count * 4 * self.size**2 <= self.cache_mb * 2**20
-        self._train = _Batches(self.train_samples, self.size, cache, training=True)
-        self._val = _WithDefects(_Batches(self.calibration_samples, self.size, cache, training=True), self.seed)
-        self._test = _Batches(self.test_samples, self.size, cache)
+        self._make_batches()
         self._ready = True
+
+    def _make_batches(self) -> None:
+        """Make the data sets of training, calibration and test images."""
+        count = len(self.layout.train) + len(self.test_samples)
+        # An image has three bytes a pixel, its mask one.
+        in_memory = count * 4 * self.size**2 <= self.cache_mb * 2**20
+        self._train = ImageBatches(self.train_samples, self.size, in_memory, training=True)
+        self._calibration = ImageBatches(self.calibration_samples, self.size, in_memory, training=True)
+        self._validation = WithSyntheticDefects(self._calibration, self.seed)
+        self._test = ImageBatches(self.test_samples, self.size, in_memory)
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits of the names and bytes of all training and test images."""
-        total = hashlib.sha256()
-        for sample in self.layout.train + self.layout.test:
-            total.update(os.fsencode(sample.path.relative_to(self.folder)))
-            total.update(hashlib.sha256(sample.path.read_bytes()).digest())
-        return total.hexdigest()[:16]
+        """Return 16 hexadecimal digits that stand for the names and bytes of all training and test images."""
+        return fingerprint(self.layout, self.folder)
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, str]:
+        """Return what a checkpoint keeps of the data: their fingerprint."""
         return {"fingerprint": self.fingerprint}
 
-    def load_state_dict(self, state: dict) -> None:
-        if state["fingerprint"] != self.fingerprint:
-            raise UserError(f"{self.folder}: its images changed since this run's last checkpoint; give another run_dir")
+    def load_state_dict(self, state_dict: dict[str, str]) -> None:
+        """Check that the images are those of a checkpoint.
 
-    def _loader(self, dataset: Dataset, size: int, shuffle: bool = False) -> DataLoader:
-        sampler = EpochShuffle(dataset, self.seed) if shuffle else SequentialSampler(dataset)
-        workers = 0 if getattr(dataset, "images", None) is not None else self.num_workers
-        batches = SharedBatches(sampler, size)
+        Raises:
+            UserError: they changed.
+        """
+        if state_dict["fingerprint"] != self.fingerprint:
+            raise UserError(f"{self.folder}: its images changed since this run's last checkpoint; start another run")
+
+    def _loader(
+        self, dataset: ImageBatches | WithSyntheticDefects, size: int, order: Order | None = None
+    ) -> DataLoader:
+        """Return a loader of batches of `size` images over all devices, in fixed order where no other is given."""
+        order = SequentialSampler(dataset) if order is None else order
+        workers = 0 if dataset.in_memory else self.num_workers
         return DataLoader(
             dataset,
-            batch_sampler=batches,
-            collate_fn=_identity,
+            batch_sampler=SharedBatches(order, size),
+            collate_fn=_unchanged,
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
         )
 
     def train_dataloader(self) -> DataLoader:
-        return self._loader(self._train, self.batch_size, shuffle=True)
+        """Return a loader of the training images, shuffled."""
+        return self._loader(self._train, self.batch_size, EpochShuffle(self._train, self.seed))
 
     def normal_dataloader(self) -> DataLoader:
-        """The training images in fixed order, in the dictionary's batches."""
+        """Return a loader of the training images in fixed order, in batches of `eval_batch_size`."""
         return self._loader(self._train, self.eval_batch_size)
 
     def calibration_dataloader(self) -> DataLoader:
-        """The calibration images alone, for thresholds and standardisation."""
-        return self._loader(self._val.normals, self.eval_batch_size)
+        """Return a loader of the calibration images alone, for thresholds and standardisation."""
+        return self._loader(self._calibration, self.eval_batch_size)
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(self._val, self.eval_batch_size)
+        """Return a loader of the validation images: calibration images, then the same with synthetic defects."""
+        return self._loader(self._validation, self.eval_batch_size)
+
+    def synthetic_dataloader(self) -> DataLoader:
+        """Return a loader of the calibration images with synthetic defects, those of the validation images."""
+        count = len(self._calibration)
+        return self._loader(self._validation, self.eval_batch_size, range(count, 2 * count))
 
     def test_dataloader(self) -> DataLoader:
+        """Return a loader of the test images in fixed order."""
         return self._loader(self._test, self.eval_batch_size)
 
-    def test_batch(self, indices: list[int]) -> dict[str, Tensor]:
-        """The test images of these numbers, for pictures."""
+    def test_batch(self, indices: list[int]) -> Batch:
+        """Return the test images of these numbers as one batch."""
         return self._test.__getitems__(indices)

@@ -1,5 +1,6 @@
-"""Do images look as those did that a detector was trained on? Size, mode, brightness and contrast."""
+"""Comparison of images with those that a detector was trained on: size, mode, brightness and contrast."""
 
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -10,14 +11,93 @@ from texture_ad.data.images import header
 DEVIATIONS = 5  # of the training images' own spread, beyond which an image counts as different
 
 
+@dataclass(frozen=True)
+class ImageStatistics:
+    """Describe the training images, so that images unlike them can be recognised.
+
+    Args:
+        width: smallest and largest width in pixels.
+        height: smallest and largest height in pixels.
+        modes: Pillow's names of the modes that occur, in order of name.
+        brightness: mean and spread of the images' mean grey levels, in 0..255.
+        contrast: mean and spread of the grey levels' standard deviation within an image, in 0..255.
+    """
+
+    width: tuple[int, int]
+    height: tuple[int, int]
+    modes: tuple[str, ...]
+    brightness: tuple[float, float]
+    contrast: tuple[float, float]
+
+    def to_dict(self) -> dict[str, list]:
+        """Return the statistics as plain values, as a detector's file holds them."""
+        return {name: list(values) for name, values in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, content: object) -> "ImageStatistics":
+        """Return the statistics that `to_dict` gave, and check all of them: a stranger may have written the file.
+
+        Args:
+            content: what the file holds.
+
+        Raises:
+            LookupError: a name that is missing.
+            TypeError: a value of another type.
+            ValueError: a name too many, a list of another length, or a number out of its range.
+        """
+        if not isinstance(content, dict):
+            raise TypeError("the statistics of the training images are no dict")
+        names = [field.name for field in fields(cls)]
+        values = {name: content[name] for name in names}
+        if len(content) > len(names):
+            raise ValueError(f"the statistics of the training images hold more than {', '.join(names)}")
+        if not all(type(v) in (list, tuple) for v in values.values()):
+            raise TypeError("the statistics of the training images are no lists")
+        statistics = cls(**{name: tuple(v) for name, v in values.items()})
+        _check_sides("width", statistics.width)
+        _check_sides("height", statistics.height)
+        _check_modes(statistics.modes)
+        _check_levels("brightness", statistics.brightness)
+        _check_levels("contrast", statistics.contrast)
+        return statistics
+
+
+def _check_sides(name: str, values: tuple) -> None:
+    """Check the smallest and the largest side of images, in pixels."""
+    if not all(type(v) is int for v in values):
+        raise TypeError(f"{name}={values}: expected integers")
+    if not (len(values) == 2 and 1 <= values[0] <= values[1]):
+        raise ValueError(f"{name}={values}: expected the smallest side and the largest")
+
+
+def _check_modes(values: tuple) -> None:
+    """Check the names of the images' modes."""
+    if not all(type(v) is str for v in values):
+        raise TypeError(f"modes={values}: expected names")
+    if not values:
+        raise ValueError("modes=(): expected at least one name")
+
+
+def _check_levels(name: str, values: tuple) -> None:
+    """Check a mean and a spread of grey levels."""
+    if not all(type(v) is float for v in values):
+        raise TypeError(f"{name}={values}: expected floats")
+    if not (len(values) == 2 and 0 <= values[0] < 256 and 0 < values[1] < 256):
+        raise ValueError(f"{name}={values}: expected the mean of grey levels and a spread above 0")
+
+
 def brightness(images: Tensor) -> Tensor:
-    """uint8 (B, 3, H, W) to mean grey level and its standard deviation within the image, (B, 2), in 0..255."""
+    """Return mean grey level and its standard deviation within each image, (B, 2), in 0..255.
+
+    Args:
+        images: uint8 (B, 3, H, W).
+    """
     grey = images.float().mean(1).flatten(1)
     return torch.stack((grey.mean(1), grey.std(1)), 1)
 
 
-def training_statistics(paths: list[Path], levels: Tensor) -> dict:
-    """What a detector keeps of its training images, plain values only.
+def training_statistics(paths: list[Path], levels: Tensor) -> ImageStatistics:
+    """Return what a detector keeps of its training images.
 
     Args:
         paths: of the training images.
@@ -26,33 +106,36 @@ def training_statistics(paths: list[Path], levels: Tensor) -> dict:
     widths, heights, modes = zip(*(header(p) for p in paths), strict=True)
     mean = levels.mean(0)
     spread = levels.std(0, unbiased=False).clamp(min=1.0)
-    return {
-        "width": [min(widths), max(widths)],
-        "height": [min(heights), max(heights)],
-        "modes": sorted(set(modes)),
-        "brightness": [float(mean[0]), float(spread[0])],
-        "contrast": [float(mean[1]), float(spread[1])],
-    }
+    return ImageStatistics(
+        width=(min(widths), max(widths)),
+        height=(min(heights), max(heights)),
+        modes=tuple(sorted(set(modes))),
+        brightness=(float(mean[0]), float(spread[0])),
+        contrast=(float(mean[1]), float(spread[1])),
+    )
 
 
-def differences(statistics: dict, path: Path, levels: Tensor) -> dict[str, str]:
-    """How one image differs from the training images: for each of size, mode, brightness and contrast a sentence.
+def differences(statistics: ImageStatistics, path: Path, levels: Tensor) -> dict[str, str]:
+    """Return a sentence for each respect in which an image differs from the training images.
 
     Args:
-        statistics: from `training_statistics`.
+        statistics: of the training images.
         path: of the image.
         levels: its `brightness`, (2,).
+
+    Returns:
+        Sentences by "size", "mode", "brightness" and "contrast"; empty where nothing differs.
     """
     width, height, mode = header(path)
     found = {}
-    (w0, w1) = statistics["width"]
-    (h0, h1) = statistics["height"]
+    (w0, w1) = statistics.width
+    (h0, h1) = statistics.height
     if not (w0 <= width <= w1 and h0 <= height <= h1):
         found["size"] = f"{width} x {height} pixels, trained on {w0} to {w1} x {h0} to {h1}"
-    if mode not in statistics["modes"]:
-        found["mode"] = f"mode {mode}, trained on {', '.join(statistics['modes'])}"
-    for name, value in zip(("brightness", "contrast"), levels.tolist(), strict=True):
-        mean, spread = statistics[name]
+    if mode not in statistics.modes:
+        found["mode"] = f"mode {mode}, trained on {', '.join(statistics.modes)}"
+    trained = {"brightness": statistics.brightness, "contrast": statistics.contrast}
+    for (name, (mean, spread)), value in zip(trained.items(), levels.tolist(), strict=True):
         if abs(value - mean) > DEVIATIONS * spread:
             found[name] = f"{name} {value:.0f}, trained on {mean:.0f} with a spread of {spread:.1f}"
     return found

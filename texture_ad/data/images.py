@@ -1,7 +1,6 @@
-"""Reading photographs and masks: every common format and mode, to RGB bytes, with an error that helps."""
+"""Reading of photographs and masks: every common format and mode becomes RGB bytes or an error that helps."""
 
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,33 +16,35 @@ MIN_SIDE = 4
 MAX_GREY = 0.05  # of a mask's pixels between black and white: soft edges, not a picture
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One photograph: `label` 0 normal or 1 anomalous, `kind` "good" or the defect's folder name."""
+def _check_header(path: Path, image: Image.Image) -> None:
+    """Check the size and the number of frames that an image's header states.
 
-    path: Path
-    label: int = 0
-    kind: str = "good"
-    mask: Path | None = None
+    Raises:
+        UserError: over MAX_PIXELS, under MIN_SIDE, or animated.
+    """
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise UserError(f"{path}: {width} x {height} pixels, more than {MAX_PIXELS:,}; scale the image down or cut it")
+    if min(width, height) < MIN_SIDE:
+        raise UserError(f"{path}: {width} x {height} pixels, expected at least {MIN_SIDE} a side; remove it")
+    frames = getattr(image, "n_frames", 1)  # after the sizes: counting the frames reads more of the file
+    if frames > 1:
+        raise UserError(f"{path}: {frames} frames, expected one; save the frames as single images")
 
 
 def _open(path: Path) -> Image.Image:
-    """Decodes one image; the header's size is checked before any pixel is."""
+    """Decode one image; its header is checked before any pixel is decoded.
+
+    Raises:
+        UserError: the file can't be read as one image, or is refused by `_check_header`.
+    """
     try:
         if path.stat().st_size == 0:
             raise UserError(f"{path}: the file is empty; copy it again or remove it")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(path)
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise UserError(
-                    f"{path}: {width} x {height} pixels, more than {MAX_PIXELS:,}; scale the image down or cut it"
-                )
-            if min(width, height) < MIN_SIDE:
-                raise UserError(f"{path}: {width} x {height} pixels, expected at least {MIN_SIDE} a side; remove it")
-            if getattr(image, "n_frames", 1) > 1:
-                raise UserError(f"{path}: {image.n_frames} frames, expected one; save the frames as single images")
+            _check_header(path, image)
             image.load()
             return ImageOps.exif_transpose(image)
     except UserError:
@@ -56,7 +57,7 @@ def _open(path: Path) -> Image.Image:
 
 
 def header(path: Path) -> tuple[int, int, str]:
-    """Width, height and mode of an image, as its header has them: nothing is decoded.
+    """Return width and height in pixels and the mode of an image, as its header states them; nothing is decoded.
 
     Raises:
         UserError: no image.
@@ -71,21 +72,22 @@ def header(path: Path) -> tuple[int, int, str]:
 
 
 def _grey_bytes(image: Image.Image) -> np.ndarray:
+    """Return a grey image of 16-bit integers or floats as uint8 (H, W)."""
     values = np.asarray(image).astype(np.float64)
+    high = 65535.0
     if image.mode == "F":
-        low = 0.0
         high = 1.0 if np.nanmax(values) <= 1 else 255.0
-    else:
-        low = 0.0
-        high = 65535.0
-    return np.nan_to_num((values - low) / (high - low) * 255).clip(0, 255).astype(np.uint8)
+    return np.nan_to_num(values / high * 255).clip(0, 255).astype(np.uint8)
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Reads one photograph as RGB.
+    """Read one photograph as RGB.
 
-    16-bit values are scaled by 255/65535, floats from [0, 1] or [0, 255]; alpha is laid over black; EXIF's
-    orientation is applied.
+    16-bit values are scaled by 255/65535, floats from [0, 1] or [0, 255]. Transparent images are laid over black.
+    EXIF's orientation is applied.
+
+    Args:
+        path: of the file.
 
     Returns:
         uint8 (H, W, 3).
@@ -104,12 +106,12 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    """Reads a ground-truth mask of two values: 0, and any other for the pixels of the defect.
+    """Read a ground-truth mask of two values: 0, and any other for the pixels of the defect.
 
-    Values within a tenth of the range of either count as it, as JPEG and resampling make them.
+    JPEG and resampling blur the two values: whatever lies within a tenth of the range of either counts as that value.
 
     Args:
-        path: the mask's file.
+        path: of the mask's file.
         shape: (H, W) of its image.
 
     Returns:
@@ -138,16 +140,28 @@ def read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
 
 
 def resize(image: np.ndarray, size: int) -> Tensor:
-    """uint8 (H, W, 3) to uint8 (3, size, size), bilinear with antialiasing; the aspect is not kept."""
+    """Return an image, uint8 (H, W, 3), as a square, uint8 (3, size, size): bilinear with antialiasing.
+
+    The aspect is not kept.
+
+    Args:
+        image: uint8 (H, W, 3).
+        size: side in pixels.
+    """
     from torchvision.transforms.v2 import functional as F
 
     return F.resize(torch.from_numpy(image).permute(2, 0, 1), [size, size], antialias=True)
 
 
 def resize_mask(mask: np.ndarray, size: int) -> Tensor:
-    """bool (H, W) to bool (size, size): a pixel is defect where half of its area or more is.
+    """Return a mask, bool (H, W), as a square, bool (size, size).
 
-    A defect too thin for that keeps every pixel that it touches, so that none vanishes.
+    A pixel counts as defect if half of its area or more does. A defect too thin for that keeps every pixel that it
+    touches, so that no defect vanishes.
+
+    Args:
+        mask: bool (H, W), True = defect.
+        size: side in pixels.
     """
     from torchvision.transforms.v2 import functional as F
 

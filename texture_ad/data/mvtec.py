@@ -1,24 +1,23 @@
-"""MVTec AD's folder layout: checking it, and importing a downloaded archive safely.
+"""Import of a downloaded archive of MVTec AD: `python -m texture_ad.data.mvtec ARCHIVE ROOT`.
 
-Bergmann et al.: MVTec AD, CVPR 2019 (the paper's [34]). `python -m texture_ad.data.mvtec ARCHIVE ROOT`.
+Bergmann, Fauser, Sattlegger, Steger: MVTec AD, CVPR 2019.
 """
 
 import argparse
-import hashlib
 import os
 import shutil
 import sys
 import tarfile
 import tempfile
-from collections import defaultdict
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterator
+from contextlib import contextmanager
+from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 
-from texture_ad.data.images import IMAGE_SUFFIXES, Sample
+from texture_ad.data.layouts import scan
 from texture_ad.errors import UserError
 
-# Images in (train, test) as published in the paper's table 1.
+# Images in (train, test) as published by Bergmann et al.
 COUNTS = {
     "carpet": (280, 117),
     "grid": (264, 78),
@@ -39,83 +38,12 @@ COUNTS = {
 MAX_UNPACKED = 20 * 2**30  # bytes; the whole data set has about 5 GiB
 
 
-@dataclass(frozen=True)
-class Layout:
-    train: list[Sample]
-    test: list[Sample]
-    has_masks: bool
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"{folder}: can't be read ({error.strerror}); check the path and its permissions") from error
-
-
-def _images(folder: Path) -> list[Path]:
-    return [p for p in _entries(folder) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
-
-
-def scan(folder: Path) -> Layout:
-    """Lists the images of one category: train/good, test/<kind> and, optionally, ground_truth/<kind>.
-
-    Masks are named <image>_mask.<suffix> or <image>.<suffix>. A test folder may be missing.
+def _check_member(member: tarfile.TarInfo, archive: Path) -> tuple[str, PurePosixPath] | None:
+    """Return the category of a member and its path under it, None for what belongs to no category.
 
     Raises:
-        UserError: the layout is not as described; the message names the first path that is wrong.
+        UserError: a member that would be written outside the folder, or that is no plain file or folder.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; data.root must name one laid out as MVTec AD is")
-    if not (folder / "train" / "good").is_dir():
-        raise UserError(f"{folder}: has no train/good; put the defect-free training images there")
-    for other in _entries(folder / "train"):
-        if other.is_dir() and other.name != "good" and _images(other):
-            raise UserError(f"{other}: training uses defect-free images only; move these to {folder / 'test'}")
-    train = [Sample(p) for p in _images(folder / "train" / "good")]
-    if len(train) < 2:
-        raise UserError(f"{folder / 'train' / 'good'}: {len(train)} images; at least 2 are needed")
-    test = []
-    truth = folder / "ground_truth"
-    missing = None
-    for kind in _entries(folder / "test") if (folder / "test").is_dir() else []:
-        if not kind.is_dir():
-            continue
-        masks = (
-            {p.stem.removesuffix("_mask"): p for p in _images(truth / kind.name)}
-            if (truth / kind.name).is_dir()
-            else {}
-        )
-        for path in _images(kind):
-            label = int(kind.name != "good")
-            mask = masks.get(path.stem) if label else None
-            test.append(Sample(path, label, kind.name, mask))
-            if label and mask is None:
-                missing = missing or path
-    has_masks = any(s.mask for s in test)
-    if has_masks and missing:
-        raise UserError(f"{missing}: has no mask under {truth} while others do; add it, or remove {truth}")
-    return Layout(train, test, has_masks)
-
-
-def duplicates(layout: Layout) -> list[tuple[Path, Path]]:
-    """Pairs (training file, test file) with identical bytes."""
-    by_size: dict[int, list[Path]] = defaultdict(list)
-    for sample in layout.train:
-        by_size[sample.path.stat().st_size].append(sample.path)
-
-    @cache
-    def digest(path: Path) -> str:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-
-    return [
-        (a, s.path) for s in layout.test for a in by_size.get(s.path.stat().st_size, ()) if digest(a) == digest(s.path)
-    ]
-
-
-def _check_member(member: tarfile.TarInfo, archive: Path) -> tuple[str, PurePosixPath] | None:
-    """The category and path under it of a member, None for what is not of a category; refuses hostile ones."""
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts or "\\" in member.name:
         raise UserError(f"{archive}: member {member.name!r} leaves the folder; nothing was imported")
@@ -127,69 +55,106 @@ def _check_member(member: tarfile.TarInfo, archive: Path) -> tuple[str, PurePosi
     return None
 
 
-def import_archive(archive: Path, root: Path) -> list[str]:
-    """Unpacks MVTec AD, whole or one category, into `root`, checking layout and published counts.
+def _checked_members(tar: tarfile.TarFile, archive: Path) -> Iterator[tuple[tarfile.TarInfo, str, PurePosixPath]]:
+    """Yield the files of a tar that belong to a category, with the category and the path under it."""
+    total = 0
+    for member in tar:
+        place = _check_member(member, archive)
+        total += member.size
+        if total > MAX_UNPACKED:
+            raise UserError(f"{archive}: unpacks to over {MAX_UNPACKED >> 30} GiB; not MVTec AD")
+        if place is not None and member.isfile():
+            yield member, *place
 
-    Everything is unpacked beside `root` first and renamed when all of it is right.
+
+def _write_member(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
+    """Write one plain file of a tar."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source = tar.extractfile(member)
+    assert source is not None  # only a member that is no file has none
+    with source, open(target, "wb") as sink:
+        shutil.copyfileobj(source, sink)
+
+
+def _unpack(archive: Path, root: Path, work: Path) -> list[str]:
+    """Unpack all categories of an archive into `work`, and return their names.
+
+    Raises:
+        UserError: no category, an unsafe member, a damaged archive, or a category that `root` has already.
+    """
+    found: list[str] = []
+    try:
+        with tarfile.open(archive) as tar:
+            for member, category, rest in _checked_members(tar, archive):
+                if category not in found:
+                    found.append(category)
+                    if (root / category).exists():
+                        raise UserError(f"{root / category}: exists already; move it away to import it anew")
+                _write_member(tar, member, work / category / rest)
+    except (tarfile.TarError, EOFError, OSError, LZMAError) as error:
+        raise UserError(f"{archive}: can't be unpacked ({error}); download it again") from error
+    if not found:
+        raise UserError(f"{archive}: holds no category of MVTec AD ({', '.join(COUNTS)})")
+    return found
+
+
+def _check_counts(archive: Path, category: str, folder: Path) -> None:
+    """Check the layout of an unpacked category and compare its numbers of images with the published ones."""
+    layout = scan(folder)
+    have = (len(layout.train), len(layout.test))
+    if have != COUNTS[category]:
+        raise UserError(
+            f"{archive}: {category} has {have[0]} training and {have[1]} test images, published are "
+            f"{COUNTS[category][0]} and {COUNTS[category][1]}; download it again"
+        )
+
+
+@contextmanager
+def _working_folder(root: Path) -> Iterator[Path]:
+    """Make a folder under `root` for the time of an import."""
+    root.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=".importing-", dir=root))
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def import_archive(archive: Path, root: Path) -> list[str]:
+    """Unpack MVTec AD, whole or one category, into a folder, and check layout and published counts.
+
+    Everything is first unpacked into a working folder, and is renamed when all of it is right.
+
+    Args:
+        archive: the downloaded .tar.xz.
+        root: folder that gets one subfolder a category.
 
     Returns:
         The categories imported.
 
     Raises:
-        UserError: not an archive, a member that is unsafe, too large, wrong counts, or a category that
-            `root` has already.
+        UserError: not an archive, a member that is unsafe, too large, wrong counts, or a category that `root` has
+            already.
     """
     archive = Path(archive)
     root = Path(root)
     if not archive.is_file():
         raise UserError(f"{archive}: no such file; download MVTec AD from mvtec.com and give the .tar.xz")
-    root.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=".importing-", dir=root))
-    try:
-        total = 0
-        found = []
-        try:
-            with tarfile.open(archive) as tar:
-                for member in tar:
-                    place = _check_member(member, archive)
-                    total += member.size
-                    if total > MAX_UNPACKED:
-                        raise UserError(f"{archive}: unpacks to over {MAX_UNPACKED >> 30} GiB; not MVTec AD")
-                    if place is None or not member.isfile():
-                        continue
-                    category, rest = place
-                    if category not in found:
-                        found.append(category)
-                        if (root / category).exists():
-                            raise UserError(f"{root / category}: exists already; move it away to import it anew")
-                    target = work / category / rest
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    with tar.extractfile(member) as source, open(target, "wb") as sink:
-                        shutil.copyfileobj(source, sink)
-        except (tarfile.TarError, EOFError, OSError) as error:
-            raise UserError(f"{archive}: can't be unpacked ({error}); download it again") from error
-        except Exception as error:
-            if type(error).__name__ == "LZMAError":
-                raise UserError(f"{archive}: can't be unpacked ({error}); download it again") from error
-            raise
-        if not found:
-            raise UserError(f"{archive}: holds no category of MVTec AD ({', '.join(COUNTS)})")
+    with _working_folder(root) as work:
+        found = _unpack(archive, root, work)
         for category in found:
-            layout = scan(work / category)
-            have = (len(layout.train), len(layout.test))
-            if have != COUNTS[category]:
-                raise UserError(
-                    f"{archive}: {category} has {have[0]} training and {have[1]} test images, published are "
-                    f"{COUNTS[category][0]} and {COUNTS[category][1]}; download it again"
-                )
+            _check_counts(archive, category, work / category)
         for category in found:
             os.replace(work / category, root / category)
-        return found
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    return found
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Import the archive that a command line names, and return the exit code.
+
+    Args:
+        argv: the arguments, without the program's name; None for those of the process.
+    """
     parser = argparse.ArgumentParser("python -m texture_ad.data.mvtec", description="Import a downloaded MVTec AD.")
     parser.add_argument("archive", type=Path, help="mvtec_anomaly_detection.tar.xz, or one category's .tar.xz")
     parser.add_argument("root", type=Path, help="folder that gets one subfolder a category")

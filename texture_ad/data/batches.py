@@ -1,0 +1,214 @@
+"""Images as ready batches, and which images each batch holds, in what order, on one process or several.
+
+A batch is a dict: `image` uint8 (B, 3, size, size) RGB, `label` (B,) 0 or 1, `mask` bool (B, size, size), and `index`
+(B,) into the samples.
+"""
+
+from collections.abc import Iterator, Sized
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.data import Dataset, RandomSampler, Sampler
+
+from texture_ad.data.images import read_image, read_mask, resize, resize_mask
+from texture_ad.data.layouts import Sample
+from texture_ad.data.synthetic import synthetic_defects
+from texture_ad.errors import ParameterError, UserError
+
+Batch = dict[str, Tensor]
+SEED_STEP = 1_000_003  # between the random streams of two seeds, more than there are epochs or images
+
+
+def load_sample(sample: Sample, size: int, training: bool = False) -> tuple[Tensor, Tensor]:
+    """Read one sample and its mask.
+
+    Args:
+        sample: which files to read.
+        size: side of the square image in pixels.
+        training: refuse an image of one colour.
+
+    Returns:
+        The image, uint8 (3, size, size), and its mask, bool (size, size), False everywhere if it has none.
+
+    Raises:
+        UserError: unreadable, or a training image of one colour.
+    """
+    image = read_image(sample.path)
+    if training and (image == image[0, 0]).all():
+        raise UserError(f"{sample.path}: one colour all over, nothing to learn from; remove this exposure")
+    mask = torch.zeros(size, size, dtype=torch.bool)
+    if sample.mask:
+        height, width = image.shape[:2]
+        mask = resize_mask(read_mask(sample.mask, (height, width)), size)
+    return resize(image, size), mask
+
+
+class ImageBatches(Dataset[Batch]):
+    """Give samples as ready batches: from memory, or decoded when asked for.
+
+    Args:
+        samples: which images.
+        size: side of the square images in pixels.
+        in_memory: decode all images now and keep them.
+        training: refuse images of one colour.
+
+    Raises:
+        UserError: an image that can't be worked with, now or when it is asked for.
+    """
+
+    def __init__(self, samples: list[Sample], size: int, in_memory: bool, training: bool = False):
+        self.samples = samples
+        self.size = size
+        self.training = training
+        self.labels = torch.tensor([s.label for s in samples])
+        self._memory = self._decode_all() if in_memory else None
+
+    def _decode_all(self) -> tuple[Tensor, Tensor]:
+        """Return all images, uint8 (N, 3, size, size), and all masks, bool (N, size, size)."""
+        images = torch.empty(len(self.samples), 3, self.size, self.size, dtype=torch.uint8)
+        masks = torch.empty(len(self.samples), self.size, self.size, dtype=torch.bool)
+        with ThreadPoolExecutor() as pool:
+            for i, (image, mask) in enumerate(pool.map(self._load, self.samples)):
+                images[i] = image
+                masks[i] = mask
+        return images, masks
+
+    def _load(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        """Read one sample and its mask."""
+        return load_sample(sample, self.size, self.training)
+
+    @property
+    def in_memory(self) -> bool:
+        """Return whether a batch is a mere copy, for which worker processes are of no use."""
+        return self._memory is not None
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.samples)
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """Return the batch of these images."""
+        index = torch.tensor(indices)
+        if self._memory is not None:
+            image, mask = (part[index] for part in self._memory)
+        else:
+            pairs = [self._load(self.samples[i]) for i in indices]
+            image, mask = (torch.stack(part) for part in zip(*pairs, strict=True))
+        return {"image": image, "label": self.labels[index], "mask": mask, "index": index}
+
+
+class WithSyntheticDefects(Dataset[Batch]):
+    """Give calibration images, then the same images with synthetic defects, the same ones in every epoch.
+
+    Args:
+        normals: the calibration images.
+        seed: of the defects.
+    """
+
+    in_memory = False  # worker processes can draw the defects
+
+    def __init__(self, normals: ImageBatches, seed: int):
+        self.normals = normals
+        self.seed = seed
+
+    def __len__(self) -> int:
+        """Return the number of images, with and without defects."""
+        return 2 * len(self.normals)
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """Return the batch of these images; those from the second half on have defects."""
+        n = len(self.normals)
+        batch = self.normals.__getitems__([i % n for i in indices])
+        batch["label"] = torch.tensor([i // n for i in indices])
+        for row, i in enumerate(indices):
+            if i >= n:
+                # One generator an image, so that the defects don't depend on the batch size.
+                generator = torch.Generator().manual_seed(self.seed * SEED_STEP + i)
+                image, mask = synthetic_defects(batch["image"][row : row + 1], generator)
+                batch["image"][row] = image[0]
+                batch["mask"][row] = mask[0]
+        return batch
+
+
+class EpochShuffle(RandomSampler):
+    """Shuffle by seed and epoch alone, so that a resumed run sees the order of an undisturbed one.
+
+    Args:
+        dataset: whose length counts.
+        seed: of the order.
+    """
+
+    generator: torch.Generator
+
+    def __init__(self, dataset: Sized, seed: int):
+        super().__init__(dataset, generator=torch.Generator())
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the order to that of one epoch; Lightning calls this before each epoch."""
+        self.generator.manual_seed(self.seed * SEED_STEP + epoch)
+
+
+class Order(Protocol):
+    """Describe what gives the images of an epoch in order: their indices, and how many they are."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        ...
+
+    def __iter__(self) -> Iterator[int]:
+        """Return the images' indices in order."""
+        ...
+
+
+class SharedBatches(Sampler[list[int]]):
+    """Give batches of indices, of which each process takes its part: no sample is lost, none is seen twice.
+
+    A last batch with fewer samples than there are processes joins the one before, so that every process has something
+    to do.
+
+    Args:
+        sampler: of the whole data set, in the same order in every process.
+        batch_size: of all processes together.
+    """
+
+    def __init__(self, sampler: Order, batch_size: int):
+        self.sampler = sampler
+        self.batch_size = batch_size
+
+    def _bounds(self) -> list[int]:
+        """Return where each batch starts, and the end of the last.
+
+        Raises:
+            ParameterError: more processes, one a device, than images in a batch.
+        """
+        count = len(self.sampler)
+        processes = dist.get_world_size() if dist.is_initialized() else 1
+        if min(count, self.batch_size) < processes:
+            raise ParameterError(
+                "devices",
+                processes,
+                f"more than there are images in a batch (batch size {self.batch_size}, {count} images); use fewer "
+                "devices or a larger batch",
+            )
+        bounds = list(range(0, count, self.batch_size))
+        if len(bounds) > 1 and count - bounds[-1] < processes:
+            bounds.pop()
+        return [*bounds, count]
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self._bounds()) - 1
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield this process's part of each batch."""
+        rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        order = list(self.sampler)
+        for start, end in pairwise(self._bounds()):
+            size = end - start
+            yield order[start + size * rank // processes : start + size * (rank + 1) // processes]
