@@ -91,7 +91,7 @@ def checked(target: T) -> T:
         ParameterError: at a call, the first argument that is out of its range.
     """
     if inspect.isclass(target):
-        target.__init__ = checked(target.__init__)  # type: ignore[misc]
+        setattr(target, "__init__", checked(target.__init__))  # noqa: B010, a checker refuses the plain assignment
         return target
     signature = inspect.signature(target)
     annotations = get_type_hints(target, include_extras=True)

@@ -26,10 +26,9 @@ CONF = str(next(p for p in (_PACKAGE.parent / "conf", _PACKAGE / "conf") if p.is
 
 def known_keys(config_name: str) -> set[str]:
     """Return the keys that a configuration has at its top: its own, and the groups of its defaults."""
-    config = OmegaConf.to_container(OmegaConf.load(Path(CONF) / f"{config_name}.yaml"), resolve=False)
-    defaults = [entry for entry in config.pop("defaults", []) if isinstance(entry, dict)]
-    groups = {group for entry in defaults for group in entry if not group.startswith("override ")}
-    return (set(config) | groups) - {"hydra"}
+    config = OmegaConf.load(Path(CONF) / f"{config_name}.yaml")
+    groups = {str(group) for entry in config.get("defaults", []) if OmegaConf.is_dict(entry) for group in entry}
+    return ({str(key) for key in config} | groups) - {"hydra", "defaults"}
 
 
 def _targets(config: object, key: str = "") -> Iterator[tuple[str, object]]:

@@ -63,7 +63,7 @@ def swept(overrides: Sequence[str], job: Sequence[str]) -> list[str]:
         ['seed=1', 'flow.blocks=4']
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    fixed = {key_of(o.input_line) for o in parsed if not o.is_sweep_override()}
+    fixed = {key_of(o.input_line or "") for o in parsed if not o.is_sweep_override()}
     return [o for o in job if key_of(o) not in fixed]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from texture_ad.data.datamodule import TextureDataModule
-from texture_ad.data.images import Sample
+from texture_ad.data.layouts import Sample
 from texture_ad.evaluation.curves import bin_scores, precision_recall_curve, roc_curve
 from texture_ad.evaluation.localization import region_mask
 from texture_ad.evaluation.metrics import Predictions

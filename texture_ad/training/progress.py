@@ -3,6 +3,7 @@
 import sys
 import time
 from datetime import timedelta
+from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
@@ -69,8 +70,8 @@ class StageProgress(ProgressBar):
         if self._progress is None:
             return
         shown = {k: v for k, v in self.get_metrics(trainer, trainer.lightning_module).items() if k != "v_num"}
-        values = "  ".join(f"{k.rpartition('/')[2]} {float(v):.3g}" for k, v in shown.items())
-        self._progress.update(self._progress.task_ids[0], advance=advance, values=values, **fields)
+        values = "  ".join(f"{k.rpartition('/')[2]} {float(v):.3g}" for k, v in shown.items() if not isinstance(v, dict))
+        self._progress.update(self._progress.task_ids[0], advance=advance, values=values, **cast(dict[str, Any], fields))
         waited = time.monotonic() - self._printed
         finished = self._progress.finished
         if waited >= LINES_APART and not (finished or self._progress.console.is_terminal):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from scipy.sparse import csc_matrix
 from torch import Tensor
 
-from texture_ad.data.images import Sample
+from texture_ad.data.layouts import Sample
 from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.models.backbone import Backbone, flatten_patches
 from texture_ad.models.sparse import omp_spams
