@@ -57,7 +57,7 @@ from texture_ad.models.flow import Flow
 from texture_ad.models.sparse import omp_spams, own_threads, residuals
 from texture_ad.models.whitening import Whitening
 from texture_ad.pipeline import build, calibrate
-from texture_ad.training.memory import keep_freed_memory
+from texture_ad.training.resources import keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results"
 LAMBDA1 = 0.2  # the default's

@@ -29,7 +29,7 @@ from texture_ad.models.backbone import Backbone
 from texture_ad.models.flow import Flow
 from texture_ad.models.whitening import Whitening
 from texture_ad.pipeline import calibrate
-from texture_ad.training.memory import keep_freed_memory
+from texture_ad.training.resources import keep_freed_memory
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402

@@ -7,11 +7,12 @@ Own keys: category, seed, runs, output. Every other key=value goes to the run.
 
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from texture_ad.methods.saved import load_detector
 
 from experiments.runs import figure_run, script
-from texture_ad.methods.saved import load_detector
-from texture_ad.reporting.features import sample_features
-from texture_ad.reporting.figures import tsne
+from texture_ad.evaluation.embedding import embed
+from texture_ad.methods.fusion.explain import sample_features
+from texture_ad.reporting.charts import tsne
 
 
 def main() -> None:
@@ -22,7 +23,8 @@ def main() -> None:
     features, labels = sample_features(
         instantiate(config.backbone).eval(), load_detector(folder / "detector.pt"), data, config.seed
     )
-    tsne(features, labels, output, metrics["data_source"], seed=config.seed)
+    layouts, labels = embed(features, labels, config.seed)
+    tsne(layouts, labels, output, metrics["data_source"], "patches")
     print(f"{metrics['data_source']}: {output}")
 
 

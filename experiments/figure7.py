@@ -10,7 +10,7 @@ import csv
 import numpy as np
 
 from experiments.runs import figure_run, script
-from texture_ad.reporting.figures import score_line_graph
+from texture_ad.reporting.charts import score_line_graph
 
 
 def main() -> None:

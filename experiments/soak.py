@@ -1,10 +1,11 @@
-"""Many predictions in one process: does memory stay flat, and the latency even?
+"""Make many predictions in one process: does memory stay flat, and the latency even?
 
     python experiments/soak.py runs/carpet/.../detector.pt FOLDER --count 50000 --output experiments/soak.json
 
 Each photograph of the folder is read from the disk and scored by itself, over and over. The result holds the resident
 memory at ten moments and the latency's quantiles, both without the first hundred predictions, and whether they keep
-their bounds: memory grows by less than 5 %, the 99th percentile stays within three medians.
+their bounds: memory grows by less than 5 %, the 99th percentile stays within three medians. Only Linux tells the
+resident memory; elsewhere it is left out.
 """
 
 import argparse
@@ -16,58 +17,96 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from texture_ad.methods.saved import load_detector
 
 from texture_ad.deploy.scorer import Scorer, find_images
 from texture_ad.files import write_atomic
-from texture_ad.methods.fusion.detector import Detector
 
 WARM_UP = 100
+STATM = Path("/proc/self/statm")
+MAX_GROWTH = 0.05  # of the resident memory
+MAX_P99 = 3  # medians
 
 
-def resident() -> float:
-    """MiB of this process in memory."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+def resident() -> float | None:
+    """Return how much of this process is in memory, in MiB, or None where the system does not tell."""
+    if not STATM.exists():
+        return None
+    pages = int(STATM.read_text(encoding="ascii").split()[1])
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
+
+
+def measure(scorer: Scorer, paths: list[Path], count: int) -> tuple[np.ndarray, list[float]]:
+    """Score one image at a time.
+
+    Returns:
+        The seconds of each prediction (count,), and the resident memory in MiB at ten moments and the end; empty where
+        the system does not tell.
+    """
+    seconds = np.empty(count)
+    memory = []
+    for i in range(-WARM_UP, count):
+        start = time.perf_counter()
+        one = [paths[i % len(paths)]]
+        scorer.score(one, scorer.read(one))
+        if i >= 0:
+            seconds[i] = time.perf_counter() - start
+        if i >= 0 and (i % max(1, count // 10) == 0 or i == count - 1):
+            memory.append(resident())
+            print(f"{i + 1} predictions, {memory[-1]} MiB", flush=True)
+    return seconds, [value for value in memory if value is not None]
+
+
+def memory_result(memory: list[float]) -> dict[str, object]:
+    """Return the part of the result about memory in MiB; empty where it was not measured."""
+    if not memory:
+        print("memory_mib is left out: this system does not tell a process's resident memory")
+        return {}
+    return {"memory_mib": memory, "memory_growth": round(memory[-1] / memory[0] - 1, 4)}
+
+
+def latency_result(seconds: np.ndarray) -> dict[str, object]:
+    """Return the part of the result about the seconds of each prediction (n,)."""
+    median, p99 = (float(np.quantile(seconds, q)) for q in (0.5, 0.99))
+    return {
+        "median_ms": round(1000 * median, 2),
+        "p99_ms": round(1000 * p99, 2),
+        "p99_over_median": round(p99 / median, 2),
+        "max_ms": round(1000 * float(seconds.max()), 2),
+    }
+
+
+def kept(seconds: np.ndarray, memory: list[float]) -> bool:
+    """Return whether what was measured keeps its bounds."""
+    median, p99 = np.quantile(seconds, (0.5, 0.99))
+    flat = not memory or memory[-1] < (1 + MAX_GROWTH) * memory[0]
+    return bool(flat and p99 < MAX_P99 * median)
 
 
 def main() -> None:
+    """Measure a detector on a folder and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("detector", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=int, default=50_000)
     parser.add_argument("--output", type=Path, default=Path("soak.json"))
     args = parser.parse_args()
-    detector = Detector.load(args.detector)
+    scorer = Scorer(load_detector(args.detector), args.folder, None)
     paths = find_images(args.folder, args.output.with_suffix(""))
-    scorer = Scorer(detector, args.folder, None)
-    seconds = np.empty(args.count)
-    memory = []
-    for i in range(-WARM_UP, args.count):
-        start = time.perf_counter()
-        one = [paths[i % len(paths)]]
-        scorer.score(one, scorer.read(one))
-        if i >= 0:
-            seconds[i] = time.perf_counter() - start
-            if i % max(1, args.count // 10) == 0 or i == args.count - 1:
-                memory.append(round(resident(), 1))
-                print(f"{i + 1} predictions, {memory[-1]} MiB", flush=True)
-    median, p99 = (float(np.quantile(seconds, q)) for q in (0.5, 0.99))
+    seconds, memory = measure(scorer, paths, args.count)
     result = {
         "predictions": args.count,
-        "size": detector.settings["size"],
-        "memory_mib": memory,
-        "memory_growth": round(memory[-1] / memory[0] - 1, 4),
-        "median_ms": round(1000 * median, 2),
-        "p99_ms": round(1000 * p99, 2),
-        "p99_over_median": round(p99 / median, 2),
-        "max_ms": round(1000 * float(seconds.max()), 2),
+        "size": scorer.size,
+        **memory_result(memory),
+        **latency_result(seconds),
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
         "torch": torch.__version__,
-        "kept": bool(memory[-1] < 1.05 * memory[0] and p99 < 3 * median),
+        "kept": kept(seconds, memory),
     }
-    write_atomic(args.output, json.dumps(result, indent=2).encode() + b"\n")
-    print(json.dumps(result, indent=2))
+    text = json.dumps(result, indent=2)
+    write_atomic(args.output, text.encode() + b"\n")
+    print(text)
 
 
 if __name__ == "__main__":

@@ -1,57 +1,103 @@
-"""What several tests share: an untrained detector, the command lines called in this process."""
+"""What several tests share: parts made with the configuration's defaults, an untrained detector, small data sets."""
 
-import importlib
 import os
+import random
 import sys
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
 
+from texture_ad import pipeline
+from texture_ad.cli.entry import CONF
 from texture_ad.data.drift import brightness, training_statistics
 from texture_ad.data.embedded import ensure
-from texture_ad.methods.fusion.detector import Detector
+from texture_ad.methods.base import AnomalyDetector, Provenance
+from texture_ad.methods.fusion.detector import FusionDetector
+from texture_ad.methods.registry import method_class
 from texture_ad.models.backbone import Backbone
-from texture_ad.models.flow import Flow
-from texture_ad.models.whitening import Whitening
+
+MEASURED = ("seconds", "memory", "loader_share")  # in the names of metrics that differ from run to run
 
 
-def untrained_detector(size: int = 64, paths=None, images=None, **options) -> Detector:
-    """A detector of random weights, its scores about standardised; `paths` and `images` make its statistics."""
+@cache
+def composed(*overrides: str) -> DictConfig:
+    """Return the configuration that these overrides give. Do not change it: tests share it."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return compose("config", ["run_dir=none", *overrides])
+
+
+def make(group: str, overrides: Sequence[str] = (), **arguments: Any) -> Any:
+    """Return the object that a group of conf/ describes.
+
+    Args:
+        group: such as "data".
+        overrides: of the configuration, as on a command line.
+        arguments: that replace those of the group, or stand beside them.
+    """
+    options = OmegaConf.to_container(composed(*overrides)[group], resolve=True)
+    return pipeline.make(group, options | arguments)
+
+
+def tiny_backbone(name: str, layers: Sequence[str], weights: str = "none", **options: int) -> Backbone:
+    """Return a backbone that never enlarges its images; without weights it is drawn by torch's seed."""
+    return Backbone(name, layers, weights, **{"neighborhood": 3, "min_size": 0, "frozen": 0, **options})
+
+
+def baseline(name: str, *backbone: Backbone, size: int = 64, **options: Any) -> AnomalyDetector:
+    """Return an untrained baseline with the defaults of its method, but for these options."""
+    defaults = OmegaConf.to_container(composed(f"method={name}").method, resolve=True)
+    for key in ("_target_", "name"):
+        del defaults[key]
+    return method_class(name)(*backbone, size=size, **(defaults | options))
+
+
+def untrained_fusion(backbone: Backbone, size: int, **options: Any) -> FusionDetector:
+    """Return a fusion of this backbone with a small flow and dictionary, without whitening.
+
+    Args:
+        backbone: of the detector.
+        size: of the images.
+        options: of the dictionary (num_atoms, nonzeros, error, features) and of the score (fusion, top, min_distance).
+    """
+    dim = sum(backbone.num_channels)
+    dictionary = {"num_atoms": 12, "nonzeros": 3} | options
+    score = {key: dictionary.pop(key) for key in ("fusion", "top", "min_distance") if key in dictionary}
+    parts = {
+        "backbone": backbone,
+        "whitening": make("whitening", dim=dim, mode="none"),
+        "flow": make("flow", dim=dim, blocks=2, hidden=16),
+        "dictionary": make("dictionary", dim=dim, **dictionary),
+    }
+    return make("score", size=size, **parts, **score).eval()
+
+
+def untrained_detector(
+    size: int = 64, paths: Sequence[Path] = (), images: torch.Tensor | None = None, **options: Any
+) -> FusionDetector:
+    """Return a detector of random weights, its scores about standardised; `paths` and `images` make its statistics."""
     torch.manual_seed(0)
-    backbone = Backbone("efficientnet_lite0", ["block2", "block4"], "none").eval()
+    backbone = tiny_backbone("efficientnet_lite0", ["block2", "block4"]).eval()
     probe = torch.randint(0, 256, (4, 3, size, size), dtype=torch.uint8)
+    detector = untrained_fusion(backbone, size, **options)
     with torch.no_grad():
-        dim = backbone.patch_features(backbone(probe)).shape[1]
-    options = {"atoms": 12, "nonzeros": 3, "size": size, **options}
-    detector = Detector(backbone, Whitening(dim, "none"), Flow(dim, 2, 16), **options).eval()
-    with torch.no_grad():
-        detector.set_atoms(F.normalize(torch.randn(detector.atoms.shape), dim=1))
-        scores = torch.stack(detector.patch_scores(detector.patch_features(probe)[0]))
-        detector.patch_statistics.copy_(torch.stack((scores.mean(1), scores.std(1)), 1))
+        detector.dictionary.set_atoms(F.normalize(torch.randn(detector.dictionary.atoms.shape), dim=1))
+        measured = detector.measure(probe)
+        detector.standardise(measured.parts)
+        detector.map_floor.copy_(detector.fuse(measured.parts).median())
         detector.threshold.copy_(detector(probe).scores.max())
-    detector.meta = {"data_source": "a test", "quantile": 0.95}
-    if paths:
-        detector.meta["training_images"] = training_statistics(paths, brightness(images))
+    statistics = training_statistics(paths, brightness(images)) if images is not None else None
+    detector.provenance = Provenance("a test", "test", "0" * 16, 0, 0.95, {}, statistics)
     return detector.requires_grad_(False)
 
 
-def command(monkeypatch, capsys, module: str, *args: str) -> tuple[int, str, str]:
-    """`python -m texture_ad.<module> args` without a new process: exit code, stdout, stderr."""
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the command sets it; here it is taken back
-    monkeypatch.delenv("MVTEC_AD_ROOT", raising=False)
-    monkeypatch.setattr(sys, "argv", [f"texture_ad.{module}", *args])
-    capsys.readouterr()
-    try:
-        importlib.import_module(f"texture_ad.{module}").main()
-        code = 0
-    except SystemExit as stop:
-        code = stop.code or 0
-    return code, *capsys.readouterr()
-
-
 def few_photographs(root: Path) -> Path:
-    """A few of the embedded photographs, so that a run takes seconds."""
+    """Return a folder with a few of the embedded photographs, so that a run takes seconds."""
     whole = ensure("carpet")
     for pattern, count in (("train/good", 14), ("test/good", 4), ("test/hole", 4), ("ground_truth/hole", 4)):
         source = whole / pattern
@@ -64,38 +110,51 @@ def few_photographs(root: Path) -> Path:
     return root
 
 
-def arguments(data, run_dir, *more):
-    """A command line of texture_ad.run that takes seconds."""
+def arguments(data: Path, run_dir: Path | str, *more: str) -> list[str]:
+    """Return the arguments of a run that takes seconds; `more` come last, so that they win."""
     return [
-        sys.executable,
-        "-m",
-        "texture_ad.run",
         "data=folder",
         f"data.root={data}",
         f"run_dir={run_dir}",
         "data.size=64",
+        "data.batch_size=4",
+        "data.eval_batch_size=4",
         "backbone=resnet18",
         "backbone.weights=none",
         "backbone.layers=[layer1,layer2]",
-        "data.batch_size=4",
-        "data.eval_batch_size=4",
-        "trainer.max_epochs=3",
         "flow.blocks=2",
-        "dictionary.atoms=16",
-        "dictionary.epochs=2",
+        "dictionary.num_atoms=16",
+        "detection.epochs=2",
+        "trainer.max_epochs=3",
         "trainer.enable_progress_bar=false",
         "trainer.accelerator=cpu",
         *more,
     ]
 
 
-MEASURED = ("seconds", "memory", "loader_share")  # in the names of metrics that differ from run to run
-
-
 def repeatable(metrics: dict) -> dict:
-    """The metrics that the same run gives to the last digit."""
+    """Return the metrics that the same run gives to the last digit."""
     return {k: v for k, v in metrics.items() if not any(word in k for word in MEASURED)}
 
 
-def environment(**more):
-    return {k: v for k, v in os.environ.items() if k != "MVTEC_AD_ROOT"} | {"OMP_NUM_THREADS": "1"} | more
+def environment(**more: str) -> dict[str, str]:
+    """Return this process's environment for a command, without what points at the user's own data and accounts."""
+    own = {k: v for k, v in os.environ.items() if k not in ("MVTEC_AD_ROOT", "WANDB_API_KEY")}
+    return own | {"OMP_NUM_THREADS": "1"} | more
+
+
+def printed_random(seed: int | None = None) -> random.Random:
+    """Return a generator for moments of kills; its seed is printed, so that a failure can be repeated.
+
+    Args:
+        seed: by default TEXTURE_AD_KILL_SEED, else another at every call.
+    """
+    if seed is None:
+        seed = int(os.environ.get("TEXTURE_AD_KILL_SEED") or int.from_bytes(os.urandom(4), "big"))
+    print(f"kills by seed {seed}; TEXTURE_AD_KILL_SEED={seed} repeats them")
+    return random.Random(seed)
+
+
+def run_command(data: Path, run_dir: Path | str, *more: str) -> list[str]:
+    """Return the command of `arguments` for a process of its own."""
+    return [sys.executable, "-m", "texture_ad.run", *arguments(data, run_dir, *more)]

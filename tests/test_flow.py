@@ -1,5 +1,6 @@
 import pytest
 import torch
+from helpers import make
 
 from texture_ad.errors import UserError
 from texture_ad.models.flow import CouplingBlock, Flow, negative_log_likelihood
@@ -7,7 +8,7 @@ from texture_ad.models.flow import CouplingBlock, Flow, negative_log_likelihood
 
 def trained(dim: int, blocks: int) -> Flow:
     torch.manual_seed(0)
-    flow = Flow(dim, blocks, hidden=16).double()
+    flow = make("flow", dim=dim, blocks=blocks, hidden=16).double()
     for p in flow.parameters():  # the identity at the start would make every test pass
         p.data = 0.15 * torch.randn_like(p)
     flow.track(3 * torch.randn(100, dim, dtype=torch.double) + 1, 1.0)
@@ -57,4 +58,4 @@ def test_extreme_inputs_stay_finite():
 @pytest.mark.parametrize("bad", [{"blocks": 0}, {"hidden": 0}, {"clamp": 0.0}, {"clamp": float("nan")}, {"dim": 1}])
 def test_parameters_out_of_range_are_named(bad):
     with pytest.raises(UserError, match=f"flow.{next(iter(bad))}="):
-        Flow(**{"dim": 4, **bad})
+        make("flow", **{"dim": 4, **bad})

@@ -20,10 +20,11 @@ from PIL import Image
 from texture_ad.cli import entry as cli
 from texture_ad.data.cutpaste import AREA, KINDS, cutpaste
 from texture_ad.data.images import read_image, read_mask, resize, resize_mask
-from texture_ad.deploy.scorer import COLUMNS, Rows
+from texture_ad.deploy.scorer import COLUMNS
+from texture_ad.deploy.watch import Rows
 from texture_ad.errors import UserError, check_number
 from texture_ad.files import csv_text
-from texture_ad.methods.fusion.detector import Detector
+from texture_ad.methods.registry import load
 
 LONG = bool(os.environ.get("TEXTURE_AD_LONG"))
 
@@ -201,7 +202,7 @@ def test_a_damaged_detector_is_refused_or_scores(detector_file, tmp_path_factory
     for place, value in changes:
         # Squared, towards the front, where the structure is; and the tail, where the zip's directory is.
         at = int(place**2 * (len(content) - 1)) if value % 2 else len(content) - 1 - int(place**2 * 4000)
-        if kind == "s":
+        if kind == "set":
             content[at] = value
         else:
             del content[at : at + value]
@@ -209,7 +210,7 @@ def test_a_damaged_detector_is_refused_or_scores(detector_file, tmp_path_factory
     path.write_bytes(content)
     images = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     try:
-        scores = Detector.load(path)(images).scores
+        scores = load(path)(images).scores
     except UserError:
         return
     assert scores.shape == (1,)
@@ -229,5 +230,5 @@ def test_rows_survive_a_cut_anywhere(names, cut):
         kept = [n for n in names if n in rows.names]
         assert kept == names[: len(kept)] and rows.names == set(kept)
         rows.append([(n, "1.5", "2", 0, "") for n in names[len(kept) :]])
-        rows.file.close()
+        rows.close()
         assert path.read_bytes() == content

@@ -3,9 +3,16 @@ import pytest
 import torch
 
 from texture_ad.errors import UserError
-from texture_ad.evaluation.localization import image_scores, region_mask, top_positions, top_positions_of_one
+from texture_ad.evaluation.localization import image_scores, region_mask, top_positions
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+
+
+def top_of_one(anomaly_map, count, min_distance):
+    """`top_positions` of a batch of one: (row, column, score) for each position that there is."""
+    positions, scores = top_positions(torch.as_tensor(anomaly_map)[None], count, min_distance)
+    found = zip(positions[0].tolist(), scores[0].tolist(), strict=True)
+    return [(*position, score) for position, score in found if score != -np.inf]
 
 
 def brute_force(anomaly_map, count, min_distance):
@@ -18,35 +25,35 @@ def brute_force(anomaly_map, count, min_distance):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("min_distance", [1, 2, 4])
-def test_top_locations_equal_brute_force_with_and_without_ties(min_distance, device):
+def test_top_positions_equal_brute_force_with_and_without_ties(min_distance, device):
     rng = np.random.default_rng(min_distance)
     for levels in (1000, 3):
         maps = rng.integers(0, levels, (6, 7, 9)).astype(np.float32)
-        places, scores = top_positions(torch.from_numpy(maps).to(device), 5, min_distance)
-        assert places.dtype == torch.long and places.shape == (6, 5, 2) and scores.shape == (6, 5)
-        for one, place, score in zip(maps, places.tolist(), scores.tolist(), strict=True):
+        positions, scores = top_positions(torch.from_numpy(maps).to(device), 5, min_distance)
+        assert positions.dtype == torch.long and positions.shape == (6, 5, 2) and scores.shape == (6, 5)
+        for one, position, score in zip(maps, positions.tolist(), scores.tolist(), strict=True):
             expected = brute_force(one, 5, min_distance)
-            found = [(*p, s) for p, s in zip(place, score, strict=True) if s != -np.inf]
-            assert found == expected == top_positions_of_one(one, 5, min_distance)
+            found = [(*p, s) for p, s in zip(position, score, strict=True) if s != -np.inf]
+            assert found == expected == top_of_one(one, 5, min_distance)
 
 
-def test_a_hot_cluster_does_not_take_all_the_places():
+def test_a_hot_cluster_does_not_take_all_the_positions():
     anomaly_map = np.zeros((10, 10), dtype=np.float32)
     anomaly_map[1:4, 1:4] = 5
     anomaly_map[2, 2] = 9
     anomaly_map[8, 8] = 1
-    assert top_positions_of_one(anomaly_map, 2, min_distance=2) == [(2, 2, 9.0), (8, 8, 1.0)]
-    assert top_positions_of_one(anomaly_map, 2, min_distance=1) == [(2, 2, 9.0), (1, 1, 5.0)]
+    assert top_of_one(anomaly_map, 2, min_distance=2) == [(2, 2, 9.0), (8, 8, 1.0)]
+    assert top_of_one(anomaly_map, 2, min_distance=1) == [(2, 2, 9.0), (1, 1, 5.0)]
 
 
-def test_too_few_places_are_marked_and_left_out():
+def test_too_few_positions_are_marked_and_left_out():
     maps = torch.arange(8.0).view(2, 2, 2)
-    places, scores = top_positions(maps, 5, min_distance=2)
-    assert places[0].tolist() == [[1, 1]] + [[-1, -1]] * 4
+    positions, scores = top_positions(maps, 5, min_distance=2)
+    assert positions[0].tolist() == [[1, 1]] + [[-1, -1]] * 4
     assert scores[0].tolist() == [3.0] + [-np.inf] * 4
-    assert top_positions_of_one(maps[1], 5, min_distance=2) == [(1, 1, 7.0)]
+    assert top_of_one(maps[1], 5, min_distance=2) == [(1, 1, 7.0)]
     assert image_scores(scores).tolist() == [3.0, 7.0]
-    assert region_mask(places[0], (2, 2), (4, 4)).sum() == 4
+    assert region_mask(positions[0], (2, 2), (4, 4)).sum() == 4
 
 
 def test_image_score_is_the_mean_of_the_five():
@@ -69,13 +76,6 @@ def test_region_is_the_union_of_the_cells():
     assert region.dtype == bool and np.array_equal(region, expected)
 
 
-def test_region_radius_grows_the_cells_up_to_the_border():
-    region = region_mask([(0, 1)], (4, 4), (32, 32), radius=3)
-    expected = np.zeros((32, 32), dtype=bool)
-    expected[:11, 5:19] = True
-    assert np.array_equal(region, expected)
-
-
 @pytest.mark.parametrize("map_size, image_size", [((3, 7), (32, 50)), ((5, 5), (128, 128)), ((8, 8), (8, 8))])
 def test_cells_cover_the_whole_image_where_sizes_do_not_divide(map_size, image_size):
     every = [(r, c) for r in range(map_size[0]) for c in range(map_size[1])]
@@ -87,12 +87,10 @@ def test_cells_cover_the_whole_image_where_sizes_do_not_divide(map_size, image_s
 
 def test_bad_input_is_refused():
     with pytest.raises(UserError, match=r"\(B, h, w\)"):
-        top_positions(torch.zeros(4, 4))
+        top_positions(torch.zeros(4, 4), 5, 1)
     with pytest.raises(UserError, match="min_distance=0"):
         top_positions(torch.zeros(1, 4, 4), 5, 0)
     with pytest.raises(UserError, match="not finite"):
-        top_positions_of_one(np.array([[0.0, np.nan]]))
+        top_positions(torch.tensor([[[0.0, np.nan]]]), 5, 1)
     with pytest.raises(UserError, match="do not fit a map of 2 x 2"):
         region_mask([(2, 0)], (2, 2), (8, 8))
-    with pytest.raises(UserError, match="radius -1"):
-        region_mask([(1, 0)], (2, 2), (8, 8), radius=-1)

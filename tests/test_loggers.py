@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import command
+from helpers import arguments
 from PIL import Image
 from wandb_file import records
 
@@ -21,6 +21,7 @@ from texture_ad.errors import UserError
 from texture_ad.reporting.loggers import wandb, wandb_server
 from texture_ad.reporting.loggers.wandb import run_names
 
+DEFAULTS = {"project": "texture_ad", "entity": None, "group": None, "job_type": None, "name": None, "tags": []}
 HOSTILE = "<script>alert('1')\n.png"
 
 
@@ -45,33 +46,26 @@ def folder(tmp_path_factory):
     return root
 
 
-def arguments(folder, run_dir):
-    return [
-        "data=folder",
-        f"data.root={folder}",
-        f"run_dir={run_dir}",
-        "data.size=32",
-        "data.batch_size=2",
-        "backbone=resnet18",
-        "backbone.weights=none",
-        "backbone.layers=[layer1]",
-        "flow.blocks=1",
-        "flow.hidden=8",
-        "dictionary.atoms=4",
-        "dictionary.nonzeros=2",
-        "dictionary.epochs=3",
-        "dictionary.min_distance=1",
-        "trainer.max_epochs=2",
-        "trainer.accelerator=cpu",
-    ]
+TINY = (
+    "data.size=32",
+    "data.batch_size=2",
+    "backbone.layers=[layer1]",
+    "flow.blocks=1",
+    "flow.hidden=8",
+    "dictionary.num_atoms=4",
+    "dictionary.nonzeros=2",
+    "detection.epochs=3",
+    "trainer.max_epochs=2",
+    "trainer.enable_progress_bar=true",
+)
 
 
 @pytest.fixture
-def run(folder, monkeypatch, capsys, tmp_path):
+def run(folder, monkeypatch, tmp_path, command):
     for key in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
         monkeypatch.delenv(key, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))  # no key in a .netrc
-    return lambda run_dir, *args: command(monkeypatch, capsys, "run", *arguments(folder, run_dir), *args)
+    return lambda run_dir, *args: command("run", *arguments(folder, run_dir, *TINY), *args)
 
 
 def read(run_dir):
@@ -154,7 +148,7 @@ def test_a_key_without_a_server_is_offline_at_once(monkeypatch, tmp_path, capsys
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setattr(wandb_server, "_answers", lambda url: False)
-    logger = wandb.wandb_logger(tmp_path)
+    logger = wandb.wandb_logger(tmp_path, **DEFAULTS)
     logger.experiment.finish()
     assert "does not answer" in capsys.readouterr().out and list(tmp_path.glob("wandb/offline-run-*"))
 
@@ -184,7 +178,7 @@ def test_a_server_that_fails_to_begin_a_run_is_left_for_later(monkeypatch, tmp_p
         return begin(mode=mode, **options)
 
     monkeypatch.setattr(wandb.wandb, "init", init)
-    wandb.wandb_logger(tmp_path / "a b").experiment.finish()
+    wandb.wandb_logger(tmp_path / "a b", **DEFAULTS).experiment.finish()
     assert f"offline, bad gateway; upload later: wandb sync '{tmp_path}/a b/wandb'/offline" in capsys.readouterr().out
 
 
@@ -193,7 +187,7 @@ def test_a_refused_key_is_a_users_error(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_API_KEY", "too-short")
     monkeypatch.setattr(wandb_server, "_answers", lambda url: True)
     with pytest.raises(UserError, match="logger=wandb: .*WANDB_MODE=offline"):
-        wandb.wandb_logger(tmp_path)
+        wandb.wandb_logger(tmp_path, **DEFAULTS)
 
 
 def test_a_run_is_called_as_its_folder(tmp_path):
@@ -204,7 +198,7 @@ def test_a_run_is_called_as_its_folder(tmp_path):
 
 def test_progress_on_a_terminal_and_nothing_is_warned_of(folder, tmp_path):
     """In a process of its own: warnings that were shown once are not shown again."""
-    command = [sys.executable, "-m", "texture_ad.run", *arguments(folder, tmp_path), "pictures=false"]
+    command = [sys.executable, "-m", "texture_ad.run", *arguments(folder, tmp_path, *TINY), "pictures=false"]
     ours, theirs = os.openpty()
     process = subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, env=os.environ | {"TERM": "xterm"})
     os.close(theirs)

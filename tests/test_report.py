@@ -9,7 +9,9 @@ from browser import CHROMIUM, Browser
 from PIL import Image
 
 from texture_ad.evaluation.metrics import image_metrics
-from texture_ad.reporting.report import sweep_report, thumbnail, verdict, write_report
+from texture_ad.pipeline import repeat_command
+from texture_ad.reporting.report import Cell, sweep_report, thumbnail, verdict, write_report
+from texture_ad.reporting.tables import mean_and_deviation
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -61,7 +63,7 @@ def report(tmp_path):
     (tmp_path / "hydra").mkdir()
     (tmp_path / "hydra/overrides.yaml").write_text("- data.root='</pre><script>x'\n- run_dir=elsewhere\n")
     Image.new("RGB", (1200, 600), "white").save(tmp_path / "scores.png")
-    return write_report(tmp_path, metrics, images(HOSTILE, scores, labels))
+    return write_report(tmp_path, metrics, images(HOSTILE, scores, labels), repeat_command(tmp_path))
 
 
 def test_every_name_is_text_and_nothing_is_fetched(report):
@@ -96,18 +98,21 @@ def test_verdict_does_without_one_of_the_classes():
 def test_report_without_pictures_and_a_gallery_beyond_its_limit(report, monkeypatch):
     monkeypatch.setattr("texture_ad.reporting.report.GALLERY", 2)
     metrics = {"data_source": SOURCE} | image_metrics([1.0, 3.0, 2.5], [1, 1, 0], 2.0)
-    write_report(report.parent, metrics, images(["a", "b", "c"], [1.0, 3.0, 2.5], [1, 1, 0]))
+    write_report(report.parent, metrics, images(["a", "b", "c"], [1.0, 3.0, 2.5], [1, 1, 0]), "again")
     page = Page(report.read_text(encoding="utf-8"))
     assert [a["data-name"] for tag, a in page.elements if tag == "article"] == ["a", "c"] and "of 3 images" in page.text
-    write_report(report.parent, metrics, [])
+    write_report(report.parent, metrics, [], "again")
     assert "article" not in [tag for tag, _ in Page(report.read_text(encoding="utf-8")).elements]
 
 
 def sweep(folder):
+    def auroc(*values):
+        return Cell(mean_and_deviation(values, 3), sum(values) / len(values))
+
     rows = [
-        {"flow.blocks": 4, "AUROC": [0.9, 0.8], "text": HOSTILE[0]},
-        {"flow.blocks": 16, "AUROC": [0.7, 0.75], "text": None},
-        {"flow.blocks": 8, "AUROC": [0.95, 0.93], HOSTILE[1]: 1},
+        {"flow.blocks": Cell("4", 4), "AUROC": auroc(0.9, 0.8), "text": Cell(HOSTILE[0], HOSTILE[0])},
+        {"flow.blocks": Cell("16", 16), "AUROC": auroc(0.7, 0.75)},
+        {"flow.blocks": Cell("8", 8), "AUROC": auroc(0.95, 0.93), HOSTILE[1]: Cell("1", 1)},
     ]
     Image.new("RGB", (900, 400), "white").save(folder / "auroc.png")
     jobs = {HOSTILE[0]: folder / "a b<script>" / "report.html", "failed": folder / "c" / "report.html"}

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from helpers import make
 
 from texture_ad.methods.fusion.representation import limit_gradient
-from texture_ad.models.flow import Flow, negative_log_likelihood
+from texture_ad.models.flow import negative_log_likelihood
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def test_the_likelihood_collapses_features_only_without_the_limit(limited):
     """A network that learns from the likelihood alone, together with the flow."""
     torch.manual_seed(0)
     images = torch.randn(400, 8)
-    flow = Flow(6, blocks=2, hidden=16)
+    flow = make("flow", dim=6, blocks=2, hidden=16)
     encoder = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 6))
     optimizer = torch.optim.Adam([*encoder.parameters(), *flow.parameters()], lr=5e-3)
     flow.track(encoder(images), 1.0)

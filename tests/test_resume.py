@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -11,9 +10,10 @@ import time
 
 import pytest
 import torch
-from helpers import arguments, command, environment, few_photographs, repeatable
+from helpers import arguments, environment, few_photographs, printed_random, repeatable, run_command
 
-from texture_ad.deploy.scorer import Rows
+from texture_ad.deploy.watch import Rows
+from texture_ad.errors import UserError
 
 KILLS = 24 if os.environ.get("TEXTURE_AD_LONG") else 4
 MARKS = ("stage 1", "stage 2", "stage1/last.ckpt", "stage2/last.ckpt", "detector.pt", "scores.csv", "overlays")
@@ -26,7 +26,7 @@ def data(tmp_path_factory):
 
 def finish(data, run_dir, *more, **env):
     done = subprocess.run(
-        arguments(data, run_dir, *more), env=environment(**env), capture_output=True, text=True, timeout=300
+        run_command(data, run_dir, *more), env=environment(**env), capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     return done
@@ -48,7 +48,7 @@ def undisturbed(data, tmp_path_factory):
 def started(data, run_dir, *more, **env):
     """A running process, its own group so that nothing of it outlives a kill."""
     return subprocess.Popen(
-        arguments(data, run_dir, *more),
+        run_command(data, run_dir, *more),
         env=environment(**env),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -77,7 +77,7 @@ def readable(run_dir):
 
 def test_killed_runs_end_as_undisturbed_ones(data, undisturbed, tmp_path):
     reference, seconds = undisturbed
-    rng = random.Random(int.from_bytes(os.urandom(4), "big"))
+    rng = printed_random()
     kills = 0
     places = ["stage1/last.ckpt", "stage2/last.ckpt", "detector.pt", "scores.csv"]
     while kills < KILLS:
@@ -155,18 +155,18 @@ def test_a_preempted_slurm_job_saves_and_requeues(data, tmp_path):
     assert "image_auroc" in results(run_dir)[0]
 
 
-def test_other_settings_in_the_same_folder_are_refused(data, undisturbed, monkeypatch, capsys):
+def test_other_settings_in_the_same_folder_are_refused(data, undisturbed, command):
     before = results(undisturbed[0])
-    code, _, errors = command(monkeypatch, capsys, "run", *arguments(data, undisturbed[0], "flow.blocks=3")[3:])
+    code, _, errors = command("run", *arguments(data, undisturbed[0], "flow.blocks=3"))
     assert code == 2 and "flow.blocks=2, not 3" in errors
     assert results(undisturbed[0]) == before
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04broken"])
-def test_a_damaged_checkpoint_is_named(data, tmp_path, monkeypatch, capsys, content):
+def test_a_damaged_checkpoint_is_named(data, tmp_path, content, command):
     (tmp_path / "stage1").mkdir()
     (tmp_path / "stage1/last.ckpt").write_bytes(content)
-    code, _, errors = command(monkeypatch, capsys, "run", *arguments(data, tmp_path)[3:])
+    code, _, errors = command("run", *arguments(data, tmp_path))
     assert code == 2 and f"{tmp_path}/stage1/last.ckpt: not a checkpoint of this program" in errors
     assert "Traceback" not in errors
 
@@ -207,7 +207,7 @@ def test_a_watched_folder_is_scored_once_each_over_kills(undisturbed, data, tmp_
     folder.mkdir()
     photographs = [p.read_bytes() for p in sorted((data / "test").rglob("*.png"))]
     names = ["a b.png", "ü.png", 'q"uote.png', "new\nline.png", "4.png", "5.png", "6.png", "7.png"]
-    rng = random.Random(1)
+    rng = printed_random(1)
     for part in (names[:3], names[3:6], names[6:]):
         process = watching(undisturbed[0] / "detector.pt", folder, output)
         for name in part:
@@ -238,9 +238,23 @@ def test_a_watched_folder_is_scored_once_each_over_kills(undisturbed, data, tmp_
 def test_a_torn_row_is_cut_off(tmp_path, torn):
     first = Rows(tmp_path / "scores.csv")
     first.append([("a.png", 1, 2, 0, ""), ("b\nb.png", 1, 2, 0, "")])
-    first.file.close()
+    first.close()
     whole = (tmp_path / "scores.csv").read_bytes()
     (tmp_path / "scores.csv").write_bytes(whole + torn)
     again = Rows(tmp_path / "scores.csv")
     assert again.names == {"a.png", "b\nb.png"}
     assert (tmp_path / "scores.csv").read_bytes() == whole
+
+
+def test_two_processes_never_write_the_same_rows(tmp_path):
+    with Rows(tmp_path / "scores.csv"), pytest.raises(UserError, match="another process is writing to it"):
+        Rows(tmp_path / "scores.csv")
+    Rows(tmp_path / "scores.csv").close()
+
+
+@pytest.mark.parametrize("content", [b"a,b\n1,2\n", b"a,b\n1,2", b"a note", b"\xff\xfe\n"])
+def test_a_file_of_another_kind_is_not_touched(tmp_path, content):
+    (tmp_path / "scores.csv").write_bytes(content)
+    with pytest.raises(UserError, match="not the scores of a watched folder"):
+        Rows(tmp_path / "scores.csv")
+    assert (tmp_path / "scores.csv").read_bytes() == content

@@ -75,7 +75,8 @@ def test_predict_gives_the_runs_scores(carpet, tmp_path):
     assert done.returncode == 0, done.stderr
     found = {f"test/{r['path']}": float(r["score"]) for r in csv.DictReader((tmp_path / "scores.csv").open())}
     assert found.keys() == rows.keys()
-    assert max(abs(found[k] - rows[k]) for k in rows) < 1e-5
+    # Other batches than the run's: the last bits differ.
+    assert max(abs(found[k] - rows[k]) / max(1, abs(rows[k])) for k in rows) < 1e-5
     assert len(list((tmp_path / "overlays").rglob("*.png"))) == len(rows)
 
 

@@ -1,5 +1,8 @@
 """The exceptions that users are meant to read: one line that says what was wrong, where, and what to do."""
 
+from collections.abc import Mapping
+from pathlib import Path
+
 
 class UserError(Exception):
     """Report bad input.
@@ -30,8 +33,35 @@ class ParameterError(UserError):
         return f"{self.name}={self.value}: {self.problem}"
 
     def within(self, group: str) -> "ParameterError":
-        """Return the same error with the group's name in front of the parameter's."""
-        return ParameterError(f"{group}.{self.name}" if group else self.name, self.value, self.problem)
+        """Return the same error with a group's name in front of the parameter's; the innermost group stands."""
+        return self if "." in self.name else ParameterError(f"{group}.{self.name}", self.value, self.problem)
+
+
+class DivergenceError(UserError):
+    """Report a loss that is not finite or far too large.
+
+    Args:
+        step: of the optimiser.
+        loss: its value.
+        path: of the batch that was saved.
+        rates: name of each learning rate to its value.
+    """
+
+    def __init__(self, step: int, loss: float, path: Path, rates: Mapping[str, float]):
+        super().__init__(step, loss, path, rates)
+        self.step = step
+        self.loss = loss
+        self.path = path
+        self.rates = rates
+
+    def __str__(self) -> str:
+        rates = " or ".join(f"{name}={value:g}" for name, value in self.rates.items())
+        return f"stage 1, step {self.step}: the loss is {self.loss:g}; the batch is saved in {self.path}; lower {rates}"
+
+    def within(self, group: str) -> "DivergenceError":
+        """Return the same error with the group's name in front of the learning rates'."""
+        rates = {f"{group}.{name}": value for name, value in self.rates.items()}
+        return DivergenceError(self.step, self.loss, self.path, rates)
 
 
 def check_number(key, value, least, most=None, *, above=False, whole=False):

@@ -1,47 +1,60 @@
-"""Files that are there whole or not at all."""
+"""Write files that are either complete or absent."""
 
 import csv
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 
-def write_atomic(path: Path, content: bytes | memoryview) -> None:
-    """Writes under a temporary name beside `path`, then renames; makes the folder.
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path` for a library to write to, and rename it to `path` at the end.
 
-    Raises:
-        OSError: the disk is full or can't be written; `path` is as it was.
+    Makes the folder. Where an exception leaves the block, the temporary file is removed and `path` is as it was.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".partial")
-    temporary.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with open(temporary, "wb") as sink:
-            sink.write(content)
-            sink.flush()
-            os.fsync(sink.fileno())
+        yield temporary
         os.replace(temporary, path)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
+def write_atomic(path: Path, content: bytes | memoryview) -> None:
+    """Write bytes to `path` and wait until they are on the disk; make the folder.
+
+    Raises:
+        OSError: the disk is full or can't be written; `path` is as it was.
+    """
+    with atomic_path(path) as temporary, open(temporary, "wb") as sink:
+        sink.write(content)
+        sink.flush()
+        os.fsync(sink.fileno())
+
+
 def write_text(path: Path, text: str) -> None:
-    """`write_atomic` in UTF-8; what is no Unicode in a name is escaped."""
+    """Write text in UTF-8 by `write_atomic`; escape what is no Unicode in a name."""
     write_atomic(path, text.encode("utf-8", "backslashreplace"))
 
 
 def save_atomic(path: Path, content: dict) -> None:
-    """`write_atomic` of tensors and plain values; torch.save on a file would hide a full disk behind another error."""
+    """Write tensors and plain values by `write_atomic`.
+
+    torch.save on a file would hide a full disk behind another error.
+    """
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_atomic(Path(path), buffer.getbuffer())
 
 
 def csv_text(rows: Iterable[Sequence]) -> bytes:
-    """Rows as CSV in UTF-8; what is no Unicode in a name is escaped."""
+    """Return rows as CSV in UTF-8; escape what is no Unicode in a name."""
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode("utf-8", "backslashreplace")

@@ -1,338 +1,317 @@
-"""One experiment, from configuration to results: read this page first.
+"""One experiment, from configuration to results, in five steps: read this page first.
 
-data -> fit -> calibration -> test -> files. The fusion is fitted in two stages, Representation and
-Dictionary; `method=NAME` fits one of the systems that the paper compares with (baselines/) instead.
+`run` prepares the data, fits the detector, calibrates it on held-out normal images, evaluates it on the test images and
+reports. Each step is a function below; what they share is a `Run`.
 """
 
+import inspect
 import json
 import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Annotated, Any
 
 import lightning as L
 import torch
-from hydra.utils import instantiate
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from hydra.utils import get_object
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor
 
 from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.data.drift import brightness, training_statistics
-from texture_ad.data.mvtec import duplicates
-from texture_ad.errors import UserError, check_number
-from texture_ad.evaluation.metrics import image_metrics
+from texture_ad.data.layouts import duplicates
+from texture_ad.environment import versions
+from texture_ad.errors import DivergenceError, ParameterError, UserError
+from texture_ad.evaluation.calibration import threshold
+from texture_ad.evaluation.embedding import embed
+from texture_ad.evaluation.metrics import Predictions, image_metrics, prediction_metrics
 from texture_ad.files import csv_text, write_atomic, write_text
-from texture_ad.methods.base import Baseline
-from texture_ad.methods.evaluation import Test
-from texture_ad.methods.fusion.detection import Dictionary
-from texture_ad.methods.fusion.detector import Detector
-from texture_ad.methods.fusion.features import TrainingFeatures
-from texture_ad.methods.fusion.representation import Representation
-from texture_ad.methods.registry import baseline_class
-from texture_ad.models.flow import Flow
-from texture_ad.models.whitening import Whitening
-from texture_ad.reporting.features import write_feature_figures
+from texture_ad.methods.base import AnomalyDetector, Measurement, Provenance
+from texture_ad.methods.evaluation import Evaluation
+from texture_ad.methods.fusion.detector import FusionDetector
+from texture_ad.methods.fusion.explain import atom_crops, sample_features
+from texture_ad.methods.registry import method_class
+from texture_ad.parameters import Range, check
+from texture_ad.reporting import charts, panels
 from texture_ad.reporting.loggers import log_results, open_loggers
-from texture_ad.reporting.results import versions, write_results
+from texture_ad.reporting.results import write_results
 from texture_ad.reporting.tables import metrics_table
-from texture_ad.training.cache import Cache, share_features, stage1_address
-from texture_ad.training.callbacks import AtomicCheckpoints, LoaderTime, Repeatable, StopDivergence, prepare_folder
+from texture_ad.training.cache import Cache, digest
 from texture_ad.training.distributed import check_processes, gather, is_rank_zero
-from texture_ad.training.progress import StageProgress
 from texture_ad.training.resources import peak_memory, reset_peak_memory
-
-PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")  # of stage 1; what comes after it, and its scores, have all digits
-FIT = ("lambda1", "iterations", "batch", "threads", "epochs")  # what the dictionary's fit takes, its detector doesn't
+from texture_ad.training.run_folder import prepare_folder
 
 
-def build(config: DictConfig, size: int) -> tuple[Representation, Dictionary]:
-    """Both stages' modules for images of `size` pixels."""
-    backbone = instantiate(config.backbone)
-    with torch.no_grad():
-        dim = backbone.eval().extract(torch.zeros(1, 3, size, size, dtype=torch.uint8)).shape[1]
-    whitening = Whitening(dim, **config.whitening)
-    flow = Flow(dim=whitening.length, **config.flow)
-    options = dict(config.dictionary)
-    memory_mb = options.pop("memory_mb")
-    fit = {k: options.pop(k) for k in FIT}
-    detector = Detector(backbone, whitening, flow, size=size, **options)
-    features = TrainingFeatures(detector, memory_mb)
-    score = {k: options[k] for k in ("top", "min_distance")}
-    representation = Representation(
-        backbone, whitening, flow, features, **config.cutpaste, **config.representation, **score
-    )
-    return representation, Dictionary(detector, features, **fit, seed=config.seed)
+def make(group: str, options: Mapping[str, Any], **arguments: Any) -> Any:
+    """Return the object that a group of the configuration describes.
 
-
-def _trainer(config: DictConfig, folder: Path, loggers: list, callbacks: list, **options) -> L.Trainer:
-    check_number("trainer.max_epochs", config.trainer.max_epochs, 1, whole=True)
-    check_number("trainer.accumulate_grad_batches", config.trainer.accumulate_grad_batches, 1, whole=True)
-    if config.trainer.gradient_clip_val is not None:
-        check_number("trainer.gradient_clip_val", config.trainer.gradient_clip_val, 0)
-    if config.trainer.precision not in PRECISIONS:
-        raise UserError(f"trainer.precision={config.trainer.precision}: expected one of {', '.join(PRECISIONS)}")
-    if config.trainer.enable_progress_bar:
-        callbacks = [*callbacks, StageProgress(folder.name.replace("stage", "stage "))]
-    trainer = instantiate(
-        config.trainer,
-        default_root_dir=str(folder),
-        logger=loggers or False,
-        log_every_n_steps=1,
-        enable_model_summary=False,
-        plugins=[AtomicCheckpoints()],
-        use_distributed_sampler=False,
-        callbacks=[*callbacks, Repeatable(config.seed)],
-        **options,
-    )
-    check_processes(trainer, config.trainer.strategy)
-    return trainer
-
-
-def _last(folder: Path) -> str | None:
-    path = folder / "last.ckpt"
-    return str(path) if path.is_file() else None
-
-
-class _SaveEpochs(Checkpoint):
-    """Every epoch's end, which ModelCheckpoint leaves out where no optimizer has stepped or nothing improved.
-
-    A Checkpoint, because those come after the module's own end of the epoch.
-    """
-
-    def __init__(self, folder: Path):
-        self.path = folder / "last.ckpt"
-
-    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        trainer.save_checkpoint(self.path)
-
-
-def train_representation(
-    config: DictConfig,
-    module: Representation,
-    data: TextureDataModule,
-    folder: Path,
-    loggers: list,
-    cache: Cache | None = None,
-) -> dict[str, float]:
-    """Stage 1; leaves the module with the weights that scored best on synthetic defects, trained or from the cache."""
-    best = ModelCheckpoint(folder, "best", monitor="val/auroc", mode="max", enable_version_counter=False)
-    waiting = LoaderTime()
-    trainer = _trainer(config, folder, loggers, [best, _SaveEpochs(folder), StopDivergence()], profiler=waiting)
-
-    def train() -> dict:
-        start = time.perf_counter()
-        trainer.fit(module, datamodule=data, ckpt_path=_last(folder), weights_only=True)
-        measured = {"stage1_loader_share": waiting.seconds / (time.perf_counter() - start)}
-        # Not best.best_model_path: the folder may have been moved since.
-        if (folder / "best.ckpt").is_file():
-            module.load_state_dict(AtomicCheckpoints().load_checkpoint(str(folder / "best.ckpt"))["state_dict"])
-        if best.best_model_score is not None:
-            measured["val_auroc_stage1"] = float(best.best_model_score)
-        return {"state": module.state_dict(), "metrics": measured | peak_memory()}
-
-    if cache is None or trainer.world_size > 1:  # of several processes each would have to find the same
-        return train()["metrics"]
-    address = stage1_address(config, module.state_dict(), data.fingerprint)
-    found = cache.get_or_create(f"stage1-{address}", train)
-    module.load_state_dict(found["state"])
-    return found["metrics"]
-
-
-def train_dictionary(
-    config: DictConfig, module: Dictionary, data: TextureDataModule, folder: Path, loggers: list
-) -> L.Trainer:
-    """Stage 2, then the standardisation of both scores on calibration images."""
-    trainer = _trainer(
-        config,
-        folder,
-        loggers,
-        [_SaveEpochs(folder)],
-        max_epochs=module.epochs,
-        gradient_clip_val=None,
-        accumulate_grad_batches=1,
-        limit_val_batches=0,
-        precision="32-true",
-    )
-    trainer.fit(module, train_dataloaders=data.normal_dataloader(), ckpt_path=_last(folder), weights_only=True)
-    module.to(trainer.strategy.root_device)
-    module.features.clear()
-    module.standardise(data.calibration_dataloader())
-    return trainer
-
-
-def fit_fusion(
-    config: DictConfig, data: TextureDataModule, folder: Path, loggers: list, cache: Cache | None = None
-) -> tuple[Detector, L.Trainer, dict]:
-    """The main detector: stage 1, then stage 2."""
-    representation, dictionary = build(config, data.size)
-    clock = cache.clock if cache else time.perf_counter
-    start = clock()
-    print("stage 1  representation: CutPaste and the flow", flush=True)
-    metrics = train_representation(config, representation, data, folder / "stage1", loggers, cache)
-    metrics["stage1_seconds"] = clock() - start
-    if cache:
-        share_features(dictionary.detector, config.backbone, cache)
-    print("stage 2  detection: the dictionary", flush=True)
-    trainer = train_dictionary(config, dictionary, data, folder / "stage2", loggers)
-    return dictionary.detector, trainer, metrics
-
-
-def build_baseline(config: DictConfig) -> Baseline:
-    """The baseline that `config.method` names."""
-    options = OmegaConf.to_container(config.method, resolve=True)
-    kind = baseline_class(options.pop("name"))
-    backbone = [instantiate(config.backbone)] if kind.uses_backbone else []
-    return kind(*backbone, size=config.data.size, **options).eval()
-
-
-def fit_baseline(
-    config: DictConfig, data: TextureDataModule, folder: Path, loggers: list
-) -> tuple[Baseline, L.Trainer, dict]:
-    """A baseline: what gradients train, by Lightning, then what passes over the images fit."""
-    if config.trainer.precision != "32-true":
-        raise UserError(
-            f"trainer.precision={config.trainer.precision}: expected 32-true with method={config.method.name}"
-        )
-    baseline = build_baseline(config)
-    trained = isinstance(baseline, L.LightningModule)
-    trainer = _trainer(
-        config,
-        folder,
-        loggers,
-        [_SaveEpochs(folder)] if trained else [],
-        max_epochs=baseline.settings.get("epochs"),
-        gradient_clip_val=None,
-        accumulate_grad_batches=1,
-        limit_val_batches=0,
-        enable_checkpointing=trained,
-    )
-    if trainer.world_size > 1:
-        raise UserError(f"method={baseline.name}: fitted by one process alone; use trainer.devices=1")
-    print(f"fit      {baseline.name}", flush=True)
-    if trained:
-        trainer.fit(baseline, datamodule=data, ckpt_path=_last(folder), weights_only=True)
-    baseline.to(trainer.strategy.root_device).eval()
-    baseline.fit(data.normal_dataloader())
-    return baseline, trainer, {}
-
-
-def fit(
-    config: DictConfig, data: TextureDataModule, folder: Path, loggers: list, cache: Cache | None = None
-) -> tuple[nn.Module, L.Trainer, dict]:
-    """The detector by the method that `config.method` names, the trainer to test it, and the fit's own metrics."""
-    if config.method.name == "fusion":
-        return fit_fusion(config, data, folder, loggers, cache)
-    return fit_baseline(config, data, folder / "stage1", loggers)
-
-
-def calibrate(detector: nn.Module, loader, quantile: float) -> None:
-    """Sets the threshold: a quantile of the scores of calibration images.
+    Args:
+        group: its name, for errors.
+        options: the group; its `_target_` is called with its other keys.
+        arguments: beside those.
 
     Raises:
-        UserError: scores that are not finite.
+        ParameterError: a key that the target doesn't have, or a value out of its range.
     """
-    scores = gather(torch.cat([detector(b["image"].to(detector.threshold.device)).scores for b in loader]))
-    if not scores.isfinite().all():
-        raise UserError("the scores of calibration images are not finite: training diverged; lower the learning rate")
-    detector.threshold.copy_(scores.quantile(quantile))
+    options = dict(options)
+    target = get_object(options.pop("_target_"))
+    known = inspect.signature(target).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        for name in options.keys() - known.keys():
+            problem = f"no such parameter; expected one of {', '.join(known.keys() - arguments.keys())}"
+            raise ParameterError(f"{group}.{name}", options[name], problem)
+    try:
+        return target(**options, **arguments)
+    except (ParameterError, DivergenceError) as error:
+        raise error.within(group) from error
 
 
-def synthetic_auroc(detector: nn.Module, data: TextureDataModule) -> float:
-    """Image AUROC of the finished detector on calibration images against synthetic defects."""
-    scores = []
-    labels = []
-    for batch in data.val_dataloader():
-        scores.append(gather(detector(batch["image"].to(detector.threshold.device)).scores).cpu())
-        labels.append(gather(batch["label"].to(detector.threshold.device)).cpu())
-    return image_metrics(torch.cat(scores).numpy(), torch.cat(labels).numpy(), float(detector.threshold))["image_auroc"]
+@dataclass
+class Run:
+    """Hold what the steps of one experiment share; a method's `fit` sees it as `Fitting`.
+
+    Attributes:
+        config: composed by Hydra.
+        folder: of the run.
+        command: for the shell, repeats the run.
+        cache: shared between runs, None for none.
+        stage1_settings: full key to value of the settings that stage 1 depends on.
+        in_sweep: whether the run is one job of a sweep.
+        data: set up by the first step.
+        loggers: open ones.
+        metrics: what metrics.json will hold.
+    """
+
+    config: DictConfig
+    folder: Path
+    command: str = ""
+    cache: Cache | None = None
+    stage1_settings: Mapping[str, object] = field(default_factory=dict)
+    in_sweep: bool = False
+    data: TextureDataModule = field(init=False)
+    loggers: list[Logger] = field(default_factory=list)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    def options(self, group: str) -> dict[str, Any]:
+        """Return a group of the configuration as plain values."""
+        return OmegaConf.to_container(self.config[group], resolve=True)  # type: ignore[return-value]
+
+    def make(self, part: str, **arguments: Any) -> Any:
+        """Return the object that the group `part` describes; see `make`."""
+        return make(part, self.options(part), **arguments)
+
+    def trainer(self, stage: str, callbacks: Sequence[L.Callback] = (), **options: Any) -> L.Trainer:
+        """Return a trainer whose checkpoints lie in the stage's folder.
+
+        Args:
+            stage: "stage1", "stage2" or "test".
+            callbacks: of the stage.
+            options: instead of, or beside, those of the group `trainer`.
+        """
+        trainer = make(
+            "trainer",
+            self.options("trainer") | options,
+            folder=self.folder / stage,
+            seed=self.config.seed,
+            loggers=self.loggers,
+            callbacks=callbacks,
+        )
+        check_processes(trainer, self.config.trainer.strategy, self.in_sweep)
+        name = self.config.method.name
+        if trainer.world_size > 1 and not method_class(name).several_processes:
+            raise ParameterError("method", name, "fitted by one process alone; use trainer.devices=1")
+        return trainer
+
+    def clock(self) -> float:
+        """Return seconds, as if this run made everything that it found in the cache."""
+        return self.cache.clock() if self.cache else time.perf_counter()
+
+    def get_or_create_stage1(self, state: Mapping[str, Tensor], create: Callable[[], dict]) -> dict:
+        """Return stage 1's result for the untrained modules' `state`, from the cache where it is there."""
+        if self.cache is None:
+            return create()
+        address = digest("stage 1", self.stage1_settings, state, self.data.fingerprint)
+        return self.cache.get_or_create(f"stage1-{address}", create)
 
 
-def run(config: DictConfig, cache: Cache | None = None) -> dict:
-    """Runs one experiment and fills its run folder; returns what metrics.json holds.
+def run(
+    config: DictConfig,
+    command: str = "",
+    cache: Cache | None = None,
+    stage1_settings: Mapping[str, object] | None = None,
+    in_sweep: bool = False,
+) -> dict[str, Any]:
+    """Run one experiment and fill its run folder; return what metrics.json holds.
 
-    Times and peaks of memory are those of a run that shares nothing, also where it finds stage 1 in the cache.
+    Times and peaks of memory are those of a run that shares nothing, also where it finds stage 1 in the cache. The
+    arguments are those of `Run`.
 
     Raises:
         UserError: input that can't be worked with.
     """
     reset_peak_memory()
-    folder = Path(config.run_dir)
-    check_number("seed", config.seed, 0, 2**32 - 1, whole=True)
-    check_number("quantile", config.quantile, 0, 1, above=True)
+    check("seed", config.seed, Annotated[int, Range(0, 2**32 - 1)])
+    check("quantile", config.quantile, Annotated[float, Range(0, 1, above=True)])
+    this = Run(config, Path(config.run_dir), command, cache, stage1_settings or {}, in_sweep)
     if is_rank_zero():
-        prepare_folder(folder, config)
-    with open_loggers(config.logger) as loggers:
-        return experiment(config, folder, loggers, cache)
-
-
-def experiment(config: DictConfig, folder: Path, loggers: list, cache: Cache | None = None) -> dict:
-    """`run` in a folder that is ready, with loggers that are open."""
+        prepare_folder(this.folder)
     L.seed_everything(config.seed, workers=True, verbose=False)
-    data: TextureDataModule = instantiate(config.data)
-    data.setup()
+    factories = (partial(make, "logger", options) for options in this.options("logger").values())
+    with open_loggers(factories) as this.loggers:
+        prepare_data(this)
+        detector = fit(this)
+        calibrate(this, detector)
+        predictions = evaluate(this, detector)
+        if is_rank_zero():
+            report(this, detector, predictions)
+    return this.metrics
+
+
+def prepare_data(run: Run) -> None:
+    """Step 1: find and split the images, and write down what is known of the run before it starts."""
+    run.data = run.make("data")
+    run.data.setup()
+    data = run.data
     print(
         f"data     {data.source_name}: {len(data.train_samples)} training, {len(data.calibration_samples)} calibration, "
-        f"{len(data.test_samples)} test images, {data.size} px\nrun      {folder}",
+        f"{len(data.test_samples)} test images, {data.size} px\nrun      {run.folder}",
         flush=True,
     )
-    copies = duplicates(data.layout)
+    if is_rank_zero():
+        _warn_of_duplicates(run)
+        write_text(run.folder / "config.yaml", OmegaConf.to_yaml(run.config, resolve=True))
+    settings = OmegaConf.to_container(run.config, resolve=True)
+    for logger in run.loggers:
+        logger.log_hyperparams({**settings, "data_source": data.source_name})  # type: ignore[dict-item]
+    run.metrics |= {
+        "method": run.config.method.name,
+        "data_source": data.source_name,
+        "category": data.category,
+        "data_fingerprint": data.fingerprint,
+        "seed": run.config.seed,
+    }
+
+
+def _warn_of_duplicates(run: Run) -> None:
+    copies = duplicates(run.data.layout)
     for train, test in copies[:5]:
         print(f"warning: {test} is a copy of the training image {train}", flush=True)
-    if copies and is_rank_zero():
+    if copies:
         print(
             f"warning: {len(copies)} test images are copies of training images, all listed in duplicates.csv; the "
             "metrics are too good",
             flush=True,
         )
-        write_atomic(folder / "duplicates.csv", csv_text([("train", "test"), *copies]))
-    if is_rank_zero():
-        write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
-    for logger in loggers:
-        logger.log_hyperparams({**OmegaConf.to_container(config, resolve=True), "data_source": data.source_name})
-    metrics = {
-        "method": config.method.name,
-        "data_source": data.source_name,
-        "category": data.category,
-        "data_fingerprint": data.fingerprint,
-        "seed": config.seed,
+        write_atomic(run.folder / "duplicates.csv", csv_text([("train", "test"), *copies]))
+
+
+def fit(run: Run) -> AnomalyDetector:
+    """Step 2: build the detector of the run's method and fit it on the training images."""
+    start = run.clock()
+    detector = run.make("method", make=run.make, size=run.data.size)
+    precision = run.config.trainer.precision
+    if precision != "32-true" and not detector.mixed_precision:
+        raise ParameterError("trainer.precision", precision, f"expected 32-true with method={detector.name}")
+    run.metrics |= detector.fit(run)
+    run.metrics["fit_seconds"] = run.clock() - start
+    return detector
+
+
+@torch.no_grad()
+def calibrate(run: Run, detector: AnomalyDetector) -> None:
+    """Step 3: standardise the scores and set the threshold on calibration images, then save the detector.
+
+    The calibration images pass the backbone once. Beside synthetic defects they give the run's AUROC without a label.
+    """
+    start = run.clock()
+    measured = [
+        detector.measure(batch["image"].to(detector.device)).map_tensors(gather)
+        for batch in run.data.calibration_dataloader()
+    ]
+    parts = Measurement.cat(measured).parts
+    if parts is not None:
+        detector.standardise(parts)
+        detector.map_floor.copy_(detector.fuse(parts).median())
+    size = (run.data.size, run.data.size)
+    normal = torch.cat([detector.predict(batch, size).scores for batch in measured])
+    detector.threshold.copy_(threshold(normal, run.config.quantile))
+    run.metrics["fit_seconds"] += run.clock() - start
+    defects = torch.cat(
+        [gather(detector(batch["image"].to(detector.device)).scores) for batch in run.data.synthetic_dataloader()]
+    )
+    labels = [0] * len(normal) + [1] * len(defects)
+    found = image_metrics(torch.cat((normal, defects)).cpu().numpy(), labels, float(detector.threshold))
+    run.metrics |= {
+        "synthetic_auroc": found["image_auroc"],
+        "threshold_origin": f"{run.config.quantile:g} quantile of calibration images",
+        "versions": versions(),
+        "threads": torch.get_num_threads(),
     }
-    clock = cache.clock if cache else time.perf_counter
-    start = clock()
-    detector, trainer, fitted = fit(config, data, folder, loggers, cache)
-    calibrate(detector, data.calibration_dataloader(), config.quantile)
-    metrics |= fitted | {"fit_seconds": clock() - start, "synthetic_auroc": synthetic_auroc(detector, data)}
-    metrics["threshold_origin"] = f"{config.quantile:g} quantile of calibration images"
-    metrics["versions"] = versions()
-    metrics["threads"] = torch.get_num_threads()
-    detector.meta = {k: metrics[k] for k in ("data_source", "category", "data_fingerprint", "seed", "versions")}
-    levels = torch.cat(
-        [gather(brightness(b["image"].to(detector.threshold.device))) for b in data.normal_dataloader()]
-    ).cpu()
-    detector.meta["training_images"] = training_statistics([s.path for s in data.train_samples], levels)
-    detector.meta["quantile"] = float(config.quantile)
+    detector.provenance = _provenance(run, detector.device)
     if is_rank_zero():
-        detector.save(folder / "detector.pt")
-    if data.test_samples:
-        start = clock()
-        test = Test(detector)
-        trainer.test(test, data.test_dataloader(), verbose=False)
-        metrics["test_seconds_per_image"] = (clock() - start) / len(data.test_samples)
-        if not is_rank_zero():
-            return metrics
-        metrics |= {key: max(value, metrics.get(key, 0)) for key, value in peak_memory().items()}
-        if config.pictures and config.method.name == "fusion":
-            write_feature_figures(config, detector, data, folder)
-        metrics = write_results(
-            test.predictions(), detector.grid(), float(detector.threshold), data, folder, metrics, config.pictures
-        )
-        print(
-            metrics_table({k: v for k, v in metrics.items() if k not in ("data_source", "category")}, data.source_name)
-        )
-    elif is_rank_zero():
-        write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-        print(f"{data.folder} has no test images: no metrics")
-    log_results(loggers, folder, metrics)
-    if data.test_samples:
-        print(f"report   {folder / 'report.html'}")
-    print(f"detector {folder / 'detector.pt'}")
-    print(f"next     python -m texture_ad.predict detector={folder / 'detector.pt'} input=FILE_OR_FOLDER")
-    return metrics
+        detector.save(run.folder / "detector.pt")
+
+
+def _provenance(run: Run, device: torch.device) -> Provenance:
+    data = run.data
+    levels = [gather(brightness(batch["image"].to(device))).cpu() for batch in data.normal_dataloader()]
+    return Provenance(
+        data_source=data.source_name,
+        category=data.category,
+        data_fingerprint=data.fingerprint,
+        seed=run.config.seed,
+        quantile=float(run.config.quantile),
+        versions=versions(),
+        training_images=training_statistics([sample.path for sample in data.train_samples], torch.cat(levels)),
+    )
+
+
+def evaluate(run: Run, detector: AnomalyDetector) -> Predictions | None:
+    """Step 4: score the test images, where there are any, and compute the metrics."""
+    if not run.data.test_samples:
+        return None
+    start = run.clock()
+    evaluation = Evaluation(detector)
+    trainer = run.trainer("test", precision="32-true", enable_checkpointing=False)
+    trainer.test(evaluation, run.data.test_dataloader(), verbose=False)
+    predictions = evaluation.predictions()
+    run.metrics["test_seconds_per_image"] = (run.clock() - start) / len(run.data.test_samples)
+    run.metrics |= {key: max(value, run.metrics.get(key, 0)) for key, value in peak_memory().items()}
+    run.metrics |= prediction_metrics(predictions, float(detector.threshold), run.data.has_masks)
+    return predictions
+
+
+def report(run: Run, detector: AnomalyDetector, predictions: Predictions | None) -> None:
+    """Step 5: write scores, pictures, report and metrics, tell the loggers, and print what was found and what is next."""
+    if predictions is None:
+        write_text(run.folder / "metrics.json", json.dumps(run.metrics, indent=2) + "\n")
+        print(f"{run.data.folder} has no test images: no metrics")
+    else:
+        if run.config.pictures and isinstance(detector, FusionDetector):
+            _draw_features(run, detector)
+        floor = float(detector.map_floor)
+        write_results(predictions, floor, run.metrics, run.data, run.folder, run.config.pictures, run.command)
+        shown = {name: value for name, value in run.metrics.items() if name not in ("data_source", "category")}
+        print(metrics_table(shown, run.data.source_name))
+    log_results(run.loggers, run.folder, run.metrics)
+    if predictions is not None:
+        print(f"report   {run.folder / 'report.html'}")
+    print(f"detector {run.folder / 'detector.pt'}")
+    print(f"next     python -m texture_ad.predict detector={run.folder / 'detector.pt'} input=FILE_OR_FOLDER")
+
+
+def _draw_features(run: Run, detector: FusionDetector) -> None:
+    """Draw what the flow and the dictionary learnt: t-SNE of features, and the most used atoms."""
+    # The backbone as it was before stage 1.
+    pretrained = None if run.config.backbone.weights == "none" else run.make("backbone")
+    source = run.data.source_name
+    path = run.folder / "tsne.png"
+    try:
+        layouts, labels = embed(*sample_features(pretrained, detector, run.data, run.config.seed), run.config.seed)
+        charts.tsne(layouts, labels, path, source, "patches" if run.data.has_masks else "images")
+    except UserError as error:
+        print(f"warning: no t-SNE, {path}: {error}", flush=True)
+    panels.atoms(*atom_crops(detector, run.data), run.folder / "atoms.png", source)

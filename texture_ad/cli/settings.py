@@ -1,33 +1,66 @@
-"""A run's settings by their full keys, and what a difference in them means. Imports nothing heavy."""
+"""What each setting influences, said once: results, stage 1 (which runs share), the name of a sweep's folder.
+
+Imports nothing heavy.
+"""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from texture_ad.errors import UserError
+from texture_ad.errors import ParameterError, UserError
 
-# May differ between the runs that share a folder: they change no result.
-FREE = (
-    "run_dir",
-    "name",
-    "pictures",
-    "cache",
-    "cache_gb",
-    "logger",
-    "data.root",
-    "data.num_workers",
-    "data.cache_mb",
-    "dictionary.threads",
-    "dictionary.memory_mb",
-    "trainer.enable_progress_bar",
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.strategy",
-)
+
+class Influence(NamedTuple):
+    """Say what a setting influences.
+
+    Attributes:
+        result: a run's results; it must not change when a run is resumed.
+        stage1: stage 1 of a fit; runs in which it differs can't share one.
+        name: what a sweep compares, and so the name of its folder.
+    """
+
+    result: bool = True
+    stage1: bool = True
+    name: bool = True
+
+
+# Of keys and whole groups; the longest that fits counts. A setting that is not here influences everything.
+INFLUENCES = {
+    "run_dir": Influence(result=False, stage1=False, name=False),
+    "logger": Influence(result=False, stage1=False, name=False),
+    "pictures": Influence(result=False, stage1=False, name=False),
+    "cache": Influence(result=False, stage1=False, name=False),
+    "cache_gb": Influence(result=False, stage1=False, name=False),
+    "trainer.enable_progress_bar": Influence(result=False, stage1=False, name=False),
+    "name": Influence(result=False, stage1=False),
+    "data.root": Influence(result=False, stage1=False),  # the images' fingerprint stands for it
+    "data.num_workers": Influence(result=False, stage1=False),
+    "data.cache_mb": Influence(result=False, stage1=False),
+    "features.memory_mb": Influence(result=False, stage1=False),
+    "detection.threads": Influence(result=False, stage1=False),
+    "trainer.accelerator": Influence(result=False),
+    "trainer.devices": Influence(result=False),
+    "trainer.strategy": Influence(result=False),
+    "quantile": Influence(stage1=False),
+    "dictionary": Influence(stage1=False),
+    "detection": Influence(stage1=False),
+    "score.fusion": Influence(stage1=False),  # of the score, stage 1 is validated by `top` and `min_distance`
+}
+
+
+def influence(key: str) -> Influence:
+    """Return what the setting of a full key, such as "flow.blocks", influences."""
+    parts = key.split(".")
+    for end in range(len(parts), 0, -1):
+        found = INFLUENCES.get(".".join(parts[:end]))
+        if found is not None:
+            return found
+    return Influence()
 
 
 def flatten(config: object, key: str = "") -> dict[str, object]:
-    """A nested configuration as one dict of full keys, such as "flow.blocks", to values."""
+    """Return a nested configuration as one dict of full keys, such as "flow.blocks", to values."""
     if isinstance(config, DictConfig):
         config = OmegaConf.to_container(config, resolve=True)
     if not isinstance(config, dict):
@@ -35,16 +68,16 @@ def flatten(config: object, key: str = "") -> dict[str, object]:
     return {k: v for name, value in config.items() for k, v in flatten(value, f"{key}.{name}".lstrip(".")).items()}
 
 
-def among(key: str, names: tuple[str, ...]) -> bool:
-    """Whether `key` is one of the names or lies below one."""
-    return any(key == name or key.startswith(name + ".") for name in names)
+def stage1_settings(config: DictConfig) -> dict[str, object]:
+    """Return the settings that stage 1 depends on, full key to value."""
+    return {key: value for key, value in flatten(config).items() if influence(key).stage1}
 
 
 def check_same(folder: Path, config: DictConfig) -> None:
-    """Checks that a run folder's config.yaml has the settings of the run that resumes in it.
+    """Check that a run folder's config.yaml has the settings of the run that resumes in it.
 
     Raises:
-        UserError: a setting that is not FREE differs, or config.yaml is damaged.
+        UserError: a setting that influences results differs, or config.yaml is damaged.
     """
     try:
         before = flatten(OmegaConf.load(folder / "config.yaml"))
@@ -52,8 +85,7 @@ def check_same(folder: Path, config: DictConfig) -> None:
         raise UserError(f"{folder / 'config.yaml'}: damaged; remove {folder} or give another run_dir") from error
     now = flatten(config)
     for key in sorted(before.keys() | now.keys()):
-        if not among(key, FREE) and before.get(key) != now.get(key):
-            raise UserError(
-                f"run_dir={folder}: holds a run with {key}={before.get(key)}, not {now.get(key)}; give "
-                "another run_dir, or remove this one to train anew"
-            )
+        if influence(key).result and before.get(key) != now.get(key):
+            problem = f"holds a run with {key}={before.get(key)}, not {now.get(key)}"
+            advice = "give another run_dir, or remove this one to train anew"
+            raise ParameterError("run_dir", folder, f"{problem}; {advice}")

@@ -10,7 +10,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
@@ -20,16 +19,14 @@ from texture_ad.cli.entry import explain, fail, in_sweep
 from texture_ad.cli.naming import key_of, swept
 from texture_ad.cli.settings import check_same
 from texture_ad.errors import UserError
+from texture_ad.evaluation.spread import Spread, spread
+from texture_ad.reporting.metrics import COMPARED
+from texture_ad.reporting.tables import cell, markdown_table, mean_and_deviation
 
-METRICS = ("image_auroc", "image_ap", "image_f1", "pixel_auroc", "aupro", "synthetic_auroc")
-# Name in metrics.json to what a table calls it, the scale and the digits there.
-COSTS = {
-    "fit_seconds": ("training, s", 1, 1),
-    "test_seconds_per_image": ("test, ms an image", 1000, 1),
-    "peak_memory_mb": ("peak memory, MiB", 1, 0),
-    "peak_gpu_memory_mb": ("peak GPU memory, MiB", 1, 0),
-    "threads": ("threads", 1, 0),
-}
+NOTE = (
+    "Mean ± sample standard deviation over seeds. Times and memory are those of a run that shares nothing; of "
+    "a job that was killed and resumed, those of its last part."
+)
 
 
 def finished(folder: Path, config: DictConfig) -> bool:
@@ -57,7 +54,7 @@ def read_jobs(folder: Path, overrides: Sequence[str]) -> list[dict]:
     jobs = []
     for told in sorted(folder.glob("*/hydra/overrides.yaml")):
         place = told.parents[1]
-        values = {key_of(o): o.partition("=")[2] for o in swept(overrides, OmegaConf.load(told))}
+        values = {key_of(o): o.partition("=")[2] for o in swept(overrides, [str(o) for o in OmegaConf.load(told)])}
         error = place / "error.txt"
         metrics = place / "metrics.json"
         jobs.append(
@@ -94,7 +91,7 @@ def compare(jobs: Sequence[dict]) -> tuple[list[str], list[dict]]:
                 "data": job["metrics"]["data_source"],
             },
         )
-        for name in (*METRICS, *COSTS):
+        for name in COMPARED:
             if job["metrics"].get(name) is not None:
                 row.setdefault(name, []).append(job["metrics"][name])
     return keys, sorted(settings.values(), key=lambda row: [_order(row[key]) for key in keys])
@@ -102,78 +99,100 @@ def compare(jobs: Sequence[dict]) -> tuple[list[str], list[dict]]:
 
 def _order(value: str | None) -> tuple:
     try:
-        return 0, float(value), ""
-    except (TypeError, ValueError):
+        return 0, float(value or ""), ""
+    except ValueError:
         return 1, 0.0, str(value)
 
 
-def _spread(values: Sequence[float], digits: int) -> str:
-    return f"{fmean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
-
-
 def write_comparison(folder: Path, jobs: Sequence[dict]) -> str:
-    """Writes jobs.csv, report.html and the comparison as CSV, Markdown and picture; returns the Markdown table."""
-    from texture_ad.files import csv_text, write_atomic, write_text
-    from texture_ad.reporting.figures import comparison
-    from texture_ad.reporting.report import sweep_report
-    from texture_ad.reporting.tables import METRIC_NAMES, markdown_table
+    """Write jobs.csv, report.html and the comparison as CSV, Markdown and chart; return the Markdown table.
 
-    columns = list(dict.fromkeys(key for job in jobs for key in job["swept"]))
-    names = [n for n in (*METRICS, *COSTS) if any(job["metrics"].get(n) is not None for job in jobs)]
-    rows = [(*columns, *names, "data", "error", "folder")]
-    for job in jobs:
-        found = job["metrics"]
-        rows.append(
-            (
-                *(job["swept"].get(c) for c in columns),
-                *(found.get(n) for n in names),
-                found.get("data_source"),
-                job["error"],
-                job["folder"].name,
-            )
-        )
-    write_atomic(folder / "jobs.csv", csv_text(rows))
+    Args:
+        folder: of the sweep.
+        jobs: from `read_jobs`.
+    """
+    from texture_ad.files import csv_text, write_atomic, write_text
+    from texture_ad.reporting.charts import comparison
 
     keys, settings = compare(jobs)
-    rows = [(*keys, "data", *(f"{n}_{part}" for n in names for part in ("mean", "std", "runs")))]
-    table = []
-    for row in settings:
-        numbers = [row.get(n, []) for n in names]
-        rows.append(
-            (
-                *(row[k] for k in keys),
-                row["data"],
-                *(part for v in numbers for part in (fmean(v) if v else "", stdev(v) if len(v) > 1 else "", len(v))),
-            )
-        )
-        line = {key: row[key] for key in keys}
-        for name in (n for n in names if n in row):
-            title, scale, digits = COSTS.get(name) or (METRIC_NAMES.get(name, name), 1, 3)
-            line[title] = _spread([scale * value for value in row[name]], digits)
-        line |= {"runs": max(map(len, numbers)), "data": row["data"]}
-        table.append(line)
-    write_atomic(folder / "comparison.csv", csv_text(rows))
-    text = markdown_table(table) if table else "No job has finished."
-    note = (
-        "Mean ± sample standard deviation over seeds. Times and memory are those of a run that shares nothing; of "
-        "a job that was killed and resumed, those of its last part."
-    )
+    names = [name for name in COMPARED if any(job["metrics"].get(name) is not None for job in jobs)]
+    spreads = [{name: spread(row[name]) for name in names if name in row} for row in settings]
+    lines = [_markdown_row(keys, row) for row in settings]
+    text = markdown_table(lines) if lines else "No job has finished."
     failures = [f"Failed: {job['folder'].name}: {job['error']}" for job in jobs if job["error"]]
-    write_text(folder / "comparison.md", "\n\n".join([text, note, *failures]) + "\n")
+    write_atomic(folder / "jobs.csv", csv_text(_job_rows(jobs, names)))
+    write_atomic(folder / "comparison.csv", csv_text(_comparison_rows(keys, settings, spreads, names)))
+    write_text(folder / "comparison.md", "\n\n".join([text, NOTE, *failures]) + "\n")
     if settings:
-        comparison(keys, settings, folder / "comparison.png")
-    told = [f"{sum(bool(job['metrics']) for job in jobs)} of {len(jobs)} jobs have finished.", note, *failures]
-    reports = {job["folder"].name: job["folder"] / "report.html" for job in jobs}
-    reports = {name: path for name, path in reports.items() if path.is_file()}
-    sweep_report(
-        folder,
-        table,
-        [folder / "comparison.png"] if settings else [],
-        "; ".join(dict.fromkeys(row["data"] for row in settings)),
-        reports,
-        told,
-    )
+        drawn = [row | found for row, found in zip(settings, spreads, strict=True)]
+        comparison(keys, drawn, folder / "comparison.png")
+    _write_report(folder, jobs, keys, settings, spreads, failures)
     return text
+
+
+def _job_rows(jobs: Sequence[dict], names: Sequence[str]) -> list[tuple]:
+    """Return jobs.csv: the swept values and the metrics of every job."""
+    columns = list(dict.fromkeys(key for job in jobs for key in job["swept"]))
+    rows: list[tuple] = [(*columns, *names, "data", "error", "folder")]
+    for job in jobs:
+        swept_values = (job["swept"].get(column) for column in columns)
+        values = (job["metrics"].get(name) for name in names)
+        about = (job["metrics"].get("data_source"), job["error"], job["folder"].name)
+        rows.append((*swept_values, *values, *about))
+    return rows
+
+
+def _comparison_rows(
+    keys: Sequence[str], settings: Sequence[dict], spreads: Sequence[dict[str, Spread]], names: Sequence[str]
+) -> list[tuple]:
+    """Return comparison.csv: mean, standard deviation and number of runs of every metric of each setting."""
+    rows: list[tuple] = [(*keys, "data", *(f"{name}_{part}" for name in names for part in ("mean", "std", "runs")))]
+    for row, found in zip(settings, spreads, strict=True):
+        numbers = (part for name in names for part in found.get(name, ("", None, 0)))
+        rows.append((*(row[key] for key in keys), row["data"], *numbers))
+    return rows
+
+
+def _texts(row: dict) -> dict[str, str]:
+    """Return a metric's name to its mean and deviation as text, of one setting."""
+    return {
+        name: mean_and_deviation([about.scale * value for value in row[name]], about.digits)
+        for name, about in COMPARED.items()
+        if name in row
+    }
+
+
+def _markdown_row(keys: Sequence[str], row: dict) -> dict[str, object]:
+    texts = {COMPARED[name].heading: text for name, text in _texts(row).items()}
+    return {key: row[key] for key in keys} | texts | {"runs": _runs(row), "data": row["data"]}
+
+
+def _runs(row: dict) -> int:
+    return max((len(row[name]) for name in COMPARED if name in row), default=0)
+
+
+def _write_report(
+    folder: Path,
+    jobs: Sequence[dict],
+    keys: Sequence[str],
+    settings: Sequence[dict],
+    spreads: Sequence[dict[str, Spread]],
+    failures: Sequence[str],
+) -> None:
+    """Write the sweep's report.html."""
+    from texture_ad.reporting.report import Cell, sweep_report
+
+    rows = []
+    for row, found in zip(settings, spreads, strict=True):
+        cells = {key: Cell(cell(row[key]), row[key] or "") for key in keys}
+        cells |= {COMPARED[name].heading: Cell(text, found[name].mean) for name, text in _texts(row).items()}
+        runs = _runs(row)
+        rows.append(cells | {"runs": Cell(str(runs), runs), "data": Cell(row["data"], row["data"])})
+    plots = [folder / "comparison.png"] if settings else []
+    sources = "; ".join(dict.fromkeys(row["data"] for row in settings))
+    reports = {job["folder"].name: job["folder"] / "report.html" for job in jobs}
+    told = [f"{sum(bool(job['metrics']) for job in jobs)} of {len(jobs)} jobs have finished.", NOTE, *failures]
+    sweep_report(folder, rows, plots, sources, {name: path for name, path in reports.items() if path.is_file()}, told)
 
 
 class Comparison(Callback):

@@ -1,0 +1,1 @@
+"""Turn scores, positions and truth into metrics, regions and curves, by pure functions."""

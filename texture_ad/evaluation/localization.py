@@ -1,8 +1,8 @@
-"""From an anomaly map of patches to the located region and the image's score.
+"""From a patch map to the located region and the image's score.
 
-The paper: "The five locations with the highest anomalous ratings are combined." Here they are the
-highest-scoring patches kept apart by a minimum distance, the region is the union of their cells, and the
-image score is their mean.
+Guo, Song, Ma: "The five locations with the highest anomalous ratings are combined." Here they are the highest-scoring
+positions of the patch map, kept apart by a minimum distance. The region is the union of their cells in the image, and
+the image score is their mean.
 """
 
 import numpy as np
@@ -11,46 +11,49 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from texture_ad.errors import UserError
+from texture_ad.parameters import Count, checked
 
 TOP = 5
 
 
-def top_positions(maps: Tensor, count: int = TOP, min_distance: int = 1) -> tuple[Tensor, Tensor]:
-    """The highest-scoring patches of each map, greedily, none closer to another than `min_distance`.
+@checked
+def top_positions(maps: Tensor, count: Count, min_distance: Count) -> tuple[Tensor, Tensor]:
+    """Return the highest-scoring positions of each patch map, none closer to another than `min_distance`.
 
-    Runs on the maps' device: `count` steps, each over the whole batch.
+    Chooses greedily, on the maps' device: `count` steps, each over the whole batch.
 
     Args:
-        maps: (B, h, w) finite floating point scores.
-        count: positions a map, at least 1.
-        min_distance: patches, at least 1. The Chebyshev distance between two positions is this or more; 1
-            only keeps them from being the same patch.
+        maps: patch maps (B, h, w), finite floating point scores.
+        count: positions in each map.
+        min_distance: smallest Chebyshev distance between two positions; 1 only keeps them from being the same one.
 
     Returns:
-        Rows and columns (B, count, 2) long and scores (B, count), by descending score; of equal scores the
-        first in reading order. Where a map has room for fewer, the positions left over are (-1, -1) with score
-        -inf.
+        Rows and columns (B, count, 2) long and scores (B, count), by descending score; of equal scores the first in
+        reading order. Where a map has room for fewer, the positions left over are (-1, -1) with score -inf.
 
     Raises:
-        UserError: another shape, scores that are not finite, `count` or `min_distance` below 1.
+        UserError: another shape, scores that are not finite.
+        ParameterError: `count` or `min_distance` below 1.
     """
+    _check_maps(maps)
+    return separate_positions(maps, count, min_distance)
+
+
+def _check_maps(maps: Tensor) -> None:
     if maps.ndim != 3 or not maps.numel() or not maps.is_floating_point():
         raise UserError(
             f"top positions: got {maps.dtype} {tuple(maps.shape)}; give anomaly maps (B, h, w), floating "
             "point and not empty"
         )
-    if count < 1 or min_distance < 1:
-        raise UserError(f"top positions: count={count}, min_distance={min_distance}; give whole numbers above 0")
     if not torch.isfinite(maps).all():
         raise UserError(
             "top positions: an anomaly map holds scores that are not finite; the detector is broken, train "
             "it again with a lower learning rate"
         )
-    return separate_positions(maps, count, min_distance)
 
 
 def separate_positions(maps: Tensor, count: int, min_distance: int) -> tuple[Tensor, Tensor]:
-    """`top_positions` without its checks, which an exported graph can't hold."""
+    """Return what `top_positions` returns, without its checks, which an exported graph can't hold."""
     height, width = maps.shape[1:]
     left = maps.clone()
     rows = torch.arange(height, device=maps.device).view(1, -1, 1)
@@ -73,56 +76,41 @@ def separate_positions(maps: Tensor, count: int, min_distance: int) -> tuple[Ten
     return torch.stack(positions, dim=1), torch.stack(scores, dim=1)
 
 
-def top_positions_of_one(
-    anomaly_map: ArrayLike, count: int = TOP, min_distance: int = 1
-) -> list[tuple[int, int, float]]:
-    """`top_positions` of one map (h, w): `(row, column, score)` for each position that there is."""
-    one = torch.as_tensor(anomaly_map)
-    rows_columns, scores = top_positions(one[None], count, min_distance)
-    found = zip(rows_columns[0].tolist(), scores[0].tolist(), strict=True)
-    return [(row, column, score) for (row, column), score in found if row >= 0]
-
-
 def image_scores(scores: Tensor) -> Tensor:
-    """The mean of each map's top positions, (B, count) from `top_positions` to (B,), without -inf."""
+    """Return the mean of each map's top positions, (B, count) from `top_positions` to (B,), without -inf."""
     there = ~torch.isneginf(scores)
     return scores.masked_fill(~there, 0).sum(1) / there.sum(1)
 
 
-def region_mask(
-    rows_columns: ArrayLike, map_size: tuple[int, int], image_size: tuple[int, int], radius: int = 0
-) -> np.ndarray:
-    """The located region in the image: the cells of the given patches, each grown by `radius`, joined.
+def region_mask(rows_columns: ArrayLike, map_size: tuple[int, int], image_size: tuple[int, int]) -> np.ndarray:
+    """Return the located region in the image: the union of the cells of the given positions.
 
-    The cell of patch (r, c) is the part of the image that the patch stands for when the map is laid over the
-    image: rows r*H/h to (r+1)*H/h, columns likewise, outwards to whole pixels.
+    The cell of position (r, c) is the part of the image that the position stands for when the patch map is laid over
+    the image: rows r*H/h to (r+1)*H/h, columns likewise, outwards to whole pixels.
 
     Args:
-        rows_columns: (k, 2) patches, as `top_positions` gives them for one map; (-1, -1) is left out.
-        map_size: (h, w) patches.
-        image_size: (H, W) pixels.
-        radius: pixels added on all four sides, for what a patch's receptive field sees beyond its cell.
+        rows_columns: positions (k, 2), as `top_positions` gives them for one map; (-1, -1) is left out.
+        map_size: (h, w) of the patch map.
+        image_size: (H, W) of the image in pixels.
 
     Returns:
         (H, W) bool, True inside.
 
     Raises:
-        UserError: a position outside the map, a negative radius.
+        UserError: a position outside the map.
     """
     positions = np.asarray(rows_columns, dtype=np.int64).reshape(-1, 2)
     positions = positions[(positions >= 0).all(axis=1)]
     (h, w) = map_size
     (height, width) = image_size
-    if radius < 0 or (positions >= (h, w)).any():
+    if (positions >= (h, w)).any():
         raise UserError(
-            f"region: positions {positions.tolist()} with radius {radius} do not fit a map of {h} x {w} "
-            "patches; give the size of the map that the positions came from and a radius of 0 or more"
+            f"region: positions {positions.tolist()} do not fit a map of {h} x {w} patches; give the size of the map "
+            "that the positions came from"
         )
     region = np.zeros((height, width), dtype=bool)
     for row, column in positions:
-        top = row * height // h - radius
-        bottom = -((row + 1) * height // -h) + radius
-        left = column * width // w - radius
-        right = -((column + 1) * width // -w) + radius
-        region[max(top, 0) : bottom, max(left, 0) : right] = True
+        rows = slice(row * height // h, -((row + 1) * height // -h))
+        columns = slice(column * width // w, -((column + 1) * width // -w))
+        region[rows, columns] = True
     return region

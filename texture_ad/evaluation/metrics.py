@@ -1,9 +1,9 @@
-"""Detection metrics of whole images and of pixels, as pure functions of scores and truth.
+"""Compute detection metrics of whole images and of pixels: pure functions of scores and truth.
 
 Undefined values are None rather than NaN, so that a run's metrics stay valid JSON.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -19,20 +19,56 @@ FPR_LIMIT = 0.3
 _EIGHT_CONNECTED = np.stack([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))]).astype(bool)
 
 
-def image_metrics(scores: ArrayLike, labels: ArrayLike, threshold: float) -> dict[str, float | int | None]:
-    """How well the image scores part the anomalous images from the normal ones.
+class Predictions(TypedDict):
+    """Hold what a detector says of n test images, and the truth. A method without a map has None for the last three.
+
+    Keys:
+        score: (n,) image scores.
+        label: (n,) 0 normal, 1 anomalous.
+        index: (n,) numbers of the test images.
+        mask: (n, H, W) bool, True = defect.
+        map: anomaly maps (n, H, W).
+        positions: (n, k, 2) top positions on the patch map.
+        grid: (h, w) of the patch map.
+    """
+
+    score: np.ndarray
+    label: np.ndarray
+    index: np.ndarray
+    mask: np.ndarray
+    map: np.ndarray | None
+    positions: np.ndarray | None
+    grid: tuple[int, int] | None
+
+
+def prediction_metrics(predictions: Predictions, threshold: float, has_masks: bool) -> dict[str, float | int | None]:
+    """Return the metrics of the images and, where there are maps and masks, of the pixels.
 
     Args:
-        scores: (n,) finite, any range, higher is more anomalous.
-        labels: (n,) 0 normal, 1 anomalous.
+        predictions: of all test images.
         threshold: an image is called anomalous where its score is greater.
+        has_masks: whether the data set has masks of its defects.
+    """
+    metrics = image_metrics(predictions["score"], predictions["label"], threshold)
+    if predictions["map"] is not None and has_masks:
+        metrics |= pixel_metrics(predictions["map"], predictions["mask"])
+    return metrics
 
-    Returns:
-        `image_auroc` and `image_ap` over all thresholds; `image_f1`, `precision`, `recall` and
-        `false_positive_rate` at `threshold`, all in [0, 1]; `threshold`, `normal_images` and
-        `anomalous_images` beside them. A value that the test set leaves undefined is None: AUROC and AP where
-        one class is missing, F1 and recall without anomalous images, the false positive rate without normal
-        ones, precision where nothing is called anomalous.
+
+def outcome(anomalous: bool, label: int) -> str:
+    """Return what a verdict is worth: "correct", "false alarm" or "missed".
+
+    Args:
+        anomalous: whether the image is called anomalous.
+        label: 0 normal, 1 anomalous.
+    """
+    if anomalous == bool(label):
+        return "correct"
+    return "false alarm" if anomalous else "missed"
+
+
+def check_scores(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Return image scores (n,) as float64 and labels (n,) as an array, checked.
 
     Raises:
         UserError: scores that are empty or not finite, labels of another shape or other than 0 and 1.
@@ -53,22 +89,34 @@ def image_metrics(scores: ArrayLike, labels: ArrayLike, threshold: float) -> dic
     if not np.isin(labels, (0, 1)).all():
         found = np.unique(labels)[:5].tolist()
         raise UserError(f"image metrics: labels are {found}; give 0 (normal) or 1 (anomalous)")
+    return scores, labels
 
+
+def image_metrics(scores: ArrayLike, labels: ArrayLike, threshold: float) -> dict[str, float | int | None]:
+    """Measure how well the image scores part the anomalous images from the normal ones.
+
+    Args:
+        scores: (n,) finite, any range, higher is more anomalous.
+        labels: (n,) 0 normal, 1 anomalous.
+        threshold: an image is called anomalous where its score is greater.
+
+    Returns:
+        `image_auroc` and `image_ap` over all thresholds; `image_f1`, `precision`, `recall` and `false_positive_rate`
+        at `threshold`, all in [0, 1]; `threshold`, `normal_images` and `anomalous_images` beside them. A value that the
+        test set leaves undefined is None: AUROC and AP where one class is missing, F1 and recall without anomalous
+        images, the false positive rate without normal ones, precision where nothing is called anomalous.
+
+    Raises:
+        UserError: scores that are empty or not finite, labels of another shape or other than 0 and 1.
+    """
+    scores, labels = check_scores(scores, labels)
     truth = labels.astype(bool)
     flagged = scores > threshold
     positives = int(truth.sum())
     negatives = int((~truth).sum())
     hits = int((flagged & truth).sum())
     false_alarms = int((flagged & ~truth).sum())
-    auroc = average_precision = None
-    if positives and negatives:
-        # torchmetrics puts scores outside [0, 1] through a sigmoid, which makes large scores equal. Both
-        # metrics depend on the order alone, so they get the scores' ranks.
-        distinct, ranks = np.unique(scores, return_inverse=True)
-        ranks = torch.from_numpy(ranks / distinct.size)
-        target = torch.from_numpy(truth).long()
-        auroc = float(binary_auroc(ranks, target))
-        average_precision = float(binary_average_precision(ranks, target))
+    auroc, average_precision = _ranking_metrics(scores, truth) if positives and negatives else (None, None)
     return {
         "image_auroc": auroc,
         "image_ap": average_precision,
@@ -82,14 +130,23 @@ def image_metrics(scores: ArrayLike, labels: ArrayLike, threshold: float) -> dic
     }
 
 
+def _ranking_metrics(scores: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+    # torchmetrics puts scores outside [0, 1] through a sigmoid, which makes large scores equal. Both metrics depend on
+    # the order alone, so they get the scores' ranks.
+    distinct, inverse = np.unique(scores, return_inverse=True)
+    ranks = torch.from_numpy(inverse / distinct.size)
+    target = torch.from_numpy(truth).long()
+    return float(binary_auroc(ranks, target)), float(binary_average_precision(ranks, target))
+
+
 def pixel_metrics(maps: ArrayLike, masks: ArrayLike) -> dict[str, float | None]:
-    """How well the anomaly maps part the pixels of defects from all others, over all thresholds.
+    """Measure how well the anomaly maps part the pixels of defects from all others, over all thresholds.
 
     Both values are exact. The AUROC is the Mann-Whitney statistic, computed from the same sort as AUPRO:
     torchmetrics' exact AUROC needs several 64-bit copies of every pixel, and its binned one isn't exact.
 
     Args:
-        maps: (n, H, W) finite scores, any range, higher is more anomalous.
+        maps: anomaly maps (n, H, W), finite scores, any range, higher is more anomalous.
         masks: (n, H, W) bool, True = defect; all False for normal images.
 
     Returns:
@@ -110,7 +167,7 @@ def pixel_metrics(maps: ArrayLike, masks: ArrayLike) -> dict[str, float | None]:
 
 
 def aupro(maps: ArrayLike, masks: ArrayLike, fpr_limit: float = FPR_LIMIT) -> float:
-    """Area under the per-region-overlap curve up to a false positive rate, normalised to [0, 1].
+    """Return the area under the per-region-overlap curve up to a false positive rate, normalised to [0, 1].
 
     Each threshold gives a point: the share of normal pixels above it, and the share of each defect region
     above it, averaged over the regions, so that small defects count as much as large ones. A region is an
@@ -120,7 +177,7 @@ def aupro(maps: ArrayLike, masks: ArrayLike, fpr_limit: float = FPR_LIMIT) -> fl
     Source: Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021, section 5.2.
 
     Args:
-        maps: (n, H, W) finite scores, any range, higher is more anomalous.
+        maps: anomaly maps (n, H, W), finite scores, any range, higher is more anomalous.
         masks: (n, H, W) bool, True = defect.
         fpr_limit: in (0, 1].
 
@@ -138,7 +195,7 @@ def aupro(maps: ArrayLike, masks: ArrayLike, fpr_limit: float = FPR_LIMIT) -> fl
 
 
 class _Steps(NamedTuple):
-    """Every defect pixel, by descending score: what has been flagged when the threshold reaches it."""
+    """Hold, for every defect pixel by descending score, what is flagged when the threshold reaches it."""
 
     scores: np.ndarray  # (m,)
     weights: np.ndarray  # (m,) 1 / (pixels of its region * number of regions); they sum to 1

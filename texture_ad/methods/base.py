@@ -1,152 +1,347 @@
-"""What the systems that the paper compares with share: how they are fitted, asked for scores, saved and loaded."""
+"""The interface of every method: fitted, calibrated, saved, loaded and exported by the same calls.
 
+A method is built, then `fit`. Calibration images are measured once (`measure`); `standardise` and `calibrate` take it
+from there. A finished detector is called with images and returns a `Prediction`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from texture_ad.errors import check_number
-from texture_ad.evaluation.localization import TOP, top_positions
+from texture_ad.data.drift import ImageStatistics
+from texture_ad.data.images import read_image, resize
+from texture_ad.evaluation.localization import separate_positions, top_positions
 from texture_ad.files import save_atomic
-from texture_ad.methods.fusion.detector import Detector, Prediction, backbone_settings
 from texture_ad.models.backbone import Backbone
+from texture_ad.parameters import Size, check
 
-BASELINE_FORMAT = "texture_ad.baseline"
-BASELINE_VERSION = 2
-MIN_DISTANCE = 2  # between the five positions that are drawn, in patches
+if TYPE_CHECKING:
+    import lightning as L
 
+    from texture_ad.data.datamodule import TextureDataModule
+    from texture_ad.training.cache import Cache
 
-def feature_dims(backbone: Backbone) -> list[int]:
-    """Channels of each of the backbone's layers, found by a small image."""
-    with torch.no_grad():
-        probe = torch.zeros(1, 3, 32, 32, dtype=torch.uint8, device=backbone.mean.device)
-        return [m.shape[1] for m in backbone.eval()(probe)]
-
-
-def image_features(backbone: Backbone, images: Tensor) -> Tensor:
-    """The deepest layer averaged over all positions, uint8 (B, 3, H, W) to (B, C)."""
-    return backbone.in_slices(lambda part: backbone(part)[-1].float().mean((2, 3)), images)
+FORMAT = "texture_ad.detector"
+VERSION = 4
 
 
-def nearest(x: Tensor, bank: Tensor, count: int = 1, chunk: int = 1024) -> tuple[Tensor, Tensor]:
-    """Euclidean distances and indices of the nearest rows of `bank` (M, C) to each row of `x` (N, C).
+class Prediction(NamedTuple):
+    """Hold what a detector says of B images.
 
-    Returns:
-        Distances, ascending, and indices, both (N, min(count, M)).
+    Attributes:
+        scores: (B,), higher is more anomalous.
+        anomaly_maps: (B, H, W) at the images' size, None for a method without maps.
+        positions: (B, top, 2) rows and columns of the highest positions of the patch map, None without maps.
+        grid: (h, w) of the patch map, None without maps.
     """
-    distances = []
-    indices = []
-    for part in x.split(chunk):
-        index = torch.cdist(part, bank).topk(min(count, len(bank)), largest=False).indices
-        # Again from the difference: cdist's products lose half the digits of a small distance.
-        distances.append((part[:, None] - bank[index]).norm(dim=2))
-        indices.append(index)
-    return torch.cat(distances), torch.cat(indices)
+
+    scores: Tensor
+    anomaly_maps: Tensor | None
+    positions: Tensor | None
+    grid: tuple[int, int] | None
+
+
+class Measurement(NamedTuple):
+    """Hold what a method measures of B images, before calibration brings it to a common scale.
+
+    Attributes:
+        scores: (B,), None where the image score comes from the patch map.
+        parts: (B, P, h, w) patch maps of P parts, None for a method without maps.
+    """
+
+    scores: Tensor | None
+    parts: Tensor | None
+
+    @staticmethod
+    def cat(measurements: "Sequence[Measurement]") -> "Measurement":
+        """Join the measurements of several batches."""
+        scores, parts = zip(*measurements, strict=True)
+        return Measurement(
+            None if scores[0] is None else torch.cat(scores),
+            None if parts[0] is None else torch.cat(parts),
+        )
+
+    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> "Measurement":
+        """Return the measurement with `function` applied to each tensor that is there."""
+        return Measurement(*(None if value is None else function(value) for value in self))
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Say what a detector was made from.
+
+    Attributes:
+        data_source: its name, as every table and figure shows it.
+        category: the texture's name.
+        data_fingerprint: of the images, 16 hex digits.
+        seed: of the run.
+        quantile: of the calibration scores that is the threshold, in (0, 1].
+        versions: package to version.
+        training_images: what they look like, None if it is not known.
+    """
+
+    data_source: str
+    category: str
+    data_fingerprint: str
+    seed: int
+    quantile: float
+    versions: Mapping[str, str]
+    training_images: ImageStatistics | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for a file."""
+        return asdict(self) | {"training_images": self.training_images and self.training_images.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: object) -> "Provenance":
+        """Check and take over what `to_dict` returned.
+
+        Raises:
+            LookupError, TypeError, ValueError: another content.
+        """
+        if not isinstance(values, dict):
+            raise TypeError("its provenance is no dict")
+        kinds = {"data_source": str, "category": str, "data_fingerprint": str, "seed": int, "quantile": float}
+        for name, kind in kinds.items():
+            if not isinstance(values[name], kind):
+                raise TypeError(f"its {name} is no {kind.__name__}")
+        versions = values["versions"]
+        if not isinstance(versions, dict) or not all(isinstance(v, str) for pair in versions.items() for v in pair):
+            raise TypeError("its versions are no names")
+        images = values["training_images"]
+        return cls(
+            **{name: values[name] for name in kinds},
+            versions=versions,
+            training_images=None if images is None else ImageStatistics.from_dict(images),
+        )
+
+
+class Fitting(Protocol):
+    """Offer what a method may use while it is fitted; the pipeline's run is one.
+
+    Attributes:
+        data: set up.
+        folder: of the run, for checkpoints.
+        cache: shared between runs, None for none.
+    """
+
+    data: "TextureDataModule"
+    folder: Path
+    cache: "Cache | None"
+
+    def make(self, part: str, **arguments: Any) -> Any:
+        """Return the part of this name, made with the run's settings and these arguments."""
+
+    def trainer(self, stage: str, callbacks: Sequence["L.Callback"] = (), **options: Any) -> "L.Trainer":
+        """Return a trainer whose checkpoints and log lie in the stage's folder."""
+
+    def clock(self) -> float:
+        """Return seconds, as if this run made everything that it found in the cache."""
+
+    def get_or_create_stage1(self, state: Mapping[str, Tensor], create: Callable[[], dict]) -> dict:
+        """Return what `create` returns for the untrained modules' `state`, from the cache where it is there."""
 
 
 def smooth(maps: Tensor, sigma: float) -> Tensor:
-    """Gaussian smoothing of maps (B, H, W), `sigma` in pixels."""
+    """Return maps (B, H, W) smoothed by a Gaussian of `sigma` pixels."""
     side = 2 * int(4 * sigma + 0.5) + 1
     return gaussian_blur(maps[:, None], [side, side], [sigma, sigma])[:, 0]
 
 
-class Baseline(nn.Module):
-    """A detector by another method, with the main detector's interface.
+class AnomalyDetector(nn.Module, ABC):
+    """Score images by one method.
 
-    A subclass defines `score`, and `fit` where it has something to fit in passes over the images. If it is a
-    LightningModule as well, Lightning trains it for `settings["epochs"]` epochs before `fit`.
+    A subclass defines `fit` and `measure`, and where its map has several parts, `standardise` and `fuse`.
 
     Args:
-        settings: the subclass's own arguments, all of them, plain values; among them `size`, the side of the images in
-            pixels that it was fitted on.
+        size: side of the images in pixels that the detector is fitted on.
+        settings: the subclass's other arguments, plain values that make the same detector again.
 
     Attributes:
-        name: of the method in conf/method/.
+        name: of the method.
         uses_backbone: its first argument is a Backbone.
-        sigma: Gaussian smoothing of the full-size map, in pixels at a size of 224; 0 for none.
+        mixed_precision: whether it can be trained in mixed precision.
+        several_processes: whether several processes can fit it together.
+        top: highest positions that are located.
+        min_distance: between two of them, in positions.
+        sigma: Gaussian smoothing of the anomaly map, in pixels at a size of 224; 0 for none.
+        settings: of the detector, `size` included.
+        provenance: what it was made from, None before it was.
+        threshold: (), an image is called anomalous where its score is greater.
+        map_floor: (), score of a typical normal position; pictures draw it dark.
     """
 
-    name = ""
-    uses_backbone = False
-    sigma = 0.0
+    name: ClassVar[str]
+    uses_backbone: ClassVar[bool] = False
+    mixed_precision: ClassVar[bool] = False
+    several_processes: ClassVar[bool] = False
+    top: int = 5
+    min_distance: int = 2
+    sigma: float = 0.0
+    backbone: Backbone
+    threshold: Tensor
+    map_floor: Tensor
 
-    def __init__(self, **settings):
+    def __init__(self, size: int, **settings: Any):
         super().__init__()
-        check_number("data.size", settings["size"], 32, 8192, whole=True)
-        self.settings = settings
-        self.meta: dict = {}
+        check("size", size, Size)
+        self.settings: dict[str, Any] = {"size": size, **settings}
+        self.provenance: Provenance | None = None
         self.register_buffer("threshold", torch.tensor(float("nan")))
+        self.register_buffer("map_floor", torch.tensor(float("nan")))
 
-    def fit(self, loader) -> None:
-        """Fits what no gradient trains.
+    @classmethod
+    def build(cls, make: Callable[..., Any], size: int, **options: Any) -> "AnomalyDetector":
+        """Return an untrained detector.
 
         Args:
-            loader: the normal training images in fixed order, batches as TextureDataModule gives them; any number of
-                passes.
+            make: returns the part of a name, such as "backbone".
+            size: side of the images in pixels.
+            options: the method's own settings.
         """
+        parts = [make("backbone")] if cls.uses_backbone else []
+        return cls(*parts, size=size, **options)
 
-    def score(self, images: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Scores of uint8 (B, 3, H, W): (B,), None where it is the map's maximum, and maps (B, h, w) or None."""
-        raise NotImplementedError
+    @property
+    def device(self) -> torch.device:
+        """Return where the detector's tensors are."""
+        return self.threshold.device
 
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> Prediction:
-        """Scores images, uint8 (B, 3, H, W); without a map, `anomaly_maps` and `positions` are None.
+    @abstractmethod
+    def fit(self, fitting: Fitting) -> dict[str, float]:
+        """Learn from the training images; return what was measured on the way."""
+
+    @abstractmethod
+    def measure(self, images: Tensor) -> Measurement:
+        """Measure images, uint8 (B, 3, H, W)."""
+
+    def standardise(self, parts: Tensor) -> None:
+        """Bring the parts (N, P, h, w) of all calibration images to one scale."""
+
+    def fuse(self, parts: Tensor) -> Tensor:
+        """Return the patch maps (B, h, w) of the parts (B, P, h, w)."""
+        return parts[:, 0]
+
+    def score(self, anomaly_maps: Tensor, top_scores: Tensor) -> Tensor:
+        """Return the image scores (B,) of a method that scores by its map: its maximum.
+
+        Args:
+            anomaly_maps: (B, H, W).
+            top_scores: (B, top), of the highest positions.
+        """
+        return anomaly_maps.amax((1, 2))
+
+    def predict(self, measured: Measurement, size: Sequence[int], peaks: Callable = top_positions) -> Prediction:
+        """Return the prediction of what was measured of B images.
+
+        Args:
+            measured: by `measure`.
+            size: (H, W) of the images.
+            peaks: finds the highest positions of patch maps.
 
         Raises:
             UserError: maps that are not finite.
         """
-        scores, maps = self.score(images)
-        if maps is None:
-            return Prediction(scores, None, None)
-        positions, _ = top_positions(maps, TOP, MIN_DISTANCE)
-        full = F.interpolate(maps[:, None], images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+        if measured.parts is None:
+            assert measured.scores is not None
+            return Prediction(measured.scores, None, None, None)
+        patch_maps = self.fuse(measured.parts)
+        positions, top_scores = peaks(patch_maps, self.top, self.min_distance)
+        maps = F.interpolate(patch_maps[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
         if self.sigma:
-            full = smooth(full, self.sigma * images.shape[-1] / 224)
-        return Prediction(full.amax((1, 2)) if scores is None else scores, full, positions)
+            maps = smooth(maps, self.sigma * size[-1] / 224)
+        scores = self.score(maps, top_scores) if measured.scores is None else measured.scores
+        return Prediction(scores, maps, positions, (patch_maps.shape[-2], patch_maps.shape[-1]))
 
-    def grid(self) -> tuple[int, int] | None:
-        """Patches (h, w) of the map of an image of the detector's size, None without a map."""
-        size = self.settings["size"]
-        with torch.no_grad():
-            maps = self.score(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.threshold.device))[1]
-        return None if maps is None else tuple(maps.shape[-2:])
-
-    read = Detector.read
-
-    def save(self, path: Path) -> None:
-        """Writes one file of tensors and plain values, whole or not at all."""
-        save_atomic(
-            path,
-            {
-                "format": BASELINE_FORMAT,
-                "version": BASELINE_VERSION,
-                "method": self.name,
-                "settings": self.settings,
-                "meta": self.meta,
-                "backbone": backbone_settings(self.backbone) if self.uses_backbone else None,
-                "state": {k: v.contiguous() for k, v in self.state_dict().items()},
-            },
-        )
-
-    @classmethod
-    def from_content(cls, content: dict) -> "Baseline":
-        """What `save` wrote, read and checked by models.saved.
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Prediction:
+        """Score images, uint8 (B, 3, H, W).
 
         Raises:
-            LookupError, TypeError, ValueError, RuntimeError, UserError: it was not written by `save`.
+            UserError: scores that are not finite.
+        """
+        return self.predict(self.measure(images), images.shape[-2:])
+
+    def graph(self) -> nn.Module:
+        """Return the module to export: images to (scores, anomaly_maps), or to (scores,) for a method without maps."""
+        return _Graph(self)
+
+    def read(self, *paths: Path | str) -> Tensor:
+        """Read photographs as this detector wants them: uint8 (B, 3, size, size) on its device.
+
+        Raises:
+            UserError: a file that can't be read as an image.
+        """
+        images = [resize(read_image(Path(path)), self.settings["size"]) for path in paths]
+        return torch.stack(images).to(self.device)
+
+    def save(self, path: Path) -> None:
+        """Write one file of tensors and plain values, atomically."""
+        content = {
+            "format": FORMAT,
+            "version": VERSION,
+            "method": self.name,
+            "settings": self.settings,
+            "backbone": self.backbone.settings if self.uses_backbone else None,
+            "provenance": self.provenance and self.provenance.to_dict(),
+            "state": {key: value.contiguous() for key, value in self.state_dict().items()},
+        }
+        save_atomic(path, content)
+
+    @classmethod
+    def from_settings(
+        cls, settings: dict[str, Any], state: Mapping[str, Tensor], *parts: Backbone
+    ) -> "AnomalyDetector":
+        """Return a detector with the settings of a file, not yet with its tensors.
+
+        Args:
+            settings: of the file.
+            state: the file's tensors, by which its settings can be checked before anything of their sizes is made.
+            parts: the backbone, where the method uses one.
+
+        Raises:
+            LookupError, TypeError, ValueError, UserError: the settings were not written by `save`.
+        """
+        return cls(*parts, **settings)
+
+    @classmethod
+    def from_content(cls, content: dict[str, Any]) -> "AnomalyDetector":
+        """Return the detector that `save` wrote, on the CPU.
+
+        Raises:
+            LookupError, TypeError, ValueError, AttributeError, RuntimeError, UserError: not written by `save`.
         """
         state = content["state"]
-        first = ()
-        if cls.uses_backbone:
-            first = (Backbone(weights="none", **content["backbone"]),)
-        # Nothing of the sizes that the file claims is made: its own tensors take the places.
+        parts = [Backbone(weights="none", **content["backbone"])] if cls.uses_backbone else []
+        # Nothing of the sizes that the file claims is made: its own tensors take their places.
         with torch.device("meta"):
-            baseline = cls(*first, **content["settings"])
-        for name, buffer in list(baseline.named_buffers()):
+            detector = cls.from_settings(content["settings"], state, *parts)
+        for name, buffer in list(detector.named_buffers()):
             if buffer.shape[:1] == (0,):  # filled by `fit`, of any length
-                setattr(baseline, name, buffer.new_empty(len(state[name]), *buffer.shape[1:]))
-        baseline.load_state_dict(state, assign=True)
-        return baseline
+                setattr(detector, name, buffer.new_empty(len(state[name]), *buffer.shape[1:]))
+        detector.load_state_dict(state, assign=True)
+        if content["provenance"] is not None:
+            detector.provenance = Provenance.from_dict(content["provenance"])
+        return detector
+
+
+class _Graph(nn.Module):
+    """Run a detector without checks that depend on values, which an exported graph can't hold."""
+
+    def __init__(self, detector: AnomalyDetector):
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        measured = self.detector.measure(images)
+        prediction = self.detector.predict(measured, images.shape[-2:], separate_positions)
+        if prediction.anomaly_maps is None:
+            return (prediction.scores,)
+        return prediction.scores, prediction.anomaly_maps

@@ -1,29 +1,41 @@
-"""The test of a finished detector, of any method, by Lightning's loop."""
+"""The evaluation of a finished detector, of any method, by Lightning's loop."""
+
+from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from texture_ad.evaluation.metrics import Predictions
+from texture_ad.methods.base import AnomalyDetector
 from texture_ad.training.distributed import gather
 
 
-class Test(L.LightningModule):
-    """Scores every image of the test folder and keeps what the results are made of."""
+class Evaluation(L.LightningModule):
+    """Score every test image and keep what the results are made of.
 
-    def __init__(self, detector: nn.Module):
+    Args:
+        detector: fitted and calibrated.
+    """
+
+    def __init__(self, detector: AnomalyDetector):
         super().__init__()
         self.detector = detector
-        self.parts: list[dict[str, Tensor | None]] = []
+        self.grid: tuple[int, int] | None = None
+        self._batches: list[dict[str, Tensor | None]] = []
 
     def test_step(self, batch: dict[str, Tensor], _: int) -> None:
-        scores, maps, positions = self.detector(batch["image"])
-        found = {"score": scores, "map": maps, "positions": positions}
-        found |= {k: batch[k] for k in ("label", "mask", "index")}
-        self.parts.append({k: v if v is None else gather(v).cpu() for k, v in found.items()})
+        """Score a batch."""
+        prediction = self.detector(batch["image"])
+        self.grid = prediction.grid
+        found = {"score": prediction.scores, "map": prediction.anomaly_maps, "positions": prediction.positions}
+        found |= {name: batch[name] for name in ("label", "mask", "index")}
+        self._batches.append({name: value if value is None else gather(value).cpu() for name, value in found.items()})
 
-    def predictions(self) -> dict[str, np.ndarray | None]:
-        """Of all n images: score (n,), label (n,), index (n,), mask bool (n, H, W), and map (n, H, W) and positions
-        (n, k, 2), None for a method without a map."""
-        columns = {k: [part[k] for part in self.parts] for k in self.parts[0]}
-        return {k: None if v[0] is None else torch.cat(v).numpy() for k, v in columns.items()}
+    def predictions(self) -> Predictions:
+        """Return what was found of all test images."""
+        found: dict[str, Any] = {"grid": self.grid}
+        for name in self._batches[0]:
+            values = [batch[name] for batch in self._batches]
+            found[name] = None if values[0] is None else torch.cat(values).numpy()  # type: ignore[arg-type]
+        return Predictions(**found)

@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from texture_ad.errors import UserError, check_number
-from texture_ad.methods.base import Baseline
+from texture_ad.errors import ParameterError
+from texture_ad.methods.base import Measurement
+from texture_ad.methods.baseline import Baseline
+from texture_ad.parameters import Count, Positive, Size, checked
 
 
 def _encoder(input_size: int, width: int, latent: int) -> tuple[nn.Sequential, nn.Sequential]:
-    """Convolutions that halve the size down to 4 pixels, and the one that makes (latent, 1, 1) of them."""
+    """Return convolutions that halve the size down to 4 pixels, and the one that makes (latent, 1, 1) of them."""
     layers: list[nn.Module] = [nn.Conv2d(3, width, 4, 2, 1, bias=False), nn.LeakyReLU(0.2)]
     side = input_size // 2
     while side > 4:
@@ -26,7 +28,7 @@ def _encoder(input_size: int, width: int, latent: int) -> tuple[nn.Sequential, n
 
 
 def _decoder(input_size: int, width: int, latent: int) -> nn.Sequential:
-    """The encoder's mirror image, pixels in -1..1."""
+    """Return the encoder's mirror image, which gives pixels in -1..1."""
     wide = width * input_size // 8
     layers: list[nn.Module] = [nn.ConvTranspose2d(latent, wide, 4, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
     while wide > width:
@@ -35,36 +37,36 @@ def _decoder(input_size: int, width: int, latent: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.ConvTranspose2d(width, 3, 4, 2, 1, bias=False), nn.Tanh())
 
 
+@checked
 class GANomaly(Baseline, L.LightningModule):
-    """
+    """Score an image by the distance of its latent vector to that of its reconstruction.
+
     Args:
-        size: see Baseline.
-        input_size: to which images are resized, a power of two of at least 32 pixels.
-        width: channels of the first layer, at least 1; latent: length of the latent vector, at least 1.
-        lr: Adam's, above 0; epochs: at least 1.
+        size: side of the images in pixels that the detector is fitted on.
+        input_size: side to which images are resized, a power of two of at least 32 pixels.
+        width: channels of the first layer.
+        latent: length of the latent vector.
+        lr: of Adam.
+        epochs: passes over the training images.
 
     Raises:
-        UserError: a parameter out of its range.
+        ParameterError: a parameter out of its range.
     """
 
     name = "ganomaly"
 
     def __init__(
         self,
-        size: int = 256,
-        input_size: int = 64,
-        width: int = 64,
-        latent: int = 100,
-        lr: float = 2e-4,
-        epochs: int = 15,
+        size: int,
+        input_size: Size,
+        width: Count,
+        latent: Count,
+        lr: Positive,
+        epochs: Count,
     ):
         super().__init__(size=size, input_size=input_size, width=width, latent=latent, lr=lr, epochs=epochs)
-        check_number("method.input_size", input_size, 32, 8192, whole=True)
         if input_size & (input_size - 1):
-            raise UserError(f"method.input_size={input_size}: expected a power of two of at least 32")
-        for key, value in (("width", width), ("latent", latent), ("epochs", epochs)):
-            check_number(f"method.{key}", value, 1, whole=True)
-        check_number("method.lr", lr, 0, above=True)
+            raise ParameterError("input_size", input_size, "expected a power of two of at least 32")
         self.automatic_optimization = False
         self.encoder = nn.Sequential(*_encoder(input_size, width, latent))
         self.decoder = _decoder(input_size, width, latent)
@@ -77,22 +79,24 @@ class GANomaly(Baseline, L.LightningModule):
                 nn.init.normal_(module.weight, 1, 0.02)
 
     def pixels(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) to (B, 3, input_size, input_size) in -1..1."""
+        """Return (B, 3, input_size, input_size) in -1..1 of images uint8 (B, 3, H, W)."""
         side = self.settings["input_size"]
         return F.interpolate(images.float() / 127.5 - 1, (side, side), mode="bilinear", antialias=True)
 
     def generate(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The latent vector (B, latent, 1, 1), the reconstruction and its latent vector."""
+        """Return the latent vector (B, latent, 1, 1), the reconstruction and its latent vector."""
         z = self.encoder(x)
         fake = self.decoder(z)
         return z, fake, self.second_encoder(fake)
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Return Adam for the generator and Adam for the discriminator."""
         generator = [p for net in (self.encoder, self.decoder, self.second_encoder) for p in net.parameters()]
         discriminator = [*self.features.parameters(), *self.decision.parameters()]
         return [torch.optim.Adam(group, self.settings["lr"], (0.5, 0.999)) for group in (generator, discriminator)]
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> None:
+        """Take a step of the generator, then one of the discriminator."""
         generator, discriminator = self.optimizers()
         x = self.pixels(batch["image"])
         z, fake, z_fake = self.generate(x)
@@ -119,6 +123,7 @@ class GANomaly(Baseline, L.LightningModule):
         self.log_dict({f"train/{k}": v for k, v in losses.items()} | {"train/discriminator": loss_d})
         self.log("train/loss", loss, prog_bar=True)
 
-    def score(self, images: Tensor) -> tuple[Tensor, None]:
+    def measure(self, images: Tensor) -> Measurement:
+        """Measure images, uint8 (B, 3, H, W)."""
         z, _, z_fake = self.generate(self.pixels(images))
-        return (z - z_fake).abs().mean((1, 2, 3)), None
+        return Measurement((z - z_fake).abs().mean((1, 2, 3)), None)

@@ -1,47 +1,53 @@
 """1-NN on deep features: the distance to the nearest normal image.
 
 Nazare, de Mello, Ponti: Are pre-trained CNNs good feature extractors for anomaly detection in surveillance videos?,
-2018 (the paper's [40]). As there: features of a pretrained network, each standardised, reduced by PCA, and the distance
+2018 (reference [40] of Guo, Song, Ma). As there: features of a pretrained network, each standardised, reduced by PCA, and the distance
 to the nearest training feature. The backbone is ours, its deepest layer averaged over the image.
 """
 
 import torch
 from torch import Tensor
 
-from texture_ad.errors import check_number
-from texture_ad.methods.base import Baseline, feature_dims, image_features, nearest
+from texture_ad.methods.base import Measurement
+from texture_ad.methods.baseline import Baseline, Batches, image_features, nearest
 from texture_ad.models.backbone import Backbone
+from texture_ad.parameters import Count, checked
 
 
+@checked
 class OneNN(Baseline):
-    """
+    """Score an image by the distance of its features to the nearest training image's.
+
     Args:
         backbone: pretrained.
-        size: see Baseline.
-        components: kept by PCA, at least 1; fewer where there are fewer images or features.
+        size: side of the images in pixels that the detector is fitted on.
+        components: kept by PCA; fewer where there are fewer images or features.
 
     Raises:
-        UserError: a parameter out of its range.
+        ParameterError: a parameter out of its range.
     """
 
     name = "one_nn"
     uses_backbone = True
+    mean: Tensor  # (C,)
+    projection: Tensor  # (components, C), standardises and reduces
+    normals: Tensor  # (images, C)
 
-    def __init__(self, backbone: Backbone, size: int = 256, components: int = 64):
+    def __init__(self, backbone: Backbone, size: int, components: Count):
         super().__init__(size=size, components=components)
-        check_number("method.components", components, 1, whole=True)
         self.backbone = backbone
-        dim = feature_dims(backbone)[-1]
+        dim = backbone.num_channels[-1]
         self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("projection", torch.zeros(0, dim))  # standardises and reduces
+        self.register_buffer("projection", torch.zeros(0, dim))
         self.register_buffer("normals", torch.zeros(0, dim))
 
     @torch.no_grad()
-    def fit(self, loader) -> None:
+    def learn(self, batches: Batches) -> None:
+        """Fit PCA and keep the training images' features."""
         from sklearn.decomposition import PCA
 
         device = self.mean.device
-        x = torch.cat([image_features(self.backbone, batch["image"].to(device)).cpu() for batch in loader])
+        x = torch.cat([image_features(self.backbone, batch["image"].to(device)).cpu() for batch in batches])
         mean = x.mean(0)
         scale = x.std(0).clamp(min=1e-6)
         pca = PCA(min(self.settings["components"], *x.shape), svd_solver="full").fit(((x - mean) / scale).numpy())
@@ -49,7 +55,8 @@ class OneNN(Baseline):
         self.projection = (torch.from_numpy(pca.components_).to(x.dtype) / scale).to(device)
         self.normals = x.to(device)
 
-    def score(self, images: Tensor) -> tuple[Tensor, None]:
+    def measure(self, images: Tensor) -> Measurement:
+        """Measure images, uint8 (B, 3, H, W)."""
         found = image_features(self.backbone, images)
         x, normals = ((f - self.mean) @ self.projection.T for f in (found, self.normals))
-        return nearest(x, normals)[0][:, 0], None
+        return Measurement(nearest(x, normals)[0][:, 0], None)

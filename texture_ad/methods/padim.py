@@ -10,42 +10,47 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from texture_ad.errors import check_number
-from texture_ad.methods.base import Baseline, feature_dims
+from texture_ad.methods.base import Measurement
+from texture_ad.methods.baseline import Baseline, Batches
 from texture_ad.models.backbone import Backbone
+from texture_ad.parameters import Count, NonNegativeInt, checked
 
 RIDGE = 0.01
 
 
+@checked
 class PaDiM(Baseline):
-    """
+    """Score a position by its Mahalanobis distance from the same position of the training images.
+
     Args:
         backbone: pretrained.
-        size: see Baseline.
-        channels: chosen at random, at least 1; all where there are fewer.
+        size: side of the images in pixels that the detector is fitted on.
+        channels: chosen at random; all where there are fewer.
         seed: of the choice.
 
     Raises:
-        UserError: a parameter out of its range.
+        ParameterError: a parameter out of its range.
     """
 
     name = "padim"
     uses_backbone = True
     sigma = 4.0
+    chosen: Tensor  # (channels,)
+    mean: Tensor  # (positions, channels)
+    whitening: Tensor  # (positions, channels, channels)
 
-    def __init__(self, backbone: Backbone, size: int = 256, channels: int = 100, seed: int = 0):
+    def __init__(self, backbone: Backbone, size: int, channels: Count, seed: NonNegativeInt):
         super().__init__(size=size, channels=channels, seed=seed)
-        check_number("method.channels", channels, 1, whole=True)
         self.backbone = backbone
-        total = sum(feature_dims(backbone))
+        total = sum(backbone.num_channels)
         count = min(channels, total)
         order = torch.randperm(total, generator=torch.Generator().manual_seed(seed), device="cpu")[:count]
         self.register_buffer("chosen", order)
-        self.register_buffer("mean", torch.zeros(0, count))  # of each position
+        self.register_buffer("mean", torch.zeros(0, count))
         self.register_buffer("whitening", torch.zeros(0, count, count))
 
     def features(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """uint8 (B, 3, H, W) to features (B, h w, channels) and (h, w)."""
+        """Return features (B, h w, channels) and the grid (h, w) of images, uint8 (B, 3, H, W)."""
 
         def joined(part: Tensor) -> Tensor:
             maps = self.backbone(part)
@@ -56,11 +61,11 @@ class PaDiM(Baseline):
         return maps.flatten(2).transpose(1, 2), tuple(maps.shape[-2:])
 
     @torch.no_grad()
-    def fit(self, loader) -> None:
+    def learn(self, batches: Batches) -> None:
+        """Fit a mean and a covariance at every position."""
         count = 0
-        total = 0.0
-        outer = 0.0
-        for batch in loader:
+        total = outer = torch.zeros((), dtype=torch.float64, device=self.mean.device)
+        for batch in batches:
             # Sums of squares less squares of sums lose what single precision holds.
             x = self.features(batch["image"].to(self.mean.device))[0].transpose(0, 1).double()
             count = count + x.shape[1]
@@ -73,7 +78,8 @@ class PaDiM(Baseline):
         self.mean = mean.float()
         self.whitening = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False).float()
 
-    def score(self, images: Tensor) -> tuple[None, Tensor]:
+    def measure(self, images: Tensor) -> Measurement:
+        """Measure images, uint8 (B, 3, H, W)."""
         x, grid = self.features(images)
         z = self.whitening @ (x - self.mean).permute(1, 2, 0)  # (h w, channels, B)
-        return None, z.norm(dim=1).T.reshape(len(images), *grid)
+        return Measurement(None, z.norm(dim=1).T.reshape(images.shape[0], 1, *grid))

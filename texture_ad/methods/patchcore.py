@@ -6,18 +6,21 @@ nearest memory is (equation 7), Gaussian smoothing of 4 pixels. The backbone and
 is scaled to unit length.
 """
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
-from texture_ad.errors import check_number
-from texture_ad.methods.base import Baseline, feature_dims, nearest
+from texture_ad.methods.base import Measurement
+from texture_ad.methods.baseline import Baseline, Batches, nearest
 from texture_ad.models.backbone import Backbone, flatten_patches
+from texture_ad.parameters import Count, NonNegativeInt, Range, checked
 
 PROJECTED = 128  # dimensions in which the core set is chosen
 
 
 def core_set(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Indices (count,) of rows of `x` (N, C), each the farthest from those before it, the first at random.
+    """Return indices (count,) of rows of `x` (N, C), each the farthest from those before it, the first at random.
 
     At most twice as far from every row as the best choice is (Gonzalez, 1985), in the random projection.
     """
@@ -35,47 +38,48 @@ def core_set(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return torch.stack(indices)
 
 
+@checked
 class PatchCore(Baseline):
-    """
+    """Score a position by its distance to the nearest of a core set of normal patches.
+
     Args:
         backbone: pretrained.
-        size: see Baseline.
-        coreset: share of the patches that is kept, in (0, 1].
-        neighbors: memories round the nearest one that re-weight the score, at least 1.
-        max_patches: held at once; beyond, they are reduced to their core set first, at least 1.
+        size: side of the images in pixels that the detector is fitted on.
+        coreset: share of the patches that is kept.
+        neighbors: memories round the nearest one that re-weight the score.
+        max_patches: held at once; beyond, they are reduced to their core set first.
         seed: of the projection and the first patch.
 
     Raises:
-        UserError: a parameter out of its range.
+        ParameterError: a parameter out of its range.
     """
 
     name = "patchcore"
     uses_backbone = True
     sigma = 4.0
+    memory: Tensor  # (M, C)
 
     def __init__(
         self,
         backbone: Backbone,
-        size: int = 256,
-        coreset: float = 0.1,
-        neighbors: int = 9,
-        max_patches: int = 25_000,
-        seed: int = 0,
+        size: int,
+        coreset: Annotated[float, Range(0, 1, above=True)],
+        neighbors: Count,
+        max_patches: Count,
+        seed: NonNegativeInt,
     ):
         super().__init__(size=size, coreset=coreset, neighbors=neighbors, max_patches=max_patches, seed=seed)
-        check_number("method.coreset", coreset, 0, 1, above=True)
-        check_number("method.neighbors", neighbors, 1, whole=True)
-        check_number("method.max_patches", max_patches, 1, whole=True)
         self.backbone = backbone
-        self.register_buffer("memory", torch.zeros(0, sum(feature_dims(backbone))))
+        self.register_buffer("memory", torch.zeros(0, sum(backbone.num_channels)))
 
     def patches(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """uint8 (B, 3, H, W) to patch features (B h w, C) and (h, w)."""
+        """Return patch features (B h w, C) and the grid (h, w) of images, uint8 (B, 3, H, W)."""
         maps = self.backbone.extract(images)
         return flatten_patches(maps), tuple(maps.shape[-2:])
 
     @torch.no_grad()
-    def fit(self, loader) -> None:
+    def learn(self, batches: Batches) -> None:
+        """Keep a core set of the training images' patch features."""
         generator = torch.Generator().manual_seed(self.settings["seed"])
         memory = []
         held = []
@@ -85,7 +89,7 @@ class PatchCore(Baseline):
             memory.append(x[core_set(x, max(1, round(self.settings["coreset"] * len(x))), generator)])
             held.clear()
 
-        for batch in loader:
+        for batch in batches:
             held.append(self.patches(batch["image"].to(self.memory.device))[0])
             if sum(map(len, held)) >= self.settings["max_patches"]:
                 reduce()
@@ -93,15 +97,16 @@ class PatchCore(Baseline):
             reduce()
         self.memory = torch.cat(memory)
 
-    def score(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def measure(self, images: Tensor) -> Measurement:
+        """Measure images, uint8 (B, 3, H, W)."""
         x, grid = self.patches(images)
         distances, indices = nearest(x, self.memory)
-        maps = distances.view(len(images), *grid)
-        x = x.view(len(images), -1, x.shape[1])
+        maps = distances.view(images.shape[0], *grid)
+        x = x.view(images.shape[0], -1, x.shape[1])
         highest, place = maps.flatten(1).max(1)
         rows = torch.arange(len(images), device=x.device)
         around = nearest(
             self.memory[indices.view(len(images), -1)[rows, place]], self.memory, self.settings["neighbors"]
         )[1]
         crowd = (x[rows, place][:, None] - self.memory[around]).norm(dim=2).logsumexp(1)
-        return (1 - (highest - crowd).exp()) * highest, maps
+        return Measurement((1 - (highest - crowd).exp()) * highest, maps[:, None])

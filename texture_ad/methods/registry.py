@@ -1,31 +1,113 @@
-"""The systems that the paper compares with, one file each, and two references of today.
+"""The methods by name: building them, and loading a saved detector, which someone else may have written."""
 
-`conf/method/` holds their settings; `method=NAME` runs one instead of the fusion.
-"""
-
+import inspect
+import zipfile
+from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
+from typing import Any
 
-from texture_ad.errors import UserError
+import torch
+from torch import Tensor
 
-BASELINES = {
-    "one_nn": "OneNN",
-    "oc_svm": "OneClassSVM",
-    "sparse_coding": "SparseCoding",
-    "dsebm": "DSEBM",
-    "ganomaly": "GANomaly",
-    "patch_svdd": "PatchSVDD",
-    "cutpaste": "CutPaste",
-    "patchcore": "PatchCore",
-    "padim": "PaDiM",
+from texture_ad.errors import ParameterError, UserError
+from texture_ad.methods.base import FORMAT, VERSION, AnomalyDetector
+
+# Name to module and class; a module is imported when its method is asked for.
+METHODS = {
+    "fusion": "fusion.detector.FusionDetector",
+    "one_nn": "one_nn.OneNN",
+    "oc_svm": "oc_svm.OneClassSVM",
+    "sparse_coding": "sparse_coding.SparseCoding",
+    "dsebm": "dsebm.DSEBM",
+    "ganomaly": "ganomaly.GANomaly",
+    "patch_svdd": "patch_svdd.PatchSVDD",
+    "cutpaste": "cutpaste.CutPaste",
+    "patchcore": "patchcore.PatchCore",
+    "padim": "padim.PaDiM",
 }
 
 
-def baseline_class(name: str) -> type:
-    """The class of one of BASELINES; imports its file alone.
+def method_class(name: str) -> type[AnomalyDetector]:
+    """Return the class of a method; import its module alone.
 
     Raises:
-        UserError: another name.
+        ParameterError: another name than those of METHODS.
     """
-    if name not in BASELINES:
-        raise UserError(f"method.name={name}: expected one of fusion, {', '.join(BASELINES)}")
-    return getattr(import_module(f"texture_ad.methods.{name}"), BASELINES[name])
+    if name not in METHODS:
+        raise ParameterError("name", name, f"expected one of {', '.join(METHODS)}")
+    module, _, kind = METHODS[name].rpartition(".")
+    return getattr(import_module(f"texture_ad.methods.{module}"), kind)
+
+
+def build(name: str, make: Callable[..., Any], size: int, **options: Any) -> AnomalyDetector:
+    """Return an untrained detector of the method `name`; see AnomalyDetector.build.
+
+    Raises:
+        ParameterError: an option that the method doesn't have, or one out of its range.
+    """
+    kind = method_class(name)
+    known = inspect.signature(kind.__init__).parameters
+    for option in options.keys() - known.keys():
+        raise ParameterError(option, options[option], f"no such parameter of {name}")
+    return kind.build(make, size, **options).eval()
+
+
+def load(detector: Path | str, device: str = "cpu") -> AnomalyDetector:
+    """Read a saved detector of any method.
+
+    Args:
+        detector: the file.
+        device: "cpu", "cuda", "cuda:1", ...
+
+    Raises:
+        ParameterError: the file is missing, no detector, of another version or damaged, or the device is not there.
+    """
+    path = Path(detector)
+    content = _read(path)
+    try:
+        _check_state(content["state"], path.stat().st_size)
+        found = method_class(content["method"]).from_content(content)
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, UserError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ParameterError("detector", path, f"damaged ({reason}); train it again") from error
+    return _on_device(found, device)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the content of a detector's file; refuse one that holds code, without running it."""
+    if not path.is_file():
+        raise ParameterError("detector", path, "no such file; give the detector.pt of a finished run")
+    try:
+        with zipfile.ZipFile(path) as parts:
+            # torch stores uncompressed; a compressed part is a bomb.
+            if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
+                raise ValueError("compressed")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        found = (content["format"], content["version"])
+    except Exception as error:
+        problem = "not a detector file, or damaged; give a run's detector.pt"
+        raise ParameterError("detector", path, problem) from error
+    if found != (FORMAT, VERSION):
+        problem = f"format {found[0]} version {found[1]}, expected {FORMAT} version {VERSION}"
+        raise ParameterError("detector", path, f"{problem}; train it again with this version")
+    return content
+
+
+def _check_state(state: Any, file_size: int) -> None:
+    """Raise ValueError where the tensors of a file are none, or larger than the file."""
+    if not all(isinstance(value, Tensor) and value.is_contiguous() for value in state.values()):
+        raise ValueError("its state holds more than tensors")
+    if sum(value.numel() * value.element_size() for value in state.values()) > file_size:
+        raise ValueError("its tensors are larger than the file")
+
+
+def _on_device(detector: AnomalyDetector, device: str) -> AnomalyDetector:
+    """Return the detector on a device, ready for scoring."""
+    try:
+        return detector.eval().requires_grad_(False).to(device)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ParameterError("device", device, f"not available ({reason}); use device=cpu") from error

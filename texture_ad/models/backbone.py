@@ -4,14 +4,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from http.client import HTTPException
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from texture_ad.errors import UserError, check_number
+from texture_ad.errors import ParameterError
 from texture_ad.models.slices import in_slices
+from texture_ad.parameters import Count, NonNegativeInt, Range, checked
 
 # torchvision's preprocessing of ImageNet weights, for pixels in 0..255.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -25,10 +27,7 @@ def _torchvision(name: str, imagenet: bool) -> nn.Module:
     try:
         return torchvision.models.get_model(name, weights="DEFAULT" if imagenet else None)
     except (OSError, HTTPException, RuntimeError) as error:  # no network, cut off, or a wrong hash
-        raise UserError(
-            f"backbone.weights=imagenet: {name}'s weights could not be downloaded ({error}); give a local file "
-            "with backbone.weights=FILE, or use backbone=efficientnet_lite0, whose weights are in a package"
-        ) from error
+        raise ParameterError("weights", "imagenet", f"{name}'s weights could not be downloaded ({error})") from error
 
 
 def _alexnet(imagenet: bool) -> tuple[nn.Module, OrderedDict]:
@@ -69,7 +68,7 @@ BACKBONES = {
 
 
 def fold_batch_norm(module: nn.Module) -> None:
-    """Moves every batch normalisation's fixed statistics into the convolution before it, in place.
+    """Move every batch normalisation's fixed statistics into the convolution before it, in place.
 
     Stage 1 keeps the statistics of ImageNet, so that it loses nothing, and a pass over the activations is saved.
     """
@@ -83,7 +82,7 @@ def fold_batch_norm(module: nn.Module) -> None:
 
 
 def fold_padding(module: nn.Module) -> None:
-    """Moves into convolutions, in place, the zero padding that efficientnet_lite_pytorch does in a pass of its own.
+    """Move the zero padding that efficientnet_lite_pytorch does in a pass of its own into the convolutions, in place.
 
     Where it pads one side by more than the other, as TensorFlow does for strides of 2, zeros at the kernel's other end
     make up for it (a backbone that learns may fill them); the output is the same for every size of image.
@@ -99,36 +98,36 @@ def fold_padding(module: nn.Module) -> None:
 
 
 def _load(net: nn.Module, file: Path) -> None:
-    """Loads a state dict that holds tensors only; anything else in the file is refused."""
+    """Load a state dict that holds tensors only; refuse a file with anything else."""
     if not file.is_file():
-        raise UserError(f"backbone.weights={file}: no such file; give a state dict saved by torch.save")
+        raise ParameterError("weights", file, "no such file; give a state dict saved by torch.save")
     try:
         net.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"backbone.weights={file}: not a state dict of this backbone ({reason}); give the file that "
-            "torchvision publishes for it, or backbone.weights=imagenet"
-        ) from error
+        problem = f"not a state dict of this backbone ({reason}); give the file that torchvision publishes for it"
+        raise ParameterError("weights", file, problem) from error
 
 
+@checked
 class Backbone(nn.Module):
-    """A network cut off behind its deepest chosen layer.
+    """Run a pretrained network up to its deepest chosen layer, and read patch features from the chosen ones.
 
     Args:
         name: one of BACKBONES.
         layers: names of the layers whose outputs make the patch features, shallow to deep.
-        weights: "imagenet" (downloaded, or from a package for efficientnet_lite0), "none" (random), or the
-            path of a state dict.
+        weights: "imagenet" (downloaded, or from a package for efficientnet_lite0), "none" (random), or the path of a
+            state dict.
         neighborhood: odd; each position's feature is the mean over neighborhood x neighborhood positions.
         min_size: images whose shorter side is below this many pixels are enlarged to it first; 0 for never.
         frozen: leading stages that keep their weights in stage 1, 0 for none.
 
     Raises:
-        UserError: an unknown name or layer, weights that can't be had, an even neighborhood.
+        ParameterError: an unknown name or layer, weights that can't be had, an even neighborhood.
 
     Example:
-        >>> backbone = Backbone("efficientnet_lite0", ["block4", "block10"], "none")
+        >>> options = {"weights": "none", "neighborhood": 1, "min_size": 0, "frozen": 0}
+        >>> backbone = Backbone("efficientnet_lite0", ["block4", "block10"], **options)
         >>> maps = backbone(torch.zeros(2, 3, 128, 128, dtype=torch.uint8))
         >>> [tuple(m.shape) for m in maps]
         [(2, 40, 16, 16), (2, 112, 8, 8)]
@@ -136,27 +135,29 @@ class Backbone(nn.Module):
         (2, 152, 16, 16)
     """
 
+    mean: Tensor  # (1, 3, 1, 1)
+    std: Tensor  # (1, 3, 1, 1)
+
     def __init__(
         self,
         name: str,
         layers: Sequence[str],
-        weights: str = "imagenet",
-        neighborhood: int = 3,
-        min_size: int = 0,
-        frozen: int = 0,
+        weights: str,
+        neighborhood: Count,
+        min_size: Annotated[int, Range(0, 8192)],
+        frozen: NonNegativeInt,
     ):
         super().__init__()
         if name not in BACKBONES:
-            raise UserError(f"backbone.name={name}: expected one of {', '.join(BACKBONES)}")
-        check_number("backbone.neighborhood", neighborhood, 1, whole=True)
+            raise ParameterError("name", name, f"expected one of {', '.join(BACKBONES)}")
         if neighborhood % 2 == 0:
-            raise UserError(f"backbone.neighborhood={neighborhood}: expected an odd number of at least 1")
-        check_number("backbone.min_size", min_size, 0, 8192, whole=True)
+            raise ParameterError("neighborhood", neighborhood, "expected an odd number of at least 1")
         net, stages = BACKBONES[name](weights == "imagenet")
-        check_number("backbone.frozen", frozen, 0, len(stages), whole=True)
+        if frozen > len(stages):
+            raise ParameterError("frozen", frozen, f"expected an integer from 0 to {len(stages)}")
         unknown = [layer for layer in layers if layer not in stages]
         if unknown or not layers:
-            raise UserError(f"backbone.layers={list(layers)}: {name} has {', '.join(stages)}; choose at least one")
+            raise ParameterError("layers", list(layers), f"{name} has {', '.join(stages)}; choose at least one")
         if weights not in ("imagenet", "none"):
             _load(net, Path(weights))
         for stage in stages.values():
@@ -167,8 +168,13 @@ class Backbone(nn.Module):
         # ModuleList and not ModuleDict: torch.compile and export follow it without graph breaks.
         self.stages = nn.ModuleList(stages[k] for k in order[: deepest + 1])
         self.taps = sorted(order.index(layer) for layer in layers)
-        self.name = name
-        self.layers = [order[i] for i in self.taps]
+        self.settings = {
+            "name": name,
+            "layers": [order[i] for i in self.taps],
+            "neighborhood": neighborhood,
+            "min_size": min_size,
+            "frozen": frozen,
+        }
         self.neighborhood = neighborhood
         self.min_size = min_size
         for stage in self.stages[:frozen]:
@@ -177,7 +183,7 @@ class Backbone(nn.Module):
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Images (B, 3, H, W), uint8 or float in 0..255, to the chosen layers' maps (B, C_l, h_l, w_l)."""
+        """Return the chosen layers' maps (B, C_l, h_l, w_l) of images (B, 3, H, W), uint8 or float in 0..255."""
         side = min(images.shape[-2:])
         if side < self.min_size:
             size = [round(n * self.min_size / side) for n in images.shape[-2:]]
@@ -191,7 +197,7 @@ class Backbone(nn.Module):
         return maps
 
     def patch_features(self, maps: list[Tensor]) -> Tensor:
-        """Joins the layers' maps into patch features on the shallowest layer's grid, (B, C, h, w).
+        """Join the layers' maps into patch features on the shallowest layer's grid, (B, C, h, w).
 
         Each layer is averaged over its neighborhood, scaled to unit length at every position, so that no
         layer outweighs another, and brought to the common grid by bilinear interpolation.
@@ -208,14 +214,21 @@ class Backbone(nn.Module):
         return torch.cat(joined, 1)
 
     def extract(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) to patch features (B, C, h, w), a few images at a time."""
+        """Return the patch features (B, C, h, w) of images (B, 3, H, W), extracted a few images at a time."""
         return self.in_slices(lambda part: self.patch_features(self(part)).float(), images)
 
+    @property
+    def num_channels(self) -> list[int]:
+        """Return the channels of each chosen layer, found by a small image."""
+        with torch.no_grad():
+            probe = torch.zeros(1, 3, 32, 32, dtype=torch.uint8, device=self.mean.device)
+            return [m.shape[1] for m in self.eval()(probe)]
+
     def in_slices(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        """`function` of images (B, 3, H, W) that asks the backbone, a few images at a time on a CPU."""
+        """Return `function(images)` of images (B, 3, H, W), computed a few images at a time on a CPU."""
         return in_slices(function, images, SLICE // max(*images.shape[-2:], self.min_size) ** 2)
 
 
 def flatten_patches(features: Tensor) -> Tensor:
-    """(B, C, h, w) to patch features (B h w, C)."""
+    """Return features (B, C, h, w) as one vector a position, (B h w, C)."""
     return features.permute(0, 2, 3, 1).flatten(0, 2)

@@ -1,17 +1,20 @@
-"""RealNVP on patch features: the paper's equations 1 to 6, read as its reference intends.
+"""RealNVP on patch features: equations 1 to 6 of Guo, Song, Ma, read as their references intend.
 
-Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP, 2016 (the paper's [31]). The printed
-equation 3 can't be inverted as it stands; see experiments/README.md for the reading used here.
+Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP, 2016 (reference [31]). Eight coupling blocks on the
+features of a pretrained network are DifferNet's (Rudolph, Wandt, Rosenhahn: Same Same But DifferNet, WACV 2021). The
+printed equation 3 can't be inverted as it stands; see docs/paper.md for the reading used here.
 """
+
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from texture_ad.errors import check_number
+from texture_ad.parameters import Count, NonNegativeInt, Positive, Range, checked
 
 
 def negative_log_likelihood(t: Tensor, log_det: Tensor) -> Tensor:
-    """Equation 6: ||t||^2 / 2 - log|det dt/dx| of each feature vector, up to a constant.
+    """Return equation 6, ||t||^2 / 2 - log|det dt/dx|, of each feature vector, up to a constant.
 
     Args:
         t: latent features (N, D).
@@ -24,7 +27,14 @@ def negative_log_likelihood(t: Tensor, log_det: Tensor) -> Tensor:
 
 
 class AffineCoupling(nn.Module):
-    """m1 = k1, m2 = k2 * exp(s(k1)) + t(k1), s and t fully connected, s = clamp * tanh(...), in (-clamp, clamp)."""
+    """Compute s and t of m1 = k1, m2 = k2 * exp(s(k1)) + t(k1) by fully connected layers.
+
+    Args:
+        dim_in: length of k1.
+        dim_out: length of k2.
+        hidden: width of the layers.
+        clamp: s = clamp * tanh(...) lies in (-clamp, clamp).
+    """
 
     def __init__(self, dim_in: int, dim_out: int, hidden: int, clamp: float):
         super().__init__()
@@ -36,13 +46,14 @@ class AffineCoupling(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def scale_and_shift(self, k1: Tensor) -> tuple[Tensor, Tensor]:
+        """Return s and t, each (dim_out, N), of k1 (dim_in, N)."""
         hidden = torch.addmm(self.hidden.bias[:, None], self.hidden.weight, k1).relu_()
         s, t = torch.addmm(self.out.bias[:, None], self.out.weight, hidden).chunk(2)
         return self.clamp * torch.tanh(s), t
 
 
 class CouplingBlock(nn.Module):
-    """A fixed random permutation, then both halves transformed in turn, each conditioned on the other.
+    """Permute the features at random but fixed, then transform both halves in turn, each conditioned on the other.
 
     Features stand in rows here, (D, N): to permute and halve rows takes half the time of columns on a CPU.
 
@@ -53,17 +64,20 @@ class CouplingBlock(nn.Module):
         generator: draws the permutation, which is saved with the weights.
     """
 
+    permutation: Tensor  # (D,)
+    inverse_permutation: Tensor  # (D,)
+
     def __init__(self, dim: int, hidden: int, clamp: float, generator: torch.Generator):
         super().__init__()
         self.halves = [dim // 2, dim - dim // 2]
-        permutation = torch.randperm(dim, generator=generator)
+        permutation = torch.randperm(dim, generator=generator, device="cpu")
         self.register_buffer("permutation", permutation)
         self.register_buffer("inverse_permutation", permutation.argsort())
         self.second = AffineCoupling(*self.halves, hidden, clamp)
         self.first = AffineCoupling(*self.halves[::-1], hidden, clamp)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(D, N) to the transformed (D, N) and the log-determinant (N,)."""
+        """Return the transformed (D, N) and the log-determinant (N,) of x (D, N)."""
         k1, k2 = x.index_select(0, self.permutation).split(self.halves)
         s2, t2 = self.second.scale_and_shift(k1)
         k2 = torch.addcmul(t2, k2, s2.exp())
@@ -72,7 +86,7 @@ class CouplingBlock(nn.Module):
         return torch.cat((k1, k2)), s1.sum(0) + s2.sum(0)
 
     def inverse(self, y: Tensor) -> Tensor:
-        """(D, N) back to (D, N)."""
+        """Return x (D, N) of the transformed y (D, N)."""
         k1, k2 = y.split(self.halves)
         s1, t1 = self.first.scale_and_shift(k2)
         k1 = (k1 - t1) * (-s1).exp()
@@ -81,32 +95,40 @@ class CouplingBlock(nn.Module):
         return torch.cat((k1, k2)).index_select(0, self.inverse_permutation)
 
 
+@checked
 class Flow(nn.Module):
-    """Standardisation by tracked statistics, then `blocks` coupling blocks (the paper has eight).
+    """Standardise features by tracked statistics, then transform them by `blocks` coupling blocks (the paper has eight).
 
     Args:
-        dim: D, at least 2.
-        blocks: number of coupling blocks, at least 1.
-        hidden: width of the fully connected layers, at least 1.
-        clamp: bound on the log-scale of each coupling, above 0.
+        dim: D, length of a feature vector.
+        blocks: number of coupling blocks.
+        hidden: width of the fully connected layers.
+        clamp: bound on the log-scale of each coupling.
         seed: of the permutations.
 
     Raises:
-        UserError: a parameter out of its range.
+        ParameterError: a parameter out of its range.
 
     Example:
-        >>> flow = Flow(dim=6, blocks=2, hidden=8)
+        >>> flow = Flow(dim=6, blocks=2, hidden=8, clamp=2.0, seed=0)
         >>> x = torch.randn(4, 6)
         >>> t, log_det = flow(x)
         >>> torch.allclose(flow.inverse(t), x, atol=1e-5)
         True
     """
 
-    def __init__(self, dim: int, blocks: int = 8, hidden: int = 32, clamp: float = 2.0, seed: int = 0):
+    center: Tensor  # (D,)
+    scale: Tensor  # (D,)
+
+    def __init__(
+        self,
+        dim: Annotated[int, Range(2)],
+        blocks: Count,
+        hidden: Count,
+        clamp: Positive,
+        seed: NonNegativeInt,
+    ):
         super().__init__()
-        for key, value, least in (("dim", dim, 2), ("blocks", blocks, 1), ("hidden", hidden, 1), ("seed", seed, 0)):
-            check_number(f"flow.{key}", value, least, whole=True)
-        check_number("flow.clamp", clamp, 0, above=True)
         self.settings = {"dim": dim, "blocks": blocks, "hidden": hidden, "clamp": clamp, "seed": seed}
         generator = torch.Generator().manual_seed(seed)
         self.blocks = nn.ModuleList(CouplingBlock(dim, hidden, clamp, generator) for _ in range(blocks))
@@ -115,12 +137,12 @@ class Flow(nn.Module):
 
     @torch.no_grad()
     def track(self, x: Tensor, momentum: float) -> None:
-        """Moves the input statistics towards those of the features (N, D); momentum 1 takes them over."""
+        """Move the input statistics towards those of the features (N, D); momentum 1 takes them over."""
         self.center.lerp_(x.mean(0), momentum)
         self.scale.lerp_(x.std(0).clamp(min=1e-6), momentum)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (N, D) to latent features t (N, D) and log|det dt/dx| (N,)."""
+        """Return latent features t (N, D) and log|det dt/dx| (N,) of features (N, D)."""
         t = ((x - self.center) / self.scale).T.contiguous()
         log_det = -self.scale.log().sum().expand(x.shape[0])
         for block in self.blocks:
@@ -129,7 +151,7 @@ class Flow(nn.Module):
         return t.T, log_det
 
     def inverse(self, t: Tensor) -> Tensor:
-        """Latent features (N, D) back to features (N, D)."""
+        """Return the features (N, D) of latent features (N, D)."""
         x = t.T.contiguous()
         for block in reversed(self.blocks):
             x = block.inverse(x)

@@ -1,4 +1,4 @@
-"""Sparse codes: orthogonal matching pursuit (equation 7) by SPAMS or by torch, reduced to residuals.
+"""Sparse codes by orthogonal matching pursuit (equation 7 of Guo, Song, Ma), reduced to residuals.
 
 Shapes: features (N, C), atoms (K, C) with unit-norm rows; Fortran (C, N) and (C, K) at the SPAMS boundary only.
 """
@@ -6,35 +6,40 @@ Shapes: features (N, C), atoms (K, C) with unit-norm rows; Fortran (C, N) and (C
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from texture_ad.models.slices import in_slices
+
+if TYPE_CHECKING:
+    from scipy.sparse import csc_matrix
+    from threadpoolctl import ThreadpoolController
 
 SLICE = 2**19  # products with the atoms of the features in a slice
 
 
 @contextmanager
 def own_threads(threads: int) -> Iterator[int]:
-    """Keeps SPAMS's number of threads from torch, and gives it: for -1 torch's, a job's share of the machine.
+    """Keep SPAMS's number of threads from torch, and give it: for -1 torch's, a job's share of the machine.
 
     SPAMS sets OpenMP's for the whole process, and the last digits of torch's convolutions depend on it: what came
     before a call would differ from what comes after it, and a resumed run from an undisturbed one. SPAMS's own BLAS has
-    one thread meanwhile: others would spin on after each product and keep SPAMS's from the cores. So 2048 features took
-    19 ms instead of 28 on 2 cores.
+    one thread meanwhile: others would spin on after each product and keep SPAMS's from the cores. So 2048 feature
+    vectors took 19 ms instead of 28 on 2 cores.
     """
     torchs = torch.get_num_threads()
     try:
-        with _spams_blas().limit(limits=1):
+        with spams_blas().limit(limits=1):
             yield torchs if threads == -1 else threads
     finally:
         torch.set_num_threads(torchs)
 
 
 @cache  # to look through the loaded libraries takes longer than a call
-def _spams_blas():
+def spams_blas() -> "ThreadpoolController":
+    """Return the controller of the threads of SPAMS's own BLAS."""
     import spams  # noqa: F401, loads its BLAS
     from threadpoolctl import ThreadpoolController
 
@@ -42,8 +47,16 @@ def _spams_blas():
     return loaded.select(filepath=[c.filepath for c in loaded.lib_controllers if "spams" in c.filepath])
 
 
-def omp_spams(features: Tensor, atoms: Tensor, nonzeros: int, error: float, threads: int = -1):
-    """Sparse codes as a scipy CSC matrix (K, N); see `residuals` for the arguments."""
+def omp_spams(features: Tensor, atoms: Tensor, nonzeros: int, error: float, threads: int = -1) -> "csc_matrix":
+    """Return SPAMS's sparse codes as a scipy CSC matrix (K, N).
+
+    Args:
+        features: float32 (N, C), on the CPU.
+        atoms: float32 (K, C), unit-norm rows.
+        nonzeros: limit on the non-zero coefficients of a code.
+        error: pursuit stops where the squared error is at most this; 0 for no bound.
+        threads: of SPAMS, -1 for torch's number.
+    """
     import spams
 
     # A contiguous (N, C) tensor is, transposed, the Fortran (C, N) array that SPAMS wants: no copy.
@@ -53,37 +66,29 @@ def omp_spams(features: Tensor, atoms: Tensor, nonzeros: int, error: float, thre
         return spams.omp(x, d, L=nonzeros, eps=error, numThreads=count)  # it reads eps, set or not
 
 
-def residuals(
-    features: Tensor, atoms: Tensor, nonzeros: int, error: float = 0.0, coder: str = "auto", gram: Tensor | None = None
-) -> Tensor:
-    """Squared reconstruction error of each feature vector, ||y - D x||^2 with greedily chosen sparse x.
+def residuals(features: Tensor, atoms: Tensor, gram: Tensor, nonzeros: int, error: float) -> Tensor:
+    """Return the squared reconstruction error of each feature vector, ||y - D x||^2 with greedily chosen sparse x.
+
+    Computed by batched pursuit on the Gram matrix, on the features' device. As SPAMS does, each step takes the atom that
+    lowers the error most once the chosen ones are projected out (order recursive matching pursuit; Gharavi-Alkhansari
+    and Huang, A fast orthogonal matching pursuit algorithm, ICASSP 1998).
 
     Args:
         features: float32 (N, C).
         atoms: float32 (K, C), unit-norm rows.
-        nonzeros: OMP's limit on the non-zero coefficients, 0 to C.
-        error: OMP stops where the squared error is at most this (the paper's xi, squared); 0 for no bound.
-        coder: "spams" (CPU), "torch" (any device) or "auto", the faster: torch, on a CPU too (`make bench`).
-        gram: atoms @ atoms.T (K, K), where the torch coder need not compute it anew; SPAMS always does.
+        gram: atoms @ atoms.T, (K, K).
+        nonzeros: limit on the non-zero coefficients of a code, 1 to C.
+        error: pursuit stops where the squared error is at most this (the paper's xi, squared); 0 for no bound.
 
     Returns:
         (N,), at least 0.
     """
-    if nonzeros == 0:
-        return features.square().sum(1)
-    if coder != "spams":
-        gram = atoms @ atoms.T if gram is None else gram
-        pursue = partial(omp_residuals_torch, atoms=atoms, gram=gram, nonzeros=nonzeros, error=error)
-        return in_slices(pursue, features, SLICE // len(atoms))
-    codes = omp_spams(features, atoms, nonzeros, error)
-    # Not ||y||^2 - y^T D x, which loses the digits of small errors; either takes less than a hundredth of the pursuit.
-    difference = codes.T @ atoms.numpy()
-    difference -= features.numpy()
-    return torch.from_numpy(np.einsum("nc,nc->n", difference, difference))
+    pursue = partial(_pursue, atoms=atoms, gram=gram, nonzeros=nonzeros, error=error)
+    return in_slices(pursue, features, SLICE // len(atoms))
 
 
 def _largest(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The maximum of each row of (N, K) and its column, (N, 1) each.
+    """Return the maximum of each row of (N, K) and its column, (N, 1) each.
 
     First over 16 interleaved parts: on a CPU torch's max that gives the columns too is many times slower than amax.
     """
@@ -95,13 +100,8 @@ def _largest(values: Tensor) -> tuple[Tensor, Tensor]:
     return best, part * parts.shape[2] + column
 
 
-def omp_residuals_torch(features: Tensor, atoms: Tensor, gram: Tensor, nonzeros: int, error: float) -> Tensor:
-    """`residuals` by batched pursuit on the Gram matrix, on the features' device.
-
-    As SPAMS does, each step takes the atom that lowers the error most once the chosen ones are projected out
-    (order recursive matching pursuit; Gharavi-Alkhansari and Huang, A fast orthogonal matching pursuit
-    algorithm, ICASSP 1998). Chosen atoms become an orthonormal basis; only its products with all atoms are kept.
-    """
+def _pursue(features: Tensor, atoms: Tensor, gram: Tensor, nonzeros: int, error: float) -> Tensor:
+    """Return `residuals` of a slice. Chosen atoms become an orthonormal basis; only its products with all atoms stay."""
     alpha = features @ atoms.T  # products of the residual with every atom
     left = torch.ones_like(alpha)  # squared norms of the atoms, the basis projected out
     energy = features.square().sum(1, keepdim=True)

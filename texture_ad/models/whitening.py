@@ -1,94 +1,110 @@
-"""Patch features to whitened features: what the flow and the dictionary model.
+"""Whitening of patch features: what the flow and the dictionary model.
 
-Whitening every position by itself is PaDiM's idea (Defard et al., ICPR 2021): each position of the image has a mean and a
-covariance of its own.
+Whitening every position by itself is PaDiM's idea (Defard et al., ICPR 2021): each position of the image has a mean and
+a covariance of its own.
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from texture_ad.errors import UserError, check_number
+from texture_ad.parameters import Count, checked
 
 RIDGE = 0.1  # times the features' mean variance
 PRIOR = 8  # images: how much the statistics of all positions weigh at each single one
 
 
+@checked
 class Whitening(nn.Module):
-    """Decorrelates and scales patch features by the training set's covariance.
+    """Decorrelate and scale patch features by the training set's covariance.
 
-    Signals have a mean squared length of 1, so that the dictionary's `lambda1` means the same for every backbone.
-    Whitening keeps the `components` directions of most variance and adds RIDGE of the mean variance to each: features
-    of a normal texture have many directions of almost no variance, whose noise would else drown the rest.
+    Whitened features have a mean squared length of 1, so that the dictionary's `lambda1` means the same for every
+    backbone. Whitening keeps the `components` directions of most variance and adds RIDGE of the mean variance to each:
+    features of a normal texture have many directions of almost no variance, whose noise would else drown the rest.
 
     Args:
         dim: C, of the patch features.
-        mode: "position", by the covariance of the same position of the image; "global", by that of all positions; or "none",
-            which centres and scales all features alike.
-        components: directions that whitening keeps, at least 1.
+        mode: "position", by the covariance of the same position of the image; "global", by that of all positions; or
+            "none", which centres and scales all features alike.
+        components: directions that whitening keeps.
+
+    Attributes:
+        length: of a whitened feature vector.
 
     Raises:
-        UserError: a parameter out of its range.
+        ParameterError: a parameter out of its range.
     """
 
-    def __init__(self, dim: int, mode: str = "position", components: int = 192):
+    mean: Tensor  # (C,)
+    basis: Tensor  # (C, length)
+    center: Tensor  # (positions, length), of all positions together (1) or, once fitted, of each
+    matrix: Tensor  # (positions, length, length)
+
+    def __init__(
+        self,
+        dim: Count,
+        mode: Literal["position", "global", "none"],
+        components: Count,
+    ):
         super().__init__()
-        if mode not in ("position", "global", "none"):
-            raise UserError(f"whitening.mode={mode}: expected one of position, global, none")
-        check_number("whitening.components", components, 1, whole=True)
         self.settings = {"dim": dim, "mode": mode, "components": components}
+        self.mode = mode
         self.length = dim if mode == "none" else min(components, dim)
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("basis", torch.eye(dim, self.length))
-        # For all positions together, or, once fitted, for each by itself.
         self.register_buffer("center", torch.zeros(1, self.length))
         self.register_buffer("matrix", torch.eye(self.length)[None])
 
-    def _load_from_state_dict(self, state: dict, prefix: str, *args) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in ("center", "matrix"):  # of one position or of many
-            if prefix + name in state:
-                setattr(self, name, torch.empty_like(state[prefix + name], device=self.mean.device))
-        super()._load_from_state_dict(state, prefix, *args)
+            if prefix + name in state_dict:
+                setattr(self, name, torch.empty_like(state_dict[prefix + name], device=self.mean.device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @torch.no_grad()
     def fit(self, patches: Callable[[], Iterable[Tensor]]) -> None:
-        """From the training set's patch features, (B, P, C) of P positions, which every call of `patches` streams."""
+        """Fit mean, basis, center and matrix.
+
+        Args:
+            patches: streams the training set's patch features, (B, P, C) of P positions, anew at every call.
+        """
         count = 0
-        total = 0.0
-        outer = 0.0
+        total = torch.zeros((), dtype=torch.float64)
+        outer = torch.zeros((), dtype=torch.float64)
         for batch in patches():
             x = batch.flatten(0, 1).double()
-            count = count + len(x)
-            total = total + x.sum(0)
-            outer = outer + x.T @ x
+            count += len(x)
+            total = total.to(x) + x.sum(0)
+            outer = outer.to(x) + x.T @ x
         mean = total / count
         self.mean.copy_(mean)
-        if self.settings["mode"] != "none":
-            self.basis.copy_(torch.linalg.eigh((outer / count - torch.outer(mean, mean)).cpu())[1][:, -self.length :])
+        if self.mode != "none":
+            covariance = outer / count - torch.outer(mean, mean)
+            self.basis.copy_(torch.linalg.eigh(covariance.cpu())[1][:, -self.length :])
         self.refit(patches())
 
     @torch.no_grad()
     def refit(self, patches: Iterable[Tensor]) -> None:
-        """Center and matrix anew from one pass over patch features (B, P, C).
+        """Fit center and matrix anew, from one pass over patch features (B, P, C).
 
-        Mean and basis stay, so that the features change no more than the features do. A position's statistics are drawn
-        towards those of all, as if PRIOR more images had shown the latter.
+        Mean and basis stay, so that the whitened features change no more than the features do. A position's statistics
+        are drawn towards those of all, as if PRIOR more images had shown the latter.
         """
         count = 0
-        total = 0.0
-        outer = 0.0
+        total = outer = torch.zeros(())
         for batch in patches:
             x = (batch - self.mean) @ self.basis
-            x = x.transpose(0, 1) if self.settings["mode"] == "position" else x.flatten(0, 1)[None]
-            count = count + x.shape[1]
-            total = total + x.sum(1)
-            outer = outer + x.transpose(1, 2) @ x
+            x = x.transpose(0, 1) if self.mode == "position" else x.flatten(0, 1)[None]
+            count += x.shape[1]
+            total = total.to(x) + x.sum(1)
+            outer = outer.to(x) + x.transpose(1, 2) @ x
         mean = total / count
         covariance = outer / count - mean[:, :, None] * mean[:, None]
         identity = torch.eye(self.length, device=mean.device)
         own = count / (count + PRIOR)
-        if self.settings["mode"] == "none":
+        if self.mode == "none":
             matrix = identity[None]
         else:
             overall = covariance.mean(0) + mean.T @ mean / len(mean)
@@ -100,7 +116,7 @@ class Whitening(nn.Module):
         self.matrix = (matrix / energy.clamp(min=1e-12).sqrt()).contiguous()
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Patch features (N, C) of whole images, in order, to whitened features (N, length)."""
+        """Return whitened features (N, length) of the patch features (N, C) of whole images, in order."""
         x = (patches @ self.basis).view(-1, len(self.center), self.length).transpose(0, 1)
         center = self.center + self.mean @ self.basis  # a pass over the patches less than to subtract the mean
         return ((x - center[:, None]) @ self.matrix).transpose(0, 1).reshape(-1, self.length)

@@ -1,119 +1,132 @@
-"""What a run leaves in its folder about the test images: metrics, scores, pictures."""
+"""Write what a run leaves in its folder about the test images: scores, pictures, report and metrics."""
 
 import json
-import platform
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from texture_ad.data.datamodule import TextureDataModule
+from texture_ad.data.images import Sample
+from texture_ad.evaluation.curves import bin_scores, precision_recall_curve, roc_curve
 from texture_ad.evaluation.localization import region_mask
-from texture_ad.evaluation.metrics import image_metrics, pixel_metrics
+from texture_ad.evaluation.metrics import Predictions
 from texture_ad.files import csv_text, write_atomic, write_text
-from texture_ad.reporting import figures
-from texture_ad.reporting.report import thumbnail, write_report
-
-
-def versions() -> dict[str, str]:
-    """Of Python and the packages that decide a run's figures."""
-    found = {"python": platform.python_version()}
-    for package in ("texture_ad", "torch", "torchvision", "lightning", "spams-bin", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed as a package"
-    return found
+from texture_ad.reporting import charts
+from texture_ad.reporting.panels import colour_scale, localization_panel, overlay_path
+from texture_ad.reporting.report import GalleryImage, thumbnail, write_report
 
 
 def write_results(
-    predictions: dict[str, np.ndarray | None],
-    grid: tuple[int, int] | None,
-    threshold: float,
+    predictions: Predictions,
+    floor: float,
+    metrics: dict,
     data: TextureDataModule,
     folder: Path,
-    metrics: dict,
     pictures: bool,
-) -> dict:
-    """Writes scores.csv, the pictures, report.html and metrics.json of n test images.
+    command: str,
+) -> None:
+    """Write scores.csv, the pictures, report.html and metrics.json of n test images.
 
     Args:
-        predictions: `score` (n,), `label` (n,), `index` (n,) into data.test_samples, `mask` bool (n, H, W), `map`
-            (n, H, W), `positions` (n, k, 2) on the patches' grid. `map` and `positions` are None for a method that
-            has none: pixel metrics, overlays and the region are then left out.
-        grid: patches (h, w) that `positions` count, or None without them.
-        threshold: an image is called anomalous where its score is greater.
-        data: the images.
-        folder: of the run.
-        metrics: what is known so far; is kept and comes first.
+        predictions: of the test images; without maps, overlays and the region are left out.
+        floor: low end of the anomaly maps' colour scale.
+        metrics: all that metrics.json will hold, `threshold` among them.
+        data: the test images.
+        folder: the run folder.
         pictures: draw overlays, figures and the report's gallery.
-
-    Returns:
-        What metrics.json holds.
+        command: for the shell, repeats the run.
     """
-    scores = predictions["score"]
-    labels = predictions["label"]
-    maps = predictions["map"]
-    samples = [data.test_samples[i] for i in predictions["index"]]
-    metrics = metrics | image_metrics(scores, labels, threshold)
-    if maps is not None and data.has_masks:
-        metrics |= pixel_metrics(maps, predictions["mask"])
-    rows = [("path", "kind", "label", "score", "threshold", "anomalous", "source")]
-    for sample, score, label in zip(samples, scores, labels, strict=True):
-        name = sample.path.relative_to(data.folder)
-        rows.append(
-            (name, sample.kind, label, f"{score:.8g}", f"{threshold:.8g}", int(score > threshold), data.source_name)
-        )
-    write_atomic(folder / "scores.csv", csv_text(rows))
-    images = []
+    samples = [data.test_samples[number] for number in predictions["index"]]
+    write_atomic(folder / "scores.csv", _scores_csv(predictions, samples, metrics["threshold"], data))
+    images: list[GalleryImage] = []
     if pictures:
-        images = _overlays(predictions, grid, threshold, data, folder)
-        for name, draw in (("scores", figures.score_line_graph), ("histogram", figures.score_histogram)):
-            draw(scores, labels, threshold, folder / f"{name}.png", data.source_name)
-        if 0 < labels.sum() < len(labels):
-            figures.roc_pr(scores, labels, threshold, folder / "roc_pr.png", data.source_name)
-    write_report(folder, metrics, images)
+        images = _Overlays(predictions, floor, metrics["threshold"], data, folder).write()
+        _write_charts(predictions, metrics, data.source_name, folder)
+    write_report(folder, metrics, images, command)
     # Last: a run folder with metrics.json is finished.
     write_text(folder / "metrics.json", json.dumps(metrics, indent=2, default=float) + "\n")
-    return metrics
 
 
-def overlay_path(kind: str, image: Path) -> Path:
-    """A test image's overlay in the run folder; two images may differ in their suffix alone."""
-    return Path("overlays", kind, image.name if image.suffix == ".png" else f"{image.name}.png")
+def _scores_csv(
+    predictions: Predictions, samples: Sequence[Sample], threshold: float, data: TextureDataModule
+) -> bytes:
+    rows: list[tuple] = [("path", "kind", "label", "score", "threshold", "anomalous", "source")]
+    for sample, score, label in zip(samples, predictions["score"], predictions["label"], strict=True):
+        name = sample.path.relative_to(data.folder)
+        anomalous = int(score > threshold)
+        rows.append((name, sample.kind, label, f"{score:.8g}", f"{threshold:.8g}", anomalous, data.source_name))
+    return csv_text(rows)
 
 
-def _overlays(
-    predictions: dict, grid: tuple[int, int] | None, threshold: float, data: TextureDataModule, folder: Path
-) -> list[dict]:
-    """Writes a panel of every test image, where there are maps; returns what the report's gallery shows of it."""
-    maps = predictions["map"]
-    shown = []
-    if maps is not None:
-        # Most pixels are normal: they are dark, and the threshold lies in the middle of the scale.
-        low = float(np.median(maps))
-        high = 2 * threshold - low if threshold > low else float(maps.max())
-    for row, number in enumerate(predictions["index"].tolist()):
-        sample = data.test_samples[number]
-        score = float(predictions["score"][row])
-        label = int(predictions["label"][row])
-        image = data.test_batch([number])["image"][0].permute(1, 2, 0).numpy()
-        tiles = [image]
-        if maps is not None:
-            region = region_mask(predictions["positions"][row], grid, (data.size, data.size))
-            mask = predictions["mask"][row] if sample.mask else None
-            target = folder / overlay_path(sample.kind, sample.path)
-            figures.localization_panel(
-                image, maps[row], region, mask, score, threshold, label, target, low, high, data.source_name
-            )
-            tiles = figures.localization_tiles(image, maps[row], region, mask, score > threshold, low, high)[1:]
-        shown.append(
-            {
-                "path": str(sample.path.relative_to(data.folder)),
-                "kind": sample.kind,
-                "label": label,
-                "score": score,
-                "thumbnail": thumbnail(tiles),
-            }
+def _write_charts(predictions: Predictions, metrics: dict, source: str, folder: Path) -> None:
+    scores = predictions["score"]
+    labels = predictions["label"]
+    threshold = metrics["threshold"]
+    charts.score_line_graph(scores, labels, threshold, folder / "scores.png", source)
+    charts.score_histogram(bin_scores(scores, labels), threshold, folder / "histogram.png", source)
+    if metrics["normal_images"] and metrics["anomalous_images"]:
+        roc = roc_curve(scores, labels)
+        charts.roc_pr(roc, precision_recall_curve(scores, labels), metrics, folder / "roc_pr.png", source)
+
+
+@dataclass(frozen=True)
+class _Overlays:
+    """Write the panels of n test images, and return what the report's gallery shows of each.
+
+    Args:
+        predictions: of the test images.
+        floor: low end of the colour scale.
+        threshold: an image is called anomalous where its score is greater.
+        data: the test images.
+        folder: the run folder.
+    """
+
+    predictions: Predictions
+    floor: float
+    threshold: float
+    data: TextureDataModule
+    folder: Path
+
+    def write(self) -> list[GalleryImage]:
+        """Write a panel of every test image, where there are maps."""
+        return [self._gallery_image(row, number) for row, number in enumerate(self.predictions["index"].tolist())]
+
+    def _gallery_image(self, row: int, number: int) -> GalleryImage:
+        sample = self.data.test_samples[number]
+        image = self.data.test_batch([number])["image"][0].permute(1, 2, 0).numpy()
+        return {
+            "path": str(sample.path.relative_to(self.data.folder)),
+            "kind": sample.kind,
+            "label": int(self.predictions["label"][row]),
+            "score": float(self.predictions["score"][row]),
+            "thumbnail": thumbnail(self._write_panel(row, sample, image)),
+        }
+
+    def _write_panel(self, row: int, sample: Sample, image: np.ndarray) -> list[np.ndarray]:
+        """Write an image's panel, where there is a map; return the pictures of its thumbnail."""
+        maps = self.predictions["map"]
+        positions = self.predictions["positions"]
+<<<<<<< HEAD
+        grid = self.predictions["grid"]
+        assert maps is not None and positions is not None and grid is not None  # a method has all or none
+=======
+        if maps is None or positions is None or self.grid is None:
+            return [image]
+>>>>>>> reporting
+        vmin, vmax = colour_scale(self.floor, self.threshold)
+        tiles = localization_panel(
+            image,
+            maps[row],
+            region_mask(positions[row], grid, image.shape[:2]),
+            self.predictions["mask"][row] if sample.mask else None,
+            float(self.predictions["score"][row]),
+            self.threshold,
+            int(self.predictions["label"][row]),
+            self.folder / overlay_path(Path(sample.kind, sample.path.name)),
+            vmin,
+            vmax,
+            self.data.source_name,
         )
-    return shown
+        return tiles[1:]

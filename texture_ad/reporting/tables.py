@@ -1,34 +1,33 @@
-"""Results as text: the table at the end of a run, and Markdown tables for comparisons."""
+"""Write results as text: the table at the end of a run, and Markdown tables for comparisons. Imports nothing heavy."""
 
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
-from statistics import fmean, stdev
 
-METRIC_NAMES = {
-    "image_auroc": "image AUROC",
-    "image_ap": "image average precision",
-    "image_f1": "image F1 at the threshold",
-    "precision": "precision at the threshold",
-    "recall": "recall at the threshold",
-    "false_positive_rate": "false positive rate at the threshold",
-    "pixel_auroc": "pixel AUROC",
-    "aupro": "AUPRO (FPR ≤ 0.3)",
-    "synthetic_auroc": "AUROC on synthetic defects",
-}
+from texture_ad.evaluation.spread import spread
+from texture_ad.reporting.metrics import ACCURACIES
+
 _IN_HEADER = ("normal_images", "anomalous_images", "threshold", "threshold_origin")
+_UNDEFINED = {
+    "pixel_auroc": "n/a (needs masks of defects)",
+    "aupro": "n/a (needs masks of defects)",
+    "precision": "n/a (no image was called anomalous)",
+    "false_positive_rate": "n/a (needs normal images)",
+    "recall": "n/a (needs anomalous images)",
+    "image_f1": "n/a (needs anomalous images)",
+}
 
 
 def metrics_table(metrics: Mapping, source: str) -> str:
-    """The metrics of one run, for the terminal.
+    """Return the metrics of one run as lines for the terminal.
 
     Args:
-        metrics: the union of `image_metrics` and `pixel_metrics`; `threshold_origin`, if there, says how the
-            threshold was chosen. Further single values are listed at the end under their keys.
-        source: the data source's name.
+        metrics: what `evaluation.metrics.prediction_metrics` returns; `threshold_origin`, if there, says how the threshold was
+            chosen. Further single values are listed at the end under their keys.
+        source: name of the data source.
 
     Returns:
-        Lines without a final newline: the source, the images, the threshold, then a metric a line with three
-        decimals, or with the reason why it is undefined.
+        Lines without a final newline: the source, the images, the threshold, then a metric a line with three decimals,
+        or with the reason why it is undefined.
     """
     heading, rows = metrics_rows(metrics, source)
     width = max(map(len, [*heading, *rows]))
@@ -38,7 +37,15 @@ def metrics_table(metrics: Mapping, source: str) -> str:
 
 
 def metrics_rows(metrics: Mapping, source: str) -> tuple[dict[str, str], dict[str, str]]:
-    """The two parts of `metrics_table`, each a name to a text: what was tested, and the metrics."""
+    """Return both parts of `metrics_table`, each a name to a text: what was evaluated, and the metrics."""
+    rows = {about.title: _value(metrics[key], key) for key, about in ACCURACIES.items() if key in metrics}
+    for key, value in metrics.items():
+        if key not in ACCURACIES and key not in _IN_HEADER and isinstance(value, Real | str):
+            rows[key] = cell(value)
+    return _heading(metrics, source), rows
+
+
+def _heading(metrics: Mapping, source: str) -> dict[str, str]:
     heading = {"data": source}
     if "normal_images" in metrics and "anomalous_images" in metrics:
         normal = metrics["normal_images"]
@@ -47,60 +54,56 @@ def metrics_rows(metrics: Mapping, source: str) -> tuple[dict[str, str], dict[st
     if "threshold" in metrics:
         origin = metrics.get("threshold_origin")
         heading["threshold"] = f"{metrics['threshold']:.4g}" + (f" ({origin})" if origin else "")
-    rows = {name: _value(metrics[key], key) for key, name in METRIC_NAMES.items() if key in metrics}
-    for key, value in metrics.items():
-        if key not in METRIC_NAMES and key not in _IN_HEADER and isinstance(value, Real | str):
-            rows[key] = cell(value)
-    return heading, rows
-
-
-def markdown_table(rows: Sequence[Mapping]) -> str:
-    """A Markdown table; its columns are the rows' keys, in the order of their first appearance.
-
-    A number is shown with three decimals, an integer as it is. A list or tuple of numbers, such as one value
-    for each seed, becomes "mean ± sample standard deviation". None and missing values become a dash.
-    """
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [[_escaped(row.get(column)) for column in columns] for row in rows]
-    numeric = [all(isinstance(row.get(c), Real | list | tuple | None) for row in rows) for c in columns]
-    header = [_escaped(column) for column in columns]
-    widths = [max(3, *(len(line[i]) for line in [header, *cells])) for i in range(len(columns))]
-
-    def line(texts):
-        padded = (
-            text.rjust(width) if right else text.ljust(width)
-            for text, width, right in zip(texts, widths, numeric, strict=True)
-        )
-        return f"| {' | '.join(padded)} |"
-
-    rule = ["-" * (width - 1) + (":" if right else "-") for width, right in zip(widths, numeric, strict=True)]
-    return "\n".join([line(header), line(rule), *map(line, cells)])
+    return heading
 
 
 def _value(value: float | None, key: str) -> str:
-    if value is not None:
-        return f"{value:.3f}"
-    if key in ("pixel_auroc", "aupro"):
-        return "n/a (needs masks of defects)"
-    return {
-        "precision": "n/a (no image was called anomalous)",
-        "false_positive_rate": "n/a (needs normal images)",
-        "recall": "n/a (needs anomalous images)",
-        "image_f1": "n/a (needs anomalous images)",
-    }.get(key, "n/a (needs normal and anomalous images)")
+    if value is None:
+        return _UNDEFINED.get(key, "n/a (needs normal and anomalous images)")
+    return f"{value:.3f}"
 
 
-def cell(value) -> str:
-    """A value as text: numbers with three decimals, a list or tuple of them as mean ± sample standard deviation."""
+def markdown_table(rows: Sequence[Mapping]) -> str:
+    """Return a Markdown table; its columns are the rows' keys, in the order of their first appearance.
+
+    Args:
+        rows: a column's name to its value. A number is shown with three decimals, an integer as it is. A list or tuple
+            of numbers, such as one value for each seed, becomes "mean ± sample standard deviation". None and missing
+            values become a dash.
+    """
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [[_escaped(column) for column in columns]]
+    lines += [[_escaped(row.get(column)) for column in columns] for row in rows]
+    numeric = [all(isinstance(row.get(c), Real | list | tuple | None) for row in rows) for c in columns]
+    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(columns))]
+    rule = ["-" * (width - 1) + (":" if right else "-") for width, right in zip(widths, numeric, strict=True)]
+    return "\n".join(_line(texts, widths, numeric) for texts in [lines[0], rule, *lines[1:]])
+
+
+def _line(texts: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:
+    columns = zip(texts, widths, numeric, strict=True)
+    padded = (text.rjust(width) if right else text.ljust(width) for text, width, right in columns)
+    return f"| {' | '.join(padded)} |"
+
+
+def mean_and_deviation(values: Sequence[float], digits: int) -> str:
+    """Return "mean ± sample standard deviation" of one value for each seed; of a single value the mean alone."""
+    found = spread(values)
+    mean = f"{found.mean:.{digits}f}"
+    return mean if found.deviation is None else f"{mean} ± {found.deviation:.{digits}f}"
+
+
+def cell(value: object) -> str:
+    """Return a value as text: numbers with three decimals, a list or tuple of them as `mean_and_deviation`."""
     if value is None:
         return "–"
     if isinstance(value, list | tuple):
-        return f"{fmean(value):.3f}" + (f" ± {stdev(value):.3f}" if len(value) > 1 else "")
+        return mean_and_deviation(value, 3)
     if isinstance(value, Real) and not isinstance(value, Integral):
         return f"{value:.3f}"
     return str(value)
 
 
-def _escaped(value) -> str:
+def _escaped(value: object) -> str:
     # A bar would end the cell.
     return cell(value).replace("|", "\\|").replace("\n", " ")

@@ -13,73 +13,34 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 from filelock import FileLock
-from omegaconf import DictConfig
 from torch import Tensor
 
-from texture_ad.cli.settings import among, flatten
-from texture_ad.errors import check_number
+from texture_ad.environment import cache_folder, versions
 from texture_ad.files import save_atomic
-from texture_ad.methods.fusion.detector import Detector
-
-# The only settings that stage 1 does not depend on; every other, also one that is yet to come, changes its address.
-IRRELEVANT = (
-    "run_dir",
-    "name",
-    "pictures",
-    "cache",
-    "cache_gb",
-    "logger",
-    "quantile",
-    "data.root",  # the images' fingerprint stands for it
-    "data.num_workers",
-    "data.cache_mb",
-    "trainer.enable_progress_bar",
-    # All of the dictionary's but `top` and `min_distance`, by which stage 1 is validated.
-    *(
-        f"dictionary.{key}"
-        for key in (
-            "atoms",
-            "features",
-            "nonzeros",
-            "error",
-            "fusion",
-            "coder",
-            "lambda1",
-            "iterations",
-            "batch",
-            "threads",
-            "epochs",
-            "memory_mb",
-        )
-    ),
-)
+from texture_ad.models.backbone import Backbone
+from texture_ad.parameters import Positive, checked
 
 
 @cache
 def environment() -> tuple[str, ...]:
-    """What else the last digit depends on: this package's source, the libraries, the processor or GPU."""
+    """Return what else the last digit depends on: this package's source, the libraries, the processor or GPU."""
     source = hashlib.sha256()
     root = Path(__file__).parents[1]
     for path in sorted(root.rglob("*.py")):
         source.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
     found = [source.hexdigest(), platform.machine(), torch.backends.cpu.get_cpu_capability()]
-    for package in ("torch", "torchvision", "lightning", "numpy", "spams-bin", "efficientnet-lite-pytorch"):
-        try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            found.append(package)
+    found += [f"{package} {number}" for package, number in versions().items()]
     if torch.cuda.is_available():
         found += [torch.cuda.get_device_name(), str(torch.backends.cudnn.version())]
     return tuple(found)
 
 
 def digest(*parts: object) -> str:
-    """Of plain values, tensors and dicts of tensors; the number of threads and the environment always belong to it."""
+    """Return the digest of plain values, tensors and dicts of them, of the number of threads and of the environment."""
     total = hashlib.sha256(repr((environment(), torch.get_num_threads())).encode())
     for part in parts:
         for name, value in part.items() if isinstance(part, Mapping) else [("", part)]:
@@ -92,39 +53,33 @@ def digest(*parts: object) -> str:
     return total.hexdigest()
 
 
-def stage1_address(config: DictConfig, state: Mapping[str, Tensor], fingerprint: str) -> str:
-    """Where stage 1's result lies.
+@checked
+class Cache:
+    """Keep files by name; those not used for longest go first. Processes may share it.
 
     Args:
-        config: the run's, of which all but IRRELEVANT counts.
-        state: of the untrained modules; it stands for the pretrained weights, whatever file they came from.
-        fingerprint: of the images.
-    """
-    relevant = {key: value for key, value in flatten(config).items() if not among(key, IRRELEVANT)}
-    return digest("stage 1", relevant, state, fingerprint)
+        cache_gb: size of all files together, in GiB.
 
-
-class Cache:
-    """Files by name, at most `cache_gb` GiB together; those not used for longest go first. Processes may share it.
+    Attributes:
+        saved: seconds that were not spent because an entry was there.
+        broken: whether it could not be written.
 
     Raises:
-        UserError: `cache_gb` is not above 0.
+        ParameterError: a parameter out of its range.
     """
 
-    def __init__(self, cache_gb: float = 20):
-        check_number("cache_gb", cache_gb, 0, above=True)
-        home = os.environ.get("TEXTURE_AD_CACHE") or Path.home() / ".cache" / "texture_ad"
-        self.root = Path(home) / "shared"
+    def __init__(self, cache_gb: Positive):
+        self.root = cache_folder() / "shared"
         self.limit = cache_gb * 2**30
-        self.saved = 0.0  # seconds
+        self.saved = 0.0
         self.broken = False
 
     def clock(self) -> float:
-        """Seconds, as `time.perf_counter` would count them if this process made everything that it found or awaited."""
+        """Return seconds, as `time.perf_counter` would count them if this process made all that it found or awaited."""
         return time.perf_counter() + self.saved
 
-    def get_or_create(self, name: str, make: Callable[[], dict]) -> dict:
-        """The entry of this name, tensors and plain values; made and stored where it is missing.
+    def get_or_create(self, name: str, create: Callable[[], dict]) -> dict:
+        """Return the entry of this name, tensors and plain values; make and store it where it is missing.
 
         Of the processes that need the same one makes it while the others wait. The lock is the system's and goes with
         the process that holds it.
@@ -137,7 +92,7 @@ class Cache:
                 found = self._read(path)
                 if found is None:
                     start = time.perf_counter()
-                    content = make()
+                    content = create()
                     self._write(path, {"seconds": time.perf_counter() - start, "content": content})
                     return content
         self.saved += found["seconds"] - (time.perf_counter() - start)
@@ -189,19 +144,22 @@ class Cache:
         self.broken = True
 
 
-def share_features(detector: Detector, backbone: DictConfig, shared: Cache) -> None:
-    """Lets a detector look its patch features up: they depend on the backbone's weights and settings and the images."""
-    extract = detector.patch_features
-    weights = digest(detector.backbone.state_dict(), flatten(backbone))
+class FeatureCache:
+    """Look patch features up: they depend on the backbone's weights and settings, and on the images.
 
-    def patch_features(images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    Args:
+        cache: that holds them.
+        backbone: that extracts them, with the weights that it keeps.
+    """
+
+    def __init__(self, cache: Cache, backbone: Backbone):
+        self.cache = cache
+        self.weights = digest(backbone.state_dict(), backbone.settings)
+
+    def __call__(self, images: Tensor, extract: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the patch features (B, C, h, w) of images uint8 (B, 3, H, W), by `extract` where they are missing."""
         if images.device.type != "cpu":  # a GPU extracts them faster than a disk gives them
             return extract(images)
         precision = torch.is_autocast_enabled("cpu"), str(torch.get_autocast_dtype("cpu"))
-        content = shared.get_or_create(
-            f"features-{digest(weights, precision, images)}",
-            lambda: dict(zip(("patches", "grid"), extract(images), strict=True)),
-        )
-        return content["patches"], tuple(content["grid"])
-
-    detector.patch_features = patch_features
+        name = f"features-{digest(self.weights, precision, images)}"
+        return self.cache.get_or_create(name, lambda: {"features": extract(images)})["features"]

@@ -15,37 +15,39 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from texture_ad.cli.entry import in_sweep
-from texture_ad.errors import UserError
+from texture_ad.errors import ParameterError, UserError
 
 
 def is_rank_zero() -> bool:
-    """Whether this is the process that writes files and prints; known before the processes are joined, too."""
+    """Return whether this is the process that writes files and prints; known before the processes are joined, too."""
     return rank_zero_only.rank == 0
 
 
 def gather(rows: Tensor) -> Tensor:
-    """All processes' rows (N_i, ...) in the processes' order, on each of them: (sum of N_i, ...)."""
+    """Return all processes' rows (N_i, ...), in the processes' order, on each of them: (sum of N_i, ...)."""
     if not dist.is_initialized():
         return rows
     return torch.cat(gather_all_tensors(rows.byte() if rows.dtype == torch.bool else rows)).to(rows.dtype)
 
 
-def check_processes(trainer: L.Trainer, strategy: str) -> None:
-    """Holds a trainer of several processes to what this program does with them.
+def check_processes(trainer: L.Trainer, strategy: str, in_sweep: bool) -> None:
+    """Check that a trainer of several processes is one that this program can work with.
+
+    Args:
+        trainer: of the run.
+        strategy: that was asked for.
+        in_sweep: whether the run is one job of a sweep.
 
     Raises:
-        UserError: another strategy than DDP, or a sweep's job whose further processes would be sweeps too.
+        ParameterError: another strategy than DDP, or a sweep's job whose further processes would be sweeps too.
     """
     if trainer.world_size == 1:
         return
     if strategy not in ("auto", "ddp"):
-        raise UserError(f"trainer.strategy={strategy}: expected auto or ddp with {trainer.world_size} processes")
-    if in_sweep() and not trainer.strategy.cluster_environment.creates_processes_externally:
-        raise UserError(
-            f"trainer.devices={trainer.num_devices}: a sweep's job takes one device; run it by itself, or "
-            "several jobs side by side with hydra/launcher=joblib"
-        )
+        raise ParameterError("strategy", strategy, f"expected auto or ddp with {trainer.world_size} processes")
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if in_sweep and not (environment and environment.creates_processes_externally):
+        raise ParameterError("devices", trainer.num_devices, "a sweep's job takes one device; run it by itself")
 
 
 class SharedBatches(Sampler[list[int]]):

@@ -1,106 +1,57 @@
-"""Stage 2: SPAMS learns atoms from the patch features as they stream by (the paper's equation 8).
-
-Mairal et al.: Online learning for matrix factorization and sparse coding, JMLR 2010.
-"""
+"""Stage 2: SPAMS learns atoms from the patch features as they stream by (equation 8 of Guo, Song, Ma)."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Annotated, Any
 
 import lightning as L
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from texture_ad.errors import check_number
-from texture_ad.methods.fusion.detector import Detector
+from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.features import TrainingFeatures
-from texture_ad.models.sparse import own_threads, residuals
-from texture_ad.training.distributed import gather
+from texture_ad.models.dictionary import initial_atoms, update_atoms
+from texture_ad.parameters import Count, NonNegativeInt, Positive, Range, checked
 
-LOGGED = 512  # features of a batch, at most, whose residual is logged
-
-
-def initial_atoms(features: Tensor, count: int, seed: int) -> Tensor:
-    """`count` random features of (N, C) scaled to unit norm, (count, C); repeated with noise if N is smaller."""
-    generator = torch.Generator().manual_seed(seed)
-    index = torch.randint(len(features), (count,), generator=generator)
-    index[: min(count, len(features))] = torch.randperm(len(features), generator=generator)[:count]
-    drawn = features[index] + 1e-3 * torch.randn(count, features.shape[1], generator=generator)
-    return F.normalize(drawn, dim=1)
+LOGGED = 512  # feature vectors of a batch, at most, whose residual is logged
 
 
-def update_atoms(
-    features: Tensor, atoms: Tensor, statistics: dict | None, lambda1: float, iterations: int, batch: int, threads: int
-) -> tuple[Tensor, dict]:
-    """One call of `spams.trainDL`, warm-started from its own statistics.
-
-    Args:
-        features: float32 (N, C).
-        atoms: (K, C), unit-norm rows.
-        statistics: what the last call returned (A, B and the iteration count), or None at the start.
-        lambda1: the l1 weight, equation 8's beta.
-        iterations, batch: mini-batches drawn from the features, and the features in each.
-        threads: -1 for all cores.
-
-    Returns:
-        The new atoms (K, C), unit-norm rows, and SPAMS's statistics.
-    """
-    import spams
-
-    x = features.contiguous().numpy().T
-    # The objective with 1/2 ||y - D x||^2 is equation 8 divided by two, up to lambda1's scale.
-    with own_threads(threads) as count:
-        d, learnt = spams.trainDL(
-            x,
-            return_model=True,
-            model=statistics,
-            D=np.asfortranarray(atoms.numpy().T),
-            lambda1=lambda1,
-            iter=iterations,
-            batchsize=min(batch, len(features)),
-            numThreads=count,
-            verbose=False,
-        )
-    # SPAMS keeps the norms at most 1: an atom that nothing uses may shrink below.
-    return F.normalize(torch.from_numpy(np.ascontiguousarray(d.T)), dim=1), learnt
-
-
-class Dictionary(L.LightningModule):
-    """Every epoch streams the training images' features past the atoms, batch by batch.
+@checked
+class Detection(L.LightningModule):
+    """Train the dictionary: stage 2. Every epoch streams the training images' features past the atoms.
 
     Few iterations are better than many: atoms that reconstruct normal patches ever better come to reconstruct defects
-    too (experiments/README.md).
+    too (docs/findings.md).
 
     SPAMS fits one batch's atoms in a thread of its own while the backbone extracts the next batch's features; the fits
     follow one another in order, so the result is that of one thread.
 
     Args:
-        detector: whose atoms and statistics this fits.
+        detector: whose atoms are learnt.
         features: the training images' patch features, as its backbone gives them.
-        lambda1: above 0; iterations, batch: per batch of images, at least 1; threads: -1 for all cores.
-        epochs: passes over the training images, at least 1.
+        lambda1: equation 8's beta.
+        iterations: mini-batches for each batch of images.
+        batch: feature vectors in a mini-batch.
+        threads: of SPAMS, -1 for all cores.
+        epochs: passes over the training images.
         seed: of the initial atoms.
 
     Raises:
-        UserError: a parameter out of its range.
+        ParameterError: a parameter out of its range.
     """
 
     def __init__(
         self,
-        detector: Detector,
+        detector: FusionDetector,
         features: TrainingFeatures,
-        lambda1: float = 0.2,
-        iterations: int = 4,
-        batch: int = 512,
-        threads: int = -1,
-        epochs: int = 1,
-        seed: int = 0,
+        lambda1: Positive,
+        iterations: Count,
+        batch: Count,
+        threads: Annotated[int, Range(-1)],
+        epochs: Count,
+        seed: NonNegativeInt,
     ):
         super().__init__()
-        check_number("dictionary.lambda1", lambda1, 0, above=True)
-        for key, value in (("iterations", iterations), ("batch", batch), ("epochs", epochs)):
-            check_number(f"dictionary.{key}", value, 1, whole=True)
-        check_number("dictionary.threads", threads, -1, whole=True)
         self.automatic_optimization = False
         self.detector = detector
         self.features = features
@@ -110,37 +61,39 @@ class Dictionary(L.LightningModule):
         self.threads = threads
         self.epochs = epochs
         self.seed = seed
-        self.statistics: dict | None = None
+        self.statistics: dict[str, Any] | None = None
         self._fit: Future | None = None  # of the last batch, in the first process
         self._fitting = False
 
-    def configure_optimizers(self):
-        return None
+    def configure_optimizers(self) -> None:
+        """Return none: SPAMS learns."""
 
     def on_fit_start(self) -> None:
+        """Fix all but the atoms, and start the thread that SPAMS works in."""
         self.detector.requires_grad_(False)
         self._worker = ThreadPoolExecutor(1)
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> "Detection":
+        """Stay in evaluation mode."""
         return super().train(False)
 
     @torch.no_grad()
     def training_step(self, batch: dict[str, Tensor], index: int) -> None:
+        """Hand a batch's features to SPAMS, after it has finished the batch before."""
         patches = self.features.of_all_processes(batch, self.device).flatten(0, 1)
-        features = self.detector.dictionary_features(patches).cpu()
+        features = self.detector.dictionary_features(patches)
+        dictionary = self.detector.dictionary
         if self.statistics is None and index == 0 and self.current_epoch == 0:
-            self.detector.set_atoms(initial_atoms(features, len(self.detector.atoms), self.seed))
+            dictionary.set_atoms(initial_atoms(features.cpu(), len(dictionary.atoms), self.seed))
         self.finish_fit()
-        s = self.detector.settings
         some = features[:: -(-len(features) // LOGGED)]
-        left = residuals(some, self.detector.atoms.cpu(), s["nonzeros"], s["error"]).sqrt().mean()
-        self.log("dictionary/residual", left, prog_bar=True)
+        self.log("dictionary/residual", dictionary(some).mean(), prog_bar=True)
         self._fitting = True
         if self.trainer.is_global_zero:  # fits on all processes' patches; the others wait for its atoms
             self._fit = self._worker.submit(
                 update_atoms,
-                features,
-                self.detector.atoms.cpu(),
+                features.cpu(),
+                dictionary.atoms.cpu(),
                 self.statistics,
                 self.lambda1,
                 self.iterations,
@@ -149,47 +102,35 @@ class Dictionary(L.LightningModule):
             )
 
     def finish_fit(self) -> None:
-        """Waits for the fit under way and takes over its atoms."""
+        """Wait for the fit under way and take over its atoms."""
         if self._fitting:
             self._fitting = False
             atoms = None
             if self.trainer.is_global_zero:
+                assert self._fit is not None
                 atoms, self.statistics = self._fit.result()
-            self.detector.set_atoms(self.trainer.strategy.broadcast(atoms))
+            self.detector.dictionary.set_atoms(self.trainer.strategy.broadcast(atoms))
 
-    def state_dict(self, *args, **kwargs) -> dict:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the state after the fit under way."""
         self.finish_fit()
         return super().state_dict(*args, **kwargs)
 
     def on_train_epoch_end(self) -> None:
+        """Finish the fit under way."""
         self.finish_fit()
 
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save SPAMS's statistics, from which a resumed run goes on."""
         if self.statistics is not None:
             checkpoint["spams"] = {
                 k: torch.from_numpy(np.ascontiguousarray(v)) if isinstance(v, np.ndarray) else int(v)
                 for k, v in self.statistics.items()
             }
 
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Load SPAMS's statistics."""
         if "spams" in checkpoint:
             self.statistics = {
                 k: np.asfortranarray(v.numpy()) if isinstance(v, Tensor) else v for k, v in checkpoint["spams"].items()
             }
-
-    @torch.no_grad()
-    def standardise(self, loader) -> None:
-        """Brings both scores to mean 0 and standard deviation 1 over the patches of a loader's images.
-
-        Not the training images: the flow and the atoms know those too well, each in its own measure.
-        """
-        total = 0.0
-        count = 0
-        for batch in loader:
-            patches = gather(self.detector.patch_features(batch["image"].to(self.device))[0])
-            scores = torch.stack(self.detector.patch_scores(patches)).double()
-            total = total + torch.stack((scores, scores.square()), 1).sum(2)
-            count = count + scores.shape[1]
-        mean, square = (total / count).unbind(1)
-        deviation = (square - mean.square()).clamp(min=1e-12).sqrt()
-        self.detector.patch_statistics.copy_(torch.stack((mean, deviation), 1))

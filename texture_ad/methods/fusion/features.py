@@ -1,42 +1,47 @@
 """Patch features of the training images, extracted once while they fit a budget."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
-from texture_ad.errors import check_number
-from texture_ad.methods.fusion.detector import Detector
+from texture_ad.methods.fusion.detector import FusionDetector
+from texture_ad.models.backbone import flatten_patches
+from texture_ad.parameters import NonNegativeInt, checked
 from texture_ad.training.distributed import gather
 
 
+@checked
 class TrainingFeatures:
-    """Patch features of the training images by their number, which is a batch's `index`.
+    """Keep patch features of the training images by their number, which is a batch's `index`.
 
     Args:
         detector: whose backbone gives them.
-        memory_mb: budget for what is kept, at least 0.
+        memory_mb: budget for what is kept.
+
+    Attributes:
+        kept: number of an image to its patch features (P, C).
 
     Raises:
-        UserError: a parameter out of its range.
+        ParameterError: a parameter out of its range.
     """
 
-    def __init__(self, detector: Detector, memory_mb: int):
-        check_number("dictionary.memory_mb", memory_mb, 0, whole=True)
+    def __init__(self, detector: FusionDetector, memory_mb: NonNegativeInt):
         self.detector = detector
         self.budget = memory_mb * 2**20
         self.kept: dict[int, Tensor] = {}
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, Tensor], device: torch.device) -> Tensor:
-        """Of this process's images, (B, P, C)."""
+        """Return the patch features (B, P, C) of this process's batch."""
         numbers = batch["index"].tolist()
         if all(n in self.kept for n in numbers):
             return torch.stack([self.kept[n] for n in numbers])
-        return self.detector.patch_features(batch["image"].to(device))[0].unflatten(0, (len(numbers), -1))
+        maps = self.detector.patch_features(batch["image"].to(device))
+        return flatten_patches(maps).unflatten(0, (len(numbers), -1))
 
     def of_all_processes(self, batch: dict[str, Tensor], device: torch.device) -> Tensor:
-        """Of all processes' images, in their order, (sum of B, P, C)."""
+        """Return the patch features (sum of B, P, C) of all processes' images, in the processes' order."""
         numbers = gather(batch["index"].to(device)).tolist()
         if all(n in self.kept for n in numbers):
             return torch.stack([self.kept[n] for n in numbers])
@@ -46,10 +51,10 @@ class TrainingFeatures:
             self.kept.update(zip(numbers, patches, strict=True))
         return patches
 
-    def stream(self, loader, device: torch.device) -> Iterator[Tensor]:
-        """`of_all_processes` of every batch."""
-        return (self.of_all_processes(batch, device) for batch in loader)
+    def stream(self, batches: Iterable[dict[str, Tensor]], device: torch.device) -> Iterator[Tensor]:
+        """Yield `of_all_processes` of every batch."""
+        return (self.of_all_processes(batch, device) for batch in batches)
 
     def clear(self) -> None:
-        """For a backbone that has learnt, or where the fit is over."""
+        """Drop all features. Call it when the backbone's weights change or training ends."""
         self.kept.clear()

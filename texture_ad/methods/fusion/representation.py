@@ -1,27 +1,28 @@
-"""Stage 1: the backbone learns CutPaste while the flow learns the density of its patch features."""
+"""Stage 1: the backbone may learn CutPaste while the flow learns the density of its patch features."""
 
 from collections import deque
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import lightning as L
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics.classification import BinaryAUROC
 
-from texture_ad.data.cutpaste import TASKS, pretext_batch
-from texture_ad.errors import UserError, check_number
 from texture_ad.evaluation.localization import image_scores, top_positions
+from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.features import TrainingFeatures
-from texture_ad.models.backbone import Backbone, flatten_patches
-from texture_ad.models.flow import Flow, negative_log_likelihood
-from texture_ad.models.whitening import Whitening
+from texture_ad.methods.fusion.pretext import Pretext
+from texture_ad.models.backbone import flatten_patches
+from texture_ad.models.flow import negative_log_likelihood
+from texture_ad.parameters import NonNegative, Positive, Range, checked
 from texture_ad.training.distributed import gather
 
 TRACKING = 0.05  # momentum of the flow's input statistics, which follow the backbone as it learns
 
 
 def limit_gradient(x: Tensor, weight: float) -> Tensor:
-    """The features (N, C) as they are; a loss's gradient, times `weight`, as if their mean and covariance were held.
+    """Return the features (N, C) as they are, with a gradient, times `weight`, as if mean and covariance were held.
 
     A likelihood would reward a backbone without end for shrinking its features, or for making them follow one another.
     """
@@ -35,80 +36,62 @@ def limit_gradient(x: Tensor, weight: float) -> Tensor:
     return x.detach() + weight * (held - held.detach())
 
 
+@checked
 class Representation(L.LightningModule):
-    """Thin: says when the pretext task, the flow and the validation run.
+    """Train the backbone (optional) and the flow: stage 1.
 
-    The loss is the pretext's cross-entropy over whole images, plus `patch_weight` times the same question put
-    to every patch (was it pasted?), plus the flow's negative log-likelihood per dimension (equation 6). That
+    The loss is the pretext's (see Pretext), plus the flow's negative log-likelihood per dimension (equation 6). That
     likelihood by itself would reward a backbone that maps every image to one point: see `limit_gradient`.
 
     Args:
-        backbone: gives the patch features.
-        whitening: of those features; fitted at the start, and after every epoch in which the backbone learnt.
-        flow: over the whitened features.
+        detector: whose backbone, whitening and flow are trained. Its whitening is fitted at the start, and after every
+            epoch in which the backbone learnt.
+        pretext: what the backbone learns.
         features: the training images' patch features, as this backbone gives them.
-        task: "none" (the backbone stays as it is), "binary", "scar" or "3way".
-        patch_weight: of the patch-wise pretext, at least 0.
-        lr: of heads and flow; backbone_lr: of the backbone. Peaks of a one-cycle schedule; above 0.
-        weight_decay: AdamW's.
+        lr: of heads and flow, peak of a one-cycle schedule.
+        backbone_lr: of the backbone, likewise.
+        weight_decay: of AdamW.
         flow_patches: patch features drawn for the flow in each step.
-        flow_weight: of the flow's likelihood in what the backbone learns, at least 0.
-        top, min_distance: of the image score (see evaluation.localization).
+        flow_weight: of the flow's likelihood in what the backbone learns.
 
     Raises:
-        UserError: a parameter out of its range.
+        ParameterError: a parameter out of its range.
     """
 
     def __init__(
         self,
-        backbone: Backbone,
-        whitening: Whitening,
-        flow: Flow,
+        detector: FusionDetector,
+        pretext: Pretext,
         features: TrainingFeatures,
-        task: str = "3way",
-        patch_weight: float = 1.0,
-        lr: float = 2e-3,
-        backbone_lr: float = 1e-3,
-        weight_decay: float = 1e-4,
-        flow_patches: int = 4096,
-        flow_weight: float = 0.0,
-        top: int = 5,
-        min_distance: int = 2,
+        lr: Positive,
+        backbone_lr: Positive,
+        weight_decay: NonNegative,
+        flow_patches: Annotated[int, Range(2)],
+        flow_weight: NonNegative,
     ):
         super().__init__()
-        if task != "none" and task not in TASKS:
-            raise UserError(f"cutpaste.task={task}: expected one of none, {', '.join(TASKS)}")
-        check_number("representation.lr", lr, 0, above=True)
-        check_number("representation.backbone_lr", backbone_lr, 0, above=True)
-        check_number("representation.weight_decay", weight_decay, 0)
-        check_number("representation.flow_patches", flow_patches, 2, whole=True)
-        check_number("representation.flow_weight", flow_weight, 0)
-        check_number("cutpaste.patch_weight", patch_weight, 0)
-        self.backbone = backbone
-        self.whitening = whitening
-        self.flow = flow
+        self.backbone = detector.backbone
+        self.whitening = detector.whitening
+        self.flow = detector.flow
+        self.pretext = pretext
         self.features = features
-        self.task = task
-        self.patch_weight = patch_weight
         self.lr = lr
         self.backbone_lr = backbone_lr
         self.weight_decay = weight_decay
         self.flow_patches = flow_patches
         self.flow_weight = flow_weight
-        self.top = top
-        self.min_distance = min_distance
-        dim = len(whitening.mean)
-        self.image_head = nn.Linear(dim, 1 + len(TASKS.get(task, ())))
-        self.patch_head = nn.Conv2d(dim, 1, 1)
-        if task == "none":  # DDP waits for the gradient of every parameter that asks for one
-            for module in (backbone, self.image_head, self.patch_head):
-                module.requires_grad_(False)
+        self.top = detector.top
+        self.min_distance = detector.min_distance
+        self.learns = pretext.task != "none"
+        if not self.learns:  # DDP waits for the gradient of every parameter that asks for one
+            self.backbone.requires_grad_(False)
+            self.pretext.requires_grad_(False)
         self.val_auroc = BinaryAUROC()
 
-    def configure_optimizers(self):
-        heads = [*self.image_head.parameters(), *self.patch_head.parameters(), *self.flow.parameters()]
-        groups = [{"params": heads, "lr": self.lr}]
-        if self.task != "none":
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Return AdamW with a rate for heads and flow and one for the backbone, and its one-cycle schedule."""
+        groups = [{"params": [*self.pretext.parameters(), *self.flow.parameters()], "lr": self.lr}]
+        if self.learns:
             tuned = [p for p in self.backbone.parameters() if p.requires_grad]
             groups.append({"params": tuned, "lr": self.backbone_lr})
         optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay)
@@ -118,53 +101,44 @@ class Representation(L.LightningModule):
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [g["lr"] for g in groups], steps, pct_start=rise)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> "Representation":
+        """Set the mode of all but the backbone."""
         super().train(mode)
         # Batches are small and half of them pasted: batch normalisation keeps its ImageNet statistics.
         self.backbone.eval()
         return self
 
-    def _training_features(self):
+    def _training_features(self) -> Iterator[Tensor]:
         return self.features.stream(self.trainer.datamodule.normal_dataloader(), self.device)
 
     def on_train_epoch_start(self) -> None:
+        """Fit the whitening before the first epoch."""
         if self.current_epoch == 0:
             self.whitening.fit(self._training_features)
-        elif self.task == "none" and not self.features.kept and self.features.budget:
+        elif not self.learns and not self.features.kept and self.features.budget:
             # A resumed run: it keeps what an undisturbed one keeps.
             deque(self._training_features(), maxlen=0)
 
     def on_validation_epoch_start(self) -> None:
-        if self.task != "none" and not self.trainer.sanity_checking:
+        """Fit the whitening anew where the backbone has learnt."""
+        if self.learns and not self.trainer.sanity_checking:
             self.features.clear()
             self.whitening.refit(self._training_features())
 
     def on_fit_end(self) -> None:
-        if self.task != "none":  # the best checkpoint's backbone may be another
+        """Drop the features of a backbone that has learnt: the best checkpoint's may be another."""
+        if self.learns:
             self.features.clear()
 
-    def _pretext(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The pretext's loss and the normal images' patch features (B, C, h, w)."""
-        flip = torch.rand(len(images), device=images.device) < 0.5
-        images = torch.where(flip[:, None, None, None], images.flip(-1), images)
-        batch, classes, masks = pretext_batch(images, self.task)
-        features = self.backbone.patch_features(self.backbone(batch * 255))
-        image_loss = F.cross_entropy(self.image_head(features.amax((2, 3))), classes)
-        target = F.adaptive_max_pool2d(masks[:, None].float(), features.shape[-2:])
-        # Pasted patches are few; five to one brings the two classes to the same order.
-        patch_loss = F.binary_cross_entropy_with_logits(
-            self.patch_head(features), target, pos_weight=target.new_tensor(5.0)
-        )
-        self.log_dict({"train/pretext": image_loss, "train/patch": patch_loss}, sync_dist=True)
-        return image_loss + self.patch_weight * patch_loss, features[: len(images)]
-
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
-        if self.task == "none":
-            loss = 0.0
-            patches = self.features(batch, self.device).flatten(0, 1)
-        else:
-            loss, features = self._pretext(batch["image"].float() / 255)
+        """Return the loss of the pretext and the flow."""
+        loss = torch.zeros((), device=self.device)
+        if self.learns:
+            losses, loss, features = self.pretext(self.backbone, batch["image"].float() / 255)
+            self.log_dict(losses, sync_dist=True)
             patches = flatten_patches(features).float()
+        else:
+            patches = self.features(batch, self.device).flatten(0, 1)
         with torch.autocast(self.device.type, enabled=False):
             nll = self._flow_loss(patches)
         self.log("train/nll", nll, prog_bar=True, sync_dist=True)
@@ -173,23 +147,24 @@ class Representation(L.LightningModule):
         return loss
 
     def _flow_loss(self, patches: Tensor) -> Tensor:
-        """Mean negative log-likelihood per dimension of some of the patch features (N, C) of whole images."""
-        features = self.whitening(limit_gradient(patches, self.flow_weight))
+        """Return the mean negative log-likelihood per dimension of some of the patch features (N, C) of whole images."""
+        whitened = self.whitening(limit_gradient(patches, self.flow_weight))
         drawn = self.flow_patches // self.trainer.world_size
-        features = features[torch.randperm(len(features), device=features.device)[:drawn]]
-        self.flow.track(gather(features.detach()), 1.0 if self.global_step == 0 else TRACKING)
-        return negative_log_likelihood(*self.flow(features)).mean() / features.shape[1]
+        whitened = whitened[torch.randperm(len(whitened), device=whitened.device)[:drawn]]
+        self.flow.track(gather(whitened.detach()), 1.0 if self.global_step == 0 else TRACKING)
+        return negative_log_likelihood(*self.flow(whitened)).mean() / whitened.shape[1]
 
-    def anomaly_maps(self, images: Tensor) -> Tensor:
-        """Negative log-likelihood of every patch, uint8 (B, 3, H, W) to (B, h, w)."""
+    def patch_maps(self, images: Tensor) -> Tensor:
+        """Return the negative log-likelihood of every position, (B, h, w), of images uint8 (B, 3, H, W)."""
         features = self.backbone.extract(images)
         with torch.autocast(self.device.type, enabled=False):
             nll = negative_log_likelihood(*self.flow(self.whitening(flatten_patches(features))))
         return nll.view(len(images), *features.shape[-2:])
 
     def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
-        _, top = top_positions(self.anomaly_maps(batch["image"]), self.top, self.min_distance)
+        """Update the image AUROC of the flow's likelihood on calibration images and synthetic defects."""
+        _positions, top_scores = top_positions(self.patch_maps(batch["image"]), self.top, self.min_distance)
         # A sigmoid inside the metric would saturate; the rank is all that AUROC needs.
-        scores = image_scores(top)
-        self.val_auroc.update(torch.sigmoid(scores / (10 * len(self.flow.center))), batch["label"])
+        ranks = torch.sigmoid(image_scores(top_scores) / (10 * len(self.flow.center)))
+        self.val_auroc.update(ranks, batch["label"])
         self.log("val/auroc", self.val_auroc, prog_bar=True)

@@ -1,22 +1,24 @@
-"""The loggers of a run: opened together, given the results, and closed as finished or as failed."""
+"""Open the loggers of a run together, give them the results, and close them as finished or as failed."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-from omegaconf import DictConfig
 
 
 @contextmanager
-def open_loggers(config: DictConfig | None) -> Iterator[list[Logger]]:
-    """The loggers of the group `logger`, whose runs end as failed when an exception leaves the block."""
+def open_loggers(factories: Iterable[Callable[[], Logger]]) -> Iterator[list[Logger]]:
+    """Give loggers whose runs end as failed when an exception leaves the block, or while they are made.
+
+    Args:
+        factories: each makes one logger, and may open its run.
+    """
     loggers: list[Logger] = []
     try:
-        for options in (config or {}).values():
-            loggers.append(instantiate(options))
+        for make in factories:
+            loggers.append(make())
         yield loggers
     except BaseException:
         _close(loggers, "failed")
@@ -33,23 +35,27 @@ def _close(loggers: Sequence[Logger], status: str) -> None:
 
 
 def log_results(loggers: Sequence[Logger], folder: Path, metrics: Mapping) -> None:
-    """The test's metrics to every logger, and to those that can show them the figures, test images and detector.
+    """Log the metrics to every logger, and the figures, test images and detector to those that can show them.
 
     Args:
         loggers: from `open_loggers`.
-        folder: of the run.
+        folder: the run folder.
         metrics: what metrics.json holds.
     """
     for logger in loggers:
         logger.log_metrics({f"test/{k}": v for k, v in metrics.items() if isinstance(v, float)})
         if isinstance(logger, TensorBoardLogger):
-            import numpy as np
-            from PIL import Image
-
-            for path in sorted(folder.glob("*.png")):
-                with Image.open(path) as picture:
-                    logger.experiment.add_image(path.stem, np.asarray(picture.convert("RGB")), dataformats="HWC")
+            _add_figures(logger, folder)
         elif isinstance(logger, WandbLogger):
             from texture_ad.reporting.loggers import wandb
 
             wandb.log_results(logger, folder, metrics)
+
+
+def _add_figures(logger: TensorBoardLogger, folder: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    for path in sorted(folder.glob("*.png")):
+        with Image.open(path) as picture:
+            logger.experiment.add_image(path.stem, np.asarray(picture.convert("RGB")), dataformats="HWC")

@@ -1,4 +1,4 @@
-"""Weights & Biases: online where a key is set and the server answers, offline otherwise; never a prompt.
+"""Log to Weights & Biases: online where a key is set and the server answers, offline otherwise; never a prompt.
 
 A run is called as its folder, so that a sweep can be compared without hand work: its group is the sweep, its name the
 swept values, its job type the same without the seed. Grouped by job type, every setting has its mean over the seeds.
@@ -9,24 +9,37 @@ import os
 import re
 import secrets
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import wandb
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from texture_ad.errors import UserError
+from texture_ad.evaluation.curves import roc_curve
+from texture_ad.evaluation.metrics import outcome
 from texture_ad.files import write_text
 from texture_ad.reporting.loggers.wandb_server import offline_reason
-from texture_ad.reporting.results import overlay_path
+from texture_ad.reporting.panels import overlay_path
 
 UPLOAD = 600.0  # seconds for what is left to upload at the end; all of it stays on disk
+_COLUMNS = (
+    "path",
+    "kind",
+    "label",
+    "score",
+    "anomalous",
+    "outcome",
+    "image, true defect, anomaly map, located region",
+)
+_ARTIFACT = ("detector.pt", "config.yaml", "metrics.json", "report.html")
 
 
 def run_names(folder: Path) -> tuple[str, str, str]:
-    """A run's group, name and job type, from its folder.
+    """Return a run's group, name and job type, from its folder.
 
     Example:
         >>> run_names(Path("runs/sweeps/flow_depth/flow.blocks=4,seed=1"))
@@ -39,66 +52,76 @@ def run_names(folder: Path) -> tuple[str, str, str]:
 
 def wandb_logger(
     save_dir: str,
-    project: str = "texture_ad",
-    entity: str | None = None,
-    group: str | None = None,
-    job_type: str | None = None,
-    name: str | None = None,
-    tags: Sequence[str | None] = (),
+    project: str,
+    entity: str | None,
+    group: str | None,
+    job_type: str | None,
+    name: str | None,
+    tags: Sequence[str | None],
 ) -> WandbLogger:
-    """A WandbLogger whose run has begun; offline it writes below `save_dir` and prints the command that uploads it.
+    """Return a WandbLogger whose run has begun; offline it writes below `save_dir` and prints how to upload it.
 
     Args:
         save_dir: the run folder.
-        project, entity: of the server, entity being the team.
-        group, job_type, name: None for `run_names`.
-        tags: None among them are left out.
+        project: of the server.
+        entity: the team, None for the key's own.
+        group: of the run, None for that of `run_names`.
+        job_type: of the run, None for that of `run_names`.
+        name: of the run, None for that of `run_names`.
+        tags: of the run; None among them are left out.
 
     Raises:
         UserError: the server refused the key.
     """
-    if rank_zero_only.rank:
+    if getattr(rank_zero_only, "rank", 0):
         return WandbLogger(save_dir=save_dir)  # which leaves the logging to the first process
     folder = Path(save_dir)
     folder.mkdir(parents=True, exist_ok=True)
     names = dict(zip(("group", "name", "job_type"), run_names(folder), strict=True))
     names |= {k: v for k, v in (("group", group), ("name", name), ("job_type", job_type)) if v}
-    options = {"silent": True, "init_timeout": 30.0, "finish_timeout": UPLOAD}
-    # Not left to Lightning, which passes settings that W&B warns of.
-    begin = partial(
-        wandb.init,
-        dir=str(folder),
-        project=project,
-        entity=entity,
-        id=_run_id(folder),
-        resume="allow",
-        settings=wandb.Settings(**{k: v for k, v in options.items() if k in wandb.Settings.model_fields}),
-        tags=[t for t in tags if t],
+    options: dict[str, Any] = {
         **names,
-    )
-    mode = os.environ.get("WANDB_MODE", "online")
-    reason = offline_reason() if mode == "online" else f"WANDB_MODE={mode}"
-    run = None
-    if reason is None:
-        try:
-            run = begin(mode="online")
-            print(f"wandb    {run.url}", flush=True)
-        except wandb.errors.AuthenticationError as error:
-            raise UserError(f"logger=wandb: {error}; give a valid key by wandb login, or WANDB_MODE=offline") from error
-        except wandb.errors.CommError as error:
-            reason = str(error)
-    if run is None:
-        place = shlex.quote(str(folder / "wandb"))
-        if mode != "disabled":
-            print(f"wandb    offline, {reason}; upload later: wandb sync {place}/offline-run-*", flush=True)
-        run = begin(mode="offline" if mode == "online" else mode)
+        "dir": str(folder),
+        "project": project,
+        "entity": entity,
+        "id": _run_id(folder),
+        "resume": "allow",
+        "settings": _settings(),
+        "tags": [tag for tag in tags if tag],
+    }
+    # Not left to Lightning, which passes settings that W&B warns of.
+    run = _begin(folder, partial(wandb.init, **options))
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return WandbLogger(save_dir=str(folder), experiment=run)
 
 
+def _settings() -> wandb.Settings:
+    options: dict[str, Any] = {"silent": True, "init_timeout": 30.0, "finish_timeout": UPLOAD}
+    return wandb.Settings(**{k: v for k, v in options.items() if k in wandb.Settings.model_fields})
+
+
+def _begin(folder: Path, init: Callable[..., wandb.Run]) -> wandb.Run:
+    """Begin a run online, or offline where that can't be, with a line that says which."""
+    mode = os.environ.get("WANDB_MODE", "online")
+    reason = offline_reason() if mode == "online" else f"WANDB_MODE={mode}"
+    if reason is None:
+        try:
+            run = init(mode="online")
+            print(f"wandb    {run.url}", flush=True)
+            return run
+        except wandb.errors.AuthenticationError as error:
+            raise UserError(f"logger=wandb: {error}; give a valid key by wandb login, or WANDB_MODE=offline") from error
+        except wandb.errors.CommError as error:
+            reason = str(error)
+    if mode != "disabled":
+        pattern = f"{shlex.quote(str(folder / 'wandb'))}/offline-run-*"
+        print(f"wandb    offline, {reason}; upload later: wandb sync {pattern}", flush=True)
+    return init(mode="offline" if mode == "online" else mode)
+
+
 def _run_id(folder: Path) -> str:
-    """The same for every attempt at a run, so that one which was killed resumes the same W&B run."""
+    """Return the same id for every attempt at a run, so that one which was killed resumes the same W&B run."""
     path = folder / "wandb" / "id"
     if not path.is_file():
         write_text(path, secrets.token_hex(4))
@@ -106,11 +129,11 @@ def _run_id(folder: Path) -> str:
 
 
 def log_results(logger: WandbLogger, folder: Path, metrics: Mapping) -> None:
-    """Logs what a finished run folder holds: the ROC, the scores, a table of the test images, figures, the detector.
+    """Log what a finished run folder holds: the ROC, the scores, a table of the test images, figures, the detector.
 
     Args:
         logger: from `wandb_logger`.
-        folder: of the run.
+        folder: the run folder.
         metrics: what metrics.json holds.
     """
     # What waits for its upload would else lie in the home folder, which a cluster's node may not share.
@@ -132,42 +155,46 @@ def _log_results(run: wandb.Run, folder: Path, metrics: Mapping) -> None:
     figures = {f"figures/{p.stem}": wandb.Image(str(p)) for p in sorted(folder.glob("*.png"))}
     if figures:
         run.log(figures)
+    run.log_artifact(_artifact(folder, metrics))
+
+
+def _artifact(folder: Path, metrics: Mapping) -> wandb.Artifact:
     about = {k: v for k, v in metrics.items() if v is not None}
     name = re.sub(r"[^\w.-]", "_", f"detector-{metrics['category']}", flags=re.ASCII)
     artifact = wandb.Artifact(name, "detector", description=metrics["data_source"], metadata=about)
-    for name in ("detector.pt", "config.yaml", "metrics.json", "report.html"):
-        if (folder / name).is_file():
-            artifact.add_file(str(folder / name))
-    run.log_artifact(artifact)
+    for path in (folder / name for name in _ARTIFACT):
+        if path.is_file():
+            artifact.add_file(str(path))
+    return artifact
 
 
 def _image_table(rows: Sequence[Mapping[str, str]], folder: Path) -> wandb.Table:
-    panel = "image, true defect, anomaly map, located region"
-    table = wandb.Table(columns=["path", "kind", "label", "score", "anomalous", "outcome", panel])
+    table = wandb.Table(columns=list(_COLUMNS))
     for row in rows:
         label = int(row["label"])
         anomalous = int(row["anomalous"])
-        outcome = "correct" if label == anomalous else "false alarm" if anomalous else "missed"
-        overlay = folder / overlay_path(row["kind"], Path(row["path"]))
+        overlay = folder / overlay_path(Path(row["kind"], Path(row["path"]).name))
         picture = wandb.Image(str(overlay)) if overlay.is_file() else None
-        table.add_data(row["path"], row["kind"], label, float(row["score"]), anomalous, outcome, picture)
+        found = outcome(bool(anomalous), label)
+        table.add_data(row["path"], row["kind"], label, float(row["score"]), anomalous, found, picture)
     return table
 
 
-def _distributions(rows: Sequence[Mapping[str, str]]) -> dict:
-    from sklearn.metrics import roc_curve
-
-    scores = {label: [float(r["score"]) for r in rows if r["label"] == label] for label in ("0", "1")}
-    found = {
-        f"test/scores_{name}": wandb.Histogram(scores[label])
-        for label, name in (("0", "normal"), ("1", "anomalous"))
-        if scores[label]
-    }
+def _distributions(rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    scores = [float(row["score"]) for row in rows]
+    labels = [int(row["label"]) for row in rows]
+    found: dict[str, Any] = {}
+    for label, name in ((0, "normal"), (1, "anomalous")):
+        chosen = [score for score, one in zip(scores, labels, strict=True) if one == label]
+        if chosen:
+            found[f"test/scores_{name}"] = wandb.Histogram(chosen)
     if len(found) == 2:
-        false_positives, true_positives, _ = roc_curve(
-            [0] * len(scores["0"]) + [1] * len(scores["1"]), scores["0"] + scores["1"]
-        )
-        names = ["false positive rate", "true positive rate"]
-        points = [list(p) for p in zip(false_positives.tolist(), true_positives.tolist(), strict=True)]
-        found["test/roc"] = wandb.plot.line(wandb.Table(columns=names, data=points), *names, title="ROC")
+        found["test/roc"] = _roc(scores, labels)
     return found
+
+
+def _roc(scores: Sequence[float], labels: Sequence[int]) -> wandb.plot.CustomChart:
+    curve = roc_curve(scores, labels)
+    points = [list(point) for point in zip(curve.x.tolist(), curve.y.tolist(), strict=True)]
+    table = wandb.Table(columns=["false positive rate", "true positive rate"], data=points)
+    return wandb.plot.line(table, "false positive rate", "true positive rate", title="ROC")

@@ -1,4 +1,4 @@
-"""Whether W&B's server can be reached: asked once, within seconds, and never of the user."""
+"""Find out whether W&B's server can be reached: once, within seconds, and without asking the user."""
 
 import netrc
 import os
@@ -21,7 +21,10 @@ def _has_key() -> bool:
 
 
 def _answers(url: str) -> bool:
-    """Whether a server answers, with whatever status; in a thread, because looking up a name has no time limit."""
+    """Return whether a server answers, with whatever status.
+
+    Asks in a thread, because looking up a name has no time limit.
+    """
     answered = []
 
     def ask() -> None:
@@ -40,7 +43,7 @@ def _answers(url: str) -> bool:
 
 
 def offline_reason() -> str | None:
-    """Why W&B can't be reached, or None where it can."""
+    """Return why W&B can't be reached, or None where it can."""
     if not _has_key():
         return "no API key"
     url = wandb.setup().settings.base_url

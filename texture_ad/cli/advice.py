@@ -1,0 +1,32 @@
+"""What the command line adds to the errors of parameters: the key's group, and what else to try.
+
+A class names its own parameter ("lr=-1: expected ..."). Here stands what only the command line knows.
+"""
+
+from texture_ad.errors import DivergenceError, ParameterError, UserError
+
+# Parameters that are checked outside their group's target.
+GROUPS = {"devices": "trainer", "strategy": "trainer"}
+
+# Full key, words of the problem, advice.
+ADVICE = (
+    (
+        "backbone.weights",
+        "could not be downloaded",
+        "give a local file with backbone.weights=FILE, or use backbone=efficientnet_lite0, whose weights are in a package",
+    ),
+    ("backbone.weights", "not a state dict", "or backbone.weights=imagenet"),
+    ("trainer.devices", "a sweep's job takes one device", "or several jobs side by side with hydra/launcher=joblib"),
+)
+
+
+def advised(error: UserError) -> str:
+    """Return an error's line with the configuration's keys and the advice for its kind."""
+    if isinstance(error, DivergenceError):
+        return str(error.within("representation"))
+    if not isinstance(error, ParameterError):
+        return str(error)
+    if error.name in GROUPS:
+        error = error.within(GROUPS[error.name])
+    advice = [text for key, words, text in ADVICE if error.name == key and words in error.problem]
+    return "; ".join([str(error), *advice]).replace("; or ", ", or ")

@@ -1,0 +1,79 @@
+"""The one line that tells a user about an error, with the configuration's keys and the command that mends it.
+
+Imports nothing heavy.
+"""
+
+import errno
+import os
+import sys
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from texture_ad.cli.advice import advised
+from texture_ad.errors import UserError
+
+_DISK = {
+    errno.ENOSPC: "make room on the disk",
+    errno.EDQUOT: "make room in the quota",
+    errno.EFBIG: "raise the limit on the size of files",
+    errno.EROFS: "give a folder that can be written",
+    errno.EACCES: "give a folder that can be written",
+    errno.EPERM: "give a folder that can be written",
+    errno.ENOTDIR: "give another path, a file is in the way",
+    errno.EISDIR: "give another path, a folder is in the way",
+    errno.EEXIST: "give another path, a file is in the way",
+    errno.ENOENT: "give a folder that can be written",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.EMFILE: "raise the limit on open files",
+}
+
+
+def explain(error: BaseException) -> str | None:
+    """Return the line that tells a user about an error, or None for a fault of the program, which keeps its traceback."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__
+    for cause in chain:
+        if isinstance(cause, UserError):
+            return advised(cause)
+    for cause in chain:
+        # By name: this module must not import torch.
+        if type(cause).__name__ == "OutOfMemoryError":
+            return (
+                f"the GPU's memory is full ({str(cause).split('. ')[0]}); lower data.batch_size, "
+                "data.eval_batch_size or data.size (predict: batch_size), free the GPU of other processes, or "
+                "use trainer.accelerator=cpu (predict: device=cpu)"
+            )
+        if isinstance(cause, MemoryError) or "can't allocate memory" in str(cause):
+            return (
+                f"the memory is full ({cause}); lower data.batch_size, data.eval_batch_size, data.cache_mb or data.size"
+            )
+        if isinstance(cause, OSError) and cause.errno in _DISK:
+            where = f"{cause.filename}: " if cause.filename is not None else ""
+            return (
+                f"{where}can't be written or read ({os.strerror(cause.errno)}); {_DISK[cause.errno]}, then give "
+                "the same command again: it resumes from its last checkpoint"
+            )
+        if type(cause).__name__ == "MisconfigurationException":
+            return f"trainer: {cause}"
+        if type(cause).__name__ in ("TerminatedWorkerError", "FailedJobError", "UncompletedJobError"):
+            return (
+                "a job's process ended without a result, killed or out of memory; run fewer jobs side by side "
+                "(hydra.launcher.n_jobs), then give the same command again: it does what is missing"
+            )
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        # The innermost says what is wrong with which key.
+        return f"{error} ({chain[-1]})" if len(chain) > 1 and str(chain[-1]) not in str(error) else str(error)
+    return None
+
+
+def fail(error: BaseException) -> None:
+    """Print a user's error in one printable line and exit with code 2; return for any other error."""
+    line = explain(error)
+    if line is not None:
+        line = " ".join(line.split())
+        print("error: " + "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
+        sys.exit(2)

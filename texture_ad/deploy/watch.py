@@ -1,0 +1,205 @@
+"""Score a folder that a camera writes to: every new file once, over kills and restarts.
+
+Order of reading: `watch`, then `Rows`, its memory of what was scored before.
+"""
+
+import csv
+import io
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+
+from texture_ad.deploy.scorer import COLUMNS, Row, Scorer, check_source, find_images
+from texture_ad.errors import ParameterError, UserError
+from texture_ad.files import csv_text
+from texture_ad.parameters import Count, Positive, checked
+
+HEADER = csv_text([COLUMNS])
+State = tuple[int, int]  # of a file: its size in bytes and the time of its last change in nanoseconds
+
+
+def check_folder(source: Path) -> None:
+    """Check that there is a folder to watch.
+
+    Raises:
+        ParameterError: no such folder.
+    """
+    check_source(source)
+    if not source.is_dir():
+        raise ParameterError("input", source, "not a folder; watch=true needs one")
+
+
+def bytes_of_whole_rows(lines: Iterable[bytes]) -> int:
+    """Return how many bytes the whole rows of a CSV take, up to a last row that is torn.
+
+    Args:
+        lines: of the file, each with its line break. A quoted name may hold a line break; its row ends where the quotes
+            are closed.
+    """
+    whole = 0
+    read = 0
+    quotes = 0
+    for line in lines:
+        read += len(line)
+        quotes += line.count(b'"')
+        if line.endswith(b"\n") and quotes % 2 == 0:
+            whole = read
+    return whole
+
+
+def lock(path: Path) -> BaseFileLock | None:
+    """Return a lock that this process alone holds until it ends, on a file beside `path`.
+
+    Only a lock of the operating system ends with a killed process. Where there is none, a line on stderr says so.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    if issubclass(FileLock, SoftFileLock):
+        print(f"note: {path} is not locked: this system has no file locks; watch with one process", file=sys.stderr)
+        return None
+    held = FileLock(f"{path}.lock")
+    try:
+        held.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"{path}: another process is writing to it; give another output") from error
+    return held
+
+
+class Rows:
+    """A CSV that grows by whole rows and survives a kill: opening it cuts off a row that a kill left half written.
+
+    Args:
+        path: of the CSV; made where it is missing.
+
+    Attributes:
+        names: of the files that have a row.
+
+    Raises:
+        UserError: another process has it open, or it is a file of another kind.
+    """
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.names: set[str] = set()
+        self._lock = lock(path)
+        self._file = open(path, "a+b")  # noqa: SIM115, it stays open with its lock
+        self._take_over()
+
+    def __enter__(self) -> "Rows":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file and let other processes open it."""
+        self._file.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    def _take_over(self) -> None:
+        """Cut off a torn row and take over the names of the others; write the header of a new file."""
+        self._file.seek(0)
+        content = self._file.read()
+        if not (content.startswith(HEADER.rstrip()) or HEADER.startswith(content)):
+            self.close()
+            raise UserError(f"{self.path}: not the scores of a watched folder; give another output")
+        whole = content[: bytes_of_whole_rows(io.BytesIO(content))]
+        self._file.truncate(len(whole))
+        if not whole:
+            self._write(HEADER)
+        rows = list(csv.reader(io.StringIO(whole.decode("utf-8", "replace"), newline="")))
+        self.names = {row[0] for row in rows[1:]}
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Add rows in one write and wait until they are on the disk."""
+        self._write(csv_text(rows))
+        self.names |= {row[0] for row in rows}
+
+    def _write(self, content: bytes) -> None:
+        """Write at the end of the file and wait until it is on the disk."""
+        os.write(self._file.fileno(), content)
+        os.fsync(self._file.fileno())
+
+
+class Stop:
+    """Remember that SIGINT or SIGTERM has asked this process to end, instead of ending at once.
+
+    Attributes:
+        asked: whether one of them has arrived.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+
+    def _ask(self, *_: object) -> None:
+        """Handle the signal."""
+        self.asked = True
+
+    def wait(self, seconds: float) -> None:
+        """Sleep for this time, or until a signal arrives."""
+        deadline = time.monotonic() + seconds
+        while not self.asked and time.monotonic() < deadline:
+            time.sleep(min(0.1, seconds))
+
+
+def states(paths: Iterable[Path]) -> dict[Path, State]:
+    """Return the state of each file; files that were moved away meanwhile are left out."""
+    found = {}
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError:
+            continue
+        found[path] = (status.st_size, status.st_mtime_ns)
+    return found
+
+
+def _score_new(scorer: Scorer, rows: Rows, paths: list[Path], batch_size: int, stop: Stop) -> None:
+    """Score files in batches and append their rows, until all are done or the process is asked to stop."""
+    for start in range(0, len(paths), batch_size):
+        if stop.asked:
+            return
+        batch = paths[start : start + batch_size]
+        scored = scorer.score(batch, scorer.read(batch))
+        rows.append(scored)
+        print(f"{scorer.images} images, {scorer.anomalous} above the threshold, last {scored[-1].path}", flush=True)
+
+
+@checked
+def watch(scorer: Scorer, folder: Path, output: Path, batch_size: Count, interval: Positive) -> None:
+    """Score every new file once, by its name, as it arrives, until SIGINT or SIGTERM.
+
+    A file counts as complete when its size and time are as they were one interval before. Rows are appended after
+    their overlays are written; a restart skips the names that scores.csv has.
+
+    Args:
+        scorer: with the detector.
+        folder: that is watched, with all folders below it.
+        output: folder of scores.csv.
+        batch_size: images that are scored together, at most.
+        interval: seconds between looks at the folder.
+
+    Raises:
+        UserError: another process writes to the same scores.csv, or it is a file of another kind.
+    """
+    stop = Stop()
+    seen: dict[Path, State] = {}
+    with Rows(output / "scores.csv") as rows:
+        print(f"watching {folder}, {len(rows.names)} images scored before; Ctrl-C ends", flush=True)
+        while not stop.asked:
+            now = states(path for path in find_images(folder, output) if scorer.name(path) not in rows.names)
+            settled = [path for path, state in now.items() if seen.get(path) == state]
+            seen = now
+            _score_new(scorer, rows, settled, batch_size, stop)
+            stop.wait(interval)
+    scorer.report()

@@ -1,0 +1,24 @@
+"""Where this program keeps what it makes once, and the versions that a run's figures depend on."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = ("texture_ad", "torch", "torchvision", "lightning", "spams-bin", "numpy", "efficientnet-lite-pytorch")
+
+
+def cache_folder() -> Path:
+    """Return the folder of all caches: TEXTURE_AD_CACHE, else ~/.cache/texture_ad."""
+    return Path(os.environ.get("TEXTURE_AD_CACHE") or Path.home() / ".cache" / "texture_ad")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide a run's figures."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found

@@ -1,0 +1,77 @@
+"""What the baselines share: training by Lightning where a gradient trains them, then passes over the images."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from texture_ad.methods.base import AnomalyDetector, Fitting
+from texture_ad.models.backbone import Backbone
+
+Batches = Iterable[dict[str, Tensor]]
+
+
+def image_features(backbone: Backbone, images: Tensor) -> Tensor:
+    """Return the deepest layer averaged over all positions, (B, C), of images uint8 (B, 3, H, W)."""
+    return backbone.in_slices(lambda part: backbone(part)[-1].float().mean((2, 3)), images)
+
+
+def nearest(x: Tensor, bank: Tensor, count: int = 1, chunk: int = 1024) -> tuple[Tensor, Tensor]:
+    """Return Euclidean distances and indices of the nearest rows of `bank` to each row of `x`.
+
+    Args:
+        x: (N, C).
+        bank: (M, C).
+        count: of the rows to find.
+        chunk: rows of x that are compared at a time; an exported graph, of any N, compares all at once.
+
+    Returns:
+        Distances, ascending, and indices, both (N, min(count, M)).
+    """
+    distances = []
+    indices = []
+    for part in (x,) if torch.compiler.is_compiling() else x.split(chunk):
+        index = torch.cdist(part, bank).topk(min(count, len(bank)), largest=False).indices
+        # Again from the difference: cdist's products lose half the digits of a small distance.
+        distances.append((part[:, None] - bank[index]).norm(dim=2))
+        indices.append(index)
+    return torch.cat(distances), torch.cat(indices)
+
+
+class Baseline(AnomalyDetector):
+    """Score images by another system than ours.
+
+    A subclass defines `measure`, and `learn` where it has something to fit in passes over the images. If it is a
+    LightningModule as well, Lightning trains it for `settings["epochs"]` epochs before.
+    """
+
+    def fit(self, fitting: Fitting) -> dict[str, float]:
+        """Train by Lightning what gradients train, then learn from passes over the training images."""
+        import lightning as L
+
+        from texture_ad.training.checkpoints import SaveEpochs, last_checkpoint
+
+        trained = isinstance(self, L.LightningModule)
+        folder = fitting.folder / "stage1"
+        trainer = fitting.trainer(
+            "stage1",
+            [SaveEpochs(folder)] if trained else [],
+            max_epochs=self.settings.get("epochs"),
+            gradient_clip_val=None,
+            accumulate_grad_batches=1,
+            limit_val_batches=0,
+            enable_checkpointing=trained,
+        )
+        print(f"fit      {self.name}", flush=True)
+        if isinstance(self, L.LightningModule):
+            trainer.fit(self, datamodule=fitting.data, ckpt_path=last_checkpoint(folder), weights_only=True)
+        self.to(trainer.strategy.root_device).eval()
+        self.learn(fitting.data.normal_dataloader())
+        return {}
+
+    def learn(self, batches: Batches) -> None:
+        """Fit what no gradient trains.
+
+        Args:
+            batches: of the normal training images in fixed order, as TextureDataModule gives them; any number of passes.
+        """
