@@ -108,13 +108,9 @@ class _Overlays:
         """Write an image's panel, where there is a map; return the pictures of its thumbnail."""
         maps = self.predictions["map"]
         positions = self.predictions["positions"]
-<<<<<<< HEAD
         grid = self.predictions["grid"]
-        assert maps is not None and positions is not None and grid is not None  # a method has all or none
-=======
-        if maps is None or positions is None or self.grid is None:
+        if maps is None or positions is None or grid is None:
             return [image]
->>>>>>> reporting
         vmin, vmax = colour_scale(self.floor, self.threshold)
         tiles = localization_panel(
             image,

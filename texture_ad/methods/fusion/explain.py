@@ -181,11 +181,7 @@ def _codes(detector: FusionDetector, data: TrainingImages) -> _Codes:
     return _Codes(images, np.stack(weights), np.stack(positions), used / count, grid)
 
 
-<<<<<<< HEAD
-def _absolute_codes(detector: FusionDetector, patches: Tensor) -> Any:
-=======
-def _absolute_codes(detector: Detector, patches: Tensor) -> csc_matrix:
->>>>>>> reporting
+def _absolute_codes(detector: FusionDetector, patches: Tensor) -> csc_matrix:
     """Return the absolute codes of patch features (N, C), a sparse matrix (K, N)."""
     dictionary = detector.dictionary
     features = detector.dictionary_features(patches).cpu()
