@@ -3,19 +3,21 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 CATEGORIES := carpet grid leather tile wood
+# The pages are written for mkdocs 1; without this each build prints a notice about its successor.
+export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help setup test bench bench-scale lint clean $(CATEGORIES)
+.PHONY: help setup test bench bench-scale lint format docs clean $(CATEGORIES)
 .DEFAULT_GOAL := help
 
-help: ## this list
+help: ## list these targets
 	@grep -hE '^[a-z$$()A-Z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/\$$(CATEGORIES)/carpet grid leather tile wood/' | awk -F ':.*## ' '{printf "  make %-32s %s\n", $$1, $$2}'
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
-setup: $(VENV)/.installed ## install the package and its tests' needs
+setup: $(VENV)/.installed ## install the package with what its tests, checks and pages need
 
 $(CATEGORIES): setup ## run the experiment on this texture
 	$(BIN)/python -m texture_ad.run +experiment=$@
@@ -23,14 +25,25 @@ $(CATEGORIES): setup ## run the experiment on this texture
 test: setup ## run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile # one process a core, each with one thread
 
-bench: setup ## measure against baselines, about 15 minutes; writes experiments/results/bench.md
+bench: setup ## measure speed beside baselines, about 15 minutes; writes experiments/results/bench.md
 	$(BIN)/python -m experiments.bench
 
 bench-scale: setup ## measure time against images, size and atoms; writes experiments/results/bench_scale.png
 	$(BIN)/python -m experiments.bench_scale
 
-lint: setup ## check the style
+lint: setup ## check format, rules, types and layers, and that the pages build
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/mkdocs build --strict --quiet
 
-clean: ## remove .venv and caches, never runs/
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+format: setup ## format the code and mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: setup ## build the pages into site/
+	$(BIN)/mkdocs build --strict
+
+clean: ## remove .venv, site/ and the tools' caches, never runs/
+	rm -rf $(VENV) site .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
