@@ -16,6 +16,7 @@ ADVICE = (
         "give a local file with backbone.weights=FILE, or use backbone=efficientnet_lite0, whose weights are in a package",
     ),
     ("backbone.weights", "not a state dict", "or backbone.weights=imagenet"),
+    ("data.root", "no such folder", "import MVTec AD by python -m texture_ad.data.mvtec ARCHIVE ROOT"),
     ("trainer.devices", "a sweep's job takes one device", "or several jobs side by side with hydra/launcher=joblib"),
 )
 
@@ -28,5 +29,9 @@ def advised(error: UserError) -> str:
         return str(error)
     if error.name in GROUPS:
         error = error.within(GROUPS[error.name])
+    if error.name == "data.root" and "no folder was given, and mvtec" in error.problem:
+        return "data=mvtec: no data.root was given; set data.root or MVTEC_AD_ROOT to the folder with the images"
+    if error.name == "data.root" and "no folder was given" in error.problem:
+        return "data=folder: no data.root was given; set data.root to the folder with the images"
     advice = [text for key, words, text in ADVICE if error.name == key and words in error.problem]
     return "; ".join([str(error), *advice]).replace("; or ", ", or ")

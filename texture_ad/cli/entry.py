@@ -27,7 +27,8 @@ CONF = str(next(p for p in (_PACKAGE.parent / "conf", _PACKAGE / "conf") if p.is
 def known_keys(config_name: str) -> set[str]:
     """Return the keys that a configuration has at its top: its own, and the groups of its defaults."""
     config = OmegaConf.load(Path(CONF) / f"{config_name}.yaml")
-    groups = {str(group) for entry in config.get("defaults", []) if OmegaConf.is_dict(entry) for group in entry}
+    defaults = config.defaults if "defaults" in config else []
+    groups = {str(group) for entry in defaults if OmegaConf.is_dict(entry) for group in entry}
     return ({str(key) for key in config} | groups) - {"hydra", "defaults"}
 
 

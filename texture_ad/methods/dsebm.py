@@ -97,7 +97,7 @@ class DSEBM(Baseline, L.LightningModule):
         """Return Adam."""
         return torch.optim.Adam(self.parameters(), self.settings["lr"])
 
-    def on_train_batch_start(self, batch: dict[str, Tensor], _: int) -> None:  # type: ignore[override]
+    def on_train_batch_start(self, batch: dict[str, Tensor], _: int) -> None:
         """Take the pixels' mean and deviation from the first batch."""
         if not self.scale.any():
             x = batch["image"].float() / 255

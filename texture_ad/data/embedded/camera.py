@@ -8,7 +8,7 @@ from scipy import ndimage
 
 def _uneven_light(rng: np.random.Generator, size: int, exposure: float) -> np.ndarray:
     """Draw the light on each pixel, (S, S, 1): the exposure, a slope and a vignette."""
-    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j].astype(np.float32)  # type: ignore[misc]
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j].astype(np.float32)
     slope = 0.05 * rng.standard_normal(2)
     vignette = rng.uniform(0, 0.06) * (y**2 + x**2)
     light = np.exp(0.13 * exposure) * (1 + slope[0] * y + slope[1] * x - vignette)
