@@ -247,7 +247,8 @@ def scikit_learn_until(
 
 def fit_to_objective(quick: bool) -> list[Row]:
     """From the same atoms, on all cores; scikit-learn with the better of its solvers and numbers of jobs, which goes on
-    until it is as good or the goal is surely met."""
+    until it is as good or the goal is surely met.
+    """
     x = features()[:20_000]
     held_out = features()[-2000:]
     goal = 30
@@ -428,7 +429,8 @@ def greedy_coreset(patches: Tensor, count: int) -> Tensor:
 
 def scoring(quick: bool) -> list[Row]:
     """Patch features of the test images to the dictionary's scores; an image's score is the mean of the five highest
-    in all."""
+    in all.
+    """
     repetitions = 2 if quick else 5
     detector = default()
     nonzeros = detector.settings["nonzeros"]

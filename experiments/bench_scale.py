@@ -32,7 +32,7 @@ from texture_ad.pipeline import calibrate
 from texture_ad.training.resources import keep_freed_memory
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 BASE = {"images": 64, "size": 128, "atoms": 256}
 VALUES = {"images": (32, 64, 128, 256), "size": (64, 128, 256, 512), "atoms": (128, 256, 512, 1024)}
