@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from texture_ad.methods.registry import load
 
 from texture_ad.deploy.scorer import Scorer, find_images
 from texture_ad.files import write_atomic
+from texture_ad.methods.registry import load
 
 WARM_UP = 100
 STATM = Path("/proc/self/statm")
