@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from texture_ad.methods.saved import load_detector
 
 from texture_ad.deploy.scorer import Scorer, find_images
 from texture_ad.files import write_atomic
+from texture_ad.methods.registry import load
 
 WARM_UP = 100
 STATM = Path("/proc/self/statm")
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=50_000)
     parser.add_argument("--output", type=Path, default=Path("soak.json"))
     args = parser.parse_args()
-    scorer = Scorer(load_detector(args.detector), args.folder, None)
+    scorer = Scorer(load(args.detector), args.folder, None)
     paths = find_images(args.folder, args.output.with_suffix(""))
     seconds, memory = measure(scorer, paths, args.count)
     result = {
