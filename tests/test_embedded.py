@@ -80,7 +80,7 @@ def test_trivial_detectors_fail(textures, category):
 def test_masks_describe_the_damage_exactly(category):
     for kind in embedded.KINDS[category]:
         for index in range(3):
-            _intact, damaged, mask = embedded.render(category, kind, index)
+            intact, damaged, mask = embedded.render(category, kind, index)
             change = np.abs(intact.astype(int) - damaged).max(-1)
             assert change[~mask].max() == 0
             visible = change > embedded.VISIBLE
@@ -103,7 +103,7 @@ def test_damage_varies_in_size_and_contrast():
         contrasts = []
         for kind in embedded.KINDS[category]:
             for index in range(3):
-                _intact, damaged, mask = embedded.render(category, kind, index)
+                intact, damaged, mask = embedded.render(category, kind, index)
                 areas.append(mask.mean())
                 contrasts.append(np.abs(intact.astype(float) - damaged)[mask].mean())
         assert max(areas) > 4 * min(areas)
