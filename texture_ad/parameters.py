@@ -87,11 +87,13 @@ def check(name: str, value: object, annotation: Any) -> None:
 def checked(target: T) -> T:
     """Check the arguments of a function, or of a class's `__init__`, against their annotations at every call.
 
+    An object remembers what it was made with: see `arguments_of`.
+
     Raises:
         ParameterError: at a call, the first argument that is out of its range.
     """
     if inspect.isclass(target):
-        setattr(target, "__init__", checked(target.__init__))  # noqa: B010, a checker refuses the plain assignment
+        setattr(target, "__init__", checked(_remembering(target.__init__)))  # noqa: B010, mypy refuses to assign it
         return target
     signature = inspect.signature(target)
     annotations = get_type_hints(target, include_extras=True)
@@ -105,3 +107,23 @@ def checked(target: T) -> T:
         return target(*args, **kwargs)
 
     return checking  # type: ignore[return-value]
+
+
+def _remembering(initialise: Callable[..., None]) -> Callable[..., None]:
+    """Return an `__init__` that notes its arguments before anything else happens."""
+    signature = inspect.signature(initialise)
+
+    @wraps(initialise)
+    def remember(self: object, *args: Any, **kwargs: Any) -> None:
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        # Past the object's own __setattr__, which in a torch module does not work yet.
+        self.__dict__["_arguments"] = dict(list(bound.arguments.items())[1:])
+        initialise(self, *args, **kwargs)
+
+    return remember
+
+
+def arguments_of(made: object) -> dict[str, Any]:
+    """Return the arguments that an object of a `checked` class was made with, by name."""
+    return dict(made.__dict__["_arguments"])

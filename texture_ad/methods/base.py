@@ -20,7 +20,7 @@ from texture_ad.data.images import read_image, resize
 from texture_ad.evaluation.localization import separate_positions, top_positions
 from texture_ad.files import save_atomic
 from texture_ad.models.backbone import Backbone
-from texture_ad.parameters import Size, check
+from texture_ad.parameters import arguments_of
 
 if TYPE_CHECKING:
     import lightning as L
@@ -155,14 +155,19 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
     return gaussian_blur(maps[:, None], [side, side], [sigma, sigma])[:, 0]
 
 
+def _plain(value: Any) -> Any:
+    """Return an argument as a file holds it: a part by its settings, a sequence as a list."""
+    if isinstance(value, nn.Module):
+        return value.settings
+    return list(value) if isinstance(value, list | tuple) else value
+
+
 class AnomalyDetector(nn.Module, ABC):
     """Score images by one method.
 
     A subclass defines `fit` and `measure`, and where its map has several parts, `standardise` and `fuse`.
 
-    Args:
-        size: side of the images in pixels that the detector is fitted on.
-        settings: the subclass's other arguments, plain values that make the same detector again.
+    Its arguments are those of the subclass, which is `checked`; one of them is `size`.
 
     Attributes:
         name: of the method.
@@ -172,7 +177,7 @@ class AnomalyDetector(nn.Module, ABC):
         top: highest positions that are located.
         min_distance: between two of them, in positions.
         sigma: Gaussian smoothing of the anomaly map, in pixels at a size of 224; 0 for none.
-        settings: of the detector, `size` included.
+        settings: the arguments as plain values, but for the backbone; those of a part are its own settings.
         provenance: what it was made from, None before it was.
         threshold: (), an image is called anomalous where its score is greater.
         map_floor: (), score of a typical normal position; pictures draw it dark.
@@ -189,10 +194,9 @@ class AnomalyDetector(nn.Module, ABC):
     threshold: Tensor
     map_floor: Tensor
 
-    def __init__(self, size: int, **settings: Any):
+    def __init__(self) -> None:
         super().__init__()
-        check("size", size, Size)
-        self.settings: dict[str, Any] = {"size": size, **settings}
+        self.settings = {name: _plain(value) for name, value in arguments_of(self).items() if name != "backbone"}
         self.provenance: Provenance | None = None
         self.register_buffer("threshold", torch.tensor(float("nan")))
         self.register_buffer("map_floor", torch.tensor(float("nan")))
@@ -208,7 +212,7 @@ class AnomalyDetector(nn.Module, ABC):
         """
         if cls.uses_backbone:
             options["backbone"] = make("backbone")
-        return cls(size=size, **options)
+        return cls(**options, size=size)  # type: ignore[call-arg]
 
     @property
     def device(self) -> torch.device:

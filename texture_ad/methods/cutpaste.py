@@ -19,7 +19,7 @@ from texture_ad.data.cutpaste import TASKS, pretext_batch
 from texture_ad.methods.base import Measurement
 from texture_ad.methods.baseline import Baseline, Batches, image_features
 from texture_ad.models.backbone import Backbone
-from texture_ad.parameters import Count, NonNegative, Positive, checked
+from texture_ad.parameters import Count, NonNegative, Positive, Size, checked
 
 
 @checked
@@ -47,13 +47,13 @@ class CutPaste(Baseline, L.LightningModule):
     def __init__(
         self,
         backbone: Backbone,
-        size: int,
+        size: Size,
         task: Literal["binary", "scar", "3way"],
         lr: Positive,
         weight_decay: NonNegative,
         epochs: Count,
     ):
-        super().__init__(size=size, task=task, lr=lr, weight_decay=weight_decay, epochs=epochs)
+        super().__init__()
         self.backbone = backbone
         dim = backbone.num_channels[-1]
         classes = 1 + len(TASKS[task])

@@ -42,7 +42,7 @@ class DSEBM(Baseline, L.LightningModule):
 
     def __init__(
         self,
-        size: int,
+        size: Size,
         input_size: Size,
         widths: Sequence[int],
         noise: Positive,
@@ -50,15 +50,7 @@ class DSEBM(Baseline, L.LightningModule):
         lr: Positive,
         epochs: Count,
     ):
-        super().__init__(
-            size=size,
-            input_size=input_size,
-            widths=list(widths),
-            noise=noise,
-            criterion=criterion,
-            lr=lr,
-            epochs=epochs,
-        )
+        super().__init__()
         for width in widths:
             check("widths", width, Count)
         self.center = nn.Parameter(torch.zeros(1, 3, 1, 1))

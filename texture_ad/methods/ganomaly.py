@@ -16,7 +16,7 @@ from texture_ad.methods.baseline import Baseline
 from texture_ad.parameters import Count, Positive, Size, checked
 
 
-def _encoder(input_size: int, width: int, latent: int) -> tuple[nn.Sequential, nn.Sequential]:
+def _encoder(input_size: Size, width: int, latent: int) -> tuple[nn.Sequential, nn.Sequential]:
     """Return convolutions that halve the size down to 4 pixels, and the one that makes (latent, 1, 1) of them."""
     layers: list[nn.Module] = [nn.Conv2d(3, width, 4, 2, 1, bias=False), nn.LeakyReLU(0.2)]
     side = input_size // 2
@@ -27,7 +27,7 @@ def _encoder(input_size: int, width: int, latent: int) -> tuple[nn.Sequential, n
     return nn.Sequential(*layers), nn.Sequential(nn.Conv2d(width, latent, 4, bias=False))
 
 
-def _decoder(input_size: int, width: int, latent: int) -> nn.Sequential:
+def _decoder(input_size: Size, width: int, latent: int) -> nn.Sequential:
     """Return the encoder's mirror image, which gives pixels in -1..1."""
     wide = width * input_size // 8
     layers: list[nn.Module] = [nn.ConvTranspose2d(latent, wide, 4, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
@@ -57,14 +57,14 @@ class GANomaly(Baseline, L.LightningModule):
 
     def __init__(
         self,
-        size: int,
+        size: Size,
         input_size: Size,
         width: Count,
         latent: Count,
         lr: Positive,
         epochs: Count,
     ):
-        super().__init__(size=size, input_size=input_size, width=width, latent=latent, lr=lr, epochs=epochs)
+        super().__init__()
         if input_size & (input_size - 1):
             raise ParameterError("input_size", input_size, "expected a power of two of at least 32")
         self.automatic_optimization = False

@@ -13,7 +13,7 @@ from torch import Tensor
 from texture_ad.methods.base import Measurement
 from texture_ad.methods.baseline import Baseline, Batches, image_features
 from texture_ad.models.backbone import Backbone
-from texture_ad.parameters import Range, checked
+from texture_ad.parameters import Range, Size, checked
 
 
 @checked
@@ -37,8 +37,8 @@ class OneClassSVM(Baseline):
     weights: Tensor  # (vectors,)
     offset: Tensor  # ()
 
-    def __init__(self, backbone: Backbone, size: int, nu: Annotated[float, Range(0, 1, above=True)]):
-        super().__init__(size=size, nu=nu)
+    def __init__(self, backbone: Backbone, size: Size, nu: Annotated[float, Range(0, 1, above=True)]):
+        super().__init__()
         self.backbone = backbone
         dim = backbone.num_channels[-1]
         self.register_buffer("mean", torch.zeros(dim))

@@ -11,7 +11,7 @@ from torch import Tensor
 from texture_ad.methods.base import Measurement
 from texture_ad.methods.baseline import Baseline, Batches, image_features, nearest
 from texture_ad.models.backbone import Backbone
-from texture_ad.parameters import Count, checked
+from texture_ad.parameters import Count, Size, checked
 
 
 @checked
@@ -33,8 +33,8 @@ class OneNN(Baseline):
     projection: Tensor  # (components, C), standardises and reduces
     normals: Tensor  # (images, C)
 
-    def __init__(self, backbone: Backbone, size: int, components: Count):
-        super().__init__(size=size, components=components)
+    def __init__(self, backbone: Backbone, size: Size, components: Count):
+        super().__init__()
         self.backbone = backbone
         dim = backbone.num_channels[-1]
         self.register_buffer("mean", torch.zeros(dim))

@@ -13,7 +13,7 @@ from torch import Tensor
 from texture_ad.methods.base import Measurement
 from texture_ad.methods.baseline import Baseline, Batches
 from texture_ad.models.backbone import Backbone
-from texture_ad.parameters import Count, NonNegativeInt, checked
+from texture_ad.parameters import Count, NonNegativeInt, Size, checked
 
 RIDGE = 0.01
 
@@ -39,8 +39,8 @@ class PaDiM(Baseline):
     mean: Tensor  # (positions, channels)
     whitening: Tensor  # (positions, channels, channels)
 
-    def __init__(self, backbone: Backbone, size: int, channels: Count, seed: NonNegativeInt):
-        super().__init__(size=size, channels=channels, seed=seed)
+    def __init__(self, backbone: Backbone, size: Size, channels: Count, seed: NonNegativeInt):
+        super().__init__()
         self.backbone = backbone
         total = sum(backbone.num_channels)
         count = min(channels, total)

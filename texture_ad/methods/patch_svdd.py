@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from texture_ad.methods.base import Measurement
 from texture_ad.methods.baseline import Baseline, Batches, nearest
-from texture_ad.parameters import Count, NonNegative, NonNegativeInt, Positive, checked
+from texture_ad.parameters import Count, NonNegative, NonNegativeInt, Positive, Size, checked
 
 SIDE = 256  # of the images, pixels
 PATCHES = (64, 32)  # pixels
@@ -72,7 +72,7 @@ class PatchSVDD(Baseline, L.LightningModule):
 
     def __init__(
         self,
-        size: int,
+        size: Size,
         svdd_weight: NonNegative,
         pairs: Count,
         stride: Literal[8, 16, 32],
@@ -81,16 +81,7 @@ class PatchSVDD(Baseline, L.LightningModule):
         epochs: Count,
         seed: NonNegativeInt,
     ):
-        super().__init__(
-            size=size,
-            svdd_weight=svdd_weight,
-            pairs=pairs,
-            stride=stride,
-            normals=normals,
-            lr=lr,
-            epochs=epochs,
-            seed=seed,
-        )
+        super().__init__()
         self.small = _stack(
             nn.Conv2d(3, 64, 5, 2), nn.Conv2d(64, 64, 5, 2), nn.Conv2d(64, 128, 5, 2), nn.Conv2d(128, DIM, 1)
         )

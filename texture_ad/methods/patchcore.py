@@ -14,7 +14,7 @@ from torch import Tensor
 from texture_ad.methods.base import Measurement
 from texture_ad.methods.baseline import Baseline, Batches, nearest
 from texture_ad.models.backbone import Backbone, flatten_patches
-from texture_ad.parameters import Count, NonNegativeInt, Range, checked
+from texture_ad.parameters import Count, NonNegativeInt, Range, Size, checked
 
 PROJECTED = 128  # dimensions in which the core set is chosen
 
@@ -62,13 +62,13 @@ class PatchCore(Baseline):
     def __init__(
         self,
         backbone: Backbone,
-        size: int,
+        size: Size,
         coreset: Annotated[float, Range(0, 1, above=True)],
         neighbors: Count,
         max_patches: Count,
         seed: NonNegativeInt,
     ):
-        super().__init__(size=size, coreset=coreset, neighbors=neighbors, max_patches=max_patches, seed=seed)
+        super().__init__()
         self.backbone = backbone
         self.register_buffer("memory", torch.zeros(0, sum(backbone.num_channels)))
 

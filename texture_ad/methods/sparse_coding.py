@@ -16,7 +16,7 @@ from texture_ad.methods.base import Measurement
 from texture_ad.methods.baseline import Baseline, Batches
 from texture_ad.models.dictionary import initial_atoms, update_atoms
 from texture_ad.models.sparse import residuals
-from texture_ad.parameters import Count, NonNegativeInt, Positive, Range, check, checked
+from texture_ad.parameters import Count, NonNegativeInt, Positive, Range, Size, check, checked
 
 
 @checked
@@ -44,7 +44,7 @@ class SparseCoding(Baseline):
 
     def __init__(
         self,
-        size: int,
+        size: Size,
         patch: int,
         stride: int,
         num_atoms: Count,
@@ -55,18 +55,7 @@ class SparseCoding(Baseline):
         epochs: Count,
         seed: NonNegativeInt,
     ):
-        super().__init__(
-            size=size,
-            patch=patch,
-            stride=stride,
-            num_atoms=num_atoms,
-            nonzeros=nonzeros,
-            lambda1=lambda1,
-            iterations=iterations,
-            batch=batch,
-            epochs=epochs,
-            seed=seed,
-        )
+        super().__init__()
         check("patch", patch, Annotated[int, Range(2, size)])
         check("stride", stride, Annotated[int, Range(1, patch)])
         check("nonzeros", nonzeros, Annotated[int, Range(1, 3 * patch**2)])

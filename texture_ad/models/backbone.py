@@ -13,7 +13,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from texture_ad.errors import ParameterError
 from texture_ad.models.slices import in_slices
-from texture_ad.parameters import Count, NonNegativeInt, Range, checked
+from texture_ad.parameters import Count, NonNegativeInt, Range, arguments_of, checked
 
 # torchvision's preprocessing of ImageNet weights, for pixels in 0..255.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -168,13 +168,8 @@ class Backbone(nn.Module):
         # ModuleList and not ModuleDict: torch.compile and export follow it without graph breaks.
         self.stages = nn.ModuleList(stages[k] for k in order[: deepest + 1])
         self.taps = sorted(order.index(layer) for layer in layers)
-        self.settings = {
-            "name": name,
-            "layers": [order[i] for i in self.taps],
-            "neighborhood": neighborhood,
-            "min_size": min_size,
-            "frozen": frozen,
-        }
+        self.settings = arguments_of(self) | {"layers": [order[i] for i in self.taps]}
+        del self.settings["weights"]  # which are saved themselves
         self.neighborhood = neighborhood
         self.min_size = min_size
         for stage in self.stages[:frozen]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from texture_ad.errors import ParameterError
 from texture_ad.models.sparse import own_threads, residuals
-from texture_ad.parameters import Count, NonNegative, checked
+from texture_ad.parameters import Count, NonNegative, arguments_of, checked
 
 
 @checked
@@ -44,13 +44,7 @@ class Dictionary(nn.Module):
         super().__init__()
         if nonzeros > dim:
             raise ParameterError("nonzeros", nonzeros, f"expected an integer from 1 to {dim}")
-        self.settings = {
-            "dim": dim,
-            "num_atoms": num_atoms,
-            "features": features,
-            "nonzeros": nonzeros,
-            "error": error,
-        }
+        self.settings = arguments_of(self)
         self.features = features
         self.nonzeros = nonzeros
         self.error = error

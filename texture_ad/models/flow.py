@@ -10,7 +10,7 @@ from typing import Annotated, cast
 import torch
 from torch import Tensor, nn
 
-from texture_ad.parameters import Count, NonNegativeInt, Positive, Range, checked
+from texture_ad.parameters import Count, NonNegativeInt, Positive, Range, arguments_of, checked
 
 
 def negative_log_likelihood(t: Tensor, log_det: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class Flow(nn.Module):
         seed: NonNegativeInt,
     ):
         super().__init__()
-        self.settings = {"dim": dim, "blocks": blocks, "hidden": hidden, "clamp": clamp, "seed": seed}
+        self.settings = arguments_of(self)
         generator = torch.Generator().manual_seed(seed)
         self.blocks = nn.ModuleList(CouplingBlock(dim, hidden, clamp, generator) for _ in range(blocks))
         self.register_buffer("center", torch.zeros(dim))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from texture_ad.parameters import Count, checked
+from texture_ad.parameters import Count, arguments_of, checked
 
 RIDGE = 0.1  # times the features' mean variance
 PRIOR = 8  # images: how much the statistics of all positions weigh at each single one
@@ -49,7 +49,7 @@ class Whitening(nn.Module):
         components: Count,
     ):
         super().__init__()
-        self.settings = {"dim": dim, "mode": mode, "components": components}
+        self.settings = arguments_of(self)
         self.mode = mode
         self.length = dim if mode == "none" else min(components, dim)
         self.register_buffer("mean", torch.zeros(dim))

@@ -17,7 +17,7 @@ from texture_ad.models.dictionary import Dictionary
 from texture_ad.models.flow import Flow, negative_log_likelihood
 from texture_ad.models.slices import in_slices
 from texture_ad.models.whitening import Whitening
-from texture_ad.parameters import Count, Fraction, checked
+from texture_ad.parameters import Count, Fraction, Size, checked
 
 SLICE = 2**20  # numbers of the features in a slice
 
@@ -59,17 +59,9 @@ class FusionModel(AnomalyDetector):
         fusion: Fraction,
         top: Count,
         min_distance: Count,
-        size: int,
+        size: Size,
     ):
-        super().__init__(
-            size=size,
-            whitening=whitening.settings,
-            flow=flow.settings,
-            dictionary=dictionary.settings,
-            fusion=fusion,
-            top=top,
-            min_distance=min_distance,
-        )
+        super().__init__()
         self.backbone = backbone
         self.whitening = whitening
         self.flow = flow
