@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import OneClassSVM as SklearnSVM
 from torch.utils.data import DataLoader
 
+from texture_ad.deploy.export import export
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.methods.baseline import image_features, nearest
 from texture_ad.methods.patchcore import core_set
@@ -242,6 +243,24 @@ def test_the_loss_falls(name, options, loader, images):
     scores, maps, *_ = fitted(detector, loader)(images)
     assert scores.shape == (5,) and scores.isfinite().all()
     assert (maps is None) if name in WITHOUT_MAP else maps.shape == (5, 64, 64)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_is_one_graph(name, loader, tmp_path):
+    torch.manual_seed(0)
+    parts = [tiny_backbone("resnet18", ["layer1", "layer2"])] if method_class(name).uses_backbone else []
+    small = {"dsebm": {"widths": (4, 8)}, "sparse_coding": {"num_atoms": 16}, "patchcore": {"coreset": 0.01}}
+    detector = baseline(name, *parts, **small.get(name, {}))
+    if name == "dsebm":
+        detector.scale.fill_(0.2)  # which training takes from its first batch
+    detector = fitted(detector, loader).requires_grad_(False)
+    written = export(detector, tmp_path / "graph", "torch_export")
+    assert written.outputs == (("scores",) if name in WITHOUT_MAP else ("scores", "anomaly_maps"))
+    graph = torch.export.load(tmp_path / "graph").module()
+    for count in (1, 30):
+        images = textures(count, seed=3)
+        for found, expected in zip(graph(images), detector(images)[:2], strict=False):
+            assert torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 
 # --- through the command lines ------------------------------------------------------------------------

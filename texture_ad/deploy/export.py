@@ -151,9 +151,12 @@ def export(detector: AnomalyDetector, target: Path, format: FormatName) -> Expor
     images = random_images(3, size)
     expected = [output for output in detector(images)[: len(OUTPUTS)] if output is not None]
     outputs = OUTPUTS[: len(expected)]
-    program = trace(detector.graph().eval(), size)
     with atomic_path(target) as temporary:
-        FORMATS[format].write(program, outputs, temporary)
+        try:
+            FORMATS[format].write(trace(detector.graph().eval(), size), outputs, temporary)
+        except (RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ParameterError("format", format, f"method {detector.name} has no such graph ({reason})") from error
         difference = largest_difference(FORMATS[format].run(temporary, images), expected)
         if not difference <= TOLERANCE:
             raise ParameterError(

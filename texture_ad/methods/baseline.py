@@ -16,6 +16,17 @@ def image_features(backbone: Backbone, images: Tensor) -> Tensor:
     return backbone.in_slices(lambda part: backbone(part)[-1].float().mean((2, 3)), images)
 
 
+def distances(x: Tensor, bank: Tensor) -> Tensor:
+    """Return Euclidean distances (N, M) of the rows of x (N, C) and bank (M, C)."""
+    # By itself torch decides by the number of rows, which an exported graph leaves open.
+    exported = torch.compiler.is_compiling()
+    return torch.cdist(
+        x,
+        bank,
+        compute_mode="use_mm_for_euclid_dist" if exported else "use_mm_for_euclid_dist_if_necessary",
+    )
+
+
 def nearest(x: Tensor, bank: Tensor, count: int = 1, chunk: int = 1024) -> tuple[Tensor, Tensor]:
     """Return Euclidean distances and indices of the nearest rows of `bank` to each row of `x`.
 
@@ -28,14 +39,14 @@ def nearest(x: Tensor, bank: Tensor, count: int = 1, chunk: int = 1024) -> tuple
     Returns:
         Distances, ascending, and indices, both (N, min(count, M)).
     """
-    distances = []
+    found = []
     indices = []
     for part in (x,) if torch.compiler.is_compiling() else x.split(chunk):
-        index = torch.cdist(part, bank).topk(min(count, len(bank)), largest=False).indices
+        index = distances(part, bank).topk(min(count, len(bank)), largest=False).indices
         # Again from the difference: cdist's products lose half the digits of a small distance.
-        distances.append((part[:, None] - bank[index]).norm(dim=2))
+        found.append((part[:, None] - bank[index]).norm(dim=2))
         indices.append(index)
-    return torch.cat(distances), torch.cat(indices)
+    return torch.cat(found), torch.cat(indices)
 
 
 class Baseline(AnomalyDetector):

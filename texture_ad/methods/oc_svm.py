@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from texture_ad.methods.base import Measurement
-from texture_ad.methods.baseline import Baseline, Batches, image_features
+from texture_ad.methods.baseline import Baseline, Batches, distances, image_features
 from texture_ad.models.backbone import Backbone
 from texture_ad.parameters import Range, Size, checked
 
@@ -65,5 +65,5 @@ class OneClassSVM(Baseline):
     def measure(self, images: Tensor) -> Measurement:
         """Measure images, uint8 (B, 3, H, W)."""
         x = (image_features(self.backbone, images) - self.mean) / self.scale
-        kernel = (-torch.cdist(x, self.support).square() / x.shape[1]).exp()
+        kernel = (-distances(x, self.support).square() / x.shape[1]).exp()
         return Measurement(self.offset - kernel @ self.weights, None)
