@@ -1,6 +1,6 @@
-"""Make many predictions in one process: does memory stay flat, and the latency even?
+"""Measure whether memory stays flat and latency even over many predictions in one process.
 
-    python experiments/soak.py runs/carpet/.../detector.pt FOLDER --count 50000 --output experiments/soak.json
+    python -m benchmarks.soak DETECTOR FOLDER --count 50000 --output benchmarks/results/soak.json
 
 Each photograph of the folder is read from the disk and scored by itself, over and over. The result holds the resident
 memory at ten moments and the latency's quantiles, both without the first hundred predictions, and whether they keep
@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from texture_ad.methods.saved import load_detector
 
 from texture_ad.deploy.scorer import Scorer, find_images
-from texture_ad.files import write_atomic
+from texture_ad.files import write_text
+from texture_ad.methods.registry import load
 
 WARM_UP = 100
 STATM = Path("/proc/self/statm")
@@ -76,8 +76,8 @@ def latency_result(seconds: np.ndarray) -> dict[str, object]:
     }
 
 
-def kept(seconds: np.ndarray, memory: list[float]) -> bool:
-    """Return whether what was measured keeps its bounds."""
+def within_bounds(seconds: np.ndarray, memory: list[float]) -> bool:
+    """Return whether memory and latency are within their bounds."""
     median, p99 = np.quantile(seconds, (0.5, 0.99))
     flat = not memory or memory[-1] < (1 + MAX_GROWTH) * memory[0]
     return bool(flat and p99 < MAX_P99 * median)
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=50_000)
     parser.add_argument("--output", type=Path, default=Path("soak.json"))
     args = parser.parse_args()
-    scorer = Scorer(load_detector(args.detector), args.folder, None)
+    scorer = Scorer(load(args.detector), args.folder, None)
     paths = find_images(args.folder, args.output.with_suffix(""))
     seconds, memory = measure(scorer, paths, args.count)
     result = {
@@ -102,10 +102,10 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
         "torch": torch.__version__,
-        "kept": kept(seconds, memory),
+        "kept": within_bounds(seconds, memory),
     }
     text = json.dumps(result, indent=2)
-    write_atomic(args.output, text.encode() + b"\n")
+    write_text(args.output, text + "\n")
     print(text)
 
 
