@@ -1,4 +1,4 @@
-"""All methods on one folder of photographs at given sizes, over seeds.
+"""Compare all methods on one folder of photographs at given sizes, over seeds.
 
     python -m experiments.baselines data.root=FOLDER sizes=128,256 seeds=0,1,2
     python -m experiments.baselines                     # embedded carpet: not a benchmark
@@ -7,47 +7,62 @@ Own keys: methods, sizes, seeds, workers, runs (folder of the runs), output (wit
 Every other key=value goes to each run. The output grows with every run; a finished run is not repeated.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments.runs import METHODS, arguments, read_run, run_all, script, write_table
+from experiments.runs import KEPT, Job, arguments, read_run, run_all, script, with_folder_of_photographs, write_table
+from texture_ad.methods.registry import METHODS
+from texture_ad.reporting.metrics import METRICS
 
-COLUMNS = {
-    "image AUROC": "image_auroc",
-    "pixel AUROC": "pixel_auroc",
-    "AUPRO": "aupro",
-    "fit, s": "fit_seconds",
-    "time per image, ms": "test_milliseconds_per_image",
-    "peak memory, MB": "peak_memory_mb",
-}
+COMPARED = ("image_auroc", "pixel_auroc", "aupro", "fit_seconds", "test_seconds_per_image", "peak_memory_mb")
+ALSO_KEPT = ("image_ap", "test_seconds_per_image", "peak_memory_mb")
 
 
 def table(runs: list[dict]) -> list[dict]:
-    """One row for each size and method, columns as lists over the seeds."""
-    rows: dict[tuple, dict] = {}
-    for run in runs:
-        row = rows.setdefault(
-            (run["size"], run["method"]),
-            {
-                "method": run["method"],
-                "size": run["size"],
-                "data": run["data_source"],
-                "seeds": 0,
-                **{k: [] for k in COLUMNS},
-            },
-        )
-        row["seeds"] += 1
-        for column, key in COLUMNS.items():
-            if run[key] is not None:
-                row[column].append(run[key])
-    for row in rows.values():
-        row |= {k: row[k] or None for k in COLUMNS}
-    return [rows[k] for k in sorted(rows, key=lambda k: (k[0], METHODS.index(k[1])))]
+    """Return one row for each size and method, its metrics as lists over the seeds."""
+    order = list(METHODS)
+    groups = sorted({(run["size"], order.index(run["method"])) for run in runs})
+    return [
+        row([run for run in runs if (run["size"], run["method"]) == (size, order[method])]) for size, method in groups
+    ]
+
+
+def row(runs: list[dict]) -> dict:
+    """Return the row of runs that differ in their seed alone."""
+    first = runs[0]
+    about = {"method": first["method"], "size": first["size"], "data": first["data_source"], "seeds": len(runs)}
+    return about | {METRICS[key].heading: values(runs, key) for key in COMPARED}
+
+
+def values(runs: list[dict], key: str) -> list[float] | None:
+    """Return a metric of several runs in the unit of its heading, None if no run has it."""
+    return [METRICS[key].scale * run[key] for run in runs if run[key] is not None] or None
+
+
+def finished(jobs: Mapping[tuple[str, str, str], Job]) -> list[dict]:
+    """Return what is kept of the runs that are finished.
+
+    Args:
+        jobs: method, size and seed to the run.
+    """
+    return [
+        {"method": method, "size": int(size), "seed": int(seed), **{key: found.get(key) for key in KEPT + ALSO_KEPT}}
+        for (method, size, seed), job in jobs.items()
+        if (found := read_run(job.folder))
+    ]
+
+
+def name_of_data(overrides: Sequence[str]) -> str:
+    """Return the part of a run folder's name that tells the data."""
+    root = next((o.partition("=")[2] for o in overrides if o.startswith("data.root=")), None)
+    return Path(root).name if root else "embedded"
 
 
 def main() -> None:
+    """Make the runs, and write the table after each."""
     own, overrides = arguments(
         {
-            "methods": METHODS,
+            "methods": list(METHODS),
             "sizes": ["128", "256"],
             "seeds": ["0", "1", "2"],
             "workers": ["1"],
@@ -55,47 +70,24 @@ def main() -> None:
             "output": ["experiments/results/baselines"],
         }
     )
-    root = next((o.partition("=")[2] for o in overrides if o.startswith("data.root=")), None)
-    if root and not any(o.startswith("data=") for o in overrides):
-        overrides.append("data=folder")
-    name = Path(root).name if root else "embedded"
-    jobs = [
-        (
-            Path(own["runs"][0]) / f"{name}-{method}-{size}-seed{seed}",
+    overrides = with_folder_of_photographs(overrides)
+    folder = Path(own["runs"][0])
+    name = name_of_data(overrides)
+    jobs = {
+        (method, size, seed): Job(
+            folder / f"{name}-{method}-{size}-seed{seed}",
             [f"method={method}", f"data.size={size}", f"seed={seed}", *overrides],
         )
         for seed in own["seeds"]
         for method in own["methods"]
         for size in own["sizes"]
-    ]
-    kept = (
-        "data_source",
-        "data_fingerprint",
-        "image_auroc",
-        "image_ap",
-        "pixel_auroc",
-        "aupro",
-        "synthetic_auroc",
-        "fit_seconds",
-        "peak_memory_mb",
-    )
+    }
 
     def write() -> str:
-        runs = []
-        for folder, (method, size, seed, *_) in jobs:
-            if found := read_run(folder):
-                runs.append(
-                    {
-                        "method": method.partition("=")[2],
-                        "size": int(size.partition("=")[2]),
-                        "seed": int(seed.partition("=")[2]),
-                        **{k: found.get(k) for k in kept},
-                        "test_milliseconds_per_image": 1000 * found["test_seconds_per_image"],
-                    }
-                )
+        runs = finished(jobs)
         return write_table(Path(own["output"][0]), runs, table(runs))
 
-    run_all(jobs, int(own["workers"][0]), write)
+    run_all(list(jobs.values()), int(own["workers"][0]), write)
     print(write())
 
 

@@ -1,4 +1,4 @@
-"""The paper's Figure 7: carpet's anomaly scores as a line graph, normal images against anomalous ones.
+"""Draw the paper's Figure 7: carpet's anomaly scores as a line graph, normal images against anomalous ones.
 
     python -m experiments.figure7 data.root=ROOT       # MVTec AD; without it, embedded data: not a benchmark
 
@@ -14,6 +14,7 @@ from texture_ad.reporting.charts import score_line_graph
 
 
 def main() -> None:
+    """Make the run, unless it is finished, and draw its scores."""
     folder, metrics, output = figure_run("figure7")
     with open(folder / "scores.csv", newline="", encoding="utf-8") as source:
         rows = list(csv.DictReader(source))

@@ -1,4 +1,4 @@
-"""Does the fusion help? Every representation with every score on it, beside how synthetic defects rank them.
+"""Measure whether the fusion helps: every representation with every score, and how synthetic defects rank them.
 
     python -m experiments.fusion data.root=FOLDER                       # photographs
     python -m experiments.fusion data.category=carpet output=...        # embedded data: not a benchmark
@@ -7,12 +7,13 @@ Own keys: seeds, workers, runs (folder of the runs), output (without suffix: .js
 key=value goes to each run. Runs that differ only in the score share one stage 1; a finished run is not repeated.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
 from scipy.stats import spearmanr
 
-from experiments.runs import arguments, read_run, run_all, script, write_table
+from experiments.runs import KEPT, Job, arguments, read_run, run_all, script, with_folder_of_photographs, write_table
 
 REPRESENTATIONS = {
     "frozen": ["cutpaste=none"],
@@ -20,35 +21,40 @@ REPRESENTATIONS = {
     "CutPaste + flow": ["cutpaste=3way", "representation.backbone_lr=1e-4", "representation.flow_weight=1"],
 }
 SCORES = {
-    "Gaussian density": ["dictionary.nonzeros=0"],
-    "flow likelihood": ["dictionary.fusion=1"],
-    "dictionary": ["dictionary.fusion=0"],
+    "flow likelihood": ["score.fusion=1"],
+    "dictionary": ["score.fusion=0"],
     "dictionary on latent features": ["dictionary.features=latent"],
-    "dictionary and flow": ["dictionary.fusion=0.5"],
+    "dictionary and flow": ["score.fusion=0.5"],
 }
 MEASURED = {"test": "image_auroc", "synthetic": "synthetic_auroc"}
+Option = tuple[str, str]  # representation and score
+
+
+def by_option(runs: list[dict]) -> dict[Option, list[dict]]:
+    """Return the runs of each option, one for each seed."""
+    groups: dict[Option, list[dict]] = {}
+    for run in runs:
+        groups.setdefault((run["representation"], run["score"]), []).append(run)
+    return groups
 
 
 def table(runs: list[dict]) -> list[dict]:
-    """A row for each representation on test images and on synthetic defects, scores as columns, lists over seeds."""
+    """Return a row for each representation on test images and on synthetic defects, scores as lists over the seeds."""
+    groups = by_option(runs)
+    source = runs[0]["data_source"]
     return [
         {"image AUROC on": name, "representation": representation}
-        | {
-            s: [r[key] for r in runs if (r["representation"], r["score"]) == (representation, s)] or None
-            for s in SCORES
-        }
-        | {"data": runs[0]["data_source"]}
+        | {score: [run[key] for run in groups.get((representation, score), [])] or None for score in SCORES}
+        | {"data": source}
         for name, key in MEASURED.items()
         for representation in REPRESENTATIONS
     ]
 
 
 def agreement(runs: list[dict]) -> str:
-    """How far the synthetic defects' order of the options is the test images', both averaged over the seeds."""
-    groups: dict[tuple, list[dict]] = {}
-    for run in runs:
-        groups.setdefault((run["representation"], run["score"]), []).append(run)
-    test, synthetic = ([mean(r[key] for r in group) for group in groups.values()] for key in MEASURED.values())
+    """Return how far synthetic defects rank the options as the test images do, both averaged over the seeds."""
+    groups = by_option(runs)
+    test, synthetic = ([mean(run[key] for run in group) for group in groups.values()] for key in MEASURED.values())
     chosen = max(range(len(synthetic)), key=synthetic.__getitem__)
     return (
         f"Rank correlation of both over {len(groups)} options: {spearmanr(test, synthetic).statistic:.2f}. Synthetic "
@@ -57,7 +63,27 @@ def agreement(runs: list[dict]) -> str:
     )
 
 
+def finished(jobs: Mapping[tuple[str, str, str], Job]) -> list[dict]:
+    """Return what is kept of the runs that are finished.
+
+    Args:
+        jobs: representation, score and seed to the run.
+    """
+    return [
+        {"representation": representation, "score": score, "seed": int(seed), **{key: found.get(key) for key in KEPT}}
+        for (representation, score, seed), job in jobs.items()
+        if (found := read_run(job.folder))
+    ]
+
+
+def name_of_data(overrides: Sequence[str]) -> str:
+    """Return the part of a run folder's name that tells the data."""
+    given = dict(override.split("=", 1) for override in overrides)
+    return Path(given.get("data.root", given.get("data.category", "carpet"))).name
+
+
 def main() -> None:
+    """Make the runs, and write the table after each."""
     own, overrides = arguments(
         {
             "seeds": ["0", "1", "2"],
@@ -66,27 +92,21 @@ def main() -> None:
             "output": ["experiments/results/fusion"],
         }
     )
-    given = dict(o.split("=", 1) for o in overrides)
-    if "data.root" in given and "data" not in given:
-        overrides.append("data=folder")
-    name = Path(given.get("data.root", given.get("data.category", "carpet"))).name
+    overrides = with_folder_of_photographs(overrides)
+    folder = Path(own["runs"][0])
+    name = name_of_data(overrides)
     jobs = {
-        (representation, score, seed): (
-            Path(own["runs"][0]) / f"{name}-{representation}-{score}-seed{seed}".replace(" ", ""),
+        (representation, score, seed): Job(
+            folder / f"{name}-{representation}-{score}-seed{seed}".replace(" ", ""),
             ["cache=always", f"seed={seed}", "trainer.max_epochs=3", *chosen, *options, *overrides],
         )
         for seed in own["seeds"]
         for representation, chosen in REPRESENTATIONS.items()
         for score, options in SCORES.items()
     }
-    kept = ("data_source", "data_fingerprint", "synthetic_auroc", "image_auroc", "pixel_auroc", "aupro", "fit_seconds")
 
     def write() -> str:
-        runs = [
-            {"representation": representation, "score": score, "seed": int(seed), **{k: found.get(k) for k in kept}}
-            for (representation, score, seed), (folder, _) in jobs.items()
-            if (found := read_run(folder))
-        ]
+        runs = finished(jobs)
         return write_table(Path(own["output"][0]), runs, table(runs), agreement(runs))
 
     run_all(list(jobs.values()), int(own["workers"][0]), write)

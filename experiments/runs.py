@@ -10,28 +10,29 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from texture_ad.data.embedded import TEXTURES
 from texture_ad.errors import UserError
-from texture_ad.files import write_atomic
+from texture_ad.files import write_text
 from texture_ad.reporting.tables import markdown_table
 
-METHODS = (
-    "fusion",
-    "one_nn",
-    "oc_svm",
-    "sparse_coding",
-    "dsebm",
-    "ganomaly",
-    "patch_svdd",
-    "cutpaste",
-    "patchcore",
-    "padim",
-)
-TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
+QUIET = ("pictures=false", "logger=none", "trainer.enable_progress_bar=false")
+SHOWN = ("image_auroc", "pixel_auroc", "aupro")  # on a finished run's line
+KEPT = ("data_source", "data_fingerprint", *SHOWN, "synthetic_auroc", "fit_seconds")  # in a table's JSON
+
+Metrics = dict[str, Any]  # what metrics.json holds; `fit_seconds` is None if the run was interrupted
+
+
+class Job(NamedTuple):
+    """State a run that is to be made: its folder, and the overrides of its configuration."""
+
+    folder: Path
+    overrides: list[str]
 
 
 def arguments(defaults: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[str]], list[str]]:
-    """The command line's key=value pairs.
+    """Return the command line's key=value pairs.
 
     Args:
         defaults: this script's own keys, each a list of values.
@@ -43,7 +44,7 @@ def arguments(defaults: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[str
     Raises:
         UserError: an argument that is no pair.
     """
-    own = {k: list(v) for k, v in defaults.items()}
+    own = {key: list(values) for key, values in defaults.items()}
     overrides = []
     for argument in sys.argv[1:]:
         key, equals, value = argument.partition("=")
@@ -58,91 +59,107 @@ def arguments(defaults: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[str
     return own, overrides
 
 
-def run_once(folder: Path, overrides: Sequence[str]) -> dict:
-    """One run in a process of its own, unless it is finished.
+def with_folder_of_photographs(overrides: Sequence[str]) -> list[str]:
+    """Return overrides in which a data.root without a `data` is a folder of photographs."""
+    given = dict(override.split("=", 1) for override in overrides)
+    return [*overrides, "data=folder"] if "data.root" in given and "data" not in given else list(overrides)
 
-    Returns:
-        What metrics.json holds; `fit_seconds` is None if the run was interrupted.
+
+def run_once(job: Job) -> Metrics:
+    """Make one run in a process of its own, unless it is finished, and return its metrics.
 
     Raises:
         UserError: the folder holds a run with other overrides, or the run failed; the end of its log says why.
     """
-    finished = folder / "finished.json"
-    if finished.is_file() and json.loads(finished.read_text())["overrides"] != list(overrides):
-        raise UserError(f"{folder}: holds a run with other overrides; give another folder by runs=FOLDER")
+    finished = job.folder / "finished.json"
+    if finished.is_file() and json.loads(finished.read_text(encoding="utf-8"))["overrides"] != job.overrides:
+        raise UserError(f"{job.folder}: holds a run with other overrides; give another folder by runs=FOLDER")
     if not finished.is_file():
         # Seconds of a run that was killed and resumed are not those of a whole run.
-        resumed = folder.is_dir()
-        folder.mkdir(parents=True, exist_ok=True)
-        call = [
-            sys.executable,
-            "-m",
-            "texture_ad.run",
-            f"run_dir={folder}",
-            "pictures=false",
-            "logger=none",
-            "trainer.enable_progress_bar=false",
-            *overrides,
-        ]
-        with open(folder / "log.txt", "wb") as log:
-            code = subprocess.run(call, stdout=log, stderr=subprocess.STDOUT).returncode
-        if code:
-            lines = (folder / "log.txt").read_text(errors="replace").strip().splitlines()
-            raise UserError(f"{folder}: {lines[-1] if lines else f'exit code {code}'}; the rest is in its log.txt")
-        write_atomic(finished, json.dumps({"overrides": list(overrides), "resumed": resumed}).encode())
-    return read_run(folder)
+        resumed = job.folder.is_dir()
+        _call(job)
+        write_text(finished, json.dumps({"overrides": job.overrides, "resumed": resumed}))
+    return _read_metrics(job.folder)
 
 
-def read_run(folder: Path) -> dict | None:
-    """What `run_once` returns for a finished run, None for any other."""
-    if not (folder / "finished.json").is_file():
-        return None
-    metrics = json.loads((folder / "metrics.json").read_text())
-    if json.loads((folder / "finished.json").read_text())["resumed"]:
+def _call(job: Job) -> None:
+    """Make a run by the command line, its output in log.txt."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    call = [sys.executable, "-m", "texture_ad.run", f"run_dir={job.folder}", *QUIET, *job.overrides]
+    path = job.folder / "log.txt"
+    with open(path, "wb") as log:
+        code = subprocess.run(call, stdout=log, stderr=subprocess.STDOUT).returncode
+    if code:
+        lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        raise UserError(f"{job.folder}: {lines[-1] if lines else f'exit code {code}'}; the rest is in its log.txt")
+
+
+def read_run(folder: Path) -> Metrics | None:
+    """Return the metrics of a finished run, None for any other."""
+    return _read_metrics(folder) if (folder / "finished.json").is_file() else None
+
+
+def _read_metrics(folder: Path) -> Metrics:
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    if json.loads((folder / "finished.json").read_text(encoding="utf-8"))["resumed"]:
         metrics["fit_seconds"] = None
     return metrics
 
 
-def run_all(
-    jobs: Sequence[tuple[Path, list[str]]], workers: int, done: Callable[[], object] = lambda: None
-) -> list[dict]:
-    """`run_once` of every (folder, overrides), `workers` at a time; tells each on a line and calls `done` after it.
+def run_all(jobs: Sequence[Job], workers: int, done: Callable[[], object] = lambda: None) -> list[Metrics]:
+    """Make all runs, print a line for each, and return their metrics.
+
+    Args:
+        jobs: the runs.
+        workers: how many run at a time.
+        done: called after each run.
 
     Raises:
         UserError: after all others have run, if some failed: the first one's reason.
     """
-    failures = []
-    results = {}
+    failures: list[UserError] = []
+    results: dict[Path, Metrics] = {}
 
-    def one(job: tuple[Path, list[str]]) -> None:
-        folder, overrides = job
+    def one(job: Job) -> None:
         try:
-            found = results[folder] = run_once(folder, overrides)
+            found = results[job.folder] = run_once(job)
         except UserError as error:
             failures.append(error)
             print(f"failed   {error}", flush=True)
             return
-        told = ", ".join(f"{k} {found[k]:.3f}" for k in ("image_auroc", "pixel_auroc", "aupro") if found.get(k))
-        print(f"{found['data_source']}: {folder.name}: {told}", flush=True)
+        print(_line(job, found), flush=True)
         done()
 
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(one, jobs))
     if failures:
         raise UserError(f"{len(failures)} of {len(jobs)} runs failed, first: {failures[0]}")
-    return [results[folder] for folder, _ in jobs]
+    return [results[job.folder] for job in jobs]
+
+
+def _line(job: Job, metrics: Metrics) -> str:
+    """Return the line that is printed of a finished run."""
+    shown = ", ".join(f"{key} {metrics[key]:.3f}" for key in SHOWN if metrics.get(key))
+    return f"{metrics['data_source']}: {job.folder.name}: {shown}"
 
 
 def write_table(output: Path, runs: list[dict], rows: list[dict], below: str = "") -> str:
-    """`runs` as `output`.json and `rows` as a Markdown table, `output`.md, with what stands below; gives the latter."""
+    """Write a comparison of runs as JSON and as Markdown, and return the latter.
+
+    Args:
+        output: path without suffix.
+        runs: one dict each, for the JSON.
+        rows: of the Markdown table.
+        below: text that stands below the table.
+    """
     text = markdown_table(rows) + ("\n\n" + below.rstrip() if below else "")
-    write_atomic(output.with_suffix(".json"), json.dumps(runs, indent=1).encode() + b"\n")
-    write_atomic(output.with_suffix(".md"), text.encode() + b"\n")
+    write_text(output.with_suffix(".json"), json.dumps(runs, indent=1) + "\n")
+    write_text(output.with_suffix(".md"), text + "\n")
     return text
 
 
 def paper_table(name: str, methods: Mapping[str, tuple[list[str], Sequence[float]]]) -> None:
-    """Image AUROC of methods on the five textures, beside what the paper printed.
+    """Write the image AUROC of methods on the five textures, beside what the paper printed.
 
     Args:
         name: of the output under experiments/results/.
@@ -157,9 +174,10 @@ def paper_table(name: str, methods: Mapping[str, tuple[list[str], Sequence[float
             "output": [f"experiments/results/{name}"],
         }
     )
+    folder = Path(own["runs"][0])
     jobs = {
-        (category, label, seed): (
-            Path(own["runs"][0]) / f"{category}-{label}-seed{seed}",
+        (category, label, seed): Job(
+            folder / f"{category}-{label}-seed{seed}",
             [f"data.category={category}", f"seed={seed}", *options, *overrides],
         )
         for seed in own["seeds"]
@@ -167,29 +185,33 @@ def paper_table(name: str, methods: Mapping[str, tuple[list[str], Sequence[float
         for label, (options, _) in methods.items()
     }
     found = dict(zip(jobs, run_all(list(jobs.values()), int(own["workers"][0])), strict=True))
-    rows = []
-    for category in own["categories"]:
-        row: dict = {"category": category}
-        for label, (_, printed) in methods.items():
-            runs = [found[category, label, seed] for seed in own["seeds"]]
-            row |= {f"{label}, paper": printed[TEXTURES.index(category)], label: [r["image_auroc"] for r in runs]}
-        rows.append(row | {"data": runs[0]["data_source"]})
-    kept = ("data_source", "data_fingerprint", "image_auroc", "pixel_auroc", "aupro", "synthetic_auroc", "fit_seconds")
+    printed = {label: dict(zip(TEXTURES, figures, strict=True)) for label, (_, figures) in methods.items()}
     runs = [
-        {"category": c, "method": m, "seed": int(s), **{k: run.get(k) for k in kept}}
-        for (c, m, s), run in found.items()
+        {"category": category, "method": method, "seed": int(seed), **{key: run.get(key) for key in KEPT}}
+        for (category, method, seed), run in found.items()
     ]
+    rows = [_paper_row(category, printed, runs) for category in own["categories"]]
     print(write_table(Path(own["output"][0]), runs, rows))
 
 
-def figure_run(name: str) -> tuple[Path, dict, Path]:
-    """The run that a figure shows, by the command line.
+def _paper_row(category: str, printed: Mapping[str, Mapping[str, float]], runs: list[dict]) -> dict:
+    """Return the row of a texture: for each method what the paper printed, and ours as a list over the seeds."""
+    row: dict = {"category": category}
+    for label, figures in printed.items():
+        ours = [run for run in runs if (run["category"], run["method"]) == (category, label)]
+        row |= {f"{label}, paper": figures[category], label: [run["image_auroc"] for run in ours]}
+        source = ours[0]["data_source"]
+    return row | {"data": source}
+
+
+def figure_run(name: str) -> tuple[Path, Metrics, Path]:
+    """Make the run that a figure shows, by the command line.
 
     Args:
         name: of the picture under experiments/results/.
 
     Returns:
-        The run's folder, what its metrics.json holds, and the picture's path.
+        The run's folder, its metrics, and the picture's path.
     """
     own, overrides = arguments(
         {
@@ -202,12 +224,12 @@ def figure_run(name: str) -> tuple[Path, dict, Path]:
     category = own["category"][0]
     seed = own["seed"][0]
     folder = Path(own["runs"][0]) / f"{category}-fusion-seed{seed}"
-    metrics = run_once(folder, [f"data.category={category}", f"seed={seed}", "method=fusion", *overrides])
-    return folder, metrics, Path(own["output"][0])
+    job = Job(folder, [f"data.category={category}", f"seed={seed}", "method=fusion", *overrides])
+    return folder, run_once(job), Path(own["output"][0])
 
 
 def script(main: Callable[[], None]) -> None:
-    """Ends bad input in one line and exit code 2."""
+    """Run a script's main function; end bad input in one line and exit code 2."""
     try:
         main()
     except UserError as error:
