@@ -25,11 +25,11 @@ $(CATEGORIES): setup ## run the experiment on this texture
 test: setup ## run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile # one process a core, each with one thread
 
-bench: setup ## measure speed beside baselines, about 15 minutes; writes experiments/results/bench.md
-	$(BIN)/python -m experiments.bench
+bench: setup ## measure speed beside baselines, about 15 minutes; writes benchmarks/results/bench.md
+	$(BIN)/python -m benchmarks.bench
 
-bench-scale: setup ## measure time against images, size and atoms; writes experiments/results/bench_scale.png
-	$(BIN)/python -m experiments.bench_scale
+bench-scale: setup ## measure time against images, size and atoms; writes benchmarks/results/bench_scale.png
+	$(BIN)/python -m benchmarks.bench_scale
 
 lint: setup ## check format, rules, types and layers, and that the pages build
 	$(BIN)/ruff format --check .
