@@ -11,7 +11,7 @@ from helpers import environment
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Return a function for `python -m texture_ad.MODULE ARGUMENTS` without a new process: exit code, stdout, stderr."""
+    """Return a function for `python -m texture_ad.MODULE ARGUMENTS` in this process: exit code, stdout, stderr."""
 
     def call(module: str, *arguments: str) -> tuple[int, str, str]:
         monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the command sets it; here it is taken back

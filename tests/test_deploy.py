@@ -168,7 +168,6 @@ def test_an_unreadable_image_fails_after_all_others_are_scored(predict, photogra
     assert [bool(r["score"]) for r in rows] == [True, True, False, True, True]
 
 
-@pytest.mark.xfail(strict=True, reason="the prediction does not carry the grid of its patch map yet")
 def test_overlays_need_no_further_pass_of_the_backbone(saved, photographs, tmp_path):
     detector = load(saved)
     passes = []

@@ -92,7 +92,7 @@ def test_masks_describe_the_damage_exactly(category):
 
 
 def test_masks_on_disk_are_those_of_the_images(textures):
-    intact, damaged, mask = embedded.render("leather", "hole", 2)
+    _intact, damaged, mask = embedded.render("leather", "hole", 2)
     assert np.array_equal(read(textures["leather"] / "test/hole")[2], damaged)
     assert np.array_equal(read(textures["leather"] / "ground_truth/hole")[2] > 0, mask)
 
@@ -173,7 +173,7 @@ def test_unknown_category_is_a_user_error(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("option, message", [({"size": 32}, "size 32"), ({"seed": -1}, "seed -1")])
+@pytest.mark.parametrize(("option", "message"), [({"size": 32}, "size 32"), ({"seed": -1}, "seed -1")])
 def test_options_out_of_range_are_user_errors(tmp_path, option, message):
     with pytest.raises(UserError, match=message):
         embedded.ensure("wood", tmp_path, **option)

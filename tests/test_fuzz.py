@@ -17,14 +17,17 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from texture_ad.cli import entry as cli
+from texture_ad.cli.entry import CONF, check_targets
+from texture_ad.cli.explain import explain
 from texture_ad.data.cutpaste import AREA, KINDS, cutpaste
 from texture_ad.data.images import read_image, read_mask, resize, resize_mask
 from texture_ad.deploy.scorer import COLUMNS
 from texture_ad.deploy.watch import Rows
-from texture_ad.errors import UserError, check_number
+from texture_ad.errors import UserError
 from texture_ad.files import csv_text
 from texture_ad.methods.registry import load
+from texture_ad.parameters import NonNegativeInt, check
+from texture_ad.pipeline import Run
 
 LONG = bool(os.environ.get("TEXTURE_AD_LONG"))
 
@@ -169,20 +172,17 @@ VALUES = st.one_of(
     st.lists(st.tuples(st.sampled_from(KEYS), VALUES).map("=".join), max_size=3),
 )
 def test_any_overrides_compose_or_are_refused(groups, keys):
-    from hydra.utils import instantiate
-
-    from texture_ad.pipeline import build
-
     try:
-        with initialize_config_dir(cli.CONF, version_base="1.3"):
+        with initialize_config_dir(CONF, version_base="1.3"):
             config = compose("config", [*groups, *keys, "backbone.weights=none", "run_dir=none", "data.root=null"])
-        cli.check_targets(config)
-        check_number("seed", config.seed, 0, whole=True)
+        check_targets(config)
+        check("seed", config.seed, NonNegativeInt)
+        run = Run(config, Path("none"))
         if config.data.source == "embedded":
-            instantiate(config.data)
-        build(config, 64)
+            run.make("data")
+        run.make("method", make=run.make, size=64)
     except Exception as error:
-        line = cli.explain(error)
+        line = explain(error)
         assert line is not None, (groups, keys, error)
 
 

@@ -76,7 +76,7 @@ def test_region_is_the_union_of_the_cells():
     assert region.dtype == bool and np.array_equal(region, expected)
 
 
-@pytest.mark.parametrize("map_size, image_size", [((3, 7), (32, 50)), ((5, 5), (128, 128)), ((8, 8), (8, 8))])
+@pytest.mark.parametrize(("map_size", "image_size"), [((3, 7), (32, 50)), ((5, 5), (128, 128)), ((8, 8), (8, 8))])
 def test_cells_cover_the_whole_image_where_sizes_do_not_divide(map_size, image_size):
     every = [(r, c) for r in range(map_size[0]) for c in range(map_size[1])]
     assert region_mask(every, map_size, image_size).all()

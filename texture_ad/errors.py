@@ -62,12 +62,3 @@ class DivergenceError(UserError):
         """Return the same error with the group's name in front of the learning rates'."""
         rates = {f"{group}.{name}": value for name, value in self.rates.items()}
         return DivergenceError(self.step, self.loss, self.path, rates)
-
-
-def check_number(key, value, least, most=None, *, above=False, whole=False):
-    """Check one number (on its way out: ranges move to the annotations of `texture_ad.parameters`)."""
-    from typing import Annotated
-
-    from texture_ad.parameters import Range, check
-
-    check(key, value, Annotated[int if whole else float, Range(least, most, above)])

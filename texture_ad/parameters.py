@@ -1,6 +1,6 @@
 """Ranges of parameters as part of their annotations, and the one place that checks them.
 
-Example:
+Examples:
     >>> @checked
     ... class Flow:
     ...     def __init__(self, blocks: Count, clamp: Positive, mode: Literal["fast", "exact"]): ...

@@ -176,10 +176,10 @@ def prepare_data(run: Run) -> None:
     run.data.setup()
     data = run.data
     print(
-        f"data     {data.source_name}: {len(data.train_samples)} training, {len(data.calibration_samples)} calibration, "
-        f"{len(data.test_samples)} test images, {data.size} px\nrun      {run.folder}",
-        flush=True,
+        f"data     {data.source_name}: {len(data.train_samples)} training, "
+        f"{len(data.calibration_samples)} calibration, {len(data.test_samples)} test images, {data.size} px"
     )
+    print(f"run      {run.folder}", flush=True)
     if is_rank_zero():
         _warn_of_duplicates(run)
         write_text(run.folder / "config.yaml", OmegaConf.to_yaml(run.config, resolve=True))
@@ -285,7 +285,7 @@ def evaluate(run: Run, detector: AnomalyDetector) -> Predictions | None:
 
 
 def report(run: Run, detector: AnomalyDetector, predictions: Predictions | None) -> None:
-    """Step 5: write scores, pictures, report and metrics, tell the loggers, and print what was found and what is next."""
+    """Step 5: write scores, pictures, report and metrics, tell the loggers, and print what was found."""
     if predictions is None:
         write_text(run.folder / "metrics.json", json.dumps(run.metrics, indent=2) + "\n")
         print(f"{run.data.folder} has no test images: no metrics")

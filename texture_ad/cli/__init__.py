@@ -1,0 +1,1 @@
+"""All that knows Hydra: the command lines, their settings, names, sweeps and errors."""

@@ -13,7 +13,8 @@ ADVICE = (
     (
         "backbone.weights",
         "could not be downloaded",
-        "give a local file with backbone.weights=FILE, or use backbone=efficientnet_lite0, whose weights are in a package",
+        "give a local file with backbone.weights=FILE, or use backbone=efficientnet_lite0, whose weights are in a "
+        "package",
     ),
     ("backbone.weights", "not a state dict", "or backbone.weights=imagenet"),
     ("data.root", "no such folder", "import MVTec AD by python -m texture_ad.data.mvtec ARCHIVE ROOT"),

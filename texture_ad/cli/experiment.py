@@ -46,7 +46,7 @@ def run_experiment(config: DictConfig) -> None:
 
 
 def prepare_process() -> None:
-    """Take this process's share of the machine, and keep others' advice and further processes' lines from the output."""
+    """Take this process's share of the machine, and keep what no user can act on from the output."""
     from texture_ad.training.resources import keep_freed_memory, take_share
 
     if in_sweep():

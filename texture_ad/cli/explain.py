@@ -30,7 +30,7 @@ _DISK = {
 
 
 def explain(error: BaseException) -> str | None:
-    """Return the line that tells a user about an error, or None for a fault of the program, which keeps its traceback."""
+    """Return the line that tells a user about an error, or None for a fault of the program (it keeps its traceback)."""
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in chain:

@@ -21,9 +21,9 @@ def slug(text: str, longest: int = 100) -> str:
 
 
 def data_name(source: str, root: str | None, category: str | None) -> str:
-    """A run's name, which tells where its images come from.
+    """Return a run's name, which tells where its images come from.
 
-    Example:
+    Examples:
         >>> data_name("auto", None, "carpet"), data_name("folder", "/data/my photographs", None)
         ('embedded-carpet', 'folder-my_photographs')
     """
@@ -33,12 +33,12 @@ def data_name(source: str, root: str | None, category: str | None) -> str:
 
 
 def key_of(override: str) -> str:
-    """The key of "key=value", without Hydra's + or ~."""
+    """Return the key of "key=value", without Hydra's + or ~."""
     return override.partition("=")[0].lstrip("+~")
 
 
 def sweep_dir(overrides: Sequence[str], run_dir: str) -> str:
-    """A sweep's folder: `run_dir` where it was given, else named by what is swept.
+    """Return a sweep's folder: `run_dir` where it was given, else named by what is swept.
 
     The same command so comes back to its folder, and does only what is missing there.
 
@@ -46,7 +46,7 @@ def sweep_dir(overrides: Sequence[str], run_dir: str) -> str:
         overrides: the sweep's, each "key=value".
         run_dir: the configuration's.
 
-    Example:
+    Examples:
         >>> sweep_dir(["+experiment=wood", "seed=0,1", "logger=none"], "runs/now")
         'runs/sweeps/experiment=wood+seed=0,1'
     """
@@ -56,9 +56,9 @@ def sweep_dir(overrides: Sequence[str], run_dir: str) -> str:
 
 
 def swept(overrides: Sequence[str], job: Sequence[str]) -> list[str]:
-    """The job's overrides that its sweep's leave open: those of sweeps (a=1,2) and of +ablation's parameters.
+    """Return the job's overrides that its sweep leaves open: those of sweeps (a=1,2) and of +ablation's parameters.
 
-    Example:
+    Examples:
         >>> swept(["+experiment=wood", "seed=0,1"], ["+experiment=wood", "seed=1", "flow.blocks=4"])
         ['seed=1', 'flow.blocks=4']
     """
@@ -68,7 +68,7 @@ def swept(overrides: Sequence[str], job: Sequence[str]) -> list[str]:
 
 
 def job_name(overrides: Sequence[str], job: Sequence[str]) -> str:
-    """A job's folder in its sweep: the swept values, so that it stays the same when the sweep grows."""
+    """Return a job's folder in its sweep: the swept values, so that it stays the same when the sweep grows."""
     return slug(",".join(swept(overrides, job)) or "run")
 
 

@@ -43,7 +43,7 @@ def finished(folder: Path, config: DictConfig) -> bool:
 
 
 def read_jobs(folder: Path, overrides: Sequence[str]) -> list[dict]:
-    """A sweep's jobs, by the names of their folders.
+    """Return a sweep's jobs, by the names of their folders.
 
     Args:
         folder: the sweep's.
@@ -202,13 +202,16 @@ class Comparison(Callback):
     before = 0
 
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
+        """Count the jobs that have finished before."""
         self.before = len(list(Path(config.hydra.sweep.dir).glob("*/metrics.json")))
 
     def on_job_start(self, config: DictConfig, **_: object) -> None:
+        """Forget the job's earlier failure."""
         if in_sweep():
             (Path(config.hydra.runtime.output_dir) / "error.txt").unlink(missing_ok=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: object) -> None:
+        """Tell the job's failure, and let the others go on."""
         if not in_sweep() or job_return.status != JobStatus.FAILED:
             return
         error = job_return._return_value
@@ -222,6 +225,7 @@ class Comparison(Callback):
         job_return.return_value = None
 
     def on_multirun_end(self, config: DictConfig, **_: object) -> None:
+        """Compare the jobs; exit with an error where some failed."""
         folder = Path(config.hydra.sweep.dir)
         try:
             jobs = read_jobs(folder, config.hydra.overrides.task)
@@ -249,7 +253,7 @@ class Comparison(Callback):
 
 
 def _mixed(jobs: Sequence[dict]) -> dict[str, list[str]]:
-    """What should be the same in all jobs and is not: versions, and the images of one data source."""
+    """Return what should be the same in all jobs and is not: versions, and the images of one data source."""
     found: dict[str, dict[str, None]] = {}
     for job in jobs:
         for package, version in job["metrics"].get("versions", {}).items():

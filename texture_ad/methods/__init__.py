@@ -1,0 +1,1 @@
+"""The methods, each an AnomalyDetector: ours in `fusion`, and the baselines."""

@@ -297,9 +297,7 @@ class AnomalyDetector(nn.Module, ABC):
         save_atomic(path, content)
 
     @classmethod
-    def from_settings(
-        cls, settings: dict[str, Any], state: Mapping[str, Tensor], **parts: Any
-    ) -> "AnomalyDetector":
+    def from_settings(cls, settings: dict[str, Any], state: Mapping[str, Tensor], **parts: Any) -> "AnomalyDetector":
         """Return a detector with the settings of a file, not yet with its tensors.
 
         Args:

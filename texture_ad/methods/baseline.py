@@ -73,5 +73,6 @@ class Baseline(AnomalyDetector):
         """Fit what no gradient trains.
 
         Args:
-            batches: of the normal training images in fixed order, as TextureDataModule gives them; any number of passes.
+            batches: of the normal training images in fixed order, as TextureDataModule gives them, for any number of
+                passes.
         """

@@ -1,8 +1,8 @@
 """CutPaste: the baseline of Guo, Song, Ma in their Table 1.
 
 Li, Sohn, Yoon, Pfister: CutPaste: Self-Supervised Learning for Anomaly Detection and Localization, CVPR 2021 (their
-[20]). As there: a network tells normal images from pasted ones (binary, scar or 3-way), its learning rate under
-a cosine, then a Gaussian density of the averaged deepest layer scores images, and GradCAM of that score makes the map.
+[20]). As there: a network tells normal images from pasted ones (binary, scar or 3-way), its learning rate under a
+cosine, then a Gaussian density of the averaged deepest layer scores images, and GradCAM of that score makes the map.
 The backbone is ours, pretrained, its batch normalisation fixed, and it trains for far fewer steps: by AdamW, since SGD
 with the 0.03 given there diverges on it.
 """

@@ -1,7 +1,7 @@
 """DSEBM: a deep energy-based model, trained by score matching.
 
-Zhai, Cheng, Lu, Zhang: Deep Structured Energy Based Models for Anomaly Detection, ICML 2016 ([39] of Guo, Song, Ma), the
-convolutional model: E(x) = ||x - b||^2 / 2 - sum h(x), h a stack of convolutions with softplus. Score matching is
+Zhai, Cheng, Lu, Zhang: Deep Structured Energy Based Models for Anomaly Detection, ICML 2016 ([39] of Guo, Song, Ma),
+the convolutional model: E(x) = ||x - b||^2 / 2 - sum h(x), h a stack of convolutions with softplus. Score matching is
 denoising: x - dE/dx of a noisy image is to be the clean one. An image's score is its energy or its reconstruction
 error; the map is the reconstruction error. Widths, noise and the size of images are not given there for photographs.
 """

@@ -24,7 +24,7 @@ class Evaluation(L.LightningModule):
         self.grid: tuple[int, int] | None = None
         self._batches: list[dict[str, Tensor | None]] = []
 
-    def test_step(self, batch: dict[str, Tensor], _: int) -> None:
+    def test_step(self, batch: dict[str, Tensor], index: int) -> None:
         """Score a batch."""
         prediction = self.detector(batch["image"])
         self.grid = prediction.grid

@@ -1,8 +1,8 @@
 """A one-class SVM on deep features.
 
 Andrews, Tanay, Morton, Griffin: Transfer representation-learning for anomaly detection, ICML workshop 2016 (the
-reference [38] of Guo, Song, Ma): features of a pretrained network and a one-class SVM (Schoelkopf et al., 2001) with a Gaussian kernel.
-The backbone is ours, its deepest layer averaged over the image and standardised.
+reference [38] of Guo, Song, Ma): features of a pretrained network and a one-class SVM (Schoelkopf et al., 2001) with a
+Gaussian kernel. The backbone is ours, its deepest layer averaged over the image and standardised.
 """
 
 from typing import Annotated

@@ -1,8 +1,8 @@
 """1-NN on deep features: the distance to the nearest normal image.
 
 Nazare, de Mello, Ponti: Are pre-trained CNNs good feature extractors for anomaly detection in surveillance videos?,
-2018 (reference [40] of Guo, Song, Ma). As there: features of a pretrained network, each standardised, reduced by PCA, and the distance
-to the nearest training feature. The backbone is ours, its deepest layer averaged over the image.
+2018 (reference [40] of Guo, Song, Ma). As there: features of a pretrained network, each standardised, reduced by PCA,
+and the distance to the nearest training feature. The backbone is ours, its deepest layer averaged over the image.
 """
 
 import torch

@@ -1,9 +1,9 @@
 """PaDiM: a Gaussian at every position.
 
-Defard, Setkov, Loesch, Audigier: PaDiM: a Patch Distribution Modeling Framework for Anomaly Detection and
-Localization, ICPR workshops 2021. As there: raw activations of several layers brought to the largest grid, a random
-choice of channels, a mean and a covariance (0.01 added to its diagonal) at every position, Mahalanobis distances,
-Gaussian smoothing of 4 pixels, the map's maximum as the image's score. The backbone and its layers are ours.
+Defard, Setkov, Loesch, Audigier: PaDiM: a Patch Distribution Modeling Framework for Anomaly Detection and Localization,
+ICPR workshops 2021. As there: raw activations of several layers brought to the largest grid, a random choice of
+channels, a mean and a covariance (0.01 added to its diagonal) at every position, Mahalanobis distances, Gaussian
+smoothing of 4 pixels, the map's maximum as the image's score. The backbone and its layers are ours.
 """
 
 import torch

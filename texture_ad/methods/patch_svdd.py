@@ -1,11 +1,11 @@
 """Patch SVDD: patches embedded so that neighbours lie close, and the distance to the nearest normal one.
 
-Yi, Yoon: Patch SVDD: Patch-level SVDD for Anomaly Detection and Segmentation, ACCV 2020 ([36] of Guo,
-Song, Ma). As there:
-images of 256 pixels, a hierarchical encoder for patches of 64 and 32 pixels with embeddings of 64, the SVDD loss of
-neighbouring patches plus `svdd_weight`'s share against telling the relative position of two patches, maps of both sizes
-multiplied, the maximum as the image's score. Smaller: fewer steps with a higher learning rate, a coarser stride of the
-patches that are compared (there 16 and 4), and a random part of the normal ones (there all, searched approximately).
+Yi, Yoon: Patch SVDD: Patch-level SVDD for Anomaly Detection and Segmentation, ACCV 2020 ([36] of Guo, Song, Ma). As
+there: images of 256 pixels, a hierarchical encoder for patches of 64 and 32 pixels with embeddings of 64, the SVDD loss
+of neighbouring patches plus `svdd_weight`'s share against telling the relative position of two patches, maps of both
+sizes multiplied, the maximum as the image's score. Smaller: fewer steps with a higher learning rate, a coarser stride
+of the patches that are compared (there 16 and 4), and a random part of the normal ones (there all, searched
+approximately).
 """
 
 from typing import Literal
@@ -91,7 +91,9 @@ class PatchSVDD(Baseline, L.LightningModule):
             epochs=epochs,
             seed=seed,
         )
-        self.small = _stack(nn.Conv2d(3, 64, 5, 2), nn.Conv2d(64, 64, 5, 2), nn.Conv2d(64, 128, 5, 2), nn.Conv2d(128, DIM, 1))
+        self.small = _stack(
+            nn.Conv2d(3, 64, 5, 2), nn.Conv2d(64, 64, 5, 2), nn.Conv2d(64, 128, 5, 2), nn.Conv2d(128, DIM, 1)
+        )
         self.join = _stack(nn.Conv2d(DIM, 128, 2), nn.Conv2d(128, DIM, 1))
         self.classifiers = nn.ModuleList([_classifier(), _classifier()])
         self.register_buffer("normals_64", torch.zeros(0, DIM))

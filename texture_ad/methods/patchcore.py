@@ -1,9 +1,9 @@
 """PatchCore: the distance of each patch to a core set of normal patches.
 
 Roth et al.: Towards Total Recall in Industrial Anomaly Detection, CVPR 2022. As there: locally aware features of middle
-layers, a core set by greedy k-center in a random projection, the image score re-weighted by how crowded the
-nearest memory is (equation 7), Gaussian smoothing of 4 pixels. The backbone and its layers are ours, and each layer
-is scaled to unit length.
+layers, a core set by greedy k-center in a random projection, the image score re-weighted by how crowded the nearest
+memory is (equation 7), Gaussian smoothing of 4 pixels. The backbone and its layers are ours, and each layer is scaled
+to unit length.
 """
 
 from typing import Annotated

@@ -125,7 +125,7 @@ class Backbone(nn.Module):
     Raises:
         ParameterError: an unknown name or layer, weights that can't be had, an even neighborhood.
 
-    Example:
+    Examples:
         >>> options = {"weights": "none", "neighborhood": 1, "min_size": 0, "frozen": 0}
         >>> backbone = Backbone("efficientnet_lite0", ["block4", "block10"], **options)
         >>> maps = backbone(torch.zeros(2, 3, 128, 128, dtype=torch.uint8))

@@ -99,7 +99,7 @@ class CouplingBlock(nn.Module):
 
 @checked
 class Flow(nn.Module):
-    """Standardise features by tracked statistics, then transform them by `blocks` coupling blocks (the paper has eight).
+    """Standardise features by tracked statistics, then transform them by coupling blocks; the paper has eight.
 
     Args:
         dim: D, length of a feature vector.
@@ -111,7 +111,7 @@ class Flow(nn.Module):
     Raises:
         ParameterError: a parameter out of its range.
 
-    Example:
+    Examples:
         >>> flow = Flow(dim=6, blocks=2, hidden=8, clamp=2.0, seed=0)
         >>> x = torch.randn(4, 6)
         >>> t, log_det = flow(x)

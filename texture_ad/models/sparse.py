@@ -69,9 +69,9 @@ def omp_spams(features: Tensor, atoms: Tensor, nonzeros: int, error: float, thre
 def residuals(features: Tensor, atoms: Tensor, gram: Tensor, nonzeros: int, error: float) -> Tensor:
     """Return the squared reconstruction error of each feature vector, ||y - D x||^2 with greedily chosen sparse x.
 
-    Computed by batched pursuit on the Gram matrix, on the features' device. As SPAMS does, each step takes the atom that
-    lowers the error most once the chosen ones are projected out (order recursive matching pursuit; Gharavi-Alkhansari
-    and Huang, A fast orthogonal matching pursuit algorithm, ICASSP 1998).
+    Computed by batched pursuit on the Gram matrix, on the features' device. As SPAMS does, each step takes the atom
+    that lowers the error most once the chosen ones are projected out (order recursive matching pursuit;
+    Gharavi-Alkhansari and Huang, A fast orthogonal matching pursuit algorithm, ICASSP 1998).
 
     Args:
         features: float32 (N, C).
@@ -101,7 +101,10 @@ def _largest(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pursue(features: Tensor, atoms: Tensor, gram: Tensor, nonzeros: int, error: float) -> Tensor:
-    """Return `residuals` of a slice. Chosen atoms become an orthonormal basis; only its products with all atoms stay."""
+    """Return `residuals` of a slice.
+
+    Chosen atoms become an orthonormal basis, of which only the products with all atoms are kept.
+    """
     alpha = features @ atoms.T  # products of the residual with every atom
     left = torch.ones_like(alpha)  # squared norms of the atoms, the basis projected out
     energy = features.square().sum(1, keepdim=True)

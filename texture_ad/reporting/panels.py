@@ -38,7 +38,7 @@ def overlay_path(name: Path) -> Path:
     Args:
         name: of the image, relative; two images may differ in their suffix alone.
 
-    Example:
+    Examples:
         >>> overlay_path(Path("hole/1.png")), overlay_path(Path("hole/1.jpg"))
         (PosixPath('overlays/hole/1.png'), PosixPath('overlays/hole/1.jpg.png'))
     """

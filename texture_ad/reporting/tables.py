@@ -21,8 +21,8 @@ def metrics_table(metrics: Mapping, source: str) -> str:
     """Return the metrics of one run as lines for the terminal.
 
     Args:
-        metrics: what `evaluation.metrics.prediction_metrics` returns; `threshold_origin`, if there, says how the threshold was
-            chosen. Further single values are listed at the end under their keys.
+        metrics: what `evaluation.metrics.prediction_metrics` returns; `threshold_origin`, if there, says how the
+            threshold was chosen. Further single values are listed at the end under their keys.
         source: name of the data source.
 
     Returns:

@@ -1,0 +1,1 @@
+"""Lightning's side: trainer, callbacks, checkpoints, processes, the run folder and the cache."""

@@ -3,7 +3,7 @@
 import sys
 import time
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
@@ -69,9 +69,11 @@ class StageProgress(ProgressBar):
     def _update(self, trainer: L.Trainer, advance: int = 0, **fields: str) -> None:
         if self._progress is None:
             return
-        shown = {k: v for k, v in self.get_metrics(trainer, trainer.lightning_module).items() if k != "v_num"}
-        values = "  ".join(f"{k.rpartition('/')[2]} {float(v):.3g}" for k, v in shown.items() if not isinstance(v, dict))
-        self._progress.update(self._progress.task_ids[0], advance=advance, values=values, **cast(dict[str, Any], fields))
+        logged: dict[str, Any] = dict(self.get_metrics(trainer, trainer.lightning_module))
+        shown = {name: float(value) for name, value in logged.items() if name != "v_num"}
+        values = "  ".join(f"{name.rpartition('/')[2]} {value:.3g}" for name, value in shown.items())
+        more: dict[str, Any] = {"values": values, **fields}
+        self._progress.update(self._progress.task_ids[0], advance=advance, **more)
         waited = time.monotonic() - self._printed
         finished = self._progress.finished
         if waited >= LINES_APART and not (finished or self._progress.console.is_terminal):

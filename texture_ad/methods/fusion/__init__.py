@@ -1,0 +1,1 @@
+"""Our method: CutPaste, a flow and a dictionary on patch features, fused."""

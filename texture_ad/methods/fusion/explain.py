@@ -10,7 +10,7 @@ from scipy.sparse import csc_matrix
 from torch import Tensor
 
 from texture_ad.data.layouts import Sample
-from texture_ad.methods.fusion.detector import FusionDetector
+from texture_ad.methods.fusion.model import FusionModel
 from texture_ad.models.backbone import Backbone, flatten_patches
 from texture_ad.models.sparse import omp_spams
 
@@ -62,7 +62,7 @@ def patch_labels(masks: Tensor, labels: Tensor, grid: tuple[int, int]) -> Tensor
 
 @torch.no_grad()
 def sample_features(
-    pretrained: Backbone | None, detector: FusionDetector, data: EvaluationImages, seed: int
+    pretrained: Backbone | None, detector: FusionModel, data: EvaluationImages, seed: int
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Return patch features of the test images before and after each learnt step.
 
@@ -104,7 +104,7 @@ def _evenly(count: int) -> list[int]:
 
 
 def _features_of_each_step(
-    backbones: dict[str, Backbone], detector: FusionDetector, images: Tensor
+    backbones: dict[str, Backbone], detector: FusionModel, images: Tensor
 ) -> tuple[dict[str, Tensor], tuple[int, int]]:
     """Return a step's name to the features (B h w, C) of all positions, and (h, w)."""
     maps = {name: backbone.extract(images.to(detector.device)) for name, backbone in backbones.items()}
@@ -141,7 +141,7 @@ class _Codes(NamedTuple):
 
 
 @torch.no_grad()
-def atom_crops(detector: FusionDetector, data: TrainingImages, atoms: int = ATOMS, each: int = CROPS) -> AtomCrops:
+def atom_crops(detector: FusionModel, data: TrainingImages, atoms: int = ATOMS, each: int = CROPS) -> AtomCrops:
     """Return crops of training images that use the most used atoms most, one crop from an image.
 
     Args:
@@ -157,7 +157,7 @@ def atom_crops(detector: FusionDetector, data: TrainingImages, atoms: int = ATOM
     return AtomCrops(crops, chosen, [float(codes.usage[k]) for k in chosen])
 
 
-def _codes(detector: FusionDetector, data: TrainingImages) -> _Codes:
+def _codes(detector: FusionModel, data: TrainingImages) -> _Codes:
     images: list[np.ndarray] = []
     weights: list[np.ndarray] = []
     positions: list[np.ndarray] = []
@@ -181,7 +181,7 @@ def _codes(detector: FusionDetector, data: TrainingImages) -> _Codes:
     return _Codes(images, np.stack(weights), np.stack(positions), used / count, grid)
 
 
-def _absolute_codes(detector: FusionDetector, patches: Tensor) -> csc_matrix:
+def _absolute_codes(detector: FusionModel, patches: Tensor) -> csc_matrix:
     """Return the absolute codes of patch features (N, C), a sparse matrix (K, N)."""
     dictionary = detector.dictionary
     features = detector.dictionary_features(patches).cpu()

@@ -12,8 +12,8 @@ from torchmetrics.classification import BinaryAUROC
 
 from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.evaluation.localization import image_scores, top_positions
-from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.features import TrainingFeatures
+from texture_ad.methods.fusion.model import FusionModel
 from texture_ad.methods.fusion.pretext import Pretext
 from texture_ad.models.backbone import flatten_patches
 from texture_ad.models.flow import negative_log_likelihood
@@ -62,7 +62,7 @@ class Representation(L.LightningModule):
 
     def __init__(
         self,
-        detector: FusionDetector,
+        detector: FusionModel,
         pretext: Pretext,
         features: TrainingFeatures,
         lr: Positive,
@@ -92,7 +92,8 @@ class Representation(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return AdamW with a rate for heads and flow and one for the backbone, and its one-cycle schedule."""
-        groups: list[dict[str, Any]] = [{"params": [*self.pretext.parameters(), *self.flow.parameters()], "lr": self.lr}]
+        heads = [*self.pretext.parameters(), *self.flow.parameters()]
+        groups: list[dict[str, Any]] = [{"params": heads, "lr": self.lr}]
         if self.learns:
             tuned = [p for p in self.backbone.parameters() if p.requires_grad]
             groups.append({"params": tuned, "lr": self.backbone_lr})
@@ -150,7 +151,7 @@ class Representation(L.LightningModule):
         return loss
 
     def _flow_loss(self, patches: Tensor) -> Tensor:
-        """Return the mean negative log-likelihood per dimension of some of the patch features (N, C) of whole images."""
+        """Return the mean negative log-likelihood per dimension of some patch features (N, C) of whole images."""
         whitened = self.whitening(limit_gradient(patches, self.flow_weight))
         drawn = self.flow_patches // self.trainer.world_size
         whitened = whitened[torch.randperm(len(whitened), device=whitened.device)[:drawn]]

@@ -7,8 +7,8 @@ from typing import Any
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from texture_ad.methods.base import Fitting
-from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.features import TrainingFeatures
+from texture_ad.methods.fusion.model import FusionModel
 from texture_ad.methods.fusion.representation import Representation
 from texture_ad.training.cache import FeatureCache
 from texture_ad.training.callbacks import LoaderTime, StopDivergence
@@ -16,7 +16,7 @@ from texture_ad.training.checkpoints import AtomicCheckpoints, SaveEpochs, last_
 from texture_ad.training.resources import peak_memory
 
 
-def fit_stages(detector: FusionDetector, fitting: Fitting) -> dict[str, float]:
+def fit_stages(detector: FusionModel, fitting: Fitting) -> dict[str, float]:
     """Fit a detector in two stages; return the loader's share of stage 1, its seconds, memory and validation AUROC."""
     features = fitting.make("features", detector=detector)
     start = fitting.clock()
@@ -28,7 +28,7 @@ def fit_stages(detector: FusionDetector, fitting: Fitting) -> dict[str, float]:
     return metrics
 
 
-def train_representation(detector: FusionDetector, features: TrainingFeatures, fitting: Fitting) -> dict[str, float]:
+def train_representation(detector: FusionModel, features: TrainingFeatures, fitting: Fitting) -> dict[str, float]:
     """Train stage 1, or take it from the cache; leave the weights that scored best on synthetic defects."""
     pretext = fitting.make("cutpaste", dim=len(detector.whitening.mean))
     module = fitting.make("representation", detector=detector, pretext=pretext, features=features)
@@ -62,7 +62,7 @@ def _load_best(module: Representation, folder: Path) -> None:
         module.load_state_dict(AtomicCheckpoints().load_checkpoint(str(path))["state_dict"])
 
 
-def train_dictionary(detector: FusionDetector, features: TrainingFeatures, fitting: Fitting) -> None:
+def train_dictionary(detector: FusionModel, features: TrainingFeatures, fitting: Fitting) -> None:
     """Train stage 2."""
     print("stage 2  detection: the dictionary", flush=True)
     module = fitting.make("detection", detector=detector, features=features)

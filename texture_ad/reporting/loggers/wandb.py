@@ -41,7 +41,7 @@ _ARTIFACT = ("detector.pt", "config.yaml", "metrics.json", "report.html")
 def run_names(folder: Path) -> tuple[str, str, str]:
     """Return a run's group, name and job type, from its folder.
 
-    Example:
+    Examples:
         >>> run_names(Path("runs/sweeps/flow_depth/flow.blocks=4,seed=1"))
         ('flow_depth', 'flow.blocks=4,seed=1', 'flow.blocks=4')
     """

@@ -1,0 +1,82 @@
+"""The steps of a run, one by one."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import arguments, few_photographs
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+from texture_ad import pipeline
+from texture_ad.cli.entry import CONF
+from texture_ad.errors import ParameterError
+from texture_ad.methods.registry import load
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return few_photographs(tmp_path_factory.mktemp("data") / "carpet")
+
+
+def fitted(data, folder, *more):
+    """A run after its second step, and its detector."""
+    overrides = arguments(data, folder, "logger=none", "trainer.max_epochs=1", "detection.epochs=1", *more)
+    with initialize_config_dir(CONF, version_base="1.3"):
+        run = pipeline.Run(compose("config", overrides), folder)
+    pipeline.prepare_folder(folder)
+    pipeline.prepare_data(run)
+    return run, pipeline.fit(run)
+
+
+def test_calibration_images_pass_the_backbone_once(data, tmp_path, monkeypatch):
+    run, detector = fitted(data, tmp_path)
+    passed = []
+    extract = detector.backbone.extract
+    monkeypatch.setattr(detector.backbone, "extract", lambda images: passed.append(images) or extract(images))
+    pipeline.calibrate(run, detector)
+    seen = torch.cat(passed)
+    calibration = torch.cat([batch["image"] for batch in run.data.calibration_dataloader()])
+    # Each once as it is, and once with a synthetic defect.
+    assert len(seen) == 2 * len(calibration) and torch.equal(seen[: len(calibration)], calibration)
+    assert (seen[len(calibration) :] != calibration).flatten(1).any(1).all()
+
+
+def test_calibration_standardises_scores_and_sets_threshold_and_floor(data, tmp_path):
+    run, detector = fitted(data, tmp_path, "quantile=0.8")
+    pipeline.calibrate(run, detector)
+    images = torch.cat([batch["image"] for batch in run.data.calibration_dataloader()])
+    with torch.no_grad():
+        parts = detector.measure(images).parts
+    mean, deviation = detector.patch_statistics.unbind(1)
+    standard = (parts - mean[:, None, None]) / deviation[:, None, None]
+    assert standard.mean((0, 2, 3)).abs().max() < 1e-3
+    assert (standard.std((0, 2, 3)) - 1).abs().max() < 1e-2
+    prediction = detector(images)
+    assert float(detector.threshold) == pytest.approx(float(prediction.scores.quantile(0.8)), rel=1e-5)
+    assert float(detector.map_floor) == pytest.approx(float(detector.fuse(parts).median()), rel=1e-5)
+    saved = load(tmp_path / "detector.pt")
+    assert torch.equal(saved.threshold, detector.threshold) and saved.provenance == detector.provenance
+    assert saved.provenance.quantile == 0.8 and saved.provenance.data_source == "folder carpet"
+
+
+def test_run_and_predict_draw_an_image_alike(data, tmp_path, command):
+    run_dir = tmp_path / "run"
+    quick = ("logger=none", "trainer.max_epochs=1", "detection.epochs=1")
+    code, _, errors = command("run", *arguments(data, run_dir, *quick))
+    assert code == 0, errors
+    code, _, errors = command(
+        "predict", f"detector={run_dir / 'detector.pt'}", f"input={data / 'test'}", f"output={tmp_path / 'out'}"
+    )
+    assert code == 0, errors
+    drawn = sorted((run_dir / "overlays").rglob("*.png"))
+    again = sorted((tmp_path / "out/overlays").rglob("*.png"))
+    assert [p.name for p in drawn] == [p.name for p in again] and drawn
+    for one, other in zip(drawn, again, strict=True):
+        tiles = [np.asarray(Image.open(path).convert("RGB"))[-200:-10, 540:780].astype(int) for path in (one, other)]
+        # Of the anomaly map, below the titles; last bits differ between batch sizes.
+        assert tiles[0].std() > 1 and np.abs(tiles[0] - tiles[1]).max() <= 4
+
+
+def test_a_key_that_its_target_lacks_is_named(tmp_path):
+    with pytest.raises(ParameterError, match=r"flow.depth=3: no such parameter; expected one of .*blocks"):
+        pipeline.make("flow", {"_target_": "texture_ad.models.flow.Flow", "depth": 3}, dim=4)
