@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from statistics import median
 
 
@@ -32,6 +32,7 @@ class Row:
     goal: float | None
     ours: list[float]
     baseline: list[float]
+    _: KW_ONLY
     unit: str = "s"
     note: str = ""
     holds: bool = True

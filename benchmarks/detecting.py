@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,7 +72,9 @@ def image_auroc(scores: ArrayLike, grid: tuple[int, int]) -> float:
     maps = torch.as_tensor(np.asarray(scores), dtype=torch.float32).view(-1, *grid)
     values = image_scores(top_positions(maps, detector.top, detector.min_distance)[1])
     labels = np.array([sample.label for sample in photographs()[2]])
-    return image_metrics(values.numpy(), labels, 0.0)["image_auroc"]
+    found = image_metrics(values.numpy(), labels, 0.0)["image_auroc"]
+    assert found is not None  # there are normal and anomalous images
+    return found
 
 
 def memory_banks() -> dict[str, tuple[Tensor, int]]:
@@ -183,7 +186,7 @@ def decode_and_run(scorer: Scorer, paths: list[Path], network: Network) -> None:
         for following in [*parts[1:], []]:
             contents = ahead.result()
             ahead = reader.submit(scorer.read, following)
-            network(torch.stack(contents))
+            network(torch.stack([one for one in contents if isinstance(one, Tensor)]))
 
 
 def compiled(quick: bool) -> list[Row]:
@@ -209,13 +212,13 @@ def score(pictures: Tensor, network: Network) -> None:
         network(pictures)
 
 
-def learn(backbone: Backbone, pixels: Tensor, network: Network) -> None:
+def learn(backbone: Backbone, pixels: Tensor, network: Callable[[Tensor], list[Tensor]]) -> None:
     """Run the backbone, as it is or compiled, forward and backward."""
     backbone.zero_grad()
-    sum(m.square().mean() for m in network(pixels)).backward()
+    torch.stack([m.square().mean() for m in network(pixels)]).sum().backward()
 
 
-def _compiled_row(work: str, network: nn.Module, timed: Callable[[Network], None], quick: bool) -> Row:
+def _compiled_row(work: str, network: nn.Module, timed: Callable[[Any], None], quick: bool) -> Row:
     ours = partial(timed, torch.compile(network))
     start = time.perf_counter()
     ours()

@@ -12,7 +12,7 @@ import lightning as L
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -47,7 +47,7 @@ def make(group: str, overrides: Sequence[str] = (), **arguments: Any) -> Any:
         overrides: of the configuration, as on a command line.
         arguments: that replace those of the group, or stand beside them.
     """
-    options = OmegaConf.to_container(configuration(*overrides)[group], resolve=True)
+    options = pipeline.Run(configuration(*overrides), Path()).options(group)
     return pipeline.make(group, options | arguments)
 
 

@@ -1,27 +1,20 @@
-"""The scripts that reproduce tables and figures: every finished run counts once, and every line names its data."""
+"""The scripts that reproduce and measure: a finished run counts once, and every line names its data."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from helpers import environment, few_photographs, untrained_detector
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["data.size=64", "backbone=resnet18", "backbone.weights=none", "backbone.layers=[layer1]"]
 
 
-def script(name: str, *args: str) -> subprocess.CompletedProcess:
-    clean = {k: v for k, v in os.environ.items() if k != "MVTEC_AD_ROOT"} | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", f"experiments.{name}", *args],
-        capture_output=True,
-        text=True,
-        env=clean,
-        cwd=ROOT,
-        timeout=300,
-    )
+def script(module: str, *args: str) -> subprocess.CompletedProcess:
+    call = [sys.executable, "-m", module, *args]
+    return subprocess.run(call, capture_output=True, text=True, env=environment(), cwd=ROOT, timeout=300)
 
 
 def test_a_finished_run_is_not_repeated(tmp_path):
@@ -33,7 +26,7 @@ def test_a_finished_run_is_not_repeated(tmp_path):
         f"output={tmp_path / 'baselines'}",
         *SMALL[1:],
     ]
-    done = script("baselines", *args)
+    done = script("experiments.baselines", *args)
     assert done.returncode == 0, done.stderr
     (run,) = json.loads((tmp_path / "baselines.json").read_text())
     assert run["method"] == "one_nn" and run["fit_seconds"] > 0 and run["peak_memory_mb"] > 0
@@ -41,13 +34,43 @@ def test_a_finished_run_is_not_repeated(tmp_path):
     assert lines and all("embedded carpet (generated, not a benchmark)" in line for line in lines)
     (detector,) = (tmp_path / "runs").glob("*/detector.pt")
     before = detector.stat().st_mtime_ns
-    assert script("baselines", *args).returncode == 0 and detector.stat().st_mtime_ns == before
-    done = script("baselines", *args, "method.components=3")
+    assert script("experiments.baselines", *args).returncode == 0 and detector.stat().st_mtime_ns == before
+    done = script("experiments.baselines", *args, "method.components=3")
     assert done.returncode == 2 and "holds a run with other overrides" in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", ["baselines", "table1", "table2", "figure6", "figure7"])
+@pytest.mark.parametrize("name", ["baselines", "fusion", "table1", "table2", "figure6", "figure7"])
 def test_bad_arguments_get_one_line(name):
-    done = script(name, "--fast")
+    done = script(f"experiments.{name}", "--fast")
     assert done.returncode == 2 and "error: --fast: expected key=value" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_figures_share_one_run(tmp_path):
+    data = few_photographs(tmp_path / "data")
+    args = [f"runs={tmp_path / 'runs'}", "data=folder", f"data.root={data}", "flow.blocks=2", *SMALL]
+    for name in ("figure6", "figure7"):
+        done = script(f"experiments.{name}", *args, f"output={tmp_path / name}.png")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert (tmp_path / f"{name}.png").stat().st_size > 0 and done.stdout.startswith("folder carpet: ")
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+def test_benchmarks_leave_out_the_rows_of_another_machine(tmp_path):
+    results = tmp_path / "bench.json"
+    results.write_text(json.dumps({"machine": {"processor": "another"}, "groups": {"startup": {}}}))
+    done = script("benchmarks.bench", "--quick", "--only", "embedded_data", "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert list(json.loads(results.read_text())["groups"]) == ["embedded_data"]
+    assert "| embedded data set carpet | 5 seconds |" in (tmp_path / "bench.md").read_text(encoding="utf-8")
+
+
+def test_soak_measures_a_saved_detector(tmp_path):
+    images = few_photographs(tmp_path / "data") / "test"
+    untrained_detector().save(tmp_path / "detector.pt")
+    output = tmp_path / "soak.json"
+    args = [str(tmp_path / "detector.pt"), str(images), "--count", "20", "--output", str(output)]
+    done = script("benchmarks.soak", *args)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(output.read_text())
+    assert found["predictions"] == 20 and found["size"] == 64 and found["p99_ms"] >= found["median_ms"] > 0
