@@ -25,7 +25,7 @@ ADVICE = (
 def advised(error: UserError) -> str:
     """Return an error's line with the configuration's keys and the advice for its kind."""
     if isinstance(error, DivergenceError):
-        return str(error.within("representation"))
+        return str(error.within(error.part))
     if not isinstance(error, ParameterError):
         return str(error)
     if error.name in GROUPS:
