@@ -8,8 +8,8 @@ import pytest
 from browser import CHROMIUM, Browser
 from PIL import Image
 
+from texture_ad.cli.experiment import repeat_command
 from texture_ad.evaluation.metrics import image_metrics
-from texture_ad.pipeline import repeat_command
 from texture_ad.reporting.report import Cell, sweep_report, thumbnail, verdict, write_report
 from texture_ad.reporting.tables import mean_and_deviation
 
@@ -60,10 +60,13 @@ def report(tmp_path):
     metrics = {"data_source": SOURCE, "category": HOSTILE[0], "versions": {HOSTILE[1]: HOSTILE[2]}}
     metrics |= image_metrics(scores, labels, 2.0)
     (tmp_path / "config.yaml").write_text("\n".join(HOSTILE[:3]))
-    (tmp_path / "hydra").mkdir()
-    (tmp_path / "hydra/overrides.yaml").write_text("- data.root='</pre><script>x'\n- run_dir=elsewhere\n")
     Image.new("RGB", (1200, 600), "white").save(tmp_path / "scores.png")
-    return write_report(tmp_path, metrics, images(HOSTILE, scores, labels), repeat_command(tmp_path))
+    return write_report(
+        tmp_path,
+        metrics,
+        images(HOSTILE, scores, labels),
+        repeat_command(["data.root='</pre><script>x'", "run_dir=elsewhere"]),
+    )
 
 
 def test_every_name_is_text_and_nothing_is_fetched(report):

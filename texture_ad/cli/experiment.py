@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -42,7 +43,8 @@ def run_experiment(config: DictConfig) -> None:
 
     shared = config.cache == "always" or (config.cache == "sweep" and in_sweep())
     cache = Cache(config.cache_gb) if shared else None
-    run(config, repeat_command(), cache, stage1_settings(config), in_sweep())
+    command = repeat_command(HydraConfig.get().overrides.task)
+    run(config, command, cache, stage1_settings(config), in_sweep())
 
 
 def prepare_process() -> None:
@@ -63,7 +65,7 @@ def prepare_process() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def repeat_command() -> str:
-    """Return the command for the shell that repeats this run, but for its folder."""
-    overrides = [str(o) for o in HydraConfig.get().overrides.task if not str(o).startswith("run_dir=")]
-    return shlex.join(["python", "-m", "texture_ad.run", *overrides])
+def repeat_command(overrides: Iterable[str]) -> str:
+    """Return the command for the shell that repeats a run with these overrides, but for its folder."""
+    kept = [override for override in overrides if not override.startswith("run_dir=")]
+    return shlex.join(["python", "-m", "texture_ad.run", *kept])
