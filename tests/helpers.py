@@ -50,7 +50,7 @@ def tiny_backbone(name: str, layers: Sequence[str], weights: str = "none", **opt
         name,
         layers,
         weights,
-        **{"neighborhood": 3, "min_size": 0, "scale": "root", "grid": "fine", "frozen": 0, **options},
+        **{"neighborhood": 3, "min_size": 0, "scale": "root", "grid": layers[0], "frozen": 0, **options},
     )
 
 

@@ -122,14 +122,14 @@ class Backbone(nn.Module):
         min_size: images whose shorter side is below this many pixels are enlarged to it first; 0 for never.
         scale: of each layer's vector at a position: "none", as the network gives it; "unit", to unit length; "root", by
             the square root of its length, which keeps half of how strongly the layer answers.
-        grid: of which layer the positions are, the "fine" first one's or the "coarse" last one's.
+        grid: the chosen layer whose positions the patch features have.
         frozen: leading stages that keep their weights in stage 1, 0 for none.
 
     Raises:
         ParameterError: an unknown name or layer, weights that can't be had, an even neighborhood.
 
     Examples:
-        >>> options = {"neighborhood": 1, "min_size": 0, "scale": "root", "grid": "fine", "frozen": 0}
+        >>> options = {"neighborhood": 1, "min_size": 0, "scale": "root", "grid": "block4", "frozen": 0}
         >>> backbone = Backbone("efficientnet_lite0", ["block4", "block10"], "none", **options)
         >>> maps = backbone(torch.zeros(2, 3, 128, 128, dtype=torch.uint8))
         >>> [tuple(m.shape) for m in maps]
@@ -149,7 +149,7 @@ class Backbone(nn.Module):
         neighborhood: Count,
         min_size: Annotated[int, Range(0, 8192)],
         scale: Literal["none", "unit", "root"],
-        grid: Literal["fine", "coarse"],
+        grid: str,
         frozen: NonNegativeInt,
     ):
         super().__init__()
@@ -163,6 +163,8 @@ class Backbone(nn.Module):
         unknown = [layer for layer in layers if layer not in stages]
         if unknown or not layers:
             raise ParameterError("layers", list(layers), f"{name} has {', '.join(stages)}; choose at least one")
+        if grid not in layers:
+            raise ParameterError("grid", grid, f"expected one of the chosen layers, {', '.join(layers)}")
         if weights not in ("imagenet", "none"):
             _load(net, Path(weights))
         for stage in stages.values():
@@ -178,7 +180,7 @@ class Backbone(nn.Module):
         self.neighborhood = neighborhood
         self.min_size = min_size
         self.scale = scale
-        self.grid = grid
+        self.grid = [order[i] for i in self.taps].index(grid)
         for stage in self.stages[:frozen]:
             stage.requires_grad_(False)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
@@ -204,7 +206,7 @@ class Backbone(nn.Module):
         Each layer is averaged over its neighborhood, scaled, and brought to the common grid: by bilinear interpolation
         where that is finer, by averaging where it is coarser.
         """
-        height, width = maps[0 if self.grid == "fine" else -1].shape[-2:]
+        height, width = maps[self.grid].shape[-2:]
         joined = []
         for m in maps:
             if self.neighborhood > 1:
