@@ -21,9 +21,7 @@ def main() -> None:
     run = Run(OmegaConf.load(folder / "config.yaml"), folder)
     data = run.make("data")
     data.setup()
-    # The backbone as it was before stage 1.
-    pretrained = None if run.config.backbone.weights == "none" else run.make("backbone")
-    features, labels = sample_features(pretrained, load(folder / "detector.pt"), data, run.config.seed)
+    features, labels = sample_features(run.pretrained_backbone(), load(folder / "detector.pt"), data, run.config.seed)
     layouts, labels = embed(features, labels, run.config.seed)
     tsne(layouts, labels, output, metrics["data_source"], "patches")
     print(f"{metrics['data_source']}: {output}")

@@ -279,7 +279,9 @@ def test_other_ways_to_several_processes_are_refused(data, tmp_path, more, messa
 def test_a_sweeps_folder_depends_on_what_is_swept_alone():
     command = ["+experiment=wood", "seed=0,1", "flow.blocks=2,4"]
     name = sweep_dir(command, "runs/now")
-    assert name == sweep_dir([*reversed(command), "logger=wandb", "pictures=false", "cache=never"], "runs/later")
+    assert name == sweep_dir(
+        [*reversed(command), "logger=wandb", "logger.wandb.entity=T", "pictures=false", "cache=never"], "runs/later"
+    )
     assert name != sweep_dir(["+experiment=wood", "seed=0,1,2", "flow.blocks=2,4"], "runs/now")
     assert sweep_dir([*command, "run_dir=mine"], "mine") == "mine"
 

@@ -34,6 +34,7 @@ from texture_ad.methods.evaluation import Evaluation
 from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.explain import atom_crops, sample_features
 from texture_ad.methods.registry import method_class
+from texture_ad.models.backbone import Backbone
 from texture_ad.parameters import Range, check
 from texture_ad.reporting import charts, panels
 from texture_ad.reporting.loggers import log_results, open_loggers
@@ -107,6 +108,10 @@ class Run:
     def make(self, part: str, **arguments: Any) -> Any:
         """Return the object that the group `part` describes; see `make`."""
         return make(part, self.options(part), **arguments)
+
+    def pretrained_backbone(self) -> Backbone | None:
+        """Return the backbone as it was before stage 1, None where it had no weights."""
+        return None if self.config.backbone.weights == "none" else self.make("backbone")
 
     def trainer(self, stage: str, callbacks: Sequence[L.Callback] = (), **options: Any) -> L.Trainer:
         """Return a trainer whose checkpoints lie in the stage's folder.
@@ -299,8 +304,7 @@ def report(run: Run, detector: AnomalyDetector, predictions: Predictions | None)
             _draw_features(run, detector)
         floor = float(detector.map_floor)
         write_results(predictions, floor, run.metrics, run.data, run.folder, run.config.pictures, run.command)
-        shown = {name: value for name, value in run.metrics.items() if name not in ("data_source", "category")}
-        print(metrics_table(shown, run.data.source_name))
+        print(metrics_table(run.metrics, run.data.source_name))
     log_results(run.loggers, run.folder, run.metrics)
     if predictions is not None:
         print(f"report   {run.folder / 'report.html'}")
@@ -310,8 +314,7 @@ def report(run: Run, detector: AnomalyDetector, predictions: Predictions | None)
 
 def _draw_features(run: Run, detector: FusionDetector) -> None:
     """Draw what the flow and the dictionary learnt: t-SNE of features, and the most used atoms."""
-    # The backbone as it was before stage 1.
-    pretrained = None if run.config.backbone.weights == "none" else run.make("backbone")
+    pretrained = run.pretrained_backbone()
     source = run.data.source_name
     path = run.folder / "tsne.png"
     try:

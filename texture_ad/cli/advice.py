@@ -18,6 +18,7 @@ ADVICE = (
     ),
     ("backbone.weights", "not a state dict", "or backbone.weights=imagenet"),
     ("data.root", "no such folder", "import MVTec AD by python -m texture_ad.data.mvtec ARCHIVE ROOT"),
+    ("input", "not a folder", "watch=true needs one"),
     ("trainer.devices", "a sweep's job takes one device", "or several jobs side by side with hydra/launcher=joblib"),
 )
 

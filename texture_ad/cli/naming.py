@@ -8,8 +8,7 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-# Say how a sweep runs, not what it compares: the folder is the same with and without them.
-_MEANS = ("run_dir", "logger", "pictures", "cache", "cache_gb", "trainer.enable_progress_bar")
+from texture_ad.cli.settings import influence
 
 
 def slug(text: str, longest: int = 100) -> str:
@@ -52,7 +51,9 @@ def sweep_dir(overrides: Sequence[str], run_dir: str) -> str:
     """
     if any(key_of(o) == "run_dir" for o in overrides):
         return run_dir
-    return "runs/sweeps/" + slug("+".join(sorted(o.lstrip("+") for o in overrides if key_of(o) not in _MEANS)))
+    # What only says how a sweep runs is left out: the folder is the same with and without it.
+    kept = sorted(override.lstrip("+") for override in overrides if influence(key_of(override)).name)
+    return "runs/sweeps/" + slug("+".join(kept))
 
 
 def swept(overrides: Sequence[str], job: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ Bergmann, Fauser, Sattlegger, Steger: MVTec AD, CVPR 2019.
 
 import argparse
 import os
+import shlex
 import shutil
 import sys
 import tarfile
@@ -160,12 +161,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("root", type=Path, help="folder that gets one subfolder a category")
     args = parser.parse_args(argv)
     try:
-        for category in import_archive(args.archive, args.root):
+        names = import_archive(args.archive, args.root)
+        for category in names:
             print(f"imported {category}: {COUNTS[category][0]} training, {COUNTS[category][1]} test images")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"next: python -m texture_ad.run +experiment=carpet data.root={args.root}")
+    # This is a door as well, which speaks of the command line's keys.
+    print(f"next: python -m texture_ad.run data.category={names[0]} data.root={shlex.quote(str(args.root))}")
     return 0
 
 

@@ -31,7 +31,7 @@ def check_folder(source: Path) -> None:
     """
     check_source(source)
     if not source.is_dir():
-        raise ParameterError("input", source, "not a folder; watch=true needs one")
+        raise ParameterError("input", source, "not a folder")
 
 
 def bytes_of_whole_rows(lines: Iterable[bytes]) -> int:

@@ -13,8 +13,6 @@ from torch import Tensor
 from texture_ad.errors import UserError
 from texture_ad.parameters import Count, checked
 
-TOP = 5
-
 
 @checked
 def top_positions(maps: Tensor, count: Count, min_distance: Count) -> tuple[Tensor, Tensor]:

@@ -192,8 +192,8 @@ class AnomalyDetector(nn.Module, ABC):
     uses_backbone: ClassVar[bool] = False
     mixed_precision: ClassVar[bool] = False
     several_processes: ClassVar[bool] = False
-    top: int = 5
-    min_distance: int = 2
+    top: int
+    min_distance: int
     sigma: float = 0.0
     backbone: Backbone
     threshold: Tensor

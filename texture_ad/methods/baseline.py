@@ -56,6 +56,10 @@ class Baseline(AnomalyDetector):
     LightningModule as well, Lightning trains it for `settings["epochs"]` epochs before.
     """
 
+    # The baselines' own; those of the fusion are settings.
+    top = 5
+    min_distance = 2
+
     def fit(self, fitting: Fitting) -> dict[str, float]:
         """Train by Lightning what gradients train, then learn from passes over the training images."""
         import lightning as L

@@ -233,8 +233,7 @@ def _verdict(sentences: Iterable[str]) -> str:
 
 
 def _metrics(metrics: Mapping) -> str:
-    shown = {key: value for key, value in metrics.items() if key not in ("data_source", "category")}
-    heading, rows = metrics_rows(shown, metrics["data_source"])
+    heading, rows = metrics_rows(metrics, metrics["data_source"])
     return _rows({name.replace("_", " "): text for name, text in (heading | rows).items()})
 
 

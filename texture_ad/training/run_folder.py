@@ -16,9 +16,8 @@ def prepare_folder(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for pattern in ("*.partial", ".*.part"):
-            for leftover in folder.rglob(pattern):
-                leftover.unlink()
+        for leftover in folder.rglob("*.partial"):
+            leftover.unlink()
         log = folder / "logs" / "metrics.csv"
         if log.is_file():
             number = 1 + len(list(log.parent.glob("metrics_*.csv")))

@@ -12,6 +12,7 @@ from PIL import Image
 from texture_ad.data.embedded.defects import KINDS
 from texture_ad.data.embedded.rendering import VERSION, render
 from texture_ad.data.embedded.textures import TEXTURES
+from texture_ad.environment import cache_folder
 from texture_ad.errors import UserError
 
 TRAIN_GOOD = 100
@@ -98,7 +99,7 @@ def ensure(category: str, root: Path | None = None, size: int = 256, seed: int =
         UserError: an unknown category, a size or seed out of range, or a cache that cannot be written.
     """
     _check(category, size, seed)
-    cache = Path(root or os.environ.get("TEXTURE_AD_CACHE") or Path.home() / ".cache" / "texture_ad")
+    cache = Path(root) if root else cache_folder()
     parent = cache / f"embedded-v{VERSION}-{size}-{seed}"
     folder = parent / category
     if folder.is_dir():

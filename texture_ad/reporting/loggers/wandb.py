@@ -16,7 +16,6 @@ from typing import Any
 
 import wandb
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 
 from texture_ad.errors import UserError
 from texture_ad.evaluation.curves import roc_curve
@@ -24,6 +23,7 @@ from texture_ad.evaluation.metrics import outcome
 from texture_ad.files import write_text
 from texture_ad.reporting.loggers.wandb_server import offline_reason
 from texture_ad.reporting.panels import overlay_path
+from texture_ad.training.distributed import is_rank_zero
 
 UPLOAD = 600.0  # seconds for what is left to upload at the end; all of it stays on disk
 _COLUMNS = (
@@ -73,8 +73,8 @@ def wandb_logger(
     Raises:
         UserError: the server refused the key.
     """
-    if getattr(rank_zero_only, "rank", 0):
-        return WandbLogger(save_dir=save_dir)  # which leaves the logging to the first process
+    if not is_rank_zero():
+        return WandbLogger(save_dir=save_dir)  # which leaves the logging to rank zero
     folder = Path(save_dir)
     folder.mkdir(parents=True, exist_ok=True)
     names = dict(zip(("group", "name", "job_type"), run_names(folder), strict=True))
