@@ -13,7 +13,7 @@ _MEANS = ("run_dir", "logger", "pictures", "cache", "cache_gb", "trainer.enable_
 
 
 def slug(text: str, longest: int = 100) -> str:
-    """`text` as the name of one file: odd characters become _, and what is too long ends in a digest of the whole."""
+    """Return `text` as a file's name: odd characters become _, and a long name ends in a digest of the full text."""
     name = re.sub(r"[^\w.,=+-]+", "_", text, flags=re.ASCII).strip("_.") or "_"
     if len(name) <= longest:
         return name
