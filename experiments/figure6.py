@@ -1,4 +1,4 @@
-"""Draw the paper's Figure 6: t-SNE of carpet's patch features before and after each learnt step.
+"""Draw Figure 6 of Guo, Song, Ma: t-SNE of carpet's patch features before and after each learnt step.
 
     python -m experiments.figure6 data.root=ROOT       # MVTec AD; without it, embedded data: not a benchmark
 

@@ -1,4 +1,4 @@
-"""Draw the paper's Figure 7: carpet's anomaly scores as a line graph, normal images against anomalous ones.
+"""Draw Figure 7 of Guo, Song, Ma: carpet's anomaly scores as a line graph, normal images against anomalous ones.
 
     python -m experiments.figure7 data.root=ROOT       # MVTec AD; without it, embedded data: not a benchmark
 

@@ -1,4 +1,4 @@
-"""Write the paper's Table 1: the CutPaste baseline against the fusion, image AUROC on the five textures.
+"""Write Table 1 of Guo, Song, Ma: the CutPaste baseline against the fusion, image AUROC on the five textures.
 
     python -m experiments.table1 data.root=ROOT        # MVTec AD; without it, embedded data: not a benchmark
 

@@ -1,4 +1,4 @@
-"""Write the paper's Table 2: all methods that it compares, image AUROC on the five textures.
+"""Write Table 2 of Guo, Song, Ma: all methods that it compares, image AUROC on the five textures.
 
     python -m experiments.table2 data.root=ROOT        # MVTec AD; without it, embedded data: not a benchmark
 

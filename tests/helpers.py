@@ -104,11 +104,11 @@ def untrained_detector(
 
 def few_photographs(root: Path) -> Path:
     """Return a folder with a few of the embedded photographs, so that a run takes seconds."""
-    whole = ensure("carpet")
+    complete = ensure("carpet")
     for pattern, count in (("train/good", 14), ("test/good", 4), ("test/hole", 4), ("ground_truth/hole", 4)):
-        source = whole / pattern
+        source = complete / pattern
         if not source.is_dir():
-            source = sorted(p for p in (whole / pattern.split("/")[0]).iterdir() if p.name != "good")[0]
+            source = sorted(p for p in (complete / pattern.split("/")[0]).iterdir() if p.name != "good")[0]
         target = root / pattern
         target.mkdir(parents=True)
         for path in sorted(source.iterdir())[:count]:

@@ -103,11 +103,11 @@ def test_patchcore_by_its_equations(backbone, loader, images):
     distances, index = NearestNeighbors(n_neighbors=1).fit(detector.memory).kneighbors(patches)
     assert np.allclose(maps.detach().flatten(), distances[:, 0], atol=1e-5)
     for i in range(len(images)):
-        place = i * 256 + int(distances[i * 256 : (i + 1) * 256].argmax())
-        memory = detector.memory[index[place, 0]]
+        position = i * 256 + int(distances[i * 256 : (i + 1) * 256].argmax())
+        memory = detector.memory[index[position, 0]]
         around = NearestNeighbors(n_neighbors=3).fit(detector.memory).kneighbors(memory[None])[1][0]
-        crowd = np.exp(np.linalg.norm(patches[place].numpy() - detector.memory[around].numpy(), axis=1)).sum()
-        expected = (1 - np.exp(distances[place, 0]) / crowd) * distances[place, 0]
+        crowd = np.exp(np.linalg.norm(patches[position].numpy() - detector.memory[around].numpy(), axis=1)).sum()
+        expected = (1 - np.exp(distances[position, 0]) / crowd) * distances[position, 0]
         assert float(scores[i]) == pytest.approx(expected, abs=1e-4)
 
 

@@ -76,7 +76,7 @@ def test_weights_images_threads_and_source_change_the_address(monkeypatch):
         found.append(address(c, STATE, "f"))
     finally:
         torch.set_num_threads(threads)
-    monkeypatch.setattr("texture_ad.training.cache.environment", lambda: ("another source",))
+    monkeypatch.setattr("texture_ad.training.cache.machine_and_source", lambda: ("another source",))
     found.append(address(c, STATE, "f"))
     assert len(set(found)) == len(found)
 

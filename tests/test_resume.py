@@ -79,14 +79,14 @@ def test_killed_runs_end_as_undisturbed_ones(data, undisturbed, tmp_path):
     reference, seconds = undisturbed
     rng = printed_random()
     kills = 0
-    places = ["stage1/last.ckpt", "stage2/last.ckpt", "detector.pt", "scores.csv"]
+    moments = ["stage1/last.ckpt", "stage2/last.ckpt", "detector.pt", "scores.csv"]
     while kills < KILLS:
         run_dir = tmp_path / f"run{kills}"
-        # Two kills a run: one at a place that matters, one at any moment.
-        for place in (places[kills // 2 % len(places)], None):
+        # Two kills a run: one at a moment that matters, one at any moment.
+        for moment in (moments[kills // 2 % len(moments)], None):
             process = started(data, run_dir)
-            if place:
-                wait_for(run_dir / place, process)
+            if moment:
+                wait_for(run_dir / moment, process)
                 time.sleep(rng.random() * 0.5)
             else:
                 time.sleep(rng.random() * seconds)

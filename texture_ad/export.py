@@ -1,18 +1,18 @@
 """`python -m texture_ad.export detector=DETECTOR.pt format=onnx`: write a detector as one graph for other runtimes."""
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 from texture_ad.cli.entry import hydra_main
+from texture_ad.parameters import check
 
 
 @hydra_main("export")
 def main(config: DictConfig) -> None:
     """Write the graph of the detector that the configuration names, and print what it takes and returns."""
-    from pathlib import Path
-
     from texture_ad.deploy.export import FORMATS, FormatName, export
     from texture_ad.methods.registry import load
-    from texture_ad.parameters import check
 
     check("format", config.format, FormatName)
     detector = load(config.detector)

@@ -1,7 +1,7 @@
 """One experiment, from configuration to results, in five steps: read this page first.
 
-`run` prepares the data, fits the detector, calibrates it on held-out normal images, evaluates it on the test images and
-reports. Each step is a function below; what they share is a `Run`.
+`run` prepares the data, fits the detector, calibrates it on calibration images (held-out normal images), evaluates it
+on the test images and reports. Each step is a function below; what they share is a `Run`.
 """
 
 import inspect
@@ -156,8 +156,14 @@ def run(
 ) -> dict[str, Any]:
     """Run one experiment and fill its run folder; return what metrics.json holds.
 
-    Times and peaks of memory are those of a run that shares nothing, also where it finds stage 1 in the cache. The
-    arguments are those of `Run`.
+    Times and peaks of memory are those of a run that shares nothing, also where it finds stage 1 in the cache.
+
+    Args:
+        config: composed by Hydra.
+        command: for the shell, repeats the run.
+        cache: shared between runs, None for none.
+        stage1_settings: full key to value of the settings that stage 1 depends on, None for none.
+        in_sweep: whether the run is one job of a sweep.
 
     Raises:
         UserError: input that can't be worked with.
@@ -181,7 +187,7 @@ def run(
 
 
 def prepare_data(run: Run) -> None:
-    """Step 1: find and split the images, and write down what is known of the run before it starts."""
+    """Find and split the images, and record what is known of the run before it starts (step 1)."""
     run.data = run.make("data")
     run.data.setup()
     data = run.data
@@ -219,7 +225,7 @@ def _warn_of_duplicates(run: Run) -> None:
 
 
 def fit(run: Run) -> AnomalyDetector:
-    """Step 2: build the detector of the run's method and fit it on the training images."""
+    """Build and fit the detector (step 2)."""
     start = run.clock()
     detector = run.make("method", make=run.make, size=run.data.size)
     precision = run.config.trainer.precision
@@ -232,7 +238,7 @@ def fit(run: Run) -> AnomalyDetector:
 
 @torch.no_grad()
 def calibrate(run: Run, detector: AnomalyDetector) -> None:
-    """Step 3: standardise the scores and set the threshold on calibration images, then save the detector.
+    """Standardise the scores and set the threshold on calibration images, then save the detector (step 3).
 
     The calibration images pass the backbone once. Beside synthetic defects they give the run's AUROC without a label.
     """
@@ -280,7 +286,7 @@ def _provenance(run: Run, device: torch.device) -> Provenance:
 
 
 def evaluate(run: Run, detector: AnomalyDetector) -> Predictions | None:
-    """Step 4: score the test images, where there are any, and compute the metrics."""
+    """Score the test images, where there are any, and compute the metrics (step 4)."""
     if not run.data.test_samples:
         return None
     start = run.clock()
@@ -295,7 +301,7 @@ def evaluate(run: Run, detector: AnomalyDetector) -> Predictions | None:
 
 
 def report(run: Run, detector: AnomalyDetector, predictions: Predictions | None) -> None:
-    """Step 5: write scores, pictures, report and metrics, tell the loggers, and print what was found."""
+    """Write scores, pictures, report and metrics, tell the loggers, and print what was found (step 5)."""
     if predictions is None:
         write_text(run.folder / "metrics.json", json.dumps(run.metrics, indent=2) + "\n")
         print(f"{run.data.folder} has no test images: no metrics")

@@ -1,19 +1,19 @@
 """`python -m texture_ad.predict detector=DETECTOR.pt input=FILE_OR_FOLDER`: score images with a saved detector."""
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 from texture_ad.cli.entry import hydra_main
+from texture_ad.parameters import Count, Positive, check
 
 
 @hydra_main("predict")
 def main(config: DictConfig) -> None:
     """Score the file or folder that the configuration names, once or as new files arrive."""
-    from pathlib import Path
-
     from texture_ad.deploy.scorer import Scorer, predict, require_images
     from texture_ad.deploy.watch import check_folder, watch
     from texture_ad.methods.registry import load
-    from texture_ad.parameters import Count, Positive, check
     from texture_ad.training.resources import keep_freed_memory
 
     # Before the detector is read, which takes seconds.

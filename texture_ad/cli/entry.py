@@ -36,10 +36,10 @@ def _targets(config: object, key: str = "") -> Iterator[tuple[str, object]]:
     """Yield every `_target_` in a configuration with its key."""
     if isinstance(config, dict):
         for name, value in config.items():
-            place = f"{key}.{name}" if key else str(name)
+            full_key = f"{key}.{name}" if key else str(name)
             if name == "_target_":
-                yield place, value
-            yield from _targets(value, place)
+                yield full_key, value
+            yield from _targets(value, full_key)
     elif isinstance(config, list):
         for i, value in enumerate(config):
             yield from _targets(value, f"{key}[{i}]")
@@ -63,6 +63,49 @@ def in_sweep() -> bool:
     return HydraConfig.initialized() and not OmegaConf.is_missing(HydraConfig.get().job, "num")
 
 
+def _run_checked(function: Callable[[DictConfig], object], config: DictConfig, config_name: str) -> None:
+    """Call a function with a configuration that holds only keys and targets which conf/ names."""
+    try:
+        known = known_keys(config_name)
+        unknown = sorted(set(map(str, config)) - known)
+        if unknown:
+            raise UserError(f"{unknown[0]}: no such key; expected one of {', '.join(sorted(known))}")
+        check_targets(config)
+        function(config)
+    except Exception as error:
+        if not in_sweep():  # where sweep.Comparison tells it, and the other jobs continue
+            fail(error)
+        raise
+    except SystemExit as stop:
+        # Lightning's, after it has shut down; its own exit code would be that of success.
+        if type(stop).__name__ == "SIGTERMException":
+            print(
+                "error: stopped by SIGTERM; the same command with the same run_dir resumes from the last checkpoint",
+                file=sys.stderr,
+            )
+            sys.exit(143)
+        raise
+
+
+def _run_entry(entry: Callable[[], object]) -> None:
+    """Call Hydra's entry point, and report what it raises in this program's own form."""
+    # A name that isn't Unicode is printed with its bytes escaped.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    # Hydra then raises what it would else print in a form of its own.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        entry()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        fail(error)
+        raise
+
+
 def hydra_main(config_name: str) -> Callable[[Callable[[DictConfig], object]], Callable[[], None]]:
     """Make a function a Hydra entry point: unknown keys and bad input end in one line on stderr and exit code 2.
 
@@ -73,47 +116,13 @@ def hydra_main(config_name: str) -> Callable[[Callable[[DictConfig], object]], C
     def wrap(function: Callable[[DictConfig], object]) -> Callable[[], None]:
         @wraps(function)
         def guarded(config: DictConfig) -> None:
-            try:
-                known = known_keys(config_name)
-                unknown = sorted(set(map(str, config)) - known)
-                if unknown:
-                    raise UserError(f"{unknown[0]}: no such key; expected one of {', '.join(sorted(known))}")
-                check_targets(config)
-                function(config)
-            except Exception as error:
-                if not in_sweep():  # where sweep.Comparison tells it, and the other jobs go on
-                    fail(error)
-                raise
-            except SystemExit as stop:
-                # Lightning's, after it has shut down; its own exit code would be that of success.
-                if type(stop).__name__ == "SIGTERMException":
-                    print(
-                        "error: stopped by SIGTERM; the same command with the same run_dir resumes from the last "
-                        "checkpoint",
-                        file=sys.stderr,
-                    )
-                    sys.exit(143)
-                raise
+            _run_checked(function, config, config_name)
 
         entry = hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(guarded)
 
         @wraps(function)
         def main() -> None:
-            # A name that isn't Unicode is printed with its bytes escaped.
-            for stream in (sys.stdout, sys.stderr):
-                if isinstance(stream, TextIOWrapper):
-                    stream.reconfigure(errors="backslashreplace")
-            # Hydra then raises what it would else print in a form of its own.
-            os.environ["HYDRA_FULL_ERROR"] = "1"
-            try:
-                entry()
-                sys.stdout.flush()
-            except BrokenPipeError:  # whoever read the output, `head` say, has seen enough
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                sys.exit(1)
-            except Exception as error:
-                fail(error)
-                raise
+            _run_entry(entry)
 
         return main
 

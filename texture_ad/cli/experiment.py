@@ -28,7 +28,7 @@ def run_experiment(config: DictConfig) -> None:
     Raises:
         UserError: input that can't be worked with.
     """
-    # Hydra's: in a sweep the job's own, in a further process of DDP the first process's.
+    # Hydra's: in a sweep the job's own, in DDP's further processes that of rank zero.
     folder = Path(HydraConfig.get().runtime.output_dir)
     config.run_dir = str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
     check("cache", config.cache, Literal["sweep", "always", "never"])

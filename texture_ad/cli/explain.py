@@ -40,33 +40,39 @@ def explain(error: BaseException) -> str | None:
         if isinstance(cause, UserError):
             return advised(cause)
     for cause in chain:
-        # By name: this module must not import torch.
-        if type(cause).__name__ == "OutOfMemoryError":
-            return (
-                f"the GPU's memory is full ({str(cause).split('. ')[0]}); lower data.batch_size, "
-                "data.eval_batch_size or data.size (predict: batch_size), free the GPU of other processes, or "
-                "use trainer.accelerator=cpu (predict: device=cpu)"
-            )
-        if isinstance(cause, MemoryError) or "can't allocate memory" in str(cause):
-            return (
-                f"the memory is full ({cause}); lower data.batch_size, data.eval_batch_size, data.cache_mb or data.size"
-            )
-        if isinstance(cause, OSError) and cause.errno in _DISK:
-            where = f"{cause.filename}: " if cause.filename is not None else ""
-            return (
-                f"{where}can't be written or read ({os.strerror(cause.errno)}); {_DISK[cause.errno]}, then give "
-                "the same command again: it resumes from its last checkpoint"
-            )
-        if type(cause).__name__ == "MisconfigurationException":
-            return f"trainer: {cause}"
-        if type(cause).__name__ in ("TerminatedWorkerError", "FailedJobError", "UncompletedJobError"):
-            return (
-                "a job's process ended without a result, killed or out of memory; run fewer jobs side by side "
-                "(hydra.launcher.n_jobs), then give the same command again: it does what is missing"
-            )
+        line = _explain_cause(cause)
+        if line is not None:
+            return line
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         # The innermost says what is wrong with which key.
         return f"{error} ({chain[-1]})" if len(chain) > 1 and str(chain[-1]) not in str(error) else str(error)
+    return None
+
+
+def _explain_cause(cause: BaseException) -> str | None:
+    """Return the line about one error of a chain, or None where it is none that a user can act on."""
+    # By name: this module must not import torch.
+    if type(cause).__name__ == "OutOfMemoryError":
+        return (
+            f"the GPU's memory is full ({str(cause).split('. ')[0]}); lower data.batch_size, "
+            "data.eval_batch_size or data.size (predict: batch_size), free the GPU of other processes, or "
+            "use trainer.accelerator=cpu (predict: device=cpu)"
+        )
+    if isinstance(cause, MemoryError) or "can't allocate memory" in str(cause):
+        return f"the memory is full ({cause}); lower data.batch_size, data.eval_batch_size, data.cache_mb or data.size"
+    if isinstance(cause, OSError) and cause.errno in _DISK:
+        where = f"{cause.filename}: " if cause.filename is not None else ""
+        return (
+            f"{where}can't be written or read ({os.strerror(cause.errno)}); {_DISK[cause.errno]}, then give "
+            "the same command again: it resumes from its last checkpoint"
+        )
+    if type(cause).__name__ == "MisconfigurationException":
+        return f"trainer: {cause}"
+    if type(cause).__name__ in ("TerminatedWorkerError", "FailedJobError", "UncompletedJobError"):
+        return (
+            "a job's process ended without a result, killed or out of memory; run fewer jobs side by side "
+            "(hydra.launcher.n_jobs), then give the same command again: it does what is missing"
+        )
     return None
 
 

@@ -9,6 +9,7 @@ import sys
 from typing import NamedTuple
 
 from texture_ad import __version__
+from texture_ad.errors import UserError
 
 
 class Command(NamedTuple):
@@ -83,7 +84,6 @@ def main() -> None:
 
 def _fail(problem: str) -> None:
     """Print a user's error as every command does."""
-    from texture_ad.cli.entry import fail
-    from texture_ad.errors import UserError
+    from texture_ad.cli.explain import fail
 
     fail(UserError(problem))

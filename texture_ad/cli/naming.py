@@ -12,7 +12,7 @@ from texture_ad.cli.settings import influence
 
 
 def slug(text: str, longest: int = 100) -> str:
-    """`text` as the name of one file: odd characters become _, and what is too long ends in a digest of the whole."""
+    """Return `text` as a file's name: odd characters become _, and a long name ends in a digest of the full text."""
     name = re.sub(r"[^\w.,=+-]+", "_", text, flags=re.ASCII).strip("_.") or "_"
     if len(name) <= longest:
         return name

@@ -31,7 +31,7 @@ NOTE = (
 
 
 def finished(folder: Path, config: DictConfig) -> bool:
-    """Whether the job of this folder has nothing left to do.
+    """Return whether the job of this folder has nothing left to do.
 
     Raises:
         UserError: it was run with other settings.
@@ -54,13 +54,13 @@ def read_jobs(folder: Path, overrides: Sequence[str]) -> list[dict]:
     """
     jobs = []
     for told in sorted(folder.glob("*/hydra/overrides.yaml")):
-        place = told.parents[1]
+        job_folder = told.parents[1]
         values = {key_of(o): o.partition("=")[2] for o in swept(overrides, [str(o) for o in OmegaConf.load(told)])}
-        error = place / "error.txt"
-        metrics = place / "metrics.json"
+        error = job_folder / "error.txt"
+        metrics = job_folder / "metrics.json"
         jobs.append(
             {
-                "folder": place,
+                "folder": job_folder,
                 "swept": values,
                 "metrics": json.loads(metrics.read_text("utf-8")) if metrics.is_file() else {},
                 "error": error.read_text("utf-8").partition("\n")[0] if error.is_file() else None,
@@ -70,7 +70,7 @@ def read_jobs(folder: Path, overrides: Sequence[str]) -> list[dict]:
 
 
 def compare(jobs: Sequence[dict]) -> tuple[list[str], list[dict]]:
-    """Brings the seeds of each setting together.
+    """Bring the seeds of each setting together.
 
     Returns:
         The swept keys but `seed` that have more than one value, the one with the most values first; without any, the
@@ -197,7 +197,7 @@ def _write_report(
 
 
 class Comparison(Callback):
-    """Hydra's callback: in every job's process it tells a failure, and at the end it compares."""
+    """Report each job's failure and, at the end, compare all jobs; called by Hydra."""
 
     before = 0
 
@@ -211,7 +211,7 @@ class Comparison(Callback):
             (Path(config.hydra.runtime.output_dir) / "error.txt").unlink(missing_ok=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: object) -> None:
-        """Tell the job's failure, and let the others go on."""
+        """Report the job's failure; the other jobs continue."""
         if not in_sweep() or job_return.status != JobStatus.FAILED:
             return
         error = job_return._return_value

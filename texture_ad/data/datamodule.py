@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 
 from texture_ad.data import embedded
 from texture_ad.data.batches import Batch, EpochShuffle, ImageBatches, Order, SharedBatches, WithSyntheticDefects
-from texture_ad.data.layouts import Layout, Sample, fingerprint, hold_out, scan
+from texture_ad.data.layouts import Layout, Sample, fingerprint, scan, split_calibration
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.parameters import Count, NonNegativeInt, Range, Size, checked
 
@@ -89,7 +89,7 @@ class TextureDataModule(L.LightningDataModule):
         size: side of the square images in pixels.
         batch_size: of training.
         eval_batch_size: of everything else.
-        calibration_fraction: of the normal images that are held out.
+        calibration_fraction: share of the normal images that are calibration images.
         cache_mb: MiB that decoded images may take; if they need more, they are decoded again in every epoch.
         num_workers: processes that decode when the images don't fit.
         seed: of the split, the shuffling and the synthetic defects.
@@ -100,7 +100,7 @@ class TextureDataModule(L.LightningDataModule):
         source_name: the source's name as every table and figure shows it.
         layout: the images of the category, once `setup` has run, as the attributes below.
         train_samples: the normal images for training.
-        calibration_samples: the held-out normal images.
+        calibration_samples: the normal images for calibration.
         test_samples: the images of the test folder.
         has_masks: whether the anomalous test images have masks.
 
@@ -153,7 +153,9 @@ class TextureDataModule(L.LightningDataModule):
         if self._ready:
             return
         self.layout = scan(self.folder)
-        self.train_samples, self.calibration_samples = hold_out(self.layout.train, self.calibration_fraction, self.seed)
+        self.train_samples, self.calibration_samples = split_calibration(
+            self.layout.train, self.calibration_fraction, self.seed
+        )
         self.test_samples = self.layout.test
         self.has_masks = self.layout.has_masks
         self._make_batches()

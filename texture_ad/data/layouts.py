@@ -128,12 +128,12 @@ def duplicates(layout: Layout) -> list[tuple[Path, Path]]:
     ]
 
 
-def hold_out(samples: list[Sample], fraction: float, seed: int) -> tuple[list[Sample], list[Sample]]:
+def split_calibration(samples: list[Sample], fraction: float, seed: int) -> tuple[list[Sample], list[Sample]]:
     """Split normal images at random into training and calibration images, at least one each.
 
     Args:
         samples: at least two normal images.
-        fraction: of the images to hold out for calibration.
+        fraction: share of the images that are calibration images.
         seed: of the split.
 
     Returns:
@@ -141,8 +141,8 @@ def hold_out(samples: list[Sample], fraction: float, seed: int) -> tuple[list[Sa
     """
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed)).tolist()
     count = min(max(1, round(fraction * len(samples))), len(samples) - 1)
-    held_out = [samples[i] for i in sorted(order[:count])]
-    return [samples[i] for i in sorted(order[count:])], held_out
+    calibration = [samples[i] for i in sorted(order[:count])]
+    return [samples[i] for i in sorted(order[count:])], calibration
 
 
 def fingerprint(layout: Layout, folder: Path) -> str:

@@ -60,12 +60,12 @@ def _checked_members(tar: tarfile.TarFile, archive: Path) -> Iterator[tuple[tarf
     """Yield the files of a tar that belong to a category, with the category and the path under it."""
     total = 0
     for member in tar:
-        place = _check_member(member, archive)
+        found = _check_member(member, archive)
         total += member.size
         if total > MAX_UNPACKED:
             raise UserError(f"{archive}: unpacks to over {MAX_UNPACKED >> 30} GiB; not MVTec AD")
-        if place is not None and member.isfile():
-            yield member, *place
+        if found is not None and member.isfile():
+            yield member, *found
 
 
 def _write_member(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:

@@ -68,7 +68,7 @@ def find_images(source: Path, output: Path) -> list[Path]:
 
 
 def require_images(source: Path, output: Path) -> list[Path]:
-    """Return what `find_images` does, and refuse to go on without any.
+    """Return the images that `find_images` finds, at least one.
 
     Raises:
         ParameterError: no such file or folder, or no image in it.
@@ -186,15 +186,15 @@ class Scorer:
             localization_panel(
                 image.permute(1, 2, 0).numpy(),
                 maps[i],
-                region_mask(positions[i], prediction.grid, (self.size, self.size)),
-                None,
-                scores[path],
-                self.threshold,
-                None,
-                output / overlay_path(path.relative_to(self.root)),
-                vmin,
-                vmax,
-                self.source,
+                region=region_mask(positions[i], prediction.grid, (self.size, self.size)),
+                mask=None,
+                score=scores[path],
+                threshold=self.threshold,
+                label=None,
+                path=output / overlay_path(path.relative_to(self.root)),
+                vmin=vmin,
+                vmax=vmax,
+                source=self.source,
             )
 
     def _row(self, path: Path, score: float | None, warning: str) -> Row:

@@ -34,22 +34,22 @@ def check_folder(source: Path) -> None:
         raise ParameterError("input", source, "not a folder")
 
 
-def bytes_of_whole_rows(lines: Iterable[bytes]) -> int:
-    """Return how many bytes the whole rows of a CSV take, up to a last row that is torn.
+def bytes_of_complete_rows(lines: Iterable[bytes]) -> int:
+    """Return how many bytes the complete rows of a CSV take; a torn last row is left out.
 
     Args:
         lines: of the file, each with its line break. A quoted name may hold a line break; its row ends where the quotes
             are closed.
     """
-    whole = 0
+    complete = 0
     read = 0
     quotes = 0
     for line in lines:
         read += len(line)
         quotes += line.count(b'"')
         if line.endswith(b"\n") and quotes % 2 == 0:
-            whole = read
-    return whole
+            complete = read
+    return complete
 
 
 def lock(path: Path) -> BaseFileLock | None:
@@ -72,7 +72,7 @@ def lock(path: Path) -> BaseFileLock | None:
 
 
 class Rows:
-    """A CSV that grows by whole rows and survives a kill: opening it cuts off a row that a kill left half written.
+    """Keep a CSV that grows by complete rows: opening it cuts off a row that a kill left half written.
 
     Args:
         path: of the CSV; made where it is missing.
@@ -111,11 +111,11 @@ class Rows:
         if not (content.startswith(HEADER.rstrip()) or HEADER.startswith(content)):
             self.close()
             raise UserError(f"{self.path}: not the scores of a watched folder; give another output")
-        whole = content[: bytes_of_whole_rows(io.BytesIO(content))]
-        self._file.truncate(len(whole))
-        if not whole:
+        complete = content[: bytes_of_complete_rows(io.BytesIO(content))]
+        self._file.truncate(len(complete))
+        if not complete:
             self._write(HEADER)
-        rows = list(csv.reader(io.StringIO(whole.decode("utf-8", "replace"), newline="")))
+        rows = list(csv.reader(io.StringIO(complete.decode("utf-8", "replace"), newline="")))
         self.names = {row[0] for row in rows[1:]}
 
     def append(self, rows: Sequence[Row]) -> None:

@@ -15,7 +15,7 @@ def embed(
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Choose features of both classes at random, and lay those of each step out in the plane by t-SNE.
 
-    Source: van der Maaten, Hinton, "Visualizing Data using t-SNE", JMLR 2008; the paper's figure 6.
+    Source: van der Maaten, Hinton, "Visualizing Data using t-SNE", JMLR 2008; Guo, Song, Ma, figure 6.
 
     Args:
         features: a step's name to finite features (N, C), of the same N positions or images in each step.

@@ -15,13 +15,13 @@ from texture_ad.parameters import Count, checked
 
 
 @checked
-def top_positions(maps: Tensor, count: Count, min_distance: Count) -> tuple[Tensor, Tensor]:
+def top_positions(patch_maps: Tensor, count: Count, min_distance: Count) -> tuple[Tensor, Tensor]:
     """Return the highest-scoring positions of each patch map, none closer to another than `min_distance`.
 
     Chooses greedily, on the maps' device: `count` steps, each over the whole batch.
 
     Args:
-        maps: patch maps (B, h, w), finite floating point scores.
+        patch_maps: (B, h, w), finite floating point scores.
         count: positions in each map.
         min_distance: smallest Chebyshev distance between two positions; 1 only keeps them from being the same one.
 
@@ -33,29 +33,29 @@ def top_positions(maps: Tensor, count: Count, min_distance: Count) -> tuple[Tens
         UserError: another shape, scores that are not finite.
         ParameterError: `count` or `min_distance` below 1.
     """
-    _check_maps(maps)
-    return separate_positions(maps, count, min_distance)
+    _check_maps(patch_maps)
+    return separate_positions(patch_maps, count, min_distance)
 
 
-def _check_maps(maps: Tensor) -> None:
-    if maps.ndim != 3 or not maps.numel() or not maps.is_floating_point():
+def _check_maps(patch_maps: Tensor) -> None:
+    if patch_maps.ndim != 3 or not patch_maps.numel() or not patch_maps.is_floating_point():
         raise UserError(
-            f"top positions: got {maps.dtype} {tuple(maps.shape)}; give anomaly maps (B, h, w), floating "
+            f"top positions: got {patch_maps.dtype} {tuple(patch_maps.shape)}; give anomaly maps (B, h, w), floating "
             "point and not empty"
         )
-    if not torch.isfinite(maps).all():
+    if not torch.isfinite(patch_maps).all():
         raise UserError(
             "top positions: an anomaly map holds scores that are not finite; the detector is broken, train "
             "it again with a lower learning rate"
         )
 
 
-def separate_positions(maps: Tensor, count: int, min_distance: int) -> tuple[Tensor, Tensor]:
+def separate_positions(patch_maps: Tensor, count: int, min_distance: int) -> tuple[Tensor, Tensor]:
     """Return what `top_positions` returns, without its checks, which an exported graph can't hold."""
-    height, width = maps.shape[1:]
-    left = maps.clone()
-    rows = torch.arange(height, device=maps.device).view(1, -1, 1)
-    columns = torch.arange(width, device=maps.device).view(1, 1, -1)
+    height, width = patch_maps.shape[1:]
+    left = patch_maps.clone()
+    rows = torch.arange(height, device=patch_maps.device).view(1, -1, 1)
+    columns = torch.arange(width, device=patch_maps.device).view(1, 1, -1)
     positions = []
     scores = []
     for _ in range(count):
@@ -80,15 +80,15 @@ def image_scores(scores: Tensor) -> Tensor:
     return scores.masked_fill(~there, 0).sum(1) / there.sum(1)
 
 
-def region_mask(rows_columns: ArrayLike, map_size: tuple[int, int], image_size: tuple[int, int]) -> np.ndarray:
+def region_mask(positions: ArrayLike, grid: tuple[int, int], image_size: tuple[int, int]) -> np.ndarray:
     """Return the located region in the image: the union of the cells of the given positions.
 
     The cell of position (r, c) is the part of the image that the position stands for when the patch map is laid over
     the image: rows r*H/h to (r+1)*H/h, columns likewise, outwards to whole pixels.
 
     Args:
-        rows_columns: positions (k, 2), as `top_positions` gives them for one map; (-1, -1) is left out.
-        map_size: (h, w) of the patch map.
+        positions: (k, 2), as `top_positions` gives them for one map; (-1, -1) is left out.
+        grid: (h, w) of the patch map.
         image_size: (H, W) of the image in pixels.
 
     Returns:
@@ -97,17 +97,17 @@ def region_mask(rows_columns: ArrayLike, map_size: tuple[int, int], image_size: 
     Raises:
         UserError: a position outside the map.
     """
-    positions = np.asarray(rows_columns, dtype=np.int64).reshape(-1, 2)
-    positions = positions[(positions >= 0).all(axis=1)]
-    (h, w) = map_size
+    chosen = np.asarray(positions, dtype=np.int64).reshape(-1, 2)
+    chosen = chosen[(chosen >= 0).all(axis=1)]
+    (h, w) = grid
     (height, width) = image_size
-    if (positions >= (h, w)).any():
+    if (chosen >= (h, w)).any():
         raise UserError(
-            f"region: positions {positions.tolist()} do not fit a map of {h} x {w} patches; give the size of the map "
+            f"region: positions {chosen.tolist()} do not fit a map of {h} x {w} patches; give the size of the map "
             "that the positions came from"
         )
     region = np.zeros((height, width), dtype=bool)
-    for row, column in positions:
+    for row, column in chosen:
         rows = slice(row * height // h, -((row + 1) * height // -h))
         columns = slice(column * width // w, -((column + 1) * width // -w))
         region[rows, columns] = True

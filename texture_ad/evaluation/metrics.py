@@ -27,7 +27,7 @@ class Predictions(TypedDict):
         label: (n,) 0 normal, 1 anomalous.
         index: (n,) numbers of the test images.
         mask: (n, H, W) bool, True = defect.
-        map: anomaly maps (n, H, W).
+        anomaly_maps: (n, H, W).
         positions: (n, k, 2) top positions on the patch map.
         grid: (h, w) of the patch map.
     """
@@ -36,7 +36,7 @@ class Predictions(TypedDict):
     label: np.ndarray
     index: np.ndarray
     mask: np.ndarray
-    map: np.ndarray | None
+    anomaly_maps: np.ndarray | None
     positions: np.ndarray | None
     grid: tuple[int, int] | None
 
@@ -50,8 +50,8 @@ def prediction_metrics(predictions: Predictions, threshold: float, has_masks: bo
         has_masks: whether the data set has masks of its defects.
     """
     metrics = image_metrics(predictions["score"], predictions["label"], threshold)
-    if predictions["map"] is not None and has_masks:
-        metrics |= pixel_metrics(predictions["map"], predictions["mask"])
+    if predictions["anomaly_maps"] is not None and has_masks:
+        metrics |= pixel_metrics(predictions["anomaly_maps"], predictions["mask"])
     return metrics
 
 

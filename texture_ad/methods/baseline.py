@@ -50,7 +50,7 @@ def nearest(x: Tensor, bank: Tensor, count: int = 1, chunk: int = 1024) -> tuple
 
 
 class Baseline(AnomalyDetector):
-    """Score images by another system than ours.
+    """Score images by another method than ours.
 
     A subclass defines `measure`, and `learn` where it has something to fit in passes over the images. If it is a
     LightningModule as well, Lightning trains it for `settings["epochs"]` epochs before.

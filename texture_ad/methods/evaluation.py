@@ -28,7 +28,11 @@ class Evaluation(L.LightningModule):
         """Score a batch."""
         prediction = self.detector(batch["image"])
         self.grid = prediction.grid
-        found = {"score": prediction.scores, "map": prediction.anomaly_maps, "positions": prediction.positions}
+        found = {
+            "score": prediction.scores,
+            "anomaly_maps": prediction.anomaly_maps,
+            "positions": prediction.positions,
+        }
         found |= {name: batch[name] for name in ("label", "mask", "index")}
         self._batches.append({name: value if value is None else gather(value).cpu() for name, value in found.items()})
 

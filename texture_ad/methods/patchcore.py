@@ -115,10 +115,10 @@ class PatchCore(Baseline):
         distances, indices = nearest(x, self.memory)
         maps = distances.view(images.shape[0], *grid)
         x = x.view(images.shape[0], -1, x.shape[1])
-        highest, place = maps.flatten(1).max(1)
+        highest, position = maps.flatten(1).max(1)
         rows = torch.arange(images.shape[0], device=x.device)
         around = nearest(
-            self.memory[indices.view(images.shape[0], -1)[rows, place]], self.memory, self.settings["neighbors"]
+            self.memory[indices.view(images.shape[0], -1)[rows, position]], self.memory, self.settings["neighbors"]
         )[1]
-        crowd = (x[rows, place][:, None] - self.memory[around]).norm(dim=2).logsumexp(1)
+        crowd = (x[rows, position][:, None] - self.memory[around]).norm(dim=2).logsumexp(1)
         return Measurement((1 - (highest - crowd).exp()) * highest, maps[:, None])

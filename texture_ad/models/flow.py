@@ -99,7 +99,7 @@ class CouplingBlock(nn.Module):
 
 @checked
 class Flow(nn.Module):
-    """Standardise features by tracked statistics, then transform them by coupling blocks; the paper has eight.
+    """Standardise features by tracked statistics, then transform them by coupling blocks; Guo, Song, Ma have eight.
 
     Args:
         dim: D, length of a feature vector.

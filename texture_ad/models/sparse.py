@@ -78,7 +78,7 @@ def residuals(features: Tensor, atoms: Tensor, gram: Tensor, nonzeros: int, erro
         atoms: float32 (K, C), unit-norm rows.
         gram: atoms @ atoms.T, (K, K).
         nonzeros: limit on the non-zero coefficients of a code, 1 to C.
-        error: pursuit stops where the squared error is at most this (the paper's xi, squared); 0 for no bound.
+        error: pursuit stops where the squared error is at most this (xi of Guo, Song, Ma, squared); 0 for no bound.
 
     Returns:
         (N,), at least 0.

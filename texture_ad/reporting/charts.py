@@ -3,8 +3,8 @@
 Every chart names its data source under its title. matplotlib is imported where it is used, so that training needs
 none of it.
 
-The paper's colours stand for the classes throughout (normal red, anomalous blue), in shades that people with a colour
-vision deficiency can tell apart, and with a marker of its own for each class.
+The colours of Guo, Song, Ma stand for the classes throughout (normal red, anomalous blue), in shades that people with a
+colour vision deficiency can tell apart, and with a marker of its own for each class.
 """
 
 import textwrap
@@ -44,7 +44,7 @@ _STYLE: Any = {
 
 
 def score_line_graph(scores: ArrayLike, labels: ArrayLike, threshold: float, path: Path, source: str) -> None:
-    """Draw the image scores as a line graph, normal images first, with the threshold: the paper's figure 7.
+    """Draw the image scores as a line graph, normal images first, with the threshold: figure 7 of Guo, Song, Ma.
 
     Args:
         scores: image scores (n,).
@@ -124,7 +124,7 @@ def roc_pr(roc: Curve, precision_recall: Curve, metrics: Mapping, path: Path, so
 
 
 def tsne(layouts: Mapping[str, np.ndarray], labels: np.ndarray, path: Path, source: str, unit: str) -> None:
-    """Draw features before and after each learnt step in the plane: the paper's figure 6.
+    """Draw features before and after each learnt step in the plane: figure 6 of Guo, Song, Ma.
 
     Args:
         layouts: a panel's title to its layout (n, 2), from `evaluation.embedding.embed`.

@@ -106,7 +106,7 @@ class _Overlays:
 
     def _write_panel(self, row: int, sample: Sample, image: np.ndarray) -> list[np.ndarray]:
         """Write an image's panel, where there is a map; return the pictures of its thumbnail."""
-        maps = self.predictions["map"]
+        maps = self.predictions["anomaly_maps"]
         positions = self.predictions["positions"]
         grid = self.predictions["grid"]
         if maps is None or positions is None or grid is None:
@@ -115,14 +115,14 @@ class _Overlays:
         tiles = localization_panel(
             image,
             maps[row],
-            region_mask(positions[row], grid, image.shape[:2]),
-            self.predictions["mask"][row] if sample.mask else None,
-            float(self.predictions["score"][row]),
-            self.threshold,
-            int(self.predictions["label"][row]),
-            self.folder / overlay_path(Path(sample.kind, sample.path.name)),
-            vmin,
-            vmax,
-            self.data.source_name,
+            region=region_mask(positions[row], grid, image.shape[:2]),
+            mask=self.predictions["mask"][row] if sample.mask else None,
+            score=float(self.predictions["score"][row]),
+            threshold=self.threshold,
+            label=int(self.predictions["label"][row]),
+            path=self.folder / overlay_path(Path(sample.kind, sample.path.name)),
+            vmin=vmin,
+            vmax=vmax,
+            source=self.data.source_name,
         )
         return tiles[1:]

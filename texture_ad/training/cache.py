@@ -1,7 +1,7 @@
 """What runs share: stage 1's result and the patch features, each under an address made of all that it depends on.
 
-An entry is one file below `$TEXTURE_AD_CACHE/shared` (else ~/.cache/texture_ad/shared), there whole or not at all. An
-entry that can't be read counts as missing; a cache that can't be written is left alone.
+An entry is one file in the folder `shared` of `environment.cache_folder()`, complete or absent. An entry that can't be
+read counts as missing; a cache that can't be written is left alone.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from texture_ad.parameters import Positive, checked
 
 
 @cache
-def environment() -> tuple[str, ...]:
+def machine_and_source() -> tuple[str, ...]:
     """Return what else the last digit depends on: this package's source, the libraries, the processor or GPU."""
     source = hashlib.sha256()
     root = Path(__file__).parents[1]
@@ -40,8 +40,8 @@ def environment() -> tuple[str, ...]:
 
 
 def digest(*parts: object) -> str:
-    """Return the digest of plain values, tensors and dicts of them, of the number of threads and of the environment."""
-    total = hashlib.sha256(repr((environment(), torch.get_num_threads())).encode())
+    """Return the digest of plain values, tensors and dicts of them, of the number of threads, of machine and source."""
+    total = hashlib.sha256(repr((machine_and_source(), torch.get_num_threads())).encode())
     for part in parts:
         for name, value in part.items() if isinstance(part, Mapping) else [("", part)]:
             if isinstance(value, Tensor):
@@ -79,10 +79,10 @@ class Cache:
         return time.perf_counter() + self.saved
 
     def get_or_create(self, name: str, create: Callable[[], dict]) -> dict:
-        """Return the entry of this name, tensors and plain values; make and store it where it is missing.
+        """Return the entry of this name (tensors and plain values); create and store it if it is missing.
 
-        Of the processes that need the same one makes it while the others wait. The lock is the system's and goes with
-        the process that holds it.
+        If several processes need it, one creates it and the others wait. The operating system releases the lock when
+        its process ends.
         """
         start = time.perf_counter()
         path = self.root / f"{name}.pt"

@@ -1,7 +1,7 @@
-"""Several processes as one run: each batch is shared out, what comes of it is brought together in its order.
+"""Let several processes work as one run: each takes its share of every batch, and results are gathered in order.
 
-A run on several devices so sees the batches of a run on one; batch sizes count all devices together. What differs are
-last digits, CutPaste's chance, and that shares which differ by an image weigh the same in DDP's mean of gradients.
+Batch sizes count all devices together, so a run on several devices sees the batches of a run on one. Three things
+differ: the last digits, CutPaste's random draws, and the weight of shares that differ by one image.
 """
 
 import lightning as L

@@ -41,15 +41,15 @@ class StageProgress(ProgressBar):
     def __init__(self, name: str):
         super().__init__()
         self.name = name
-        self._first_process = True
+        self._is_rank_zero = True
         self._progress: Progress | None = None
 
     def disable(self) -> None:
-        """Show nothing; Lightning calls this on all processes but the first."""
-        self._first_process = False
+        """Show nothing; Lightning calls this on all processes but rank zero."""
+        self._is_rank_zero = False
 
     def _open(self, name: str, total: int, done: int = 0) -> None:
-        if not self._first_process:
+        if not self._is_rank_zero:
             return
         console = Console(file=sys.stdout)
         columns = (

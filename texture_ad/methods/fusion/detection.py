@@ -60,7 +60,7 @@ class Detection(L.LightningModule):
         self.epochs = epochs
         self.seed = seed
         self.statistics: dict[str, Any] | None = None
-        self._fit: Future | None = None  # of the last batch, in the first process
+        self._fit: Future | None = None  # of the last batch, on rank zero
         self._fitting = False
 
     def configure_optimizers(self) -> None:
@@ -120,7 +120,7 @@ class Detection(L.LightningModule):
         self.finish_fit()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save SPAMS's statistics, from which a resumed run goes on."""
+        """Save SPAMS's statistics, so that a resumed run continues from them."""
         if self.statistics is not None:
             checkpoint["spams"] = {
                 k: torch.from_numpy(np.ascontiguousarray(v)) if isinstance(v, np.ndarray) else int(v)

@@ -141,19 +141,21 @@ class _Codes(NamedTuple):
 
 
 @torch.no_grad()
-def atom_crops(detector: FusionModel, data: TrainingImages, atoms: int = ATOMS, each: int = CROPS) -> AtomCrops:
+def atom_crops(
+    detector: FusionModel, data: TrainingImages, num_atoms: int = ATOMS, num_crops: int = CROPS
+) -> AtomCrops:
     """Return crops of training images that use the most used atoms most, one crop from an image.
 
     Args:
         detector: after stage 2.
         data: the training images.
-        atoms: at most so many.
-        each: crops of an atom at most; each is three cells of the patch map wide.
+        num_atoms: at most so many.
+        num_crops: of an atom at most; each is three cells of the patch map wide.
     """
     codes = _codes(detector, data)
-    chosen = [int(k) for k in np.argsort(-codes.usage, kind="stable")[:atoms] if codes.usage[k]]
+    chosen = [int(k) for k in np.argsort(-codes.usage, kind="stable")[:num_atoms] if codes.usage[k]]
     side = min(CROP_CELLS * data.size // max(codes.grid), data.size)
-    crops = [_crops(codes, k, each, side) for k in chosen]
+    crops = [_crops(codes, k, num_crops, side) for k in chosen]
     return AtomCrops(crops, chosen, [float(codes.usage[k]) for k in chosen])
 
 

@@ -24,7 +24,7 @@ TRACKING = 0.05  # momentum of the flow's input statistics, which follow the bac
 
 
 def limit_gradient(x: Tensor, weight: float) -> Tensor:
-    """Return the features (N, C) as they are, with a gradient, times `weight`, as if mean and covariance were held.
+    """Return features (N, C) unchanged; their gradient, scaled by `weight`, leaves mean and covariance as they are.
 
     A likelihood would reward a backbone without end for shrinking its features, or for making them follow one another.
     """
