@@ -136,7 +136,7 @@ def fit_streaming(quick: bool) -> list[Row]:
 
     def stage2() -> None:
         kept = make("features", detector=detector)
-        train_dictionary(make("detection", detector=detector, features=kept, iterations=20, epochs=2), loader)
+        train_dictionary(make("detection", detector=detector, features=kept, iterations=80, epochs=1), loader)
 
     def one_after_the_other() -> None:
         for batch in loader:

@@ -82,22 +82,29 @@ def _mean(runs: Sequence[dict], method: str, key: str) -> float | None:
 
 
 def paired(runs: Sequence[dict], methods: Sequence[str]) -> str:
-    """Return how the first method differs from each other one, in pairs of texture and seed (Wilcoxon, two-sided)."""
+    """Return how the first method differs from each other one, in pairs, one a texture, each the mean over seeds.
+
+    The test is Wilcoxon's signed ranks, two-sided.
+    """
     ours, *others = methods
     lines = []
     for other in others:
-        pairs = [
-            (a["image_auroc"], b["image_auroc"])
-            for a in runs
-            for b in runs
-            if (a["method"], b["method"]) == (ours, other) and (a["texture"], a["seed"]) == (b["texture"], b["seed"])
-        ]
-        differences = [a - b for a, b in pairs]
+        means = {
+            method: {
+                texture: fmean(found)
+                for texture in dict.fromkeys(r["texture"] for r in runs)
+                if (found := [r["image_auroc"] for r in runs if (r["texture"], r["method"]) == (texture, method)])
+            }
+            for method in (ours, other)
+        }
+        differences = [of - means[other][texture] for texture, of in means[ours].items() if texture in means[other]]
         if any(differences):
             p = wilcoxon(differences).pvalue
             better = sum(d > 0 for d in differences)
             mean = fmean(differences)
-            lines.append(f"- {ours} less {other}: {mean:+.4f}; higher in {better} of {len(pairs)} pairs, p = {p:.3f}")
+            lines.append(
+                f"- {ours} less {other}: {mean:+.4f}; higher in {better} of {len(differences)} textures, p = {p:.3f}"
+            )
     return "\n".join(lines)
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from texture_ad.errors import ParameterError
 from texture_ad.methods.base import Measurement
 from texture_ad.methods.baseline import Baseline, Batches, nearest
 from texture_ad.models.backbone import Backbone, flatten_patches
@@ -73,6 +74,8 @@ class PatchCore(Baseline):
         seed: NonNegativeInt,
     ):
         super().__init__()
+        if neighborhood % 2 == 0:
+            raise ParameterError("neighborhood", neighborhood, "expected an odd number of at least 1")
         self.backbone = backbone
         self.register_buffer("memory", torch.zeros(0, sum(backbone.num_channels[-last:])))
 

@@ -1,4 +1,4 @@
-"""The self-supervised head: tells pasted positions from normal ones by a convex score of their whitened features."""
+"""The self-supervised head: tells pasted positions from normal ones by a quadratic form of whitened features."""
 
 import torch
 import torch.nn.functional as F

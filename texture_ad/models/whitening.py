@@ -1,4 +1,4 @@
-"""Whitening of patch features: what the flow and the dictionary model.
+"""Whitening of patch features: what the Gaussian, head, flow and dictionary model.
 
 Whitening every position by itself is PaDiM's idea (Defard et al., ICPR 2021): each position of the image has a mean and
 a covariance of its own.
@@ -44,7 +44,7 @@ class Whitening(nn.Module):
     basis: Tensor  # (C, length)
     center: Tensor  # (positions, length), of all positions together (1) or, once fitted, of each
     matrix: Tensor  # (positions, length, length)
-    spectrum: Tensor  # (length,), deviation of the features in each direction, of mean square 1
+    spectrum: Tensor  # (length,), deviation of the features in each direction, of mean square 1; ones with mode "none"
 
     def __init__(
         self,
@@ -122,8 +122,9 @@ class Whitening(nn.Module):
         self.center, matrix, covariance = self._statistics(everything)
         energy = (matrix * (covariance @ matrix)).sum((1, 2)).mean().clamp(min=1e-12).sqrt()
         self.matrix = (matrix / energy).contiguous()
-        spectrum = everything.overall().diagonal().clamp(min=0).sqrt()
-        self.spectrum = spectrum / spectrum.square().mean().clamp(min=1e-12).sqrt()
+        if self.mode != "none":  # those features keep their spectrum
+            spectrum = everything.overall().diagonal().clamp(min=0).sqrt()
+            self.spectrum = spectrum / spectrum.square().mean().clamp(min=1e-12).sqrt()
         self.folds = []
         if self.mode != "none" and number >= 2 * FOLDS:
             for fold in range(FOLDS):

@@ -1,7 +1,7 @@
 """Stage 1 on a backbone that stays as it is: the flow learns the density of its patch features, the head CutPaste."""
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import lightning as L
 import torch
@@ -19,11 +19,11 @@ from texture_ad.models.flow import negative_log_likelihood
 from texture_ad.parameters import Count, Positive, Range, checked
 
 PASTED = 0.25  # share of a position's cell from which on it counts as pasted
-POOL = 200_000  # feature vectors of each kind that are kept to draw from
+POOL = 200_000  # normal feature vectors, about, that are kept to draw from
 CHUNK = 16  # images that are pasted on and extracted at a time
 
 
-class Draws(IterableDataset):
+class FeatureDraws(IterableDataset):
     """Yield random feature vectors, whitened: of normal positions, and of positions of pasted images.
 
     Args:
@@ -64,7 +64,7 @@ class Density(L.LightningModule):
     """Train the flow and the head on whitened patch features, until calibration patches get no likelier.
 
     The flow's loss is its negative log-likelihood per dimension (equation 6 of Guo, Song, Ma). The head's is the
-    cross-entropy of telling pasted positions from normal ones.
+    cross-entropy of telling pasted positions from normal ones. The flow's likelihood alone says when both stop.
 
     Args:
         detector: whose whitening, flow and head are trained.
@@ -120,14 +120,14 @@ class Density(L.LightningModule):
             seed: of pastes and draws.
         """
         self.detector.to(device)
-        self.detector.trust_in(len(data.train_samples))
+        self._data = data
         self.whitening.fit(lambda: self.features.stream(data.normal_dataloader(), device))
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             normal = self._normal(data, device)
             empty = normal[:0]
             pasted, around = self._pasted(data, device) if self.taught else (empty, empty)
-        draws = Draws(normal, pasted, around, self.batch, self.epoch_steps, seed)
+        draws = FeatureDraws(normal, pasted, around, self.batch, self.epoch_steps, seed)
         calibration = [
             self.whitening(self._patches(batch["image"].to(device))).cpu() for batch in data.calibration_dataloader()
         ]
@@ -139,20 +139,24 @@ class Density(L.LightningModule):
     def _normal(self, data: TextureDataModule, device: torch.device) -> Tensor:
         """Return whitened features (N, C) of the training images, on the CPU, at most POOL of them."""
         found = []
-        share = min(1.0, POOL / self._count(data))
         for batch in data.normal_dataloader():
             patches = self.features.of_all_processes(batch, device)
+            share = min(1.0, POOL / (len(data.train_samples) * patches.shape[1]))
             whitened = self.whitening.cross_fitted(patches, batch["index"].to(device)).flatten(0, 1)
-            found.append(_some(whitened, share).cpu())
+            found.append(_random_share(whitened, share).cpu())
         return torch.cat(found)
-
-    def _count(self, data: TextureDataModule) -> int:
-        return len(data.train_samples) * max(1, len(self.whitening.center))
 
     def _pasted(self, data: TextureDataModule, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return whitened features of pasted and of the other positions of pasted images, (M, C) each, on the CPU."""
-        images = torch.cat([batch["image"] for batch in data.normal_dataloader()])
-        chosen = images[torch.randperm(len(images))[: self.pasted_images]].float() / 255
+        numbers = torch.randperm(len(data.train_samples))[: self.pasted_images].tolist()
+        wanted = set(numbers)
+        images = {
+            number: image
+            for batch in data.normal_dataloader()
+            for number, image in zip(batch["index"].tolist(), batch["image"], strict=True)
+            if number in wanted
+        }
+        chosen = torch.stack([images[number] for number in numbers]).float() / 255
         on = []
         around = []
         for part in chosen.split(CHUNK):
@@ -162,8 +166,16 @@ class Density(L.LightningModule):
                 cover = F.adaptive_avg_pool2d(mask[:, None].float().to(device), grid).flatten()
                 whitened = self.whitening(flatten_patches(maps))
                 on.append(whitened[cover >= PASTED].cpu())
-                around.append(_some(whitened[cover == 0], 0.25).cpu())
+                around.append(_random_share(whitened[cover == 0], 0.25).cpu())
         return torch.cat(on), torch.cat(around)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the images' fingerprint, which a fit without a data module leaves out."""
+        checkpoint["images"] = self._data.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the images are those of the checkpoint."""
+        self._data.load_state_dict(checkpoint["images"])
 
     def on_train_epoch_start(self) -> None:
         """Draw what belongs to this epoch."""
@@ -189,7 +201,8 @@ class Density(L.LightningModule):
             examples = torch.cat((batch["pasted"], batch["around"], normal[:quarter]))
             target = torch.zeros(len(examples), device=examples.device)
             target[: len(batch["pasted"])] = 1
-            pretext = self.head.loss(examples, target)
+            with torch.autocast(self.device.type, enabled=False):
+                pretext = self.head.loss(examples, target)
             self.log("train/pretext", pretext, sync_dist=True)
             loss = nll + pretext
         self.log("train/nll", nll, prog_bar=True, sync_dist=True)
@@ -197,13 +210,14 @@ class Density(L.LightningModule):
         return loss
 
     def _nll(self, whitened: Tensor) -> Tensor:
-        return negative_log_likelihood(*self.flow(whitened)).mean() / whitened.shape[1]
+        with torch.autocast(self.device.type, enabled=False):  # a likelihood needs all digits
+            return negative_log_likelihood(*self.flow(whitened)).mean() / whitened.shape[1]
 
     def validation_step(self, batch: Tensor, index: int) -> None:
         """Log the negative log-likelihood per dimension of calibration patches."""
         self.log("val/nll", self._nll(batch), prog_bar=True, batch_size=len(batch), sync_dist=True)
 
 
-def _some(rows: Tensor, share: float) -> Tensor:
+def _random_share(rows: Tensor, share: float) -> Tensor:
     """Return a random share of rows (N, ...)."""
     return rows[torch.randperm(len(rows), device=rows.device)[: max(1, round(share * len(rows)))]]

@@ -28,7 +28,7 @@ class Detection(L.LightningModule):
         detector: whose atoms are learnt.
         features: the training images' patch features, as its backbone gives them.
         lambda1: equation 8's beta.
-        iterations: mini-batches altogether, spread over the batches of images.
+        iterations: mini-batches altogether, spread over the batches of images, at least one for each.
         batch: feature vectors in a mini-batch.
         threads: of SPAMS, -1 for all cores.
         epochs: passes over the training images.

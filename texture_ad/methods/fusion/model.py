@@ -22,8 +22,6 @@ from texture_ad.models.whitening import Whitening
 from texture_ad.parameters import Count, NonNegative, Size, checked
 
 SLICE = 2**20  # numbers of the features in a slice
-
-
 PARTS = ("gaussian", "head", "flow", "dictionary")  # of the score, in this order
 
 
@@ -40,12 +38,13 @@ class FusionModel(AnomalyDetector):
         whitening: of those features.
         head: taught by CutPaste, of the whitened features.
         flow: over the whitened features.
-        dictionary: of the whitened features, or of the flow's latent ones.
-        gaussian: weight of the whitened features' squared length.
-        head_weight: weight of the head's score.
-        flow_weight: weight of the flow's likelihood.
-        dictionary_weight: weight of the dictionary's error.
-        trust: training images at which head, flow and dictionary have half of their weight; 0 for all of it always.
+        dictionary: of the whitened features, coloured or not, or of the flow's latent ones.
+        gaussian_weight: of the whitened features' squared length.
+        head_weight: of the head's score.
+        flow_weight: of the flow's likelihood.
+        dictionary_weight: of the dictionary's error.
+        trust: training images at which head, flow and dictionary have half of their weight; 0 gives them all of it,
+            and the Gaussian none unless it is alone.
         top: highest positions of the patch map, whose mean is the image score.
         min_distance: between two of them, in positions.
         size: side of the images in pixels that the detector is fitted on.
@@ -73,7 +72,7 @@ class FusionModel(AnomalyDetector):
         head: QuadraticHead,
         flow: Flow,
         dictionary: Dictionary,
-        gaussian: NonNegative,
+        gaussian_weight: NonNegative,
         head_weight: NonNegative,
         flow_weight: NonNegative,
         dictionary_weight: NonNegative,
@@ -83,14 +82,16 @@ class FusionModel(AnomalyDetector):
         size: Size,
     ):
         super().__init__()
-        if gaussian + head_weight + flow_weight + dictionary_weight == 0:
-            raise ParameterError("gaussian", gaussian, "expected a weight above 0 for at least one part of the score")
+        if gaussian_weight + head_weight + flow_weight + dictionary_weight == 0:
+            raise ParameterError(
+                "gaussian_weight", gaussian_weight, "expected a weight above 0 for at least one part of the score"
+            )
         self.backbone = backbone
         self.whitening = whitening
         self.head = head
         self.flow = flow
         self.dictionary = dictionary
-        self.weights = (gaussian, head_weight, flow_weight, dictionary_weight)
+        self.weights = (gaussian_weight, head_weight, flow_weight, dictionary_weight)
         self.trust = trust
         self.top = top
         self.min_distance = min_distance
@@ -110,9 +111,9 @@ class FusionModel(AnomalyDetector):
         """Return the weight of one of PARTS before the number of training images is known."""
         return self.weights[PARTS.index(part)]
 
-    def trust_in(self, images: int) -> None:
-        """Take over how far the parts that learn are trusted, by the number of training images."""
-        self.learnt.fill_(images / (images + self.trust))
+    def set_trust(self, num_images: int) -> None:
+        """Set the share of their weight that head, flow and dictionary get, by the number of training images."""
+        self.learnt.fill_(num_images / (num_images + self.trust))
 
     def patch_features(self, images: Tensor) -> Tensor:
         """Return the patch features (B, C, h, w) of images, uint8 (B, 3, H, W)."""

@@ -20,6 +20,14 @@ from texture_ad.training.checkpoints import AtomicCheckpoints, SaveEpochs, last_
 from texture_ad.training.resources import peak_memory
 
 
+class StopEarly(EarlyStopping):
+    """Stop training early; a resumed run stays stopped where the run before it had stopped."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop at once if the patience was used up before the checkpoint."""
+        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
+
+
 def fit_stages(detector: FusionModel, fitting: Fitting) -> dict[str, float]:
     """Fit a detector in two stages; return what stage 1 took and reached."""
     features = fitting.make("features", detector=detector)
@@ -44,7 +52,7 @@ def train_density(detector: FusionModel, features: TrainingFeatures, fitting: Fi
     module = fitting.make("density", detector=detector, features=features)
     taught = "the flow, and the head by CutPaste" if module.taught else "the flow"
     print(f"stage 1  representation: {taught}", flush=True)
-    stop = EarlyStopping("val/nll", patience=module.patience)
+    stop = StopEarly("val/nll", patience=module.patience)
     return _train_stage1(module, detector, fitting, "val/nll", "min", [stop])
 
 
@@ -54,7 +62,7 @@ def train_representation(
     """Train stage 1 with a backbone that learns; leave the weights that scored best on synthetic defects."""
     if detector.weight("head"):
         problem = "expected 0 where the backbone learns CutPaste itself"
-        raise ParameterError("score.head_weight", detector.weight("head"), problem)
+        raise ParameterError("head_weight", detector.weight("head"), problem)
     module = fitting.make("representation", detector=detector, pretext=pretext, features=features)
     print("stage 1  representation: CutPaste and the flow", flush=True)
     return _train_stage1(module, detector, fitting, "val/auroc", "max", [])
@@ -90,9 +98,12 @@ def _train_stage1(
     if trainer.world_size > 1:  # each of several processes would have to find the same
         found = train()
     else:
-        found = fitting.get_or_create_stage1(module.state_dict(), train)
+        # Density's own state lacks the backbone's.
+        state = detector.backbone.state_dict(prefix="detector_backbone.") | module.state_dict()
+        found = fitting.get_or_create_stage1(state, train)
         module.load_state_dict(found["state"])
-    detector.trust_in(len(fitting.data.train_samples))
+    detector.set_trust(len(fitting.data.train_samples))
+    detector.to(trainer.strategy.root_device)  # Lightning left the module's parts of it on the CPU
     return found["metrics"]
 
 
