@@ -69,7 +69,7 @@ def table(runs: Sequence[dict], methods: Sequence[str], textures: Sequence[str])
 
 
 def other_metrics(runs: Sequence[dict], methods: Sequence[str]) -> list[dict]:
-    """Return a row for each method: every metric, averaged over seeds and textures that have it."""
+    """Return a row for each method: every metric, averaged over the seeds of each texture, then over textures."""
     return [
         {"mean over textures": method, **{METRICS[key].heading: _mean(runs, method, key) for key in COMPARED}}
         for method in methods
@@ -77,8 +77,11 @@ def other_metrics(runs: Sequence[dict], methods: Sequence[str]) -> list[dict]:
 
 
 def _mean(runs: Sequence[dict], method: str, key: str) -> float | None:
-    values = [METRICS[key].scale * r[key] for r in runs if r["method"] == method and r.get(key) is not None]
-    return fmean(values) if values else None
+    of: dict[str, list[float]] = {}
+    for r in runs:
+        if r["method"] == method and r.get(key) is not None:
+            of.setdefault(r["texture"], []).append(METRICS[key].scale * r[key])
+    return fmean(fmean(values) for values in of.values()) if of else None
 
 
 def paired(runs: Sequence[dict], methods: Sequence[str]) -> str:
