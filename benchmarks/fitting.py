@@ -131,12 +131,12 @@ def fit_streaming(quick: bool) -> list[Row]:
     count = len(detector.dictionary.atoms)
     loader = batches(images("train"), 32)
     atoms = detector.dictionary.atoms.clone()
-    x = detector.dictionary_features(flatten_patches(detector.patch_features(images("train"))))
+    x = detector.dictionary_features(detector.whitening(flatten_patches(detector.patch_features(images("train")))))
     at_once = partial(_fit_at_once, x, count)
 
     def stage2() -> None:
         kept = make("features", detector=detector)
-        train_dictionary(make("detection", detector=detector, features=kept, iterations=20, epochs=2), loader)
+        train_dictionary(make("detection", detector=detector, features=kept, iterations=80, epochs=1), loader)
 
     def one_after_the_other() -> None:
         for batch in loader:

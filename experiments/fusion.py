@@ -16,15 +16,18 @@ from scipy.stats import spearmanr
 from experiments.runs import KEPT, Job, arguments, read_run, run_all, script, with_folder_of_photographs, write_table
 
 REPRESENTATIONS = {
-    "frozen": ["cutpaste=none"],
+    "frozen": ["cutpaste=none", "trainer.max_epochs=8"],
     "CutPaste": ["cutpaste=3way", "representation.backbone_lr=1e-4"],
     "CutPaste + flow": ["cutpaste=3way", "representation.backbone_lr=1e-4", "representation.flow_weight=1"],
 }
+# Without the head, which a backbone that learns CutPaste itself does without; each part alone has all of its weight.
+ALONE = ("score.head_weight=0", "score.trust=0")
 SCORES = {
-    "flow likelihood": ["score.fusion=1"],
-    "dictionary": ["score.fusion=0"],
-    "dictionary on latent features": ["dictionary.features=latent"],
-    "dictionary and flow": ["score.fusion=0.5"],
+    "Gaussian": [*ALONE, "score.flow_weight=0", "score.dictionary_weight=0"],
+    "flow likelihood": [*ALONE, "score.dictionary_weight=0"],
+    "dictionary": [*ALONE, "score.flow_weight=0"],
+    "dictionary on latent features": [*ALONE, "score.flow_weight=0", "dictionary.features=latent"],
+    "all of these": ["score.head_weight=0"],
 }
 MEASURED = {"test": "image_auroc", "synthetic": "synthetic_auroc"}
 Option = tuple[str, str]  # representation and score

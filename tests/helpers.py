@@ -46,7 +46,12 @@ def make(group: str, overrides: Sequence[str] = (), **arguments: Any) -> Any:
 
 def tiny_backbone(name: str, layers: Sequence[str], weights: str = "none", **options: int) -> Backbone:
     """Return a backbone that never enlarges its images; without weights it is drawn by torch's seed."""
-    return Backbone(name, layers, weights, **{"neighborhood": 3, "min_size": 0, "frozen": 0, **options})
+    return Backbone(
+        name,
+        layers,
+        weights,
+        **{"neighborhood": 3, "min_size": 0, "scale": "root", "grid": layers[0], "frozen": 0, **options},
+    )
 
 
 def baseline(name: str, *backbone: Backbone, size: int = 64, **options: Any) -> AnomalyDetector:
@@ -63,14 +68,15 @@ def untrained_fusion(backbone: Backbone, size: int, **options: Any) -> FusionDet
     Args:
         backbone: of the detector.
         size: of the images.
-        options: of the dictionary (num_atoms, nonzeros, error, features) and of the score (fusion, top, min_distance).
+        options: of the dictionary (num_atoms, nonzeros, error, features) and of the score (its weights, top, ...).
     """
     dim = sum(backbone.num_channels)
     dictionary = {"num_atoms": 12, "nonzeros": 3} | options
-    score = {key: dictionary.pop(key) for key in ("fusion", "top", "min_distance") if key in dictionary}
+    score = {key: dictionary.pop(key) for key in composed().score if key in dictionary}
     parts = {
         "backbone": backbone,
-        "whitening": make("whitening", dim=dim, mode="none"),
+        "whitening": make("whitening", channels=[dim], mode="none"),
+        "head": make("head", dim=dim, hidden=4),
         "flow": make("flow", dim=dim, blocks=2, hidden=16),
         "dictionary": make("dictionary", dim=dim, **dictionary),
     }
@@ -123,6 +129,8 @@ def arguments(data: Path, run_dir: Path | str, *more: str) -> list[str]:
         "backbone.weights=none",
         "backbone.layers=[layer1,layer2]",
         "flow.blocks=2",
+        "density.epoch_steps=3",
+        "density.batch=64",
         "dictionary.num_atoms=16",
         "detection.epochs=2",
         "trainer.max_epochs=3",

@@ -39,11 +39,42 @@ def test_a_finished_run_is_not_repeated(tmp_path):
     assert done.returncode == 2 and "holds a run with other overrides" in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", ["baselines", "fusion", "table1", "table2", "figure6", "figure7"])
+@pytest.mark.parametrize("name", ["baselines", "fusion", "textures", "table1", "table2", "figure6", "figure7"])
 def test_bad_arguments_get_one_line(name):
     done = script(f"experiments.{name}", "--fast")
     assert done.returncode == 2 and "error: --fast: expected key=value" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_textures_are_compared_with_their_mean_and_rank(tmp_path):
+    for name in ("rug", "mat"):
+        few_photographs(tmp_path / "root" / name)
+    args = [
+        f"root={tmp_path / 'root'}",
+        "methods=fusion,-head,padim",
+        "seeds=0",
+        f"runs={tmp_path / 'runs'}",
+        f"output={tmp_path / 'textures'}",
+        "flow.blocks=1",
+        "density.epoch_steps=2",
+        "density.batch=64",
+        "trainer.max_epochs=1",
+        "dictionary.num_atoms=16",
+        *SMALL,
+    ]
+    done = script("experiments.textures", *args)
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = json.loads((tmp_path / "textures.json").read_text())
+    assert {(r["texture"], r["method"]) for r in runs} == {
+        (t, m) for t in ("rug", "mat") for m in ("fusion", "-head", "padim")
+    }
+    text = (tmp_path / "textures.md").read_text()
+    lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
+    ours = [r["image_auroc"] for r in runs if r["method"] == "fusion"]
+    assert f"{sum(ours) / 2:.3f}" in lines["mean of 2"] and "mean rank" in lines
+    assert "fusion less padim: " in text or all(a["image_auroc"] == b["image_auroc"] for a in runs for b in runs)
+    done = script("experiments.textures", f"root={tmp_path / 'nowhere'}")
+    assert done.returncode == 2 and "no such folder" in done.stderr
 
 
 def test_figures_share_one_run(tmp_path):

@@ -262,11 +262,22 @@ def test_a_full_gpu_gets_advice(run, monkeypatch):
 
 
 def test_a_diverging_loss_stops_and_the_batch_is_saved(run, folder, tmp_path):
-    refused(run("representation.lr=1e30", "trainer.gradient_clip_val=null"), "the loss is", "representation.lr=1e+30")
+    learns = ("cutpaste=binary", "score.head_weight=0", "representation.lr=1e30", "trainer.gradient_clip_val=null")
+    refused(run(*learns), "the loss is", "representation.lr=1e+30")
     saved = torch.load(tmp_path / "run/stage1/diverged_batch.pt", weights_only=True)
     assert saved["image"].shape[1:] == (3, 32, 32) and saved["image"].dtype == torch.uint8
     assert all(Path(p).parent == folder / "train/good" for p in saved["paths"])
     assert len(saved["paths"]) == len(saved["image"])
+
+
+def test_a_diverging_flow_stops_and_its_features_are_saved(run, tmp_path):
+    refused(run("density.lr=1e30", "trainer.gradient_clip_val=null"), "the loss is", "lower density.lr=1e+30")
+    saved = torch.load(tmp_path / "run/stage1/diverged_batch.pt", weights_only=True)
+    assert saved["normal"].shape[0] == 64 and saved["step"] > 0
+
+
+def test_a_head_for_a_backbone_that_learns_is_refused(run):
+    refused(run("cutpaste=binary"), "score.head_weight=1.0: expected 0 where the backbone learns CutPaste itself")
 
 
 # --- parameters ---------------------------------------------------------------------------------------
@@ -293,6 +304,7 @@ def test_every_number_is_checked_and_named_by_its_key(key, value, tmp_path):
         features = run.make("features", detector=detector)
         pretext = run.make("cutpaste", dim=8)
         run.make("representation", detector=detector, pretext=pretext, features=features)
+        run.make("density", detector=detector, features=features)
         run.make("detection", detector=detector, features=features)
         run.trainer("stage1")
     line = explain(error.value)

@@ -147,9 +147,9 @@ GROUPS = {
 KEYS = [
     "flow.blocks",
     "flow.clamp",
-    "dictionary.atoms",
-    "dictionary.fusion",
-    "dictionary.coder",
+    "dictionary.num_atoms",
+    "score.flow_weight",
+    "density.batch",
     "data.size",
     "data.calibration_fraction",
     "representation.lr",

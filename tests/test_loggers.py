@@ -108,7 +108,7 @@ def test_wandb_offline_holds_everything_and_several_log_at_once(run, tmp_path):
     for line in found["history"]:
         for item in line.item:
             values.setdefault(".".join(item.nested_key) or item.key, []).append(json.loads(item.value_json))
-    assert len(values["val/auroc"]) == 2 and len(values["train/loss"]) >= 4  # stage 1
+    assert len(values["val/nll"]) == 2 and len(values["train/loss"]) >= 4  # stage 1
     assert len(values["dictionary/residual"]) >= 2 and min(values["dictionary/residual"]) >= 0  # stage 2
     metrics = json.loads((run_dir / "metrics.json").read_text())
     assert values["test/image_auroc"] == [metrics["image_auroc"]]
@@ -137,7 +137,7 @@ def test_wandb_offline_holds_everything_and_several_log_at_once(run, tmp_path):
 
 
 def test_a_failed_run_ends_as_failed_and_keeps_its_id(run, tmp_path):
-    code, _, errors = run(tmp_path / "run", "logger=wandb", "representation.lr=1e30")
+    code, _, errors = run(tmp_path / "run", "logger=wandb", "density.lr=1e30")
     assert code == 2 and "the loss is" in errors
     found = read(tmp_path / "run")
     assert found["exit"][0].exit_code == 1

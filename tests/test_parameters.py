@@ -61,5 +61,5 @@ def test_the_innermost_group_stands():
     error = ParameterError("blocks", 0, "too few")
     assert str(error.within("flow")) == "flow.blocks=0: too few"
     assert str(error.within("flow").within("method")) == "flow.blocks=0: too few"
-    rates = DivergenceError(3, 1e9, "batch.pt", {"lr": 2.0}).within("representation")
+    rates = DivergenceError("representation", 3, 1e9, "batch.pt", {"lr": 2.0}).within("representation")
     assert str(rates).endswith("lower representation.lr=2")

@@ -102,11 +102,34 @@ def test_killed_runs_end_as_undisturbed_ones(data, undisturbed, tmp_path):
         assert names == {str(p.relative_to(reference)) for p in reference.rglob("*") if "logs" not in p.parts}
 
 
-def test_the_log_of_the_earlier_part_is_kept(data, tmp_path):
-    process = started(data, tmp_path / "run", "pictures=false")
-    wait_for(tmp_path / "run/stage2/last.ckpt", process)
+def killed_in_stage_2(data, run_dir, *more):
+    process = started(data, run_dir, *more)
+    wait_for(run_dir / "stage2/last.ckpt", process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+
+
+def test_a_stage_that_stopped_early_stays_stopped(data, tmp_path):
+    # At such a rate the likelihood soon gets worse.
+    more = ("trainer.max_epochs=9", "density.lr=0.03", "density.patience=1", "density.epoch_steps=3", "pictures=false")
+    finish(data, tmp_path / "undisturbed", *more)
+    assert torch.load(tmp_path / "undisturbed/stage1/last.ckpt", weights_only=True)["epoch"] < 8
+    killed_in_stage_2(data, tmp_path / "killed", *more)
+    finish(data, tmp_path / "killed", *more)
+    assert results(tmp_path / "killed") == results(tmp_path / "undisturbed")
+
+
+def test_changed_images_end_a_resumed_run(tmp_path, command):
+    data = few_photographs(tmp_path / "carpet")
+    killed_in_stage_2(data, tmp_path / "run", "cache=never")
+    image = next((data / "train/good").iterdir())
+    image.write_bytes(next((data / "test/good").iterdir()).read_bytes())
+    code, _, errors = command("run", *arguments(data, tmp_path / "run", "cache=never"))
+    assert code == 2 and f"{data}: its images changed since this run's last checkpoint" in errors
+
+
+def test_the_log_of_the_earlier_part_is_kept(data, tmp_path):
+    killed_in_stage_2(data, tmp_path / "run", "pictures=false")
     before = (tmp_path / "run/logs/metrics.csv").read_text()
     finish(data, tmp_path / "run", "pictures=false")
     assert (tmp_path / "run/logs/metrics_1.csv").read_text() == before

@@ -212,7 +212,6 @@ def test_two_processes_end_as_one_does(data, tmp_path):
             "data.batch_size=4",
             "data.calibration_fraction=0.3",
             "data.eval_batch_size=5",
-            "score.fusion=0.5",
             cache=tmp_path,
         )
         assert done.returncode == 0, done.stderr

@@ -21,7 +21,7 @@ def test_position_whitening_knows_each_place():
     scale[0, :4] = torch.tensor([8.0, 6.0, 4.0, 5.0])
     scale[1, :4] = torch.tensor([4.0, 5.0, 8.0, 6.0])
     offset = torch.tensor([0.1, -0.1])[:, None]
-    features = fitted(make("whitening", dim=12, components=4), noise(4000, 2, 12) * scale + offset)
+    features = fitted(make("whitening", channels=[12], components=4), noise(4000, 2, 12) * scale + offset)
     assert torch.allclose(features.square().sum(2).mean(), torch.tensor(1.0), atol=0.02)
     for place in range(2):
         covariance = torch.cov(features[:, place].T)
@@ -34,7 +34,7 @@ def test_position_whitening_knows_each_place():
 
 @pytest.mark.parametrize("mode", ["global", "none"])
 def test_one_matrix_for_all_places(mode):
-    whitening = make("whitening", dim=6, mode=mode)
+    whitening = make("whitening", channels=[6], mode=mode)
     features = fitted(whitening, noise(500, 3, 6) * torch.arange(1, 7) + 3)
     assert whitening.matrix.shape == (1, 6, 6) and features.mean((0, 1)).abs().max() < 1e-5
     assert torch.allclose(features.square().sum(2).mean(), torch.tensor(1.0), atol=1e-4)
@@ -44,18 +44,20 @@ def test_one_matrix_for_all_places(mode):
 
 def test_the_stream_may_be_cut_anywhere():
     patches = noise(50, 4, 5)
-    first = make("whitening", dim=5)
-    second = make("whitening", dim=5)
+    first = make("whitening", channels=[5])
+    second = make("whitening", channels=[5])
     assert torch.allclose(fitted(first, patches, 50).abs(), fitted(second, patches, 7).abs(), atol=1e-4)
 
 
 def test_few_images_are_whitened_by_all_positions():
-    features = fitted(make("whitening", dim=9, components=4), noise(1, 3, 9))  # no position has a covariance of its own
+    features = fitted(
+        make("whitening", channels=[9], components=4), noise(1, 3, 9)
+    )  # no position has a covariance of its own
     assert features.isfinite().all() and features.abs().max() > 0.1
 
 
 def test_refit_follows_features_that_moved_and_keeps_the_basis():
-    whitening = make("whitening", dim=6, components=3)
+    whitening = make("whitening", channels=[6], components=3)
     patches = noise(300, 4, 6) @ noise(6, 6)
     features = fitted(whitening, patches)
     basis = whitening.basis.clone()
@@ -65,8 +67,8 @@ def test_refit_follows_features_that_moved_and_keeps_the_basis():
 
 
 def test_a_state_brings_its_number_of_positions():
-    whitening = make("whitening", dim=6)
-    other = make("whitening", dim=6)
+    whitening = make("whitening", channels=[6])
+    other = make("whitening", channels=[6])
     features = fitted(whitening, noise(20, 4, 6))
     other.load_state_dict(whitening.state_dict())
     assert torch.equal(other(noise(20, 4, 6).flatten(0, 1)).view_as(features), features)
@@ -75,4 +77,4 @@ def test_a_state_brings_its_number_of_positions():
 @pytest.mark.parametrize(("bad", "key"), [({"mode": "place"}, "mode=place"), ({"components": 0}, "components=0")])
 def test_parameters_are_checked(bad, key):
     with pytest.raises(UserError, match=f"whitening.{key}"):
-        make("whitening", dim=4, **bad)
+        make("whitening", channels=[4], **bad)

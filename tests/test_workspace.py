@@ -98,7 +98,7 @@ def test_workspace_and_report_are_saved_grouped_by_sweep_and_setting(tmp_path):
     assert (overview["entityName"], overview["projectName"]) == ("team", "texture_ad")
     (runs,) = json.loads(overview["spec"])["section"]["runSets"]
     assert [key["name"] for key in runs["grouping"]] == ["group", "jobType"]
-    for logged in ("val/auroc", "dictionary/residual", "test/image_auroc", "figures/tsne"):
+    for logged in ("val/nll", "dictionary/residual", "test/image_auroc", "figures/tsne"):
         assert logged in overview["spec"] and logged in report["spec"]
     assert "flow_depth" in report["spec"] and "flow_depth" in report["displayName"]
 

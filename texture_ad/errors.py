@@ -41,14 +41,16 @@ class DivergenceError(UserError):
     """Report a loss that is not finite or far too large.
 
     Args:
+        part: what was trained.
         step: of the optimiser.
         loss: its value.
         path: of the batch that was saved.
         rates: name of each learning rate to its value.
     """
 
-    def __init__(self, step: int, loss: float, path: Path, rates: Mapping[str, float]):
-        super().__init__(step, loss, path, rates)
+    def __init__(self, part: str, step: int, loss: float, path: Path, rates: Mapping[str, float]):
+        super().__init__(part, step, loss, path, rates)
+        self.part = part
         self.step = step
         self.loss = loss
         self.path = path
@@ -61,4 +63,4 @@ class DivergenceError(UserError):
     def within(self, group: str) -> "DivergenceError":
         """Return the same error with the group's name in front of the learning rates'."""
         rates = {f"{group}.{name}": value for name, value in self.rates.items()}
-        return DivergenceError(self.step, self.loss, self.path, rates)
+        return DivergenceError(self.part, self.step, self.loss, self.path, rates)

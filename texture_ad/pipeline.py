@@ -96,6 +96,11 @@ class Run:
     loggers: list[Logger] = field(default_factory=list)
     metrics: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def seed(self) -> int:
+        """Return the run's seed."""
+        return self.config.seed
+
     def options(self, group: str) -> dict[str, Any]:
         """Return a group of the configuration as plain values."""
         return OmegaConf.to_container(self.config[group], resolve=True)  # type: ignore[return-value]
@@ -323,4 +328,5 @@ def _draw_features(run: Run, detector: FusionDetector) -> None:
         charts.tsne(layouts, labels, path, source, "patches" if run.data.has_masks else "images")
     except UserError as error:
         print(f"warning: no t-SNE, {path}: {error}", flush=True)
-    panels.atoms(*atom_crops(detector, run.data), run.folder / "atoms.png", source)
+    if detector.weight("dictionary"):
+        panels.atoms(*atom_crops(detector, run.data), run.folder / "atoms.png", source)

@@ -6,7 +6,7 @@ A class names its own parameter ("lr=-1: expected ..."). Here stands what only t
 from texture_ad.errors import DivergenceError, ParameterError, UserError
 
 # Parameters that are checked outside their group's target.
-GROUPS = {"devices": "trainer", "strategy": "trainer"}
+GROUPS = {"devices": "trainer", "strategy": "trainer", "head_weight": "score"}
 
 # Full key, words of the problem, advice.
 ADVICE = (
@@ -26,7 +26,7 @@ ADVICE = (
 def advised(error: UserError) -> str:
     """Return an error's line with the configuration's keys and the advice for its kind."""
     if isinstance(error, DivergenceError):
-        return str(error.within("representation"))
+        return str(error.within(error.part))
     if not isinstance(error, ParameterError):
         return str(error)
     if error.name in GROUPS:

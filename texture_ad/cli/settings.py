@@ -45,7 +45,11 @@ INFLUENCES = {
     "quantile": Influence(stage1=False),
     "dictionary": Influence(stage1=False),
     "detection": Influence(stage1=False),
-    "score.fusion": Influence(stage1=False),  # of the score, stage 1 is validated by `top` and `min_distance`
+    # head_weight decides what stage 1 trains; top and min_distance validate a backbone that learns.
+    "score.gaussian_weight": Influence(stage1=False),
+    "score.flow_weight": Influence(stage1=False),
+    "score.dictionary_weight": Influence(stage1=False),
+    "score.trust": Influence(stage1=False),
 }
 
 

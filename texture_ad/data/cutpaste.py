@@ -6,6 +6,7 @@ the image here.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,9 @@ SCAR_WIDTH = (2, 16)  # pixels at 256
 SCAR_LENGTH = (10, 25)  # pixels at 256
 SCAR_ANGLE = math.radians(45)  # either way
 JITTER = 0.1  # brightness, contrast and saturation of the patch, either way
+CHIP_AREA = (0.0005, 0.02)  # of the image
+CHIP_ASPECT = 4.0  # longer side / shorter one, at most
+CHIP_JITTER = 0.35  # chips are small, so that they differ more
 
 KINDS = ("cutpaste", "scar")
 TASKS = {"binary": ("cutpaste",), "scar": ("scar",), "3way": ("cutpaste", "scar")}
@@ -45,11 +49,19 @@ def _draw_rectangles(count: int, height: int, width: int, device: torch.device) 
     return w.clamp(max=width - 2), h.clamp(max=height - 2), torch.zeros(count, device=device)
 
 
-def _jitter(patch: Tensor) -> Tensor:
+def _draw_chips(count: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw widths and heights in pixels and angles in radians of `count` small rotated patches, (count,) each."""
+    area = _uniform(math.log(CHIP_AREA[0]), math.log(CHIP_AREA[1]), count, device).exp() * height * width
+    aspect = _uniform(-math.log(CHIP_ASPECT), math.log(CHIP_ASPECT), count, device).exp()
+    angle = _uniform(-math.pi / 2, math.pi / 2, count, device)
+    return (area * aspect).sqrt().clamp(min=1), (area / aspect).sqrt().clamp(min=1), angle
+
+
+def _jitter(patch: Tensor, strength: float) -> Tensor:
     """Return images (B, 3, H, W) in [0, 1] with random brightness, contrast and saturation, one draw an image."""
 
     def factor() -> Tensor:
-        return _uniform(1 - JITTER, 1 + JITTER, len(patch), patch.device)[:, None, None, None]
+        return _uniform(1 - strength, 1 + strength, len(patch), patch.device)[:, None, None, None]
 
     patch = patch * factor()
     mean = patch.mean((1, 2, 3), keepdim=True)
@@ -109,8 +121,32 @@ def cutpaste(images: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: expected one of {', '.join(KINDS)}")
+    return _paste(images, images, _draw_scars if kind == "scar" else _draw_rectangles, JITTER, kind == "scar")
+
+
+def chips(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Paste a small rotated patch of the next image of the batch on each image, its colours changed more.
+
+    Many defects are smaller than CutPaste's patches. All chance comes from the device's global random state.
+
+    Args:
+        images: float (B, 3, H, W) in [0, 1].
+
+    Returns:
+        The pasted images, float (B, 3, H, W), and where they were pasted, bool (B, H, W).
+    """
+    return _paste(images, images.roll(1, 0), _draw_chips, CHIP_JITTER, rotated=True)
+
+
+def _paste(
+    images: Tensor,
+    donors: Tensor,
+    draw: Callable[[int, int, int, torch.device], tuple[Tensor, Tensor, Tensor]],
+    jitter: float,
+    rotated: bool,
+) -> tuple[Tensor, Tensor]:
+    """Cut a patch of each donor and paste it on its image, both float (B, 3, H, W); `draw` gives sizes and angles."""
     b, _, height, width = images.shape
-    draw = _draw_scars if kind == "scar" else _draw_rectangles
     w, h, angle = draw(b, height, width, images.device)
     from_x, from_y, to_x, to_y = _draw_moves(w, h, angle, height, width)
     u, v = _patch_coordinates(angle, to_x, to_y, height, width)
@@ -119,9 +155,9 @@ def cutpaste(images: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     source_y = (v + from_y[:, None, None]) * 2 / height - 1
     grid = torch.stack((source_x, source_y), -1)
     # Rotated patches are interpolated; upright ones are shifted by whole pixels and copied exactly.
-    mode = "bilinear" if kind == "scar" else "nearest"
-    patch = F.grid_sample(images, grid.to(images.dtype), mode, "reflection", align_corners=False)
-    return torch.where(inside[:, None], _jitter(patch), images), inside
+    mode = "bilinear" if rotated else "nearest"
+    patch = F.grid_sample(donors, grid.to(images.dtype), mode, "reflection", align_corners=False)
+    return torch.where(inside[:, None], _jitter(patch, jitter), images), inside
 
 
 def pretext_batch(images: Tensor, task: str) -> tuple[Tensor, Tensor, Tensor]:

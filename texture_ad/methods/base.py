@@ -129,12 +129,17 @@ class Fitting(Protocol):
     Attributes:
         data: set up.
         folder: of the run, for checkpoints.
+        seed: of the run.
         cache: shared between runs, None for none.
     """
 
     data: "TextureDataModule"
     folder: Path
     cache: "Cache | None"
+
+    @property
+    def seed(self) -> int:
+        """Return the run's seed."""
 
     def make(self, part: str, **arguments: Any) -> Any:
         """Return the part of this name, made with the run's settings and these arguments."""

@@ -25,6 +25,7 @@ class PaDiM(Baseline):
     Args:
         backbone: pretrained.
         size: side of the images in pixels that the detector is fitted on.
+        last: deepest layers of the backbone's chosen ones that are used.
         channels: chosen at random; all where there are fewer.
         seed: of the choice.
 
@@ -39,10 +40,10 @@ class PaDiM(Baseline):
     mean: Tensor  # (positions, channels)
     whitening: Tensor  # (positions, channels, channels)
 
-    def __init__(self, backbone: Backbone, size: Size, channels: Count, seed: NonNegativeInt):
+    def __init__(self, backbone: Backbone, size: Size, last: Count, channels: Count, seed: NonNegativeInt):
         super().__init__()
         self.backbone = backbone
-        total = sum(backbone.num_channels)
+        total = sum(backbone.num_channels[-last:])
         count = min(channels, total)
         order = torch.randperm(total, generator=torch.Generator().manual_seed(seed), device="cpu")[:count]
         self.register_buffer("chosen", order)
@@ -53,7 +54,7 @@ class PaDiM(Baseline):
         """Return features (B, h w, channels) and the grid (h, w) of images, uint8 (B, 3, H, W)."""
 
         def joined(part: Tensor) -> Tensor:
-            maps = self.backbone(part)
+            maps = self.backbone(part)[-self.settings["last"] :]
             size = maps[0].shape[-2:]
             return torch.cat([F.interpolate(m.float(), size, mode="nearest") for m in maps], 1)[:, self.chosen]
 

@@ -2,15 +2,16 @@
 
 Roth et al.: Towards Total Recall in Industrial Anomaly Detection, CVPR 2022. As there: locally aware features of middle
 layers, a core set by greedy k-center in a random projection, the image score re-weighted by how crowded the nearest
-memory is (equation 7), Gaussian smoothing of 4 pixels. The backbone and its layers are ours, and each layer is scaled
-to unit length.
+memory is (equation 7), Gaussian smoothing of 4 pixels. The backbone and its layers are ours.
 """
 
 from typing import Annotated
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from texture_ad.errors import ParameterError
 from texture_ad.methods.base import Measurement
 from texture_ad.methods.baseline import Baseline, Batches, nearest
 from texture_ad.models.backbone import Backbone, flatten_patches
@@ -45,6 +46,8 @@ class PatchCore(Baseline):
     Args:
         backbone: pretrained.
         size: side of the images in pixels that the detector is fitted on.
+        last: deepest layers of the backbone's chosen ones that are used.
+        neighborhood: positions on a side that are averaged into a patch feature, odd.
         coreset: share of the patches that is kept.
         neighbors: memories round the nearest one that re-weight the score.
         max_patches: held at once; beyond, they are reduced to their core set first.
@@ -63,18 +66,30 @@ class PatchCore(Baseline):
         self,
         backbone: Backbone,
         size: Size,
+        last: Count,
+        neighborhood: Count,
         coreset: Annotated[float, Range(0, 1, above=True)],
         neighbors: Count,
         max_patches: Count,
         seed: NonNegativeInt,
     ):
         super().__init__()
+        if neighborhood % 2 == 0:
+            raise ParameterError("neighborhood", neighborhood, "expected an odd number of at least 1")
         self.backbone = backbone
-        self.register_buffer("memory", torch.zeros(0, sum(backbone.num_channels)))
+        self.register_buffer("memory", torch.zeros(0, sum(backbone.num_channels[-last:])))
 
     def patches(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Return patch features (B h w, C) and the grid (h, w) of images, uint8 (B, 3, H, W)."""
-        maps = self.backbone.extract(images)
+
+        def joined(part: Tensor) -> Tensor:
+            side = self.settings["neighborhood"]
+            maps = [m.float() for m in self.backbone(part)[-self.settings["last"] :]]
+            maps = [F.avg_pool2d(m, side, 1, side // 2) for m in maps]
+            size = maps[0].shape[-2:]
+            return torch.cat([F.interpolate(m, size, mode="bilinear", align_corners=False) for m in maps], 1)
+
+        maps = self.backbone.in_slices(joined, images)
         return flatten_patches(maps), (maps.shape[2], maps.shape[3])
 
     @torch.no_grad()

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from http.client import HTTPException
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -120,14 +120,17 @@ class Backbone(nn.Module):
             state dict.
         neighborhood: odd; each position's feature is the mean over neighborhood x neighborhood positions.
         min_size: images whose shorter side is below this many pixels are enlarged to it first; 0 for never.
+        scale: of each layer's vector at a position: "none", as the network gives it; "unit", to unit length; "root", by
+            the square root of its length, which keeps half of how strongly the layer answers.
+        grid: the chosen layer whose positions the patch features have.
         frozen: leading stages that keep their weights in stage 1, 0 for none.
 
     Raises:
         ParameterError: an unknown name or layer, weights that can't be had, an even neighborhood.
 
     Examples:
-        >>> options = {"weights": "none", "neighborhood": 1, "min_size": 0, "frozen": 0}
-        >>> backbone = Backbone("efficientnet_lite0", ["block4", "block10"], **options)
+        >>> options = {"neighborhood": 1, "min_size": 0, "scale": "root", "grid": "block4", "frozen": 0}
+        >>> backbone = Backbone("efficientnet_lite0", ["block4", "block10"], "none", **options)
         >>> maps = backbone(torch.zeros(2, 3, 128, 128, dtype=torch.uint8))
         >>> [tuple(m.shape) for m in maps]
         [(2, 40, 16, 16), (2, 112, 8, 8)]
@@ -145,6 +148,8 @@ class Backbone(nn.Module):
         weights: str,
         neighborhood: Count,
         min_size: Annotated[int, Range(0, 8192)],
+        scale: Literal["none", "unit", "root"],
+        grid: str,
         frozen: NonNegativeInt,
     ):
         super().__init__()
@@ -158,6 +163,8 @@ class Backbone(nn.Module):
         unknown = [layer for layer in layers if layer not in stages]
         if unknown or not layers:
             raise ParameterError("layers", list(layers), f"{name} has {', '.join(stages)}; choose at least one")
+        if grid not in layers:
+            raise ParameterError("grid", grid, f"expected one of the chosen layers, {', '.join(layers)}")
         if weights not in ("imagenet", "none"):
             _load(net, Path(weights))
         for stage in stages.values():
@@ -172,6 +179,8 @@ class Backbone(nn.Module):
         del self.settings["weights"]  # which are saved themselves
         self.neighborhood = neighborhood
         self.min_size = min_size
+        self.scale = scale
+        self.grid = [order[i] for i in self.taps].index(grid)
         for stage in self.stages[:frozen]:
             stage.requires_grad_(False)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
@@ -192,21 +201,31 @@ class Backbone(nn.Module):
         return maps
 
     def patch_features(self, maps: list[Tensor]) -> Tensor:
-        """Join the layers' maps into patch features on the shallowest layer's grid, (B, C, h, w).
+        """Join the layers' maps into patch features on one layer's grid, (B, C, h, w).
 
-        Each layer is averaged over its neighborhood, scaled to unit length at every position, so that no
-        layer outweighs another, and brought to the common grid by bilinear interpolation.
+        Each layer is averaged over its neighborhood, scaled, and brought to the common grid: by bilinear interpolation
+        where that is finer, by averaging where it is coarser.
         """
-        size = maps[0].shape[-2:]
+        height, width = maps[self.grid].shape[-2:]
         joined = []
         for m in maps:
             if self.neighborhood > 1:
                 m = F.avg_pool2d(m, self.neighborhood, 1, self.neighborhood // 2, count_include_pad=False)
-            m = F.normalize(m, dim=1)
-            if m.shape[-2:] != size:
-                m = F.interpolate(m, size, mode="bilinear", align_corners=False)
+            m = self._scaled(m)
+            if m.shape[-2] < height:
+                m = F.interpolate(m, (height, width), mode="bilinear", align_corners=False)
+            elif m.shape[-2] > height:
+                m = F.adaptive_avg_pool2d(m, (height, width))
             joined.append(m)
         return torch.cat(joined, 1)
+
+    def _scaled(self, m: Tensor) -> Tensor:
+        """Return a layer's map (B, C, h, w) with the length of its vectors changed as `scale` says."""
+        if self.scale == "unit":
+            return F.normalize(m, dim=1)
+        if self.scale == "root":
+            return m / m.norm(dim=1, keepdim=True).clamp(min=1e-6).sqrt()
+        return m
 
     def extract(self, images: Tensor) -> Tensor:
         """Return the patch features (B, C, h, w) of images (B, 3, H, W), extracted a few images at a time."""

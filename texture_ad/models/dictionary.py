@@ -22,7 +22,8 @@ class Dictionary(nn.Module):
     Args:
         dim: C, length of a feature vector.
         num_atoms: K.
-        features: what the atoms model: "backbone" (the whitened patch features) or "latent" (the flow's).
+        features: what the atoms model: "whitened" patch features; "coloured", the same with the spectrum of all
+            positions restored, so that directions of much variance weigh more; or "latent", the flow's.
         nonzeros: limit on the atoms of a code, at most C.
         error: pursuit stops where the squared error is at most this; 0 for no bound.
 
@@ -37,7 +38,7 @@ class Dictionary(nn.Module):
         self,
         dim: Count,
         num_atoms: Count,
-        features: Literal["backbone", "latent"],
+        features: Literal["whitened", "coloured", "latent"],
         nonzeros: Count,
         error: NonNegative,
     ):
@@ -58,8 +59,8 @@ class Dictionary(nn.Module):
         self.gram = self.atoms @ self.atoms.T
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return the reconstruction errors ||y - D x|| (N,) of feature vectors (N, C)."""
-        return residuals(features, self.atoms, self.gram, self.nonzeros, self.error).sqrt()
+        """Return the squared reconstruction errors ||y - D x||^2 (N,) of feature vectors (N, C)."""
+        return residuals(features, self.atoms, self.gram, self.nonzeros, self.error)
 
 
 def initial_atoms(features: Tensor, count: int, seed: int) -> Tensor:

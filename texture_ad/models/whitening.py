@@ -1,19 +1,20 @@
-"""Whitening of patch features: what the flow and the dictionary model.
+"""Whitening of patch features: what the Gaussian, head, flow and dictionary model.
 
 Whitening every position by itself is PaDiM's idea (Defard et al., ICPR 2021): each position of the image has a mean and
 a covariance of its own.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from texture_ad.parameters import Count, arguments_of, checked
+from texture_ad.parameters import Count, arguments_of, check, checked
 
-RIDGE = 0.1  # times the features' mean variance
+RIDGE = 0.03  # times the features' mean variance
 PRIOR = 8  # images: how much the statistics of all positions weigh at each single one
+FOLDS = 3  # of the training images, for whitening each by statistics of the others
 
 
 @checked
@@ -25,13 +26,15 @@ class Whitening(nn.Module):
     features of a normal texture have many directions of almost no variance, whose noise would else drown the rest.
 
     Args:
-        dim: C, of the patch features.
+        channels: of each layer in the patch features; their sum is C. Layers are brought to the same mean squared
+            length, so that none outweighs another.
         mode: "position", by the covariance of the same position of the image; "global", by that of all positions; or
             "none", which centres and scales all features alike.
         components: directions that whitening keeps.
 
     Attributes:
         length: of a whitened feature vector.
+        folds: center and matrix of all images but those of each fold; not saved.
 
     Raises:
         ParameterError: a parameter out of its range.
@@ -41,21 +44,28 @@ class Whitening(nn.Module):
     basis: Tensor  # (C, length)
     center: Tensor  # (positions, length), of all positions together (1) or, once fitted, of each
     matrix: Tensor  # (positions, length, length)
+    spectrum: Tensor  # (length,), deviation of the features in each direction, of mean square 1; ones with mode "none"
 
     def __init__(
         self,
-        dim: Count,
+        channels: Sequence[int],
         mode: Literal["position", "global", "none"],
         components: Count,
     ):
         super().__init__()
-        self.settings = arguments_of(self)
+        for count in channels:
+            check("channels", count, Count)
+        dim = sum(channels)
+        self.settings = arguments_of(self) | {"channels": list(channels)}
+        self.channels = list(channels)
         self.mode = mode
         self.length = dim if mode == "none" else min(components, dim)
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("basis", torch.eye(dim, self.length))
         self.register_buffer("center", torch.zeros(1, self.length))
         self.register_buffer("matrix", torch.eye(self.length)[None])
+        self.register_buffer("spectrum", torch.ones(self.length))
+        self.folds: list[tuple[Tensor, Tensor]] = []
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in ("center", "matrix"):  # of one position or of many
@@ -65,10 +75,11 @@ class Whitening(nn.Module):
 
     @torch.no_grad()
     def fit(self, patches: Callable[[], Iterable[Tensor]]) -> None:
-        """Fit mean, basis, center and matrix.
+        """Fit all statistics.
 
         Args:
-            patches: streams the training set's patch features, (B, P, C) of P positions, anew at every call.
+            patches: streams the training set's patch features, (B, P, C) of P positions, anew at every call, always in
+                the same order.
         """
         count = 0
         total = torch.zeros((), dtype=torch.float64)
@@ -81,42 +92,126 @@ class Whitening(nn.Module):
         mean = total / count
         self.mean.copy_(mean)
         if self.mode != "none":
-            covariance = outer / count - torch.outer(mean, mean)
-            self.basis.copy_(torch.linalg.eigh(covariance.cpu())[1][:, -self.length :])
+            covariance = (outer / count - torch.outer(mean, mean)).cpu()
+            scale = self._layer_scale(covariance.diagonal())
+            directions = torch.linalg.eigh(scale[:, None] * covariance * scale)[1][:, -self.length :]
+            self.basis.copy_(scale[:, None] * directions)
         self.refit(patches())
+
+    def _layer_scale(self, variances: Tensor) -> Tensor:
+        """Return what brings each layer to a mean squared length of 1, (C,), from the channels' variances (C,)."""
+        lengths = [layer.sum().clamp(min=1e-12).sqrt().expand(len(layer)) for layer in variances.split(self.channels)]
+        return 1 / torch.cat(lengths)
 
     @torch.no_grad()
     def refit(self, patches: Iterable[Tensor]) -> None:
-        """Fit center and matrix anew, from one pass over patch features (B, P, C).
+        """Fit center, matrix and spectrum anew, and those of each fold, from one pass over patch features (B, P, C).
 
         Mean and basis stay, so that the whitened features change no more than the features do. A position's statistics
         are drawn towards those of all, as if PRIOR more images had shown the latter.
         """
-        count = 0
-        total = outer = torch.zeros(())
+        parts = [_Moments() for _ in range(FOLDS)]
+        number = 0
         for batch in patches:
             x = (batch - self.mean) @ self.basis
-            x = x.transpose(0, 1) if self.mode == "position" else x.flatten(0, 1)[None]
-            count += x.shape[1]
-            total = total.to(x) + x.sum(1)
-            outer = outer.to(x) + x.transpose(1, 2) @ x
-        mean = total / count
-        covariance = outer / count - mean[:, :, None] * mean[:, None]
+            folds = torch.arange(number, number + len(x), device=x.device) % FOLDS
+            for fold, part in enumerate(parts):
+                part.add(self._by_position(x[folds == fold]))
+            number += len(x)
+        everything = _Moments.sum(parts)
+        self.center, matrix, covariance = self._statistics(everything)
+        energy = (matrix * (covariance @ matrix)).sum((1, 2)).mean().clamp(min=1e-12).sqrt()
+        self.matrix = (matrix / energy).contiguous()
+        if self.mode != "none":  # those features keep their spectrum
+            spectrum = everything.overall().diagonal().clamp(min=0).sqrt()
+            self.spectrum = spectrum / spectrum.square().mean().clamp(min=1e-12).sqrt()
+        self.folds = []
+        if self.mode != "none" and number >= 2 * FOLDS:
+            for fold in range(FOLDS):
+                others = _Moments.sum([part for i, part in enumerate(parts) if i != fold])
+                center, matrix, _ = self._statistics(others)
+                self.folds.append((center, (matrix / energy).contiguous()))
+
+    def _by_position(self, x: Tensor) -> Tensor:
+        """Return features (B, P, k) as those of each position (P, B, k), or of all positions together (1, B P, k)."""
+        return x.transpose(0, 1) if self.mode == "position" else x.flatten(0, 1)[None]
+
+    def _statistics(self, moments: "_Moments") -> tuple[Tensor, Tensor, Tensor]:
+        """Return center, matrix before it is scaled, and the covariance that it was drawn from."""
+        count = moments.count
+        mean = moments.mean()
+        covariance = moments.covariance()
         identity = torch.eye(self.length, device=mean.device)
         own = count / (count + PRIOR)
         if self.mode == "none":
-            matrix = identity[None]
-        else:
-            overall = covariance.mean(0) + mean.T @ mean / len(mean)
-            covariance = torch.lerp(overall.expand_as(covariance), covariance, own)
-            factor = torch.linalg.cholesky(covariance + RIDGE * overall.diagonal().mean() * identity)
-            matrix = torch.linalg.solve_triangular(factor, identity, upper=False).transpose(1, 2)
-        energy = (matrix * (covariance @ matrix)).sum((1, 2)).mean()
-        self.center = own * mean
-        self.matrix = (matrix / energy.clamp(min=1e-12).sqrt()).contiguous()
+            return own * mean, identity[None], covariance
+        overall = moments.overall()
+        covariance = torch.lerp(overall.expand_as(covariance), covariance, own)
+        factor = torch.linalg.cholesky(covariance + RIDGE * overall.diagonal().mean() * identity)
+        matrix = torch.linalg.solve_triangular(factor, identity, upper=False).transpose(1, 2)
+        return own * mean, matrix, covariance
+
+    @torch.no_grad()
+    def cross_fitted(self, patches: Tensor, numbers: Tensor) -> Tensor:
+        """Return whitened features (B, P, length) of training images by statistics that have not seen them.
+
+        What an image's own statistics whiten looks more normal than any image to come. Each image is whitened by those
+        of the folds that it is not in; where there are too few images for folds, by those of all.
+
+        Args:
+            patches: (B, P, C).
+            numbers: (B,) of the training images, by which they were streamed.
+        """
+        if not self.folds:
+            return self(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
+        found = patches.new_empty(*patches.shape[:2], self.length)
+        for fold, (center, matrix) in enumerate(self.folds):
+            inside = numbers % FOLDS == fold
+            if inside.any():
+                found[inside] = self._whitened(patches[inside].flatten(0, 1), center, matrix).unflatten(
+                    0, (int(inside.sum()), -1)
+                )
+        return found
 
     def forward(self, patches: Tensor) -> Tensor:
         """Return whitened features (N, length) of the patch features (N, C) of whole images, in order."""
-        x = (patches @ self.basis).view(-1, len(self.center), self.length).transpose(0, 1)
-        center = self.center + self.mean @ self.basis  # a pass over the patches less than to subtract the mean
-        return ((x - center[:, None]) @ self.matrix).transpose(0, 1).reshape(-1, self.length)
+        return self._whitened(patches, self.center, self.matrix)
+
+    def _whitened(self, patches: Tensor, center: Tensor, matrix: Tensor) -> Tensor:
+        x = (patches @ self.basis).view(-1, len(center), self.length).transpose(0, 1)
+        shifted = center + self.mean @ self.basis  # a pass over the patches less than to subtract the mean
+        return ((x - shifted[:, None]) @ matrix).transpose(0, 1).reshape(-1, self.length)
+
+
+class _Moments:
+    """Add up count, sum and outer products of features (P, N, k), for each of P positions."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total = torch.zeros(())
+        self.outer = torch.zeros(())
+
+    def add(self, x: Tensor) -> None:
+        self.count += x.shape[1]
+        self.total = self.total.to(x) + x.sum(1)
+        self.outer = self.outer.to(x) + x.transpose(1, 2) @ x
+
+    @staticmethod
+    def sum(parts: "Sequence[_Moments]") -> "_Moments":
+        found = _Moments()
+        found.count = sum(part.count for part in parts)
+        found.total = torch.stack([part.total for part in parts if part.count]).sum(0)
+        found.outer = torch.stack([part.outer for part in parts if part.count]).sum(0)
+        return found
+
+    def mean(self) -> Tensor:
+        return self.total / self.count
+
+    def covariance(self) -> Tensor:
+        mean = self.mean()
+        return self.outer / self.count - mean[:, :, None] * mean[:, None]
+
+    def overall(self) -> Tensor:
+        """Return the covariance (k, k) of all positions together; the features' overall mean is zero."""
+        mean = self.mean()
+        return self.covariance().mean(0) + mean.T @ mean / len(mean)

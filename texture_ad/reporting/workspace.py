@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import wandb_workspaces.workspaces as workspaces
 
 _CURVES = {
-    "Stage 1": ("val/auroc", "train/loss", "train/nll", "train/pretext", "train/patch"),
+    "Stage 1": ("val/nll", "val/auroc", "train/loss", "train/nll", "train/pretext", "train/patch"),
     "Stage 2": ("dictionary/residual",),
 }
 _METRICS = [*(name for name, metric in ACCURACIES.items() if metric.compared), "fit_seconds", "test_seconds_per_image"]

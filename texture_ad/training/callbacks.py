@@ -59,18 +59,15 @@ class StopDivergence(L.Callback):
         path = Path(trainer.default_root_dir) / "diverged_batch.pt"
         if trainer.is_global_zero:
             self._save(trainer, path, value)
-        rates = {name: getattr(module, name) for name in ("lr", "backbone_lr")}
-        raise DivergenceError(trainer.global_step, value, path, rates)
+        rates = {name: getattr(module, name) for name in ("lr", "backbone_lr") if hasattr(module, name)}
+        raise DivergenceError(type(module).__name__.lower(), trainer.global_step, value, path, rates)
 
     def _save(self, trainer: L.Trainer, path: Path, loss: float) -> None:
-        samples = trainer.datamodule.train_samples  # type: ignore[attr-defined]
-        content = {
-            "image": self.batch["image"].cpu(),
-            "epoch": trainer.current_epoch,
-            "step": trainer.global_step,
-            "paths": [str(samples[i].path) for i in self.batch["index"].tolist()],
-            "loss": loss,
-        }
+        content: dict[str, Any] = {name: value.cpu() for name, value in self.batch.items()}
+        content |= {"epoch": trainer.current_epoch, "step": trainer.global_step, "loss": loss}
+        if "index" in self.batch:  # of images, and not of features
+            samples = trainer.datamodule.train_samples  # type: ignore[attr-defined]
+            content["paths"] = [str(samples[i].path) for i in self.batch["index"].tolist()]
         save_atomic(path, content)
 
 

@@ -12,6 +12,7 @@ from texture_ad.methods.fusion.features import TrainingFeatures
 from texture_ad.methods.fusion.model import FusionModel
 from texture_ad.models.dictionary import initial_atoms, update_atoms
 from texture_ad.parameters import Count, NonNegativeInt, Positive, Range, checked
+from texture_ad.training.distributed import gather
 
 LOGGED = 512  # feature vectors of a batch, at most, whose residual is logged
 
@@ -20,9 +21,6 @@ LOGGED = 512  # feature vectors of a batch, at most, whose residual is logged
 class Detection(L.LightningModule):
     """Train the dictionary: stage 2. Every epoch streams the training images' features past the atoms.
 
-    Few iterations are better than many: atoms that reconstruct normal patches ever better come to reconstruct defects
-    too (docs/findings.md).
-
     SPAMS fits one batch's atoms in a thread of its own while the backbone extracts the next batch's features; the fits
     follow one another in order, so the result is that of one thread.
 
@@ -30,7 +28,7 @@ class Detection(L.LightningModule):
         detector: whose atoms are learnt.
         features: the training images' patch features, as its backbone gives them.
         lambda1: equation 8's beta.
-        iterations: mini-batches for each batch of images.
+        iterations: mini-batches altogether, spread over the batches of images, at least one for each.
         batch: feature vectors in a mini-batch.
         threads: of SPAMS, -1 for all cores.
         epochs: passes over the training images.
@@ -80,8 +78,10 @@ class Detection(L.LightningModule):
     @torch.no_grad()
     def training_step(self, batch: dict[str, Tensor], index: int) -> None:
         """Hand a batch's features to SPAMS, after it has finished the batch before."""
-        patches = self.features.of_all_processes(batch, self.device).flatten(0, 1)
-        features = self.detector.dictionary_features(patches)
+        patches = self.features.of_all_processes(batch, self.device)
+        numbers = gather(batch["index"].to(self.device))
+        whitened = self.detector.whitening.cross_fitted(patches, numbers).flatten(0, 1)
+        features = self.detector.dictionary_features(whitened)
         dictionary = self.detector.dictionary
         if self.statistics is None and index == 0 and self.current_epoch == 0:
             dictionary.set_atoms(initial_atoms(features.cpu(), len(dictionary.atoms), self.seed))
@@ -96,7 +96,7 @@ class Detection(L.LightningModule):
                 dictionary.atoms.cpu(),
                 self.statistics,
                 self.lambda1,
-                self.iterations,
+                -(-self.iterations // (self.epochs * int(self.trainer.num_training_batches))),
                 self.batch,
                 self.threads,
             )

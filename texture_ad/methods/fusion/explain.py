@@ -186,7 +186,7 @@ def _codes(detector: FusionModel, data: TrainingImages) -> _Codes:
 def _absolute_codes(detector: FusionModel, patches: Tensor) -> csc_matrix:
     """Return the absolute codes of patch features (N, C), a sparse matrix (K, N)."""
     dictionary = detector.dictionary
-    features = detector.dictionary_features(patches).cpu()
+    features = detector.dictionary_features(detector.whitening(patches)).cpu()
     return abs(omp_spams(features, dictionary.atoms.cpu(), dictionary.nonzeros, dictionary.error))
 
 

@@ -1,7 +1,7 @@
-"""The model of our method: flow likelihood and dictionary error of whitened patch features, fused.
+"""The model of our method: what four parts say of whitened patch features, fused.
 
 Loading a detector needs neither Hydra, Lightning nor SPAMS. The order of `measure` is the order of the method: image,
-backbone, patch features, whitening, flow and dictionary; then `fuse`, the highest positions, the score.
+backbone, patch features, whitening, Gaussian, head, flow and dictionary; then `fuse`, the highest positions, the score.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,34 +10,48 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from texture_ad.errors import ParameterError
 from texture_ad.evaluation.localization import image_scores
 from texture_ad.methods.base import AnomalyDetector, Measurement
 from texture_ad.models.backbone import Backbone, flatten_patches
 from texture_ad.models.dictionary import Dictionary
 from texture_ad.models.flow import Flow, negative_log_likelihood
+from texture_ad.models.head import QuadraticHead
 from texture_ad.models.slices import in_slices
 from texture_ad.models.whitening import Whitening
-from texture_ad.parameters import Count, Fraction, Size, checked
+from texture_ad.parameters import Count, NonNegative, Size, checked
 
 SLICE = 2**20  # numbers of the features in a slice
+PARTS = ("gaussian", "head", "flow", "dictionary")  # of the score, in this order
 
 
 @checked
 class FusionModel(AnomalyDetector):
-    """Fuse the flow's likelihood and the dictionary's error, each standardised on calibration patches.
+    """Fuse what a Gaussian, a self-supervised head, a flow and a dictionary say of whitened patch features.
+
+    Each part's score is standardised on calibration patches. Their weighted sum is the patch map. Head, flow and
+    dictionary learn from the training images what the Gaussian doesn't say; from few images they learn little, so their
+    weights grow with the number of training images n as n / (n + trust), and the Gaussian's falls likewise.
 
     Args:
         backbone: gives the patch features.
         whitening: of those features.
+        head: taught by CutPaste, of the whitened features.
         flow: over the whitened features.
-        dictionary: of the whitened features, or of the flow's latent ones.
-        fusion: weight of the flow's likelihood in the score; the rest is the dictionary's.
+        dictionary: of the whitened features, coloured or not, or of the flow's latent ones.
+        gaussian_weight: of the whitened features' squared length.
+        head_weight: of the head's score.
+        flow_weight: of the flow's likelihood.
+        dictionary_weight: of the dictionary's error.
+        trust: training images at which head, flow and dictionary have half of their weight; 0 gives them all of it,
+            and the Gaussian none unless it is alone.
         top: highest positions of the patch map, whose mean is the image score.
         min_distance: between two of them, in positions.
         size: side of the images in pixels that the detector is fitted on.
 
     Attributes:
-        patch_statistics: (2, 2), rows: dictionary, flow; columns: mean and standard deviation over calibration patches.
+        patch_statistics: (4, 2), a row for each of PARTS: mean and standard deviation over calibration patches.
+        learnt: (), n / (n + trust).
         feature_cache: looks patch features up, or extracts them by the function that it is given; None extracts always.
 
     Raises:
@@ -49,45 +63,57 @@ class FusionModel(AnomalyDetector):
     mixed_precision = True
     several_processes = True
     patch_statistics: Tensor
+    learnt: Tensor
 
     def __init__(
         self,
         backbone: Backbone,
         whitening: Whitening,
+        head: QuadraticHead,
         flow: Flow,
         dictionary: Dictionary,
-        fusion: Fraction,
+        gaussian_weight: NonNegative,
+        head_weight: NonNegative,
+        flow_weight: NonNegative,
+        dictionary_weight: NonNegative,
+        trust: NonNegative,
         top: Count,
         min_distance: Count,
         size: Size,
     ):
         super().__init__()
+        if gaussian_weight + head_weight + flow_weight + dictionary_weight == 0:
+            raise ParameterError(
+                "gaussian_weight", gaussian_weight, "expected a weight above 0 for at least one part of the score"
+            )
         self.backbone = backbone
         self.whitening = whitening
+        self.head = head
         self.flow = flow
         self.dictionary = dictionary
-        self.fusion = fusion
+        self.weights = (gaussian_weight, head_weight, flow_weight, dictionary_weight)
+        self.trust = trust
         self.top = top
         self.min_distance = min_distance
         self.feature_cache: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor] | None = None
-        self.register_buffer("patch_statistics", torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
+        self.register_buffer("patch_statistics", torch.tensor([[0.0, 1.0]] * len(PARTS)))
+        self.register_buffer("learnt", torch.tensor(1.0))
 
     @classmethod
     def build(cls, make: Callable[..., Any], size: int, **options: Any) -> "FusionModel":
         """Return an untrained detector; see AnomalyDetector.build."""
         backbone = make("backbone")
-        whitening = make("whitening", dim=sum(backbone.num_channels))
-        flow = make("flow", dim=whitening.length)
-        dictionary = make("dictionary", dim=whitening.length)
-        return make(
-            "score",
-            backbone=backbone,
-            whitening=whitening,
-            flow=flow,
-            dictionary=dictionary,
-            size=size,
-            **options,
-        )
+        whitening = make("whitening", channels=backbone.num_channels)
+        parts = {name: make(name, dim=whitening.length) for name in ("head", "flow", "dictionary")}
+        return make("score", backbone=backbone, whitening=whitening, **parts, size=size, **options)
+
+    def weight(self, part: str) -> float:
+        """Return the weight of one of PARTS before the number of training images is known."""
+        return self.weights[PARTS.index(part)]
+
+    def set_trust(self, num_images: int) -> None:
+        """Set the share of their weight that head, flow and dictionary get, by the number of training images."""
+        self.learnt.fill_(num_images / (num_images + self.trust))
 
     def patch_features(self, images: Tensor) -> Tensor:
         """Return the patch features (B, C, h, w) of images, uint8 (B, 3, H, W)."""
@@ -95,46 +121,45 @@ class FusionModel(AnomalyDetector):
             return self.feature_cache(images, self.backbone.extract)
         return self.backbone.extract(images)
 
-    def dictionary_features(self, patches: Tensor) -> Tensor:
-        """Return what the dictionary models, (N, c), of the patch features (N, C) of whole images, in order."""
-        whitened = self.whitening(patches)
-        return self._latent(self.flow(whitened)[0]) if self.dictionary.features == "latent" else whitened
+    def dictionary_features(self, whitened: Tensor) -> Tensor:
+        """Return what the dictionary models, (N, c), of whitened features (N, c)."""
+        if self.dictionary.features == "latent":
+            return self._latent(self.flow(whitened)[0])
+        return whitened * self.whitening.spectrum if self.dictionary.features == "coloured" else whitened
 
     @staticmethod
     def _latent(t: Tensor) -> Tensor:
         return t / t.shape[1] ** 0.5  # of mean squared length 1, as the whitened ones are
 
     def patch_scores(self, patches: Tensor) -> Tensor:
-        """Return errors ||y - D x|| and negative log-likelihoods, (N, 2), of patch features (N, C) of whole images."""
+        """Return the scores (N, 4) of PARTS, 0 for one without weight, of patch features (N, C) of whole images."""
         whitened = self.whitening(patches)
         return in_slices(self._score_whitened, whitened, SLICE // whitened.shape[1])
 
     def _score_whitened(self, whitened: Tensor) -> Tensor:
         """Return `patch_scores` of whitened features (N, c)."""
-        errors = likelihoods = torch.zeros_like(whitened[:, 0])
-        modelled = whitened
-        if self.dictionary.features == "latent" or self.fusion > 0:
-            t, log_det = self.flow(whitened)
-            if self.fusion > 0:
-                likelihoods = negative_log_likelihood(t, log_det)
-            if self.dictionary.features == "latent":
-                modelled = self._latent(t)
-        if self.fusion < 1:
-            errors = self.dictionary(modelled)
-        return torch.stack((errors, likelihoods), 1)
+        gaussian = whitened.square().sum(1)
+        head = flow = dictionary = torch.zeros_like(gaussian)
+        if self.weight("head"):
+            head = self.head(whitened)
+        if self.weight("flow"):
+            flow = negative_log_likelihood(*self.flow(whitened))
+        if self.weight("dictionary"):
+            dictionary = self.dictionary(self.dictionary_features(whitened))
+        return torch.stack((gaussian, head, flow, dictionary), 1)
 
     def measure(self, images: Tensor) -> Measurement:
-        """Measure images, uint8 (B, 3, H, W): a part map for the dictionary, one for the flow."""
+        """Measure images, uint8 (B, 3, H, W): a part map for each of PARTS."""
         features = self.patch_features(images)
         scores = self.patch_scores(flatten_patches(features))
         # Not len(images): an exported graph would hold it as a constant.
-        parts = scores.view(images.shape[0], features.shape[2], features.shape[3], 2).permute(0, 3, 1, 2)
-        return Measurement(None, parts)
+        grid = (features.shape[2], features.shape[3])
+        return Measurement(None, scores.view(images.shape[0], *grid, len(PARTS)).permute(0, 3, 1, 2))
 
     def standardise(self, parts: Tensor) -> None:
-        """Take mean and standard deviation of both parts from those of all calibration images, (N, 2, h, w).
+        """Take mean and standard deviation of the parts from those of all calibration images, (N, 4, h, w).
 
-        Not from training images: the flow and the atoms know those too well, each in its own measure.
+        Not from training images: the parts know those too well, each in its own measure.
         """
         values = parts.double().transpose(0, 1).flatten(1)
         mean = values.mean(1)
@@ -142,10 +167,14 @@ class FusionModel(AnomalyDetector):
         self.patch_statistics.copy_(torch.stack((mean, deviation), 1))
 
     def fuse(self, parts: Tensor) -> Tensor:
-        """Return the weighted sum (B, h, w) of the standardised parts (B, 2, h, w)."""
+        """Return the weighted sum (B, h, w) of the standardised parts (B, 4, h, w)."""
         mean, deviation = self.patch_statistics[:, :, None, None].unbind(1)
-        error, likelihood = ((parts - mean) / deviation).unbind(1)
-        return (1 - self.fusion) * error + self.fusion * likelihood
+        gaussian, head, flow, dictionary = ((parts - mean) / deviation).unbind(1)
+        w = self.weights
+        taught = w[1] * head + w[2] * flow + w[3] * dictionary
+        # Without parts that learn nothing takes weight from the Gaussian.
+        rest = 1 - self.learnt if any(w[1:]) else torch.ones_like(self.learnt)
+        return rest * w[0] * gaussian + self.learnt * taught
 
     def score(self, anomaly_maps: Tensor, top_scores: Tensor) -> Tensor:
         """Return the mean of the highest positions, as Guo, Song, Ma have it."""
@@ -155,14 +184,10 @@ class FusionModel(AnomalyDetector):
     def from_settings(cls, settings: dict[str, Any], state: Mapping[str, Tensor], **parts: Any) -> "FusionModel":
         """Return a detector with the settings of a file; see AnomalyDetector.from_settings."""
         own = dict(settings)
-        whitening, flow, dictionary = (dict(own.pop(name)) for name in ("whitening", "flow", "dictionary"))
+        kinds = {"whitening": Whitening, "head": QuadraticHead, "flow": Flow, "dictionary": Dictionary}
+        found = {name: dict(own.pop(name)) for name in kinds}
         # Of these parts any number would be made, one by one.
         blocks = len({key.split(".")[2] for key in state if key.startswith("flow.blocks.")})
-        if flow["blocks"] != blocks:
-            raise ValueError(f"its settings say {flow['blocks']} blocks, its tensors {blocks}")
-        parts |= {
-            "whitening": Whitening(**whitening),
-            "flow": Flow(**flow),
-            "dictionary": Dictionary(**dictionary),
-        }
-        return cls(**parts, **own)
+        if found["flow"]["blocks"] != blocks:
+            raise ValueError(f"its settings say {found['flow']['blocks']} blocks, its tensors {blocks}")
+        return cls(**parts, **{name: kind(**found[name]) for name, kind in kinds.items()}, **own)

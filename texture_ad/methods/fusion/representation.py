@@ -1,6 +1,5 @@
-"""Stage 1: the backbone may learn CutPaste while the flow learns the density of its patch features."""
+"""Stage 1 with a backbone that learns CutPaste, while the flow learns the density of its patch features."""
 
-from collections import deque
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -40,14 +39,14 @@ def limit_gradient(x: Tensor, weight: float) -> Tensor:
 
 @checked
 class Representation(L.LightningModule):
-    """Train the backbone (optional) and the flow: stage 1.
+    """Train the backbone and the flow: stage 1 with CutPaste.
 
     The loss is the pretext's (see Pretext), plus the flow's negative log-likelihood per dimension (equation 6). That
     likelihood by itself would reward a backbone that maps every image to one point: see `limit_gradient`.
 
     Args:
         detector: whose backbone, whitening and flow are trained. Its whitening is fitted at the start, and after every
-            epoch in which the backbone learnt.
+            epoch.
         pretext: what the backbone learns.
         features: the training images' patch features, as this backbone gives them.
         lr: of heads and flow, peak of a one-cycle schedule.
@@ -84,19 +83,16 @@ class Representation(L.LightningModule):
         self.flow_weight = flow_weight
         self.top = detector.top
         self.min_distance = detector.min_distance
-        self.learns = pretext.task != "none"
-        if not self.learns:  # DDP waits for the gradient of every parameter that asks for one
-            self.backbone.requires_grad_(False)
-            self.pretext.requires_grad_(False)
         self.val_auroc = BinaryAUROC()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return AdamW with a rate for heads and flow and one for the backbone, and its one-cycle schedule."""
         heads = [*self.pretext.parameters(), *self.flow.parameters()]
-        groups: list[dict[str, Any]] = [{"params": heads, "lr": self.lr}]
-        if self.learns:
-            tuned = [p for p in self.backbone.parameters() if p.requires_grad]
-            groups.append({"params": tuned, "lr": self.backbone_lr})
+        tuned = [p for p in self.backbone.parameters() if p.requires_grad]
+        groups: list[dict[str, Any]] = [
+            {"params": heads, "lr": self.lr},
+            {"params": tuned, "lr": self.backbone_lr},
+        ]
         optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay)
         steps = max(2, int(self.trainer.estimated_stepping_batches))
         # OneCycleLR divides by zero where its rise lasts exactly one step.
@@ -119,30 +115,23 @@ class Representation(L.LightningModule):
         """Fit the whitening before the first epoch."""
         if self.current_epoch == 0:
             self.whitening.fit(self._training_features)
-        elif not self.learns and not self.features.kept and self.features.budget:
-            # A resumed run: it keeps what an undisturbed one keeps.
-            deque(self._training_features(), maxlen=0)
 
     def on_validation_epoch_start(self) -> None:
-        """Fit the whitening anew where the backbone has learnt."""
-        if self.learns and not self.trainer.sanity_checking:
+        """Fit the whitening anew, since the backbone has learnt."""
+        if not self.trainer.sanity_checking:
             self.features.clear()
             self.whitening.refit(self._training_features())
 
     def on_fit_end(self) -> None:
-        """Drop the features of a backbone that has learnt: the best checkpoint's may be another."""
-        if self.learns:
-            self.features.clear()
+        """Drop the features and folds of the last epoch's backbone: the best checkpoint's may be another."""
+        self.features.clear()
+        self.whitening.folds.clear()
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         """Return the loss of the pretext and the flow."""
-        loss = torch.zeros((), device=self.device)
-        if self.learns:
-            losses, loss, features = self.pretext(self.backbone, batch["image"].float() / 255)
-            self.log_dict(losses, sync_dist=True)
-            patches = flatten_patches(features).float()
-        else:
-            patches = self.features(batch, self.device).flatten(0, 1)
+        losses, loss, features = self.pretext(self.backbone, batch["image"].float() / 255)
+        self.log_dict(losses, sync_dist=True)
+        patches = flatten_patches(features).float()
         with torch.autocast(self.device.type, enabled=False):
             nll = self._flow_loss(patches)
         self.log("train/nll", nll, prog_bar=True, sync_dist=True)

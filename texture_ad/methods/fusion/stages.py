@@ -2,13 +2,17 @@
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from lightning.pytorch.callbacks import ModelCheckpoint
+import lightning as L
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
+from texture_ad.errors import ParameterError
 from texture_ad.methods.base import Fitting
+from texture_ad.methods.fusion.density import Density
 from texture_ad.methods.fusion.features import TrainingFeatures
 from texture_ad.methods.fusion.model import FusionModel
+from texture_ad.methods.fusion.pretext import Pretext
 from texture_ad.methods.fusion.representation import Representation
 from texture_ad.training.cache import FeatureCache
 from texture_ad.training.callbacks import LoaderTime, StopDivergence
@@ -16,46 +20,94 @@ from texture_ad.training.checkpoints import AtomicCheckpoints, SaveEpochs, last_
 from texture_ad.training.resources import peak_memory
 
 
+class StopEarly(EarlyStopping):
+    """Stop training early; a resumed run stays stopped where the run before it had stopped."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop at once if the patience was used up before the checkpoint."""
+        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
+
+
 def fit_stages(detector: FusionModel, fitting: Fitting) -> dict[str, float]:
-    """Fit a detector in two stages; return the loader's share of stage 1, its seconds, memory and validation AUROC."""
+    """Fit a detector in two stages; return what stage 1 took and reached."""
     features = fitting.make("features", detector=detector)
+    pretext = fitting.make("cutpaste", dim=len(detector.whitening.mean))
     start = fitting.clock()
-    metrics = train_representation(detector, features, fitting)
+    if pretext.task == "none":
+        metrics = train_density(detector, features, fitting)
+    else:
+        metrics = train_representation(detector, features, pretext, fitting)
     metrics["stage1_seconds"] = fitting.clock() - start
     if fitting.cache is not None:
         detector.feature_cache = FeatureCache(fitting.cache, detector.backbone)
-    train_dictionary(detector, features, fitting)
+    if detector.weight("dictionary"):
+        train_dictionary(detector, features, fitting)
+    features.clear()
+    detector.whitening.folds.clear()
     return metrics
 
 
-def train_representation(detector: FusionModel, features: TrainingFeatures, fitting: Fitting) -> dict[str, float]:
-    """Train stage 1, or take it from the cache; leave the weights that scored best on synthetic defects."""
-    pretext = fitting.make("cutpaste", dim=len(detector.whitening.mean))
+def train_density(detector: FusionModel, features: TrainingFeatures, fitting: Fitting) -> dict[str, float]:
+    """Train stage 1 on a backbone that stays as it is; leave the weights that make calibration patches likeliest."""
+    module = fitting.make("density", detector=detector, features=features)
+    taught = "the flow, and the head by CutPaste" if module.taught else "the flow"
+    print(f"stage 1  representation: {taught}", flush=True)
+    stop = StopEarly("val/nll", patience=module.patience)
+    return _train_stage1(module, detector, fitting, "val/nll", "min", [stop])
+
+
+def train_representation(
+    detector: FusionModel, features: TrainingFeatures, pretext: Pretext, fitting: Fitting
+) -> dict[str, float]:
+    """Train stage 1 with a backbone that learns; leave the weights that scored best on synthetic defects."""
+    if detector.weight("head"):
+        problem = "expected 0 where the backbone learns CutPaste itself"
+        raise ParameterError("head_weight", detector.weight("head"), problem)
     module = fitting.make("representation", detector=detector, pretext=pretext, features=features)
-    learnt = "CutPaste and the flow" if module.learns else "the flow"
-    print(f"stage 1  representation: {learnt}", flush=True)
+    print("stage 1  representation: CutPaste and the flow", flush=True)
+    return _train_stage1(module, detector, fitting, "val/auroc", "max", [])
+
+
+def _train_stage1(
+    module: Density | Representation,
+    detector: FusionModel,
+    fitting: Fitting,
+    monitor: str,
+    mode: Literal["min", "max"],
+    callbacks: list[L.Callback],
+) -> dict[str, float]:
+    """Train a module of stage 1, or take it from the cache; leave the weights that were best by what is monitored."""
     folder = fitting.folder / "stage1"
-    best = ModelCheckpoint(folder, "best", monitor="val/auroc", mode="max", enable_version_counter=False)
+    best = ModelCheckpoint(folder, "best", monitor=monitor, mode=mode, enable_version_counter=False)
     waiting = LoaderTime()
-    trainer = fitting.trainer("stage1", [best, SaveEpochs(folder), StopDivergence()], profiler=waiting)
+    trainer = fitting.trainer("stage1", [best, *callbacks, SaveEpochs(folder), StopDivergence()], profiler=waiting)
 
     def train() -> dict[str, Any]:
         start = time.perf_counter()
-        trainer.fit(module, datamodule=fitting.data, ckpt_path=last_checkpoint(folder), weights_only=True)
+        loaders: dict[str, Any] = {"datamodule": fitting.data}
+        if isinstance(module, Density):
+            trained, watched = module.prepare(fitting.data, trainer.strategy.root_device, fitting.seed)
+            loaders = {"train_dataloaders": trained, "val_dataloaders": watched}
+        trainer.fit(module, **loaders, ckpt_path=last_checkpoint(folder), weights_only=True)
         metrics = {"stage1_loader_share": waiting.seconds / (time.perf_counter() - start)}
         _load_best(module, folder)
         if best.best_model_score is not None:
-            metrics["val_auroc_stage1"] = float(best.best_model_score)
+            metrics[f"{monitor.replace('/', '_')}_stage1"] = float(best.best_model_score)
         return {"state": module.state_dict(), "metrics": metrics | peak_memory()}
 
     if trainer.world_size > 1:  # each of several processes would have to find the same
-        return train()["metrics"]
-    found = fitting.get_or_create_stage1(module.state_dict(), train)
-    module.load_state_dict(found["state"])
+        found = train()
+    else:
+        # Density's own state lacks the backbone's.
+        state = detector.backbone.state_dict(prefix="detector_backbone.") | module.state_dict()
+        found = fitting.get_or_create_stage1(state, train)
+        module.load_state_dict(found["state"])
+    detector.set_trust(len(fitting.data.train_samples))
+    detector.to(trainer.strategy.root_device)  # Lightning left the module's parts of it on the CPU
     return found["metrics"]
 
 
-def _load_best(module: Representation, folder: Path) -> None:
+def _load_best(module: Density | Representation, folder: Path) -> None:
     # Not the callback's own path: the folder may have been moved since.
     path = folder / "best.ckpt"
     if path.is_file():
@@ -77,6 +129,8 @@ def train_dictionary(detector: FusionModel, features: TrainingFeatures, fitting:
         precision="32-true",
     )
     batches = fitting.data.normal_dataloader()
+    if not detector.whitening.folds:  # of a stage 1 that was found in the cache
+        device = trainer.strategy.root_device
+        detector.to(device).whitening.refit(features.stream(batches, device))
     trainer.fit(module, train_dataloaders=batches, ckpt_path=last_checkpoint(folder), weights_only=True)
     module.to(trainer.strategy.root_device)
-    features.clear()

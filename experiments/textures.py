@@ -1,0 +1,162 @@
+"""Compare methods on every texture of a folder, over seeds: what is true of one texture may not be of another.
+
+    python -m experiments.textures root=FOLDER                        # each folder in it is a texture, as MVTec AD's
+    python -m experiments.textures root=FOLDER methods=fusion,padim seeds=0 workers=2
+
+Own keys: root, textures, methods, seeds, workers, runs (folder of the runs), output (without suffix: .json and .md are
+written). Every other key=value goes to each run. `methods` may name variants of ours: "-head", "-flow", "-dictionary"
+(the fusion without that part) and "-position" (one whitening for all positions). The output grows with every run; a
+finished run is not repeated. No figure here chooses anything: the table is written and not read.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from scipy.stats import rankdata, wilcoxon
+
+from experiments.runs import KEPT, Job, arguments, read_run, run_all, script, write_table
+from texture_ad.errors import UserError
+from texture_ad.reporting.metrics import METRICS
+from texture_ad.reporting.tables import markdown_table
+
+WITHOUT = {
+    "-head": ["score.head_weight=0"],
+    "-flow": ["score.flow_weight=0"],
+    "-dictionary": ["score.dictionary_weight=0"],
+    "-position": ["whitening.mode=global"],
+}
+COMPARED = ("image_auroc", "image_ap", "pixel_auroc", "aupro", "fit_seconds", "test_seconds_per_image")
+
+
+def options(method: str) -> list[str]:
+    """Return the overrides of a method, or of ours without a part."""
+    return ["method=fusion", *WITHOUT[method]] if method in WITHOUT else [f"method={method}"]
+
+
+def find_textures(root: Path, wanted: Sequence[str]) -> list[str]:
+    """Return the names of the textures in a folder, or check those that are wanted.
+
+    Raises:
+        UserError: no such folder, or a texture that it doesn't hold.
+    """
+    if not root.is_dir():
+        raise UserError(f"root={root}: no such folder; give the folder that holds one folder for each texture")
+    found = sorted(path.parents[1].name for path in root.glob("*/train/good"))
+    missing = [name for name in wanted if name not in found]
+    if missing or not found:
+        raise UserError(f"root={root}: holds {', '.join(found) or 'no texture'}, not {', '.join(missing) or 'any'}")
+    return list(wanted) or found
+
+
+def table(runs: Sequence[dict], methods: Sequence[str], textures: Sequence[str]) -> list[dict]:
+    """Return a row for each texture, then the mean and the mean rank: image AUROC of each method, lists over seeds."""
+    of = {
+        (texture, method): [r["image_auroc"] for r in runs if (r["texture"], r["method"]) == (texture, method)]
+        for texture in textures
+        for method in methods
+    }
+    rows: list[dict] = [{"image AUROC": t, **{m: of[t, m] or None for m in methods}} for t in textures]
+    complete = [t for t in textures if all(of[t, m] for m in methods)]
+    if complete:
+        means = {m: [fmean(of[t, m]) for t in complete] for m in methods}
+        rows.append({"image AUROC": f"mean of {len(complete)}", **{m: fmean(means[m]) for m in methods}})
+        ranks = [rankdata([-means[m][i] for m in methods]) for i in range(len(complete))]
+        rows.append(
+            {"image AUROC": "mean rank", **{m: float(fmean(r[j] for r in ranks)) for j, m in enumerate(methods)}}
+        )
+    return rows
+
+
+def other_metrics(runs: Sequence[dict], methods: Sequence[str]) -> list[dict]:
+    """Return a row for each method: every metric, averaged over the seeds of each texture, then over textures."""
+    return [
+        {"mean over textures": method, **{METRICS[key].heading: _mean(runs, method, key) for key in COMPARED}}
+        for method in methods
+    ]
+
+
+def _mean(runs: Sequence[dict], method: str, key: str) -> float | None:
+    of: dict[str, list[float]] = {}
+    for r in runs:
+        if r["method"] == method and r.get(key) is not None:
+            of.setdefault(r["texture"], []).append(METRICS[key].scale * r[key])
+    return fmean(fmean(values) for values in of.values()) if of else None
+
+
+def paired(runs: Sequence[dict], methods: Sequence[str]) -> str:
+    """Return how the first method differs from each other one, in pairs, one a texture, each the mean over seeds.
+
+    The test is Wilcoxon's signed ranks, two-sided.
+    """
+    ours, *others = methods
+    lines = []
+    for other in others:
+        means = {
+            method: {
+                texture: fmean(found)
+                for texture in dict.fromkeys(r["texture"] for r in runs)
+                if (found := [r["image_auroc"] for r in runs if (r["texture"], r["method"]) == (texture, method)])
+            }
+            for method in (ours, other)
+        }
+        differences = [of - means[other][texture] for texture, of in means[ours].items() if texture in means[other]]
+        if any(differences):
+            p = wilcoxon(differences).pvalue
+            better = sum(d > 0 for d in differences)
+            mean = fmean(differences)
+            lines.append(
+                f"- {ours} less {other}: {mean:+.4f}; higher in {better} of {len(differences)} textures, p = {p:.3f}"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Make the runs, and write the tables after each."""
+    own, overrides = arguments(
+        {
+            "root": [""],
+            "textures": [],
+            "methods": ["fusion", "padim", "patchcore"],
+            "seeds": ["0", "1", "2"],
+            "workers": ["1"],
+            "runs": ["runs/experiments/textures"],
+            "output": ["experiments/results/textures"],
+        }
+    )
+    root = Path(own["root"][0]).expanduser()
+    textures = find_textures(root, own["textures"])
+    jobs = {
+        (texture, method, seed): Job(
+            Path(own["runs"][0]) / f"{texture}-{method.replace('-', 'without_')}-seed{seed}",
+            ["data=folder", f"data.root={root / texture}", f"seed={seed}", *options(method), *overrides],
+        )
+        for seed in own["seeds"]
+        for texture in textures
+        for method in own["methods"]
+    }
+
+    def write() -> str:
+        runs = [
+            {
+                "texture": texture,
+                "method": method,
+                "seed": int(seed),
+                **{key: found.get(key) for key in dict.fromkeys((*KEPT, *COMPARED))},
+            }
+            for (texture, method, seed), job in jobs.items()
+            if (found := read_run(job.folder))
+        ]
+        return write_table(
+            Path(own["output"][0]),
+            runs,
+            table(runs, own["methods"], textures),
+            "\n\n".join([markdown_table(other_metrics(runs, own["methods"])), paired(runs, own["methods"])]),
+        )
+
+    run_all(list(jobs.values()), int(own["workers"][0]), write)
+    print(write())
+
+
+if __name__ == "__main__":
+    script(main)

@@ -1,0 +1,223 @@
+"""Stage 1 on a backbone that stays as it is: the flow learns the density of its patch features, the head CutPaste."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from texture_ad.data.cutpaste import KINDS, chips, cutpaste
+from texture_ad.data.datamodule import TextureDataModule
+from texture_ad.methods.fusion.features import TrainingFeatures
+from texture_ad.methods.fusion.model import FusionModel
+from texture_ad.models.backbone import flatten_patches
+from texture_ad.models.flow import negative_log_likelihood
+from texture_ad.parameters import Count, Positive, Range, checked
+
+PASTED = 0.25  # share of a position's cell from which on it counts as pasted
+POOL = 200_000  # normal feature vectors, about, that are kept to draw from
+CHUNK = 16  # images that are pasted on and extracted at a time
+
+
+class FeatureDraws(IterableDataset):
+    """Yield random feature vectors, whitened: of normal positions, and of positions of pasted images.
+
+    Args:
+        normal: (N, C), of the training images.
+        pasted: (M, C), of pasted positions; empty without a head.
+        around: (M', C), of the other positions of pasted images.
+        batch: of each step.
+        steps: of an epoch.
+        seed: of the draws.
+    """
+
+    def __init__(self, normal: Tensor, pasted: Tensor, around: Tensor, batch: int, steps: int, seed: int):
+        self.pools = {"normal": normal, "pasted": pasted, "around": around}
+        self.counts = {"normal": batch, "pasted": batch // 2, "around": batch // 4}
+        self.steps = steps
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the draws of another epoch; a resumed run sees those of an undisturbed one."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        for _ in range(self.steps):
+            yield {
+                name: pool[torch.randint(len(pool), (self.counts[name],), generator=generator)]
+                for name, pool in self.pools.items()
+                if len(pool)
+            }
+
+
+@checked
+class Density(L.LightningModule):
+    """Train the flow and the head on whitened patch features, until calibration patches get no likelier.
+
+    The flow's loss is its negative log-likelihood per dimension (equation 6 of Guo, Song, Ma). The head's is the
+    cross-entropy of telling pasted positions from normal ones. The flow's likelihood alone says when both stop.
+
+    Args:
+        detector: whose whitening, flow and head are trained.
+        features: the training images' patch features.
+        lr: of Adam, peak of a one-cycle schedule.
+        batch: feature vectors in a step.
+        epoch_steps: steps of an epoch, after which the calibration patches are looked at.
+        patience: epochs without a better likelihood after which training ends.
+        pasted_images: training images that patches are pasted on, once by each kind.
+
+    Raises:
+        ParameterError: a parameter out of its range.
+    """
+
+    def __init__(
+        self,
+        detector: FusionModel,
+        features: TrainingFeatures,
+        lr: Positive,
+        batch: Annotated[int, Range(4)],
+        epoch_steps: Count,
+        patience: Count,
+        pasted_images: Count,
+    ):
+        super().__init__()
+        self.whitening = detector.whitening
+        self.flow = detector.flow
+        self.head = detector.head
+        self._detector = [detector]  # not as a module: its backbone is not trained
+        self.features = features
+        self.lr = lr
+        self.batch = batch
+        self.epoch_steps = epoch_steps
+        self.patience = patience
+        self.pasted_images = pasted_images
+        self.taught = detector.weight("head") > 0
+        if not self.taught:  # DDP waits for the gradient of every parameter that asks for one
+            self.head.requires_grad_(False)
+        detector.backbone.requires_grad_(False)
+
+    @property
+    def detector(self) -> FusionModel:
+        """Return the detector whose parts are trained."""
+        return self._detector[0]
+
+    @torch.no_grad()
+    def prepare(self, data: TextureDataModule, device: torch.device, seed: int) -> tuple[DataLoader, DataLoader]:
+        """Fit the whitening; return loaders of the draws to train on and of the calibration images' features.
+
+        Args:
+            data: set up.
+            device: of the backbone.
+            seed: of pastes and draws.
+        """
+        self.detector.to(device)
+        self._data = data
+        self.whitening.fit(lambda: self.features.stream(data.normal_dataloader(), device))
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            normal = self._normal(data, device)
+            empty = normal[:0]
+            pasted, around = self._pasted(data, device) if self.taught else (empty, empty)
+        draws = FeatureDraws(normal, pasted, around, self.batch, self.epoch_steps, seed)
+        calibration = [
+            self.whitening(self._patches(batch["image"].to(device))).cpu() for batch in data.calibration_dataloader()
+        ]
+        return DataLoader(draws, batch_size=None), DataLoader(calibration, batch_size=None)  # type: ignore[arg-type]
+
+    def _patches(self, images: Tensor) -> Tensor:
+        return flatten_patches(self.detector.patch_features(images))
+
+    def _normal(self, data: TextureDataModule, device: torch.device) -> Tensor:
+        """Return whitened features (N, C) of the training images, on the CPU, at most POOL of them."""
+        found = []
+        for batch in data.normal_dataloader():
+            patches = self.features.of_all_processes(batch, device)
+            share = min(1.0, POOL / (len(data.train_samples) * patches.shape[1]))
+            whitened = self.whitening.cross_fitted(patches, batch["index"].to(device)).flatten(0, 1)
+            found.append(_random_share(whitened, share).cpu())
+        return torch.cat(found)
+
+    def _pasted(self, data: TextureDataModule, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return whitened features of pasted and of the other positions of pasted images, (M, C) each, on the CPU."""
+        numbers = torch.randperm(len(data.train_samples))[: self.pasted_images].tolist()
+        wanted = set(numbers)
+        images = {
+            number: image
+            for batch in data.normal_dataloader()
+            for number, image in zip(batch["index"].tolist(), batch["image"], strict=True)
+            if number in wanted
+        }
+        chosen = torch.stack([images[number] for number in numbers]).float() / 255
+        on = []
+        around = []
+        for part in chosen.split(CHUNK):
+            for damaged, mask in (*(cutpaste(part, kind) for kind in KINDS), chips(part)):
+                maps = self.detector.patch_features((damaged * 255).round().to(torch.uint8).to(device))
+                grid = (maps.shape[2], maps.shape[3])
+                cover = F.adaptive_avg_pool2d(mask[:, None].float().to(device), grid).flatten()
+                whitened = self.whitening(flatten_patches(maps))
+                on.append(whitened[cover >= PASTED].cpu())
+                around.append(_random_share(whitened[cover == 0], 0.25).cpu())
+        return torch.cat(on), torch.cat(around)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the images' fingerprint, which a fit without a data module leaves out."""
+        checkpoint["images"] = self._data.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the images are those of the checkpoint."""
+        self._data.load_state_dict(checkpoint["images"])
+
+    def on_train_epoch_start(self) -> None:
+        """Draw what belongs to this epoch."""
+        self.trainer.train_dataloader.dataset.set_epoch(self.current_epoch)  # type: ignore[union-attr]
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Return Adam and its one-cycle schedule."""
+        optimizer = torch.optim.Adam([p for p in self.parameters() if p.requires_grad], self.lr)
+        steps = max(2, int(self.trainer.estimated_stepping_batches))
+        # OneCycleLR divides by zero where its rise lasts exactly one step.
+        rise = max(0.1, 1.5 / steps)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, steps, pct_start=rise)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+        """Return the loss of the flow and the head."""
+        normal = batch["normal"]
+        if self.global_step == 0:
+            self.flow.track(normal, 1.0)
+        loss = nll = self._nll(normal)
+        if self.taught:
+            quarter = len(batch["around"])
+            examples = torch.cat((batch["pasted"], batch["around"], normal[:quarter]))
+            target = torch.zeros(len(examples), device=examples.device)
+            target[: len(batch["pasted"])] = 1
+            with torch.autocast(self.device.type, enabled=False):
+                pretext = self.head.loss(examples, target)
+            self.log("train/pretext", pretext, sync_dist=True)
+            loss = nll + pretext
+        self.log("train/nll", nll, prog_bar=True, sync_dist=True)
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
+        return loss
+
+    def _nll(self, whitened: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, enabled=False):  # a likelihood needs all digits
+            return negative_log_likelihood(*self.flow(whitened)).mean() / whitened.shape[1]
+
+    def validation_step(self, batch: Tensor, index: int) -> None:
+        """Log the negative log-likelihood per dimension of calibration patches."""
+        self.log("val/nll", self._nll(batch), prog_bar=True, batch_size=len(batch), sync_dist=True)
+
+
+def _random_share(rows: Tensor, share: float) -> Tensor:
+    """Return a random share of rows (N, ...)."""
+    return rows[torch.randperm(len(rows), device=rows.device)[: max(1, round(share * len(rows)))]]
