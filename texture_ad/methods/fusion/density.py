@@ -12,11 +12,13 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from texture_ad.data.cutpaste import KINDS, chips, cutpaste
 from texture_ad.data.datamodule import TextureDataModule
+from texture_ad.errors import ParameterError
 from texture_ad.methods.fusion.features import TrainingFeatures
 from texture_ad.methods.fusion.model import FusionModel
 from texture_ad.models.backbone import flatten_patches
 from texture_ad.models.flow import negative_log_likelihood
 from texture_ad.parameters import Count, Positive, Range, checked
+from texture_ad.training.schedules import one_cycle
 
 PASTED = 0.25  # share of a position's cell from which on it counts as pasted
 POOL = 200_000  # normal feature vectors, about, that are kept to draw from
@@ -147,7 +149,11 @@ class Density(L.LightningModule):
         return torch.cat(found)
 
     def _pasted(self, data: TextureDataModule, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return whitened features of pasted and of the other positions of pasted images, (M, C) each, on the CPU."""
+        """Return whitened features of pasted and of the other positions of pasted images, (M, C) each, on the CPU.
+
+        Raises:
+            ParameterError: the grid is too coarse for both to occur.
+        """
         numbers = torch.randperm(len(data.train_samples))[: self.pasted_images].tolist()
         wanted = set(numbers)
         images = {
@@ -167,7 +173,11 @@ class Density(L.LightningModule):
                 whitened = self.whitening(flatten_patches(maps))
                 on.append(whitened[cover >= PASTED].cpu())
                 around.append(_random_share(whitened[cover == 0], 0.25).cpu())
-        return torch.cat(on), torch.cat(around)
+        pasted, others = torch.cat(on), torch.cat(around)
+        if not len(pasted) or not len(others):
+            problem = f"a grid of {grid[0]} x {grid[1]} is too coarse to tell pasted positions from others; expected 0"
+            raise ParameterError("head_weight", self.detector.weight("head"), f"{problem}, or larger images")
+        return pasted, others
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the images' fingerprint, which a fit without a data module leaves out."""
@@ -184,11 +194,7 @@ class Density(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return Adam and its one-cycle schedule."""
         optimizer = torch.optim.Adam([p for p in self.parameters() if p.requires_grad], self.lr)
-        steps = max(2, int(self.trainer.estimated_stepping_batches))
-        # OneCycleLR divides by zero where its rise lasts exactly one step.
-        rise = max(0.1, 1.5 / steps)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, steps, pct_start=rise)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return one_cycle(optimizer, self.trainer.estimated_stepping_batches, rise=0.1)
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         """Return the loss of the flow and the head."""

@@ -18,6 +18,7 @@ from texture_ad.models.backbone import flatten_patches
 from texture_ad.models.flow import negative_log_likelihood
 from texture_ad.parameters import NonNegative, Positive, Range, checked
 from texture_ad.training.distributed import gather
+from texture_ad.training.schedules import one_cycle
 
 TRACKING = 0.05  # momentum of the flow's input statistics, which follow the backbone as it learns
 
@@ -94,11 +95,7 @@ class Representation(L.LightningModule):
             {"params": tuned, "lr": self.backbone_lr},
         ]
         optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay)
-        steps = max(2, int(self.trainer.estimated_stepping_batches))
-        # OneCycleLR divides by zero where its rise lasts exactly one step.
-        rise = max(0.2, 1.5 / steps)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [g["lr"] for g in groups], steps, pct_start=rise)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return one_cycle(optimizer, self.trainer.estimated_stepping_batches, rise=0.2)
 
     def train(self, mode: bool = True) -> "Representation":
         """Set the mode of all but the backbone."""
