@@ -13,7 +13,7 @@ from torch import Tensor
 from texture_ad.methods.base import Measurement
 from texture_ad.methods.baseline import Baseline, Batches
 from texture_ad.models.backbone import Backbone
-from texture_ad.parameters import Count, NonNegativeInt, Size, checked
+from texture_ad.parameters import Count, NonNegativeInt, checked
 
 RIDGE = 0.01
 
@@ -24,7 +24,6 @@ class PaDiM(Baseline):
 
     Args:
         backbone: pretrained.
-        size: side of the images in pixels that the detector is fitted on.
         last: deepest layers of the backbone's chosen ones that are used.
         channels: chosen at random; all where there are fewer.
         seed: of the choice.
@@ -40,7 +39,7 @@ class PaDiM(Baseline):
     mean: Tensor  # (positions, channels)
     whitening: Tensor  # (positions, channels, channels)
 
-    def __init__(self, backbone: Backbone, size: Size, last: Count, channels: Count, seed: NonNegativeInt):
+    def __init__(self, backbone: Backbone, last: Count, channels: Count, seed: NonNegativeInt):
         super().__init__()
         self.backbone = backbone
         total = sum(backbone.num_channels[-last:])
