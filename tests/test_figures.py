@@ -23,6 +23,7 @@ def panel(path, size=128, **changes):
         "image": np.random.default_rng(0).integers(90, 160, (size, size, 3), dtype=np.uint8),
         "anomaly_map": np.linspace(0, 1, size * size, dtype=np.float32).reshape(size, size),
         "region": region,
+        "region_name": "region",
         "mask": mask,
         "score": 3.0,
         "threshold": 2.0,
