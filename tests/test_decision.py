@@ -96,7 +96,7 @@ def test_levels_are_readable():
     decision = detector.decision()
     scores = [*np.linspace(-5, 5, 101).tolist(), 1e3, 1e6]
     levels = [decision.level(score) for score in scores]
-    assert all(a < b for a, b in zip(levels, levels[1:])) and levels[0] > 0 and levels[-1] < 1
+    assert all(a < b for a, b in zip(levels, levels[1:], strict=False)) and levels[0] > 0 and levels[-1] < 1
     assert decision.level(decision.threshold) == 0.5
     assert [level > 0.5 for level in levels] == [decision.is_anomalous(score) for score in scores]
 

@@ -28,7 +28,7 @@ class Photograph(NamedTuple):
     """Hold a photograph as the detector wants it.
 
     Attributes:
-        image: uint8 (3, size, size).
+        image: uint8 (3, h, w).
         size: (H, W) of the file in pixels.
     """
 
@@ -139,7 +139,7 @@ class Scorer:
         self.detector = detector
         self.root = source if source.is_dir() else source.parent
         self.output = output
-        self.size: int = detector.settings["size"]
+        self.size = detector.geometry.size
         self.decision = decision or detector.decision()
         self.provenance = detector.provenance
         self.source = f"detector of {self.provenance.data_source if self.provenance else 'unknown data'}"
