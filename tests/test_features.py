@@ -55,7 +55,8 @@ def test_atoms_are_shown_by_patches_of_training_images_that_use_them(data):
     few = SimpleNamespace(normal_dataloader=lambda: [{"image": images[:4]}, {"image": images[4:]}], size=64)
     crops, ids, usage = atom_crops(detector, few, num_atoms=5, num_crops=3)
     dictionary = detector.dictionary
-    features = detector.dictionary_features(detector.whitening(flatten_patches(detector.patch_features(images))))
+    maps = detector.patch_features(images)
+    features = detector.dictionary_features(detector.whitening(flatten_patches(maps)), maps.shape[2:])
     used = (omp_spams(features, dictionary.atoms, dictionary.nonzeros, 0.0) != 0).mean(1)
     assert np.allclose(usage, np.sort(used.A1)[::-1][:5]) and used[ids[0]] == used.max()
     # Every patch is a part of a training image, and no image is shown twice for one atom.
