@@ -7,10 +7,10 @@ Each texture and seed is fitted once. The patch maps of the four parts are kept 
 synthetic defects, and test images; every variant (parts left out, weights, trust, highest positions, smoothing) is then
 a matter of seconds. The runs are those of experiments.textures, which finds them finished, and the other way round.
 
-Own keys: root, textures, seeds, workers, draws (synthetic defects an image), runs (folder of the
-runs), output (without suffix: .json and .md are written). Every other key=value goes to each run. A finished run is not
-repeated. No figure here chooses anything: the tables are written and not read. "Oracle" is what test labels would have
-chosen, which nobody has: a limit, and no result.
+Own keys: root, textures, seeds, workers, draws (synthetic defects an image), runs (folder of the runs), output (without
+suffix: .json and .md are written). Every other key=value goes to each run. A finished run is not repeated. No figure
+here chooses anything: the tables are written and not read. "Oracle" is what test labels would have chosen, which nobody
+has: a limit, and no result.
 """
 
 import itertools

@@ -29,9 +29,9 @@ PARTS = ("gaussian", "head", "flow", "dictionary")  # of the score, in this orde
 class FusionModel(AnomalyDetector):
     """Fuse what a Gaussian, a self-supervised head, a flow and a dictionary say of whitened patch features.
 
-    Each part's score is standardised on calibration patches and compressed. Their weighted sum is the patch map. Head, flow and
-    dictionary learn from the training images what the Gaussian doesn't say; from few images they learn little, so their
-    weights grow with the number of training images n as n / (n + trust), and the Gaussian's falls likewise.
+    Each part's score is standardised on calibration patches and compressed. Their weighted sum is the patch map. Head,
+    flow and dictionary learn from the training images what the Gaussian doesn't say; from few images they learn little,
+    so their weights grow with the number of training images n as n / (n + trust), and the Gaussian's falls likewise.
 
     Args:
         backbone: gives the patch features.
