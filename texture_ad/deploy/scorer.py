@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from texture_ad.data.drift import brightness, differences
 from texture_ad.data.images import IMAGE_SUFFIXES, read_image, resize
+from texture_ad.deploy.outputs import Wanted, write_files, write_regions
 from texture_ad.deploy.results import Result, decide
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.evaluation.calibration import Decision
@@ -36,6 +38,7 @@ class Photograph(NamedTuple):
     size: tuple[int, int]
 
 
+PICTURES = Wanted(pictures=True)
 Content = Photograph | UserError  # or why it can't be read
 
 
@@ -124,8 +127,9 @@ class Scorer:
     Args:
         detector: loaded, on its device.
         source: the folder, or the single file, that is scored; names in the results are relative to it.
-        output: folder of the overlays, or None for none.
+        output: folder of what is written beside scores.csv, or None for nothing.
         decision: thresholds, None for the detector's own.
+        wanted: which files.
 
     Attributes:
         images: how many images were scored.
@@ -135,10 +139,18 @@ class Scorer:
         first: the description of the first such image, by respect.
     """
 
-    def __init__(self, detector: AnomalyDetector, source: Path, output: Path | None, decision: Decision | None = None):
+    def __init__(
+        self,
+        detector: AnomalyDetector,
+        source: Path,
+        output: Path | None,
+        decision: Decision | None = None,
+        wanted: Wanted = PICTURES,
+    ):
         self.detector = detector
         self.root = source if source.is_dir() else source.parent
         self.output = output
+        self.wanted = wanted
         self.size = detector.geometry.size
         self.decision = decision or detector.decision()
         self.provenance = detector.provenance
@@ -216,7 +228,9 @@ class Scorer:
             self.images += 1
             self.anomalous += bool(result.anomalous)
             if self.output is not None:
-                self._draw(path, images[i], result, prediction, i, self.output)
+                if self.wanted.pictures:
+                    self._draw(path, images[i], result, prediction, i, self.output)
+                write_files(result, path.relative_to(self.root), self.root, self.output, self.wanted)
             found[path] = replace(result, anomaly_map=None, mask=None)
         return found
 
@@ -227,10 +241,14 @@ class Scorer:
         from texture_ad.reporting.panels import colour_scale, localization_panel, overlay_path, shown_region
 
         anomaly_map = result.anomaly_map
-        if anomaly_map is None or prediction.positions is None or prediction.grid is None or result.score is None:
+        mask = result.mask
+        if mask is None or anomaly_map is None or prediction.positions is None or prediction.grid is None:
             return
+        # The highest of the pixels that a smaller picture joins: no region vanishes.
+        shown = F.adaptive_max_pool2d(torch.from_numpy(mask)[None].float(), anomaly_map.shape)[0].bool().numpy()
         positions = prediction.positions[i].cpu().numpy()
-        region, region_name = shown_region(anomaly_map, positions, prediction.grid, result.score, self.decision)
+        called = bool(result.anomalous)
+        region, region_name = shown_region(shown, len(result.regions), positions, prediction.grid, called)
         vmin, vmax = colour_scale(float(self.detector.map_floor), self.decision.pixel_threshold or 0)
         localization_panel(
             photograph.image.permute(1, 2, 0).numpy(),
@@ -238,7 +256,7 @@ class Scorer:
             region=region,
             region_name=region_name,
             mask=None,
-            score=result.score,
+            score=float(prediction.scores[i]),
             threshold=self.decision.threshold,
             label=None,
             path=output / overlay_path(path.relative_to(self.root)),
@@ -293,8 +311,10 @@ def predict(scorer: Scorer, paths: list[Path], output: Path, batch_size: Count) 
     Raises:
         UserError: after everything is written, if a file could not be read.
     """
-    rows = [scorer.row(result) for batch in score_in_batches(scorer, paths, batch_size) for result in batch]
-    write_atomic(output / "scores.csv", csv_text([COLUMNS, *rows]))
+    results = [result for batch in score_in_batches(scorer, paths, batch_size) for result in batch]
+    write_atomic(output / "scores.csv", csv_text([COLUMNS, *(scorer.row(result) for result in results)]))
+    if scorer.wanted.regions:
+        write_regions(results, output)
     scorer.report()
     print(f"scores   {output / 'scores.csv'}")
     if scorer.failed:
