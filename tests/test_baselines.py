@@ -130,6 +130,18 @@ def test_padim_is_mahalanobis(backbone, loader, images):
             assert float(maps[i].flatten()[position]) == pytest.approx(expected, rel=1e-3)
 
 
+def test_padim_updated_is_padim_fitted_on_all_images(backbone, loader, images):
+    updated = fitted(baseline("padim", backbone, channels=10), loader[:1])
+    updated.update([batch["image"] for batch in loader[1:]])
+    expected = fitted(baseline("padim", backbone, channels=10), loader)
+    assert torch.allclose(updated(images).scores, expected(images).scores, rtol=1e-4)
+
+
+def test_a_method_without_moments_cannot_be_updated(backbone, images):
+    with pytest.raises(ParameterError, match=r"method=patchcore: can't be updated; fit it again on all images"):
+        baseline("patchcore", backbone).update([images])
+
+
 def test_padim_scores_the_maximum_of_its_smoothed_map(backbone, loader, images):
     found = fitted(baseline("padim", backbone, channels=10), loader)(images)
     assert torch.equal(found.scores, found.anomaly_maps.amax((1, 2)))

@@ -5,7 +5,7 @@ from there. A finished detector is called with images and returns a `Prediction`
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
@@ -17,6 +17,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from texture_ad.data.drift import ImageStatistics
 from texture_ad.data.images import read_image, resize
+from texture_ad.errors import ParameterError
 from texture_ad.evaluation.localization import separate_positions, top_positions
 from texture_ad.files import save_atomic
 from texture_ad.models.backbone import Backbone
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from texture_ad.training.cache import Cache
 
 FORMAT = "texture_ad.detector"
-VERSION = 4
+VERSION = 5
 
 
 class Prediction(NamedTuple):
@@ -231,6 +232,17 @@ class AnomalyDetector(nn.Module, ABC):
     @abstractmethod
     def measure(self, images: Tensor) -> Measurement:
         """Measure images, uint8 (B, 3, H, W)."""
+
+    def update(self, images: Iterable[Tensor]) -> None:
+        """Add further normal images to what was learnt, without those of the fit.
+
+        Args:
+            images: batches, uint8 (B, 3, H, W) each.
+
+        Raises:
+            ParameterError: the method, or its settings, keep too little to add to.
+        """
+        raise ParameterError("method", self.name, "can't be updated; fit it again on all images")
 
     def standardise(self, parts: Tensor) -> None:
         """Bring the parts (N, P, h, w) of all calibration images to one scale."""

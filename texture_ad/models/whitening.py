@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from texture_ad.errors import ParameterError
 from texture_ad.parameters import Count, arguments_of, check, checked
 
 RIDGE = 0.03  # times the features' mean variance
@@ -45,6 +46,8 @@ class Whitening(nn.Module):
     center: Tensor  # (positions, length), of all positions together (1) or, once fitted, of each
     matrix: Tensor  # (positions, length, length)
     spectrum: Tensor  # (length,), deviation of the features in each direction, of mean square 1; ones with mode "none"
+    count: Tensor  # (), feature vectors that each of center and matrix was fitted on
+    energy: Tensor  # (), root mean square length of the whitened features before they are scaled to 1
 
     def __init__(
         self,
@@ -65,6 +68,8 @@ class Whitening(nn.Module):
         self.register_buffer("center", torch.zeros(1, self.length))
         self.register_buffer("matrix", torch.eye(self.length)[None])
         self.register_buffer("spectrum", torch.ones(self.length))
+        self.register_buffer("count", torch.tensor(0))
+        self.register_buffer("energy", torch.tensor(1.0))
         self.folds: list[tuple[Tensor, Tensor]] = []
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -104,11 +109,46 @@ class Whitening(nn.Module):
         return 1 / torch.cat(lengths)
 
     @torch.no_grad()
-    def refit(self, patches: Iterable[Tensor]) -> None:
+    def update(self, patches: Iterable[Tensor]) -> None:
+        """Add the features (B, P, C) of further images to center, matrix and spectrum, without those of the first ones.
+
+        The result is that of `refit` on all of them. Mean and basis stay.
+
+        Raises:
+            ParameterError: mode "none", whose matrix holds no covariance to add to.
+        """
+        if self.mode == "none":
+            raise ParameterError("mode", self.mode, "keeps no covariance to add to; fit again on all images")
+        self.refit(patches, self.moments())
+        self.folds = []
+
+    def moments(self) -> "_Moments":
+        """Return the moments that center and matrix were made from; `_statistics` backwards, in double precision."""
+        count = int(self.count)
+        own = count / (count + PRIOR)
+        mean = self.center.double() / own
+        identity = torch.eye(self.length, dtype=mean.dtype, device=mean.device)
+        factor = torch.linalg.solve_triangular(
+            (self.matrix.double() * self.energy).transpose(1, 2), identity, upper=False
+        )
+        drawn = factor @ factor.transpose(1, 2)  # towards the overall covariance, with a ridge
+        between = own * mean.T @ mean / len(mean)
+        ridge = RIDGE / (1 + RIDGE) * (drawn.mean(0) + between).diagonal().mean()
+        overall = drawn.mean(0) + between - ridge * identity
+        covariance = (drawn - ridge * identity - (1 - own) * overall) / own
+        moments = _Moments()
+        moments.count = count
+        moments.total = count * mean.float()
+        moments.outer = (count * (covariance + mean[:, :, None] * mean[:, None])).float()
+        return moments
+
+    @torch.no_grad()
+    def refit(self, patches: Iterable[Tensor], known: "_Moments | None" = None) -> None:
         """Fit center, matrix and spectrum anew, and those of each fold, from one pass over patch features (B, P, C).
 
         Mean and basis stay, so that the whitened features change no more than the features do. A position's statistics
-        are drawn towards those of all, as if PRIOR more images had shown the latter.
+        are drawn towards those of all, as if PRIOR more images had shown the latter. What is `known` of other images
+        counts as if the pass had begun with them.
         """
         parts = [_Moments() for _ in range(FOLDS)]
         number = 0
@@ -118,10 +158,12 @@ class Whitening(nn.Module):
             for fold, part in enumerate(parts):
                 part.add(self._by_position(x[folds == fold]))
             number += len(x)
-        everything = _Moments.sum(parts)
+        everything = _Moments.sum(parts if known is None else [known, *parts])
         self.center, matrix, covariance = self._statistics(everything)
         energy = (matrix * (covariance @ matrix)).sum((1, 2)).mean().clamp(min=1e-12).sqrt()
         self.matrix = (matrix / energy).contiguous()
+        self.energy.copy_(energy)
+        self.count.fill_(everything.count)
         if self.mode != "none":  # those features keep their spectrum
             spectrum = everything.overall().diagonal().clamp(min=0).sqrt()
             self.spectrum = spectrum / spectrum.square().mean().clamp(min=1e-12).sqrt()

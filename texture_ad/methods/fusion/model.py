@@ -4,7 +4,7 @@ Loading a detector needs neither Hydra, Lightning nor SPAMS. The order of `measu
 backbone, patch features, whitening, Gaussian, head, flow and dictionary; then `fuse`, the highest positions, the score.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -155,6 +155,11 @@ class FusionModel(AnomalyDetector):
         # Not len(images): an exported graph would hold it as a constant.
         grid = (features.shape[2], features.shape[3])
         return Measurement(None, scores.view(images.shape[0], *grid, len(PARTS)).permute(0, 3, 1, 2))
+
+    def update(self, images: Iterable[Tensor]) -> None:
+        """Add further normal images to the whitening; head, flow, dictionary and their trust stay as they are."""
+        maps = (self.patch_features(batch.to(self.device)) for batch in images)
+        self.whitening.update(flatten_patches(m).unflatten(0, (len(m), -1)) for m in maps)
 
     def standardise(self, parts: Tensor) -> None:
         """Take mean and standard deviation of the parts from those of all calibration images, (N, 4, h, w).

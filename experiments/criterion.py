@@ -1,0 +1,376 @@
+"""Measure what each part of our score adds, and how well label-free criteria rank variants of it.
+
+    python -m experiments.criterion root=FOLDER                       # each folder in it is a texture, as MVTec AD's
+    python -m experiments.criterion root=FOLDER seeds=0 textures=grid workers=4
+
+Each texture and seed is fitted once. The patch maps of the four parts are kept for calibration images, the same with
+synthetic defects, and test images; every variant (parts left out, weights, trust, highest positions, smoothing) is then
+a matter of seconds. Own keys: root, textures, seeds, workers, draws (synthetic defects an image), runs (folder of the
+runs), output (without suffix: .json and .md are written). Every other key=value goes to each run. A finished run is not
+repeated. No figure here chooses anything: the tables are written and not read. "Oracle" is what test labels would have
+chosen, which nobody has: a limit, and no result.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from scipy.stats import spearmanr, wilcoxon
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from experiments.runs import Job, arguments, run_once, script, write_table
+from experiments.textures import find_textures
+from texture_ad.errors import UserError
+from texture_ad.files import save_atomic
+from texture_ad.reporting.tables import markdown_table
+
+PARTS = ("gaussian", "head", "flow", "dictionary")  # as texture_ad.methods.fusion.model has them
+STEP = 0.1  # of the weights that the oracle tries
+PASTED = 0.25  # share of a position's cell from which on it counts as defective
+
+
+class Maps(NamedTuple):
+    """Hold the standardised patch maps of one fitted detector, (N, 4, h, w) each, and what is known of the images.
+
+    Attributes:
+        normal: of the calibration images.
+        synthetic: of the same with synthetic defects.
+        defects: (N, h, w), share of each position's cell that a synthetic defect covers.
+        test: of the test images.
+        labels: (N,) of the test images, 0 or 1.
+        learnt: share of their weight that head, flow and dictionary have.
+        weights: of the four parts, before that share.
+    """
+
+    normal: Tensor
+    synthetic: Tensor
+    defects: Tensor
+    test: Tensor
+    labels: Tensor
+    learnt: float
+    weights: tuple[float, ...]
+
+
+class Variant(NamedTuple):
+    """State how the parts make the image score.
+
+    Attributes:
+        weights: returns those of the four parts, of the maps.
+        top: highest positions whose mean is the score.
+        sigma: of a Gaussian that smooths the patch map, in positions; 0 for none.
+    """
+
+    weights: Callable[[Maps], Sequence[float]]
+    top: int = 5
+    sigma: float = 0.0
+
+
+def fused_weights(maps: Maps, without: Sequence[str] = (), learnt: float | None = None) -> list[float]:
+    """Return the weights of the default, or of it without some parts, or with another share of what is learnt."""
+    learnt = maps.learnt if learnt is None else learnt
+    shares = (1 - learnt, learnt, learnt, learnt)
+    return [w * s * (part not in without) for part, w, s in zip(PARTS, maps.weights, shares, strict=True)]
+
+
+def only(maps: Maps, parts: Sequence[str]) -> list[float]:
+    """Return weights of 1 for these parts and of 0 for the others."""
+    return [float(part in parts) for part in PARTS]
+
+
+def _fixed(_: Maps, weights: Sequence[float]) -> Sequence[float]:
+    return weights
+
+
+def variants() -> dict[str, Variant]:
+    """Return the variants by name, the default first."""
+    found = {"default": Variant(fused_weights)}
+    found |= {f"-{part}": Variant(partial(fused_weights, without=(part,))) for part in PARTS}
+    for count in (1, 2, 4):
+        for parts in itertools.combinations(PARTS, count):
+            found["+".join(parts)] = Variant(partial(only, parts=parts))
+    found |= {f"learnt {share:g}": Variant(partial(fused_weights, learnt=share)) for share in (0.25, 0.5, 0.9)}
+    found |= {f"top {top}": Variant(fused_weights, top=top) for top in (1, 3, 10, 20, 50)}
+    found |= {f"smoothed {sigma:g}": Variant(fused_weights, sigma=sigma) for sigma in (0.5, 1, 2)}
+    return found
+
+
+def patch_maps(parts: Tensor, weights: Sequence[float], sigma: float = 0.0) -> Tensor:
+    """Return the weighted sum (N, h, w) of the parts (N, 4, h, w), smoothed by a Gaussian of `sigma` positions."""
+    maps = torch.einsum("nphw,p->nhw", parts, torch.tensor(weights, dtype=parts.dtype))
+    if not sigma:
+        return maps
+    reach = max(1, round(3 * sigma))
+    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    padded = F.pad(maps[:, None], [reach] * 4, mode="replicate")
+    return F.conv2d(F.conv2d(padded, kernel[None, None, :, None]), kernel[None, None, None, :])[:, 0]
+
+
+def image_scores(maps: Tensor, top: int) -> Tensor:
+    """Return the mean of the highest positions (N,) of patch maps (N, h, w)."""
+    flat = maps.flatten(1)
+    return flat.topk(min(top, flat.shape[1]), 1).values.mean(1)
+
+
+def auroc(normal: Tensor, anomalous: Tensor) -> float:
+    """Return how often a score of `anomalous` is above one of `normal`."""
+    labels = [0] * len(normal) + [1] * len(anomalous)
+    return float(roc_auc_score(labels, torch.cat((normal, anomalous)).numpy()))
+
+
+def criteria(maps: Maps, variant: Variant) -> dict[str, float]:
+    """Return the image AUROC on test images beside what can be known without a label, higher being better.
+
+    "synthetic AUROC" is that of images; "synthetic distance" the mean difference of an image's scores with and without
+    its defect, in deviations of the scores without; "synthetic positions" the AUROC of positions; "tail" says how near
+    a typical normal image's score is to the largest ones, in deviations of its positions.
+    """
+    weights = variant.weights(maps)
+    scored = {name: patch_maps(getattr(maps, name), weights, variant.sigma) for name in ("normal", "synthetic", "test")}
+    normal, synthetic, test = (image_scores(m, variant.top) for m in scored.values())
+    draws = len(synthetic) // len(normal)
+    covered = maps.defects >= PASTED
+    return {
+        "test": auroc(test[maps.labels == 0], test[maps.labels == 1]),
+        "synthetic AUROC": auroc(normal, synthetic),
+        "synthetic distance": float((synthetic - normal.repeat(draws)).mean() / normal.std().clamp(min=1e-9)),
+        "synthetic positions": auroc(scored["normal"].flatten(), scored["synthetic"][covered]),
+        "tail": -float((normal.max() - normal.median()) / scored["normal"].std().clamp(min=1e-9)),
+    }
+
+
+def simplex(count: int, step: float) -> list[tuple[float, ...]]:
+    """Return all weights of `count` parts that are multiples of `step` and sum to 1."""
+    steps = round(1 / step)
+    cuts = itertools.combinations(range(steps + count - 1), count - 1)
+    bars = ((-1, *cut, steps + count - 1) for cut in cuts)
+    return [tuple((b - a - 1) * step for a, b in itertools.pairwise(bar)) for bar in bars]
+
+
+def weightings(maps: Maps) -> dict[str, Any]:
+    """Return what the best weights by test labels (the oracle) and by synthetic defects reach on the test images."""
+    tried = []
+    for weights in simplex(len(PARTS), STEP):
+        found = criteria(maps, Variant(partial(_fixed, weights=weights)))
+        tried.append((found["test"], found["synthetic AUROC"], found["synthetic distance"], weights))
+    best = max(tried)
+    return {
+        "oracle": best[0],
+        "oracle weights": [round(w, 3) for w in best[3]],
+        "by synthetic AUROC": max(tried, key=lambda t: (t[1], t[2]))[0],
+        "by synthetic distance": max(tried, key=lambda t: t[2])[0],
+    }
+
+
+@torch.no_grad()
+def measure(folder: Path, draws: int) -> Maps:
+    """Return the standardised part maps of the detector in a run's folder.
+
+    Args:
+        folder: of a finished run of the fusion.
+        draws: synthetic defects for each calibration image.
+    """
+    from omegaconf import OmegaConf
+
+    from texture_ad.data.batches import WithSyntheticDefects
+    from texture_ad.data.datamodule import TextureDataModule
+    from texture_ad.methods.fusion.model import FusionModel
+    from texture_ad.methods.registry import load
+
+    options: dict = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml").data)  # type: ignore[assignment]
+    options.pop("_target_")
+    data = TextureDataModule(**options)
+    data.setup()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    detector = load(folder / "detector.pt").to(device)
+    if not isinstance(detector, FusionModel):
+        raise UserError(f"{folder}: holds a detector of method={detector.name}; this experiment is of method=fusion")
+    mean, deviation = detector.patch_statistics.cpu()[:, :, None, None].unbind(1)
+
+    def parts(images: Tensor) -> Tensor:
+        measured = detector.measure(images.to(device)).parts
+        assert measured is not None
+        return (measured.cpu() - mean) / deviation
+
+    normal = torch.cat([parts(batch["image"]) for batch in data.calibration_dataloader()])
+    grid = (normal.shape[2], normal.shape[3])
+    synthetic = []
+    defects = []
+    count = len(data.calibration_samples)
+    for draw in range(draws):
+        damaged = WithSyntheticDefects(data._calibration, options["seed"] + draw)
+        for start in range(0, count, data.eval_batch_size):
+            batch = damaged.__getitems__([count + i for i in range(start, min(start + data.eval_batch_size, count))])
+            synthetic.append(parts(batch["image"]))
+            defects.append(F.adaptive_avg_pool2d(batch["mask"].float(), grid))
+    tested = [(parts(batch["image"]), batch["label"]) for batch in data.test_dataloader()]
+    test, labels = (torch.cat(column) for column in zip(*tested, strict=True))
+    return Maps(
+        normal, torch.cat(synthetic), torch.cat(defects), test, labels, float(detector.learnt), detector.weights
+    )
+
+
+def evaluate(job: Job, draws: int) -> dict[str, Any]:
+    """Return all figures of one texture and seed; fit the detector and measure its maps where that is not done yet."""
+    fitted = run_once(job)
+    path = job.folder / f"maps{draws}.pt"
+    if not path.is_file():
+        save_atomic(path, {"maps": measure(job.folder, draws)._asdict()})
+    maps = Maps(**torch.load(path, weights_only=True)["maps"])
+    return {
+        "run": fitted["image_auroc"],
+        "fit_seconds": fitted["fit_seconds"],
+        "learnt": maps.learnt,
+        "variants": {name: criteria(maps, variant) for name, variant in variants().items()},
+        "weightings": weightings(maps),
+    }
+
+
+def leave_one_out(found: Sequence[dict], textures: Sequence[str]) -> list[dict]:
+    """Return a row for each texture, then the mean: test image AUROC with all parts, and the loss without each."""
+    names = [f"-{part}" for part in PARTS]
+    rows: list[dict] = []
+    for texture in textures:
+        of = [r["variants"] for r in found if r["texture"] == texture]
+        if of:
+            rows.append(
+                {"image AUROC": texture, "default": [v["default"]["test"] for v in of]}
+                | {name: [v["default"]["test"] - v[name]["test"] for v in of] for name in names}
+            )
+    if rows:
+        means = {name: fmean(fmean(row[name]) for row in rows) for name in ["default", *names]}
+        rows.append({"image AUROC": f"mean of {len(rows)}"} | means)
+    return rows
+
+
+def paired(rows: Sequence[dict]) -> str:
+    """Return the test of what each part adds, in pairs, one a texture: Wilcoxon's signed ranks, two-sided."""
+    lines = []
+    for name in [f"-{part}" for part in PARTS]:
+        losses = [fmean(row[name]) for row in rows[:-1]]
+        if any(losses):
+            better = sum(loss > 0 for loss in losses)
+            p = wilcoxon(losses).pvalue
+            lines.append(f"- {name[1:]} adds {fmean(losses):+.4f}; in {better} of {len(losses)} textures, p = {p:.3f}")
+    return "\n".join(lines)
+
+
+def correlations(found: Sequence[dict], textures: Sequence[str]) -> list[dict]:
+    """Return Spearman's rank correlation over the variants of each criterion with the test, a list over the seeds."""
+    rows: list[dict] = []
+    for texture in textures:
+        of = [r["variants"] for r in found if r["texture"] == texture]
+        if of:
+            names = [name for name in of[0]["default"] if name != "test"]
+            rows.append({"rank correlation": texture} | {name: [_correlation(v, name) for v in of] for name in names})
+    if rows:
+        names = [name for name in rows[0] if name != "rank correlation"]
+        rows.append({"rank correlation": f"mean of {len(rows)}"} | {n: fmean(fmean(r[n]) for r in rows) for n in names})
+    return rows
+
+
+def _correlation(of: dict[str, dict[str, float]], name: str) -> float:
+    test, other = ([v[key] for v in of.values()] for key in ("test", name))
+    constant = len(set(test)) == 1 or len(set(other)) == 1
+    return 0.0 if constant else float(spearmanr(test, other).statistic)
+
+
+def chosen(found: Sequence[dict], textures: Sequence[str]) -> list[dict]:
+    """Return a row for each texture, then the mean: the default beside weights chosen with and without labels."""
+    names = ("by synthetic AUROC", "by synthetic distance", "oracle")
+    rows: list[dict] = []
+    for texture in textures:
+        of = [r for r in found if r["texture"] == texture]
+        if of:
+            rows.append(
+                {"weights": texture, "default": [r["variants"]["default"]["test"] for r in of]}
+                | {name: [r["weightings"][name] for r in of] for name in names}
+            )
+    if rows:
+        means = {name: fmean(fmean(row[name]) for row in rows) for name in ["default", *names]}
+        rows.append({"weights": f"mean of {len(rows)}"} | means)
+    return rows
+
+
+def all_variants(found: Sequence[dict]) -> list[dict]:
+    """Return a row for each variant: every figure, averaged over the seeds of each texture, then over textures."""
+    rows = []
+    for name in variants():
+        of: dict[str, list[dict[str, float]]] = {}
+        for r in found:
+            of.setdefault(r["texture"], []).append(r["variants"][name])
+        keys = next(iter(of.values()))[0]
+        rows.append({"variant": name} | {k: fmean(fmean(v[k] for v in values) for values in of.values()) for k in keys})
+    return rows
+
+
+def write(output: Path, found: Sequence[dict], textures: Sequence[str]) -> str:
+    """Write all tables, and return them as text."""
+    ordered = sorted(found, key=lambda r: (textures.index(r["texture"]), r["seed"]))
+    losses = leave_one_out(ordered, textures)
+    below = [
+        paired(losses),
+        "Rank correlation of label-free criteria with the test image AUROC, over all variants:",
+        markdown_table(correlations(ordered, textures)),
+        "Weights chosen on a grid, by synthetic defects or (oracle) by the test labels:",
+        markdown_table(chosen(ordered, textures)),
+        "All variants, means over textures:",
+        markdown_table(all_variants(ordered)),
+    ]
+    return write_table(output, list(ordered), losses, "\n\n".join(below))
+
+
+def main() -> None:
+    """Fit, measure and evaluate every texture and seed, and write the tables after each."""
+    own, overrides = arguments(
+        {
+            "root": [""],
+            "textures": [],
+            "seeds": ["0", "1", "2"],
+            "workers": ["1"],
+            "draws": ["4"],
+            "runs": ["runs/experiments/criterion"],
+            "output": ["experiments/results/criterion"],
+        }
+    )
+    root = Path(own["root"][0]).expanduser()
+    textures = find_textures(root, own["textures"])
+    jobs = {
+        (texture, seed): Job(
+            Path(own["runs"][0]) / f"{texture}-seed{seed}",
+            ["method=fusion", "data=folder", f"data.root={root / texture}", f"seed={seed}", *overrides],
+        )
+        for seed in own["seeds"]
+        for texture in textures
+    }
+    found: list[dict] = []
+    failures: list[UserError] = []
+    # Spawned: a process that was forked can't use a GPU that its parent has looked at.
+    with ProcessPoolExecutor(int(own["workers"][0]), get_context("spawn")) as pool:
+        waiting = {pool.submit(evaluate, job, int(own["draws"][0])): key for key, job in jobs.items()}
+        for future in as_completed(waiting):
+            texture, seed = waiting[future]
+            try:
+                found.append({"texture": texture, "seed": int(seed), **future.result()})
+            except UserError as error:
+                failures.append(error)
+                print(f"failed   {error}", flush=True)
+                continue
+            print(f"{texture}, seed {seed}: {found[-1]['run']:.3f}", flush=True)
+            write(Path(own["output"][0]), found, textures)
+    if found:
+        print(write(Path(own["output"][0]), found, textures))
+    if failures:
+        raise UserError(f"{len(failures)} of {len(jobs)} runs failed, first: {failures[0]}")
+
+
+if __name__ == "__main__":
+    script(main)
