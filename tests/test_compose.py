@@ -23,8 +23,12 @@ def hydra():
 
 
 # OmegaConf, not Hydra's grammar, reads ??? and a backslash before ${ its own way.
-TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=9).filter(lambda t: t != "???" and "\\$" not in t)
-VALUES = st.one_of(TEXTS, st.integers(-9, 9), st.booleans(), st.none(), st.floats(-1e3, 1e3), st.lists(TEXTS, max_size=3))
+TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=9).filter(
+    lambda t: t != "???" and "\\$" not in t
+)
+VALUES = st.one_of(
+    TEXTS, st.integers(-9, 9), st.booleans(), st.none(), st.floats(-1e3, 1e3), st.lists(TEXTS, max_size=3)
+)
 PARSER = OverridesParser.create()
 
 

@@ -1,7 +1,7 @@
 """Find defects on textured surfaces from defect-free photographs alone.
 
-    detector = texture_ad.fit("photographs/")
-    results = detector.predict("new/")
+detector = texture_ad.fit("photographs/")
+results = detector.predict("new/")
 """
 
 from typing import TYPE_CHECKING, Any

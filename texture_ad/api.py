@@ -13,8 +13,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from texture_ad.cli.compose import as_overrides, compose
 from texture_ad.cli.experiment import check_start, start
 from texture_ad.cli.explain import explain
-from texture_ad.deploy.detector import Detector
+from texture_ad.deploy.detector import Detector, load
 from texture_ad.errors import UserError
+from texture_ad.training.resources import keep_freed_memory
 
 
 def fit(
@@ -59,9 +60,10 @@ def fit(
         config = compose(all_overrides)
         config.run_dir = str(config.run_dir)  # the time in it is that of now
         check_start(config)
+        keep_freed_memory()
         with isolate_rng(), _shown(progress):
             start(config, all_overrides)
-        return Detector.load(Path(config.run_dir) / "detector.pt")
+            return load(Path(config.run_dir) / "detector.pt")
     except Exception as error:
         line = explain(error)
         if line is None:

@@ -65,7 +65,13 @@ def quote(value: object) -> str:
         return f"[{','.join(map(quote, value))}]"
     if not isinstance(value, str):
         return str(value)
-    if re.fullmatch(r"[A-Za-z_][\w./-]*", value, re.ASCII) and value.lower() not in ("null", "true", "false", "nan", "inf"):
+    if re.fullmatch(r"[A-Za-z_/][\w./-]*", value, re.ASCII) and value.lower() not in (
+        "null",
+        "true",
+        "false",
+        "nan",
+        "inf",
+    ):
         return value
     # A backslash stands for itself, but before a quote or at the end.
     escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + m[2].replace("'", "\\'"), value)

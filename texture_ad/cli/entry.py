@@ -61,10 +61,8 @@ def check_targets(config: DictConfig | ListConfig, allow: Sequence[str] = ()) ->
     for key, target in _targets(OmegaConf.to_container(config, resolve=True)):
         if target not in known and not any(f"{target}.".startswith(f"{name}.") for name in allow):
             module = str(target).rpartition(".")[0] or target
-            raise UserError(
-                f"{key}={target}: not a class that conf/ names ({', '.join(sorted(known))}); if you trust its code, add "
-                f"allow=[{module}]"
-            )
+            problem = f"not a class that conf/ names ({', '.join(sorted(known))})"
+            raise UserError(f"{key}={target}: {problem}; if you trust its code, add allow=[{module}]")
 
 
 def check_config(config: DictConfig, config_name: str) -> None:
@@ -78,7 +76,7 @@ def check_config(config: DictConfig, config_name: str) -> None:
     if unknown:
         raise UserError(f"{unknown[0]}: no such key; expected one of {', '.join(sorted(known))}")
     allow = config.get("allow", [])
-    if not (isinstance(allow, ListConfig) and all(isinstance(name, str) for name in allow)):
+    if not (isinstance(allow, list | ListConfig) and all(isinstance(name, str) for name in allow)):
         raise ParameterError("allow", allow, "expected names of modules, such as [my_package.my_module]")
     check_targets(config, allow)
 

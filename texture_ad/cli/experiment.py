@@ -88,7 +88,7 @@ def prepare_process() -> None:
 
 @contextmanager
 def hushed_libraries() -> Iterator[None]:
-    """Keep advice for Lightning's developers and deprecations inside libraries from the output, which no user can use."""
+    """Keep advice for Lightning's developers and libraries' deprecations from the output: no user can act on it."""
     loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "pytorch.utilities.rank_zero", "fabric")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

@@ -32,6 +32,9 @@ def settings(point: EntryPoint) -> dict:
     if path is None or not path.is_file():
         return {}
     try:
-        return OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[return-value]
+        found = OmegaConf.to_container(OmegaConf.load(path))
     except Exception as error:
-        raise UserError(f"{path}: no YAML of keys and values ({' '.join(str(error).split())})") from error
+        raise UserError(f"{path}: no YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected keys and values, one a line")
+    return found  # type: ignore[return-value]

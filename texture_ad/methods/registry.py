@@ -1,4 +1,4 @@
-"""The methods by name, those of installed plugins too: building them, and loading a saved detector, which someone else may have written."""
+"""The methods by name, of plugins too: building them, and loading a saved detector, which a stranger may have made."""
 
 import inspect
 import zipfile

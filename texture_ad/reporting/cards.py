@@ -14,8 +14,6 @@ from texture_ad.data.layouts import Sample
 from texture_ad.reporting.metrics import ACCURACIES
 from texture_ad.reporting.tables import cell, markdown_table
 
-FEW = 100  # calibration images below which a quantile of their scores is uncertain
-
 
 @dataclass(frozen=True)
 class Section:
@@ -25,11 +23,13 @@ class Section:
         heading: of the part.
         sentences: paragraphs of plain text.
         rows: a table, name to value.
+        command: for the shell, "" for none.
     """
 
     heading: str
     sentences: Sequence[str] = ()
     rows: Mapping[str, object] = field(default_factory=dict)
+    command: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,6 @@ class Facts:
     uses_spams: bool
 
 
-def cards(facts: Facts) -> list[Card]:
-    """Return the model card and the data card of a run."""
-    return [model_card(facts), data_card(facts)]
-
-
 def model_card(facts: Facts) -> Card:
     """Return what the detector is, what it was trained on, how it was calibrated, its limits and its licences."""
     metrics = facts.metrics
@@ -98,7 +93,7 @@ def model_card(facts: Facts) -> Card:
         Section("Measured", *_measured(facts)),
         Section("Limits", _limits(facts)),
         Section("Licences", _licences(facts)),
-        Section("Repeat it", [f"{facts.command} (seed {metrics['seed']})"]),
+        Section("Repeat it", [f"Seed {metrics['seed']}, on the same images."], command=facts.command),
     ]
     return Card(f"Model card: {metrics['method']} on {metrics['data_source']}", "model_card.md", sections)
 
@@ -111,8 +106,8 @@ def data_card(facts: Facts) -> Card:
     counts |= {f"test: {kind}": count for kind, count in kinds.items()}
     split = (
         f"The normal images were split by seed {facts.config['data']['seed']}: "
-        f"{facts.config['data']['calibration_fraction']:.0%} are calibration images. Test images took no part in training "
-        "or calibration."
+        f"{facts.config['data']['calibration_fraction']:.0%} are calibration images. Test images took no part in "
+        "training or calibration."
     )
     sections = [
         Section("Images", [f"Their fingerprint is {metrics['data_fingerprint']}.", split], counts),
@@ -130,6 +125,8 @@ def markdown(card: Card) -> str:
         parts += [f"## {section.heading}", *map(_line, section.sentences)]
         if section.rows:
             parts.append(markdown_table([{"": name, "value": cell(value)} for name, value in section.rows.items()]))
+        if section.command:
+            parts.append(f"    {section.command}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -153,15 +150,12 @@ def _trained_on(facts: Facts) -> list[str]:
 
 
 def _calibrated_by(facts: Facts) -> list[str]:
-    count = len(facts.calibration)
     metrics = facts.metrics
-    told = [
-        f"The threshold is the {metrics['threshold_origin']}, of which there are {count}: other photographs without "
-        "defects, held out of training. No test image took part."
+    return [
+        f"The threshold, {metrics['threshold']:.4g}, is set {metrics['threshold_origin']} by {len(facts.calibration)} "
+        "calibration images: other photographs without defects, held out of training. No test image took part.",
+        f"By these images: {metrics['threshold_promise']}.",
     ]
-    if count < FEW:
-        told.append(f"{count} calibration images are few: the share of false alarms will differ from the one asked for.")
-    return told
 
 
 def _measured(facts: Facts) -> tuple[list[str], dict[str, object]]:
@@ -198,7 +192,9 @@ def _licences(facts: Facts) -> list[str]:
     if facts.uses_backbone:
         told.append(f"The detector's file holds its backbone's weights: {_weights_licence(facts.config['backbone'])}.")
     if facts.uses_spams:
-        told.append("SPAMS, which learnt the dictionary, is GPL-3.0-or-later. The detector's file holds none of its code.")
+        told.append(
+            "SPAMS, which learnt the dictionary, is GPL-3.0-or-later. The detector's file holds none of its code."
+        )
     return [*told, "The photographs' licence is not known to the run."]
 
 
@@ -246,8 +242,10 @@ def _range(sides: tuple[int, int]) -> str:
 
 def _unknown(metrics: Mapping[str, Any]) -> list[str]:
     if "generated" in metrics["data_source"]:
-        return ["Nothing: texture_ad drew the images, with detail and colours from four CC0 photographs of scikit-image."]
+        return [
+            "Nothing: texture_ad drew the images, with detail and colours from four CC0 photographs of scikit-image."
+        ]
     return [
-        "Who took the photographs, when, with which camera and light, under which licence, and whether the labels of the "
-        "test images are right. Whoever passes the detector on should add it."
+        "Who took the photographs, when, with which camera and light, under which licence, and whether the labels of "
+        "the test images are right. Whoever passes the detector on should add it."
     ]
