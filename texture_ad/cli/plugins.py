@@ -37,4 +37,4 @@ def settings(point: EntryPoint) -> dict:
         raise UserError(f"{path}: no YAML ({' '.join(str(error).split())})") from error
     if not isinstance(found, dict):
         raise UserError(f"{path}: expected keys and values, one a line")
-    return found  # type: ignore[return-value]
+    return found
