@@ -6,8 +6,8 @@
 Own keys: root, device, images (training images at most), epochs (of protocol=paper, of which it has 270; its seconds
 are scaled up), seconds (that each throughput is measured for), output (without suffix: .json and .md are written).
 Accuracy is the fitted default's image AUROC on the folder's test images, in single precision and under autocast to
-bfloat16. The backbone of protocol=paper has random weights here, and its rates are lowered so that its loss stays finite:
-its times are meant, not its scores.
+bfloat16. The backbone of protocol=paper has random weights here, and its rates are lowered so that its loss stays
+finite: its times are meant, not its scores.
 """
 
 import json
