@@ -5,12 +5,14 @@ Order of reading: `find_images`, `Scorer.score`, `predict`. `texture_ad.deploy.w
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -130,6 +132,7 @@ class Scorer:
         output: folder of what is written beside scores.csv, or None for nothing.
         decision: thresholds, None for the detector's own.
         wanted: which files.
+        keep_maps: whether results keep map, mask and panel, which can be large.
 
     Attributes:
         images: how many images were scored.
@@ -146,8 +149,10 @@ class Scorer:
         output: Path | None,
         decision: Decision | None = None,
         wanted: Wanted = PICTURES,
+        keep_maps: bool = False,
     ):
         self.detector = detector
+        self.keep_maps = keep_maps
         self.root = source if source.is_dir() else source.parent
         self.output = output
         self.wanted = wanted
@@ -178,7 +183,7 @@ class Scorer:
             return error
 
     def score(self, paths: list[Path], contents: list[Content]) -> list[Result]:
-        """Return the result of every file, in order, without map and mask; of one that can't be read it says why.
+        """Return the result of every file, in order; of one that can't be read it says why.
 
         Args:
             paths: of the files.
@@ -202,7 +207,7 @@ class Scorer:
             return content, self._compare(path, brightness(content.image[None])[0])
         except UserError as error:
             self.failed.append(str(error))
-            return Result(self.name(path), error=str(error))
+            return Result(self.name(path), error=str(error), path=path)
 
     def _compare(self, path: Path, levels: Tensor) -> str:
         """Return and count how an image, by its file and its brightness (2,), differs from the training images."""
@@ -227,28 +232,45 @@ class Scorer:
         for i, (path, result) in enumerate(zip(photographs, decided, strict=True)):
             self.images += 1
             self.anomalous += bool(result.anomalous)
+            write_panel = self._panel(images[i], result, prediction, i)
             if self.output is not None:
-                if self.wanted.pictures:
-                    self._draw(path, images[i], result, prediction, i, self.output)
+                if self.wanted.pictures and write_panel is not None:
+                    write_panel(self._overlay(path, self.output))
                 write_files(result, path.relative_to(self.root), self.root, self.output, self.wanted)
-            found[path] = replace(result, anomaly_map=None, mask=None)
+            if self.keep_maps:
+                found[path] = replace(result, path=path, write_panel=write_panel)
+            else:
+                found[path] = replace(result, path=path, anomaly_map=None, mask=None)
         return found
 
-    def _draw(
-        self, path: Path, photograph: Photograph, result: Result, prediction: Prediction, i: int, output: Path
-    ) -> None:
-        """Write the overlay of photograph `i` of a batch below `output`, where its method has a map."""
-        from texture_ad.reporting.panels import colour_scale, localization_panel, overlay_path, shown_region
+    def _overlay(self, path: Path, output: Path) -> Path:
+        """Return where the overlay of a file lies below `output`."""
+        from texture_ad.reporting.panels import overlay_path
 
+        return output / overlay_path(path.relative_to(self.root))
+
+    def _panel(
+        self, photograph: Photograph, result: Result, prediction: Prediction, i: int
+    ) -> Callable[[Path], object] | None:
+        """Return what writes the panel of photograph `i` of a batch to a file, None where its method has no map."""
         anomaly_map = result.anomaly_map
-        mask = result.mask
-        if mask is None or anomaly_map is None or prediction.positions is None or prediction.grid is None:
-            return
-        # The highest of the pixels that a smaller picture joins: no region vanishes.
-        shown = F.adaptive_max_pool2d(torch.from_numpy(mask)[None].float(), anomaly_map.shape)[0].bool().numpy()
+        if anomaly_map is None or prediction.positions is None or prediction.grid is None:
+            return None
         positions = prediction.positions[i].cpu().numpy()
+        return partial(self._write_panel, photograph, result, positions, prediction.grid)
+
+    def _write_panel(
+        self, photograph: Photograph, result: Result, positions: np.ndarray, grid: tuple[int, int], path: Path
+    ) -> None:
+        from texture_ad.reporting.panels import colour_scale, localization_panel, shown_region
+
+        assert result.mask is not None and result.anomaly_map is not None and result.score is not None
+        anomaly_map = result.anomaly_map
+        # The highest of the pixels that a smaller picture joins: no region vanishes.
+        mask = torch.from_numpy(result.mask)[None].float()
+        shown = F.adaptive_max_pool2d(mask, anomaly_map.shape)[0].bool().numpy()
         called = bool(result.anomalous)
-        region, region_name = shown_region(shown, len(result.regions), positions, prediction.grid, called)
+        region, region_name = shown_region(shown, len(result.regions), positions, grid, called)
         vmin, vmax = colour_scale(float(self.detector.map_floor), self.decision.pixel_threshold or 0)
         localization_panel(
             photograph.image.permute(1, 2, 0).numpy(),
@@ -256,10 +278,10 @@ class Scorer:
             region=region,
             region_name=region_name,
             mask=None,
-            score=float(prediction.scores[i]),
+            score=result.score,
             threshold=self.decision.threshold,
             label=None,
-            path=output / overlay_path(path.relative_to(self.root)),
+            path=path,
             vmin=vmin,
             vmax=vmax,
             source=self.source,
@@ -273,10 +295,10 @@ class Scorer:
             f"{self.decision.threshold:.4g}; {self.decision.promise()}",
             flush=True,
         )
-        for warning in self._warnings():
+        for warning in self.warnings():
             print(f"warning: {warning}", file=sys.stderr)
 
-    def _warnings(self) -> Iterator[str]:
+    def warnings(self) -> Iterator[str]:
         """Yield a sentence for each respect in which images differ from the training images."""
         for respect, count in self.unlike.items():
             yield (
