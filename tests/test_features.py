@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import make, tiny_backbone, untrained_detector
 
+from texture_ad.data.geometry import Geometry
 from texture_ad.methods.fusion.explain import atom_crops, patch_labels, sample_features
 from texture_ad.models.backbone import flatten_patches
 from texture_ad.models.sparse import omp_spams
@@ -52,7 +53,9 @@ def test_without_masks_images_stand_for_their_patches(data):
 def test_atoms_are_shown_by_patches_of_training_images_that_use_them(data):
     detector = untrained_detector()
     images = next(iter(data.normal_dataloader()))["image"][:6]
-    few = SimpleNamespace(normal_dataloader=lambda: [{"image": images[:4]}, {"image": images[4:]}], size=64)
+    few = SimpleNamespace(
+        normal_dataloader=lambda: [{"image": images[:4]}, {"image": images[4:]}], geometry=Geometry((64, 64))
+    )
     crops, ids, usage = atom_crops(detector, few, num_atoms=5, num_crops=3)
     dictionary = detector.dictionary
     features = detector.dictionary_features(detector.whitening(flatten_patches(detector.patch_features(images))))

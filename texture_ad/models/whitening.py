@@ -29,8 +29,8 @@ class Whitening(nn.Module):
     Args:
         channels: of each layer in the patch features; their sum is C. Layers are brought to the same mean squared
             length, so that none outweighs another.
-        mode: "position", by the covariance of the same position of the image; "global", by that of all positions; or
-            "none", which centres and scales all features alike.
+        mode: "position", by the covariance of the same position of the image; "global", by that of all positions;
+            "none", which centres and scales all features alike; or "auto", which leaves it to `set_mode`.
         components: directions that whitening keeps.
 
     Attributes:
@@ -52,7 +52,7 @@ class Whitening(nn.Module):
     def __init__(
         self,
         channels: Sequence[int],
-        mode: Literal["position", "global", "none"],
+        mode: Literal["auto", "position", "global", "none"],
         components: Count,
     ):
         super().__init__()
@@ -71,6 +71,11 @@ class Whitening(nn.Module):
         self.register_buffer("count", torch.tensor(0))
         self.register_buffer("energy", torch.tensor(1.0))
         self.folds: list[tuple[Tensor, Tensor]] = []
+
+    def set_mode(self, mode: Literal["position", "global"]) -> None:
+        """Set the mode of an unfitted whitening that was left open."""
+        self.mode = mode
+        self.settings["mode"] = mode
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in ("center", "matrix"):  # of one position or of many

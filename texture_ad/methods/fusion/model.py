@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from texture_ad.data.geometry import Geometry
 from texture_ad.errors import ParameterError
 from texture_ad.evaluation.localization import image_scores
 from texture_ad.methods.base import AnomalyDetector, Measurement
@@ -96,6 +97,20 @@ class FusionModel(AnomalyDetector):
         self.feature_cache: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor] | None = None
         self.register_buffer("patch_statistics", torch.tensor([[0.0, 1.0]] * len(PARTS)))
         self.register_buffer("learnt", torch.tensor(1.0))
+
+    def set_geometry(self, geometry: Geometry) -> None:
+        """Set what the detector sees of a photograph, and with it the mode of a whitening that leaves it open.
+
+        Raises:
+            ParameterError: whitening by position where the images are tiles.
+        """
+        if self.whitening.mode == "position" and geometry.tiled:
+            problem = "a tile's positions are no places of the picture; expected auto, global or none with tiles"
+            raise ParameterError("mode", "position", problem)
+        if self.whitening.mode == "auto":
+            self.whitening.set_mode("global" if geometry.tiled else "position")
+        self.settings["whitening"] = self.whitening.settings
+        super().set_geometry(geometry)
 
     @classmethod
     def assemble(cls, make: Callable[..., Any], **options: Any) -> "FusionModel":

@@ -1,0 +1,177 @@
+"""Pictures of any size cut into tiles: where tiles lie, how their maps are joined, and whole runs on strips."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import arguments, baseline, make, untrained_detector
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from texture_ad.data.geometry import VIEW, Geometry, Tiling, Window, grid_windows, tiles
+from texture_ad.data.pictures import DamagedPicture, Picture
+from texture_ad.errors import ParameterError
+from texture_ad.methods.registry import load
+
+shapes = st.tuples(st.integers(1, 700), st.integers(1, 700))
+tile_shapes = st.tuples(st.integers(32, 200), st.integers(32, 200))
+grids = st.tuples(st.integers(2, 20), st.integers(2, 20))
+
+
+@settings(deadline=None)
+@given(shapes, tile_shapes, st.integers(0, 31), grids)
+def test_tiles_cover_a_picture_and_begin_at_whole_cells(picture, tile, overlap, grid):
+    tiling = Tiling(picture, tile, overlap, grid)
+    covered = np.zeros(picture, bool)
+    for (row, column), window in zip(tiling.starts, tiling.windows(), strict=True):
+        assert window[2:] == tile and 0 <= window.top < picture[0] and 0 <= window.left < picture[1]
+        assert abs(window.top - row * tile[0] / grid[0]) <= 0.5 and abs(window.left - column * tile[1] / grid[1]) <= 0.5
+        covered[window.top : window.top + tile[0], window.left : window.left + tile[1]] = True
+    assert covered.all() and len(tiling) == len(tiling.starts)
+    for side, cells, length, n in zip(picture, tiling.shape, tile, grid, strict=True):
+        assert cells - 1 < side * n / length + 1e-6 and cells >= side * n / length - 1e-6
+
+
+@settings(deadline=None)
+@given(shapes, tile_shapes, st.integers(0, 31), grids)
+def test_what_tiles_agree_on_is_joined_without_a_seam(picture, tile, overlap, grid):
+    tiling = Tiling(picture, tile, overlap, grid)
+    (height, width), (h, w) = tiling.shape, grid
+    whole = torch.rand(2, max(height, h), max(width, w), dtype=torch.float64)
+    maps = torch.stack([whole[:, row : row + h, column : column + w] for row, column in tiling.starts])
+    torch.testing.assert_close(tiling.join(maps), whole[:, :height, :width])
+
+
+@settings(deadline=None)
+@given(shapes, tile_shapes, st.integers(0, 31))
+def test_training_tiles_cover_a_picture_and_stay_inside(picture, tile, overlap):
+    covered = np.zeros(picture, bool)
+    windows = grid_windows(picture, tile, overlap)
+    for window in windows:
+        inside = [start + length <= side or start == 0 for start, length, side in zip(window, tile, picture, strict=False)]
+        assert all(inside)
+        covered[window.top : window.top + tile[0], window.left : window.left + tile[1]] = True
+    assert covered.all() and len(set(windows)) == len(windows)
+
+
+@given(st.lists(st.tuples(st.integers(1, 30_000), st.integers(1, 30_000)), min_size=1, max_size=5))
+def test_the_view_is_small_and_of_the_pictures_aspect(pictures):
+    geometry = tiles((64, 64), 8, pictures)
+    (height, width), (h, w) = geometry.view, geometry.picture
+    assert height * width <= 1.1 * VIEW + h + w
+    assert height * width > VIEW / 2 or geometry.view == geometry.picture
+    assert Geometry.from_dict(geometry.to_dict()) == geometry
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"overlap": 64}, {"overlap": None}, {"picture": [64]}, {"picture": [0, 4]}, {"size": [64, 9]}, {"other": 1}],
+)
+def test_a_geometry_of_a_stranger_is_checked(change):
+    with pytest.raises((ParameterError, ValueError, TypeError)):
+        Geometry.from_dict(tiles((64, 64), 8, [(100, 100)]).to_dict() | change)
+
+
+@pytest.fixture(scope="module")
+def photograph(tmp_path_factory):
+    """Return the file and the pixels of a picture of 150 x 211."""
+    pixels = np.random.default_rng(0).integers(0, 256, (150, 211, 3), np.uint8)
+    path = tmp_path_factory.mktemp("photograph") / "a.png"
+    Image.fromarray(pixels).save(path)
+    return path, pixels
+
+
+def test_a_window_is_the_part_of_the_picture_that_it_says(photograph):
+    path, pixels = photograph
+    picture = Picture(path)
+    assert picture.shape == (150, 211)
+    found = picture.window(Window(20, 30, 40, 50)).permute(1, 2, 0).numpy()
+    assert (found == pixels[20:60, 30:80]).all()
+    beyond = picture.window(Window(130, 200, 40, 50)).permute(1, 2, 0).numpy()
+    assert (beyond == np.pad(pixels[130:, 200:], ((0, 20), (0, 39), (0, 0)), mode="symmetric")).all()
+    picture.release()
+    assert picture.scaled((150, 211)).permute(1, 2, 0).numpy().tolist() == pixels.tolist()
+
+
+def test_a_large_picture_is_reduced_in_strips_as_in_one_piece(photograph, monkeypatch):
+    path, pixels = photograph
+    monkeypatch.setattr("texture_ad.data.pictures.WHOLE", 0)
+    monkeypatch.setattr("texture_ad.data.pictures.STRIP", 211 * 4 * 3)
+    strips = Picture(path).scaled((30, 40))
+    monkeypatch.setattr("texture_ad.data.pictures.STRIP", 10**9)
+    assert torch.equal(strips, Picture(path).scaled((30, 40)))
+    assert abs(strips.float().mean() - pixels.mean()) < 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_damaged_picture_has_one_defect_in_one_tile(photograph, seed):
+    path, pixels = photograph
+    whole = Window(0, 0, 150, 211)
+    damaged = DamagedPicture(path, (64, 64), seed).window(whole).permute(1, 2, 0).numpy()
+    rows, columns, _ = np.nonzero(damaged != pixels)
+    assert 0 < np.ptp(rows) < 64 and 0 < np.ptp(columns) < 64
+    assert (DamagedPicture(path, (64, 64), seed).window(whole).permute(1, 2, 0).numpy() == damaged).all()
+
+
+def test_tiles_measure_what_the_whole_picture_measures(photograph):
+    """Sparse codes of patches are local, so that tiles see what the whole picture shows: not a digit may differ."""
+    path, pixels = photograph
+    detector = baseline("sparse_coding", patch=8, stride=8, num_atoms=20)
+    detector.atoms.copy_(torch.nn.functional.normalize(torch.randn(detector.atoms.shape), dim=1))
+    whole = detector.measure(torch.from_numpy(pixels[:144, :208].copy()).permute(2, 0, 1)[None]).parts
+    detector.set_geometry(tiles((64, 64), 8, [(150, 211)]))
+    joined = detector.measure_picture(Picture(path)).parts
+    assert joined.shape == (1, 1, 19, 27)
+    torch.testing.assert_close(joined[:, :, :18, :26], whole)
+    prediction = detector([Picture(path)])
+    assert prediction.anomaly_maps.shape == (1, 150, 211) and prediction.grid == (19, 27)
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (64, 64), (300, 70)])
+def test_a_detector_scores_pictures_of_any_size(shape, tmp_path):
+    detector = untrained_detector()
+    detector.set_geometry(tiles((64, 64), 16, [(128, 128), (100, 140), (128, 128)]))
+    pixels = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    prediction = detector(detector.read(tmp_path / "a.png", tmp_path / "a.png"))
+    assert prediction.anomaly_maps.shape == (2, 128, 128) and prediction.scores.isfinite().all()
+    assert prediction.scores[0] == prediction.scores[1]
+    assert (prediction.positions < torch.tensor(prediction.grid)).all() and (prediction.positions >= -1).all()
+
+
+def test_what_learns_positions_refuses_tiles(tmp_path):
+    geometry = tiles((64, 64), 8, [(100, 100)])
+    with pytest.raises(ParameterError, match=r"^tile=\[64, 64\]: padim learns every position"):
+        baseline("padim", make("backbone", ["backbone.weights=none"])).set_geometry(geometry)
+
+
+def strips(root, normal=8):
+    """Return a folder of strips of 48 x 400 pixels, and one of 48 x 300; anomalous ones have a white spot."""
+    generator = np.random.default_rng(0)
+    for name, count in (("train/good", normal), ("test/good", 3), ("test/spot", 3), ("ground_truth/spot", 3)):
+        folder = root / name
+        folder.mkdir(parents=True)
+        for i in range(count):
+            pixels = generator.integers(90, 110, (48, 300 if name == "test/good" and i == 0 else 400, 3), np.uint8)
+            mask = np.zeros(pixels.shape[:2], np.uint8)
+            if "spot" in name:
+                pixels[20:34, 100 * i + 60 : 100 * i + 76] = mask[20:34, 100 * i + 60 : 100 * i + 76] = 255
+            Image.fromarray(mask if "truth" in name else pixels).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def strip_run(tmp_path_factory):
+    """Return the data and the folder of a run on strips that are cut into tiles."""
+    from texture_ad.cli.entry import CONF
+    import subprocess, sys
+
+    root = tmp_path_factory.mktemp("strips")
+    return strips(root / "strips"), root / "run"
+
+
+def test_a_run_on_strips_finds_and_locates_the_spots(strip_run, command):
+    data, folder = strip_run
+    own = ("cutpaste=none", "data.tile=48", "data.overlap=8", "method=sparse_coding", "method.num_atoms=16")
+    code, out, errors = command("run", *arguments(data, folder, *own))
+    assert code == 0, errors
