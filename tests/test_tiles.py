@@ -1,5 +1,9 @@
 """Pictures of any size cut into tiles: where tiles lie, how their maps are joined, and whole runs on strips."""
 
+import csv
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -48,7 +52,9 @@ def test_training_tiles_cover_a_picture_and_stay_inside(picture, tile, overlap):
     covered = np.zeros(picture, bool)
     windows = grid_windows(picture, tile, overlap)
     for window in windows:
-        inside = [start + length <= side or start == 0 for start, length, side in zip(window, tile, picture, strict=False)]
+        inside = [
+            start + length <= side or start == 0 for start, length, side in zip(window, tile, picture, strict=False)
+        ]
         assert all(inside)
         covered[window.top : window.top + tile[0], window.left : window.left + tile[1]] = True
     assert covered.all() and len(set(windows)) == len(windows)
@@ -160,18 +166,42 @@ def strips(root, normal=8):
     return root
 
 
-@pytest.fixture(scope="module")
-def strip_run(tmp_path_factory):
-    """Return the data and the folder of a run on strips that are cut into tiles."""
-    from texture_ad.cli.entry import CONF
-    import subprocess, sys
-
-    root = tmp_path_factory.mktemp("strips")
-    return strips(root / "strips"), root / "run"
-
-
-def test_a_run_on_strips_finds_and_locates_the_spots(strip_run, command):
-    data, folder = strip_run
-    own = ("cutpaste=none", "data.tile=48", "data.overlap=8", "method=sparse_coding", "method.num_atoms=16")
-    code, out, errors = command("run", *arguments(data, folder, *own))
+def test_a_run_on_strips_finds_and_locates_the_spots(tmp_path, command):
+    data = strips(tmp_path / "strips")
+    own = ["data.tile=48", "data.overlap=16", "data.max_tiles=40", "pictures=true"]
+    code, out, errors = command("run", *arguments(data, tmp_path / "run", *own))
     assert code == 0, errors
+    assert "6 training (40 tiles), 2 calibration" in out and "48 x 48 px" in out
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["image_auroc"] == 1.0 and metrics["pixel_auroc"] > 0.9 and metrics["synthetic_auroc"] > 0.5
+    detector = load(tmp_path / "run/detector.pt")
+    assert detector.geometry == Geometry((48, 48), 16, (48, 400)) and detector.whitening.mode == "global"
+    prediction = detector(detector.read(*sorted((data / "test/spot").iterdir())))
+    for i, one in enumerate(prediction.anomaly_maps):
+        row, column = np.unravel_index(int(one.argmax()), one.shape)
+        assert 12 <= row <= 42 and 100 * i + 50 <= column <= 100 * i + 86
+    code, _, errors = command(
+        "predict", f"detector={tmp_path / 'run/detector.pt'}", f"input={data / 'test'}", f"output={tmp_path / 'out'}"
+    )
+    assert code == 0, errors
+    scores = [
+        {
+            Path(row["path"]).name + Path(row["path"]).parent.name: float(row["score"])
+            for row in csv.DictReader(file.open())
+        }
+        for file in (tmp_path / "run/scores.csv", tmp_path / "out/scores.csv")
+    ]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-4) and len(scores[0]) == 6
+    # The shorter strip is stretched where it is shown; nothing is where it is measured.
+    assert "differ in size" in errors or "differ in size" in out
+
+
+def test_positions_are_not_learnt_from_tiles(tmp_path, command):
+    data = strips(tmp_path / "strips", normal=3)
+    for own, message in (
+        (["whitening.mode=position"], "whitening.mode=position: a tile's positions are no places of the picture"),
+        (["method=padim"], "data.tile=[48, 48]: padim learns every position of an image by itself"),
+        (["data.overlap=48"], "data.overlap=48: expected an integer from 0 to 47"),
+    ):
+        code, _, errors = command("run", *arguments(data, tmp_path / "run", "data.tile=48", *own))
+        assert code == 2 and message in errors, errors
