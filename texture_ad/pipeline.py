@@ -258,11 +258,16 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
     The calibration images pass the backbone once. Beside synthetic defects they give the run's AUROC without a label.
     """
     start = run.clock()
+    if detector.geometry.tiled:
+        tiles = (batch["image"].to(detector.device) for batch in run.data.calibration_dataloader())
+        levels = [gather(parts) for batch in tiles if (parts := detector.measure(batch).parts) is not None]
+        if levels:
+            detector.level_tiles(levels)
     measured = [one for batch in run.data.picture_dataloader() for one in detector.measure_all(batch["image"])]
-    parts = [one.parts.transpose(0, 1).flatten(1) for one, _ in measured if one.parts is not None]
-    if parts:
+    rows = [one.parts.transpose(0, 1).flatten(1) for one, _ in measured if one.parts is not None]
+    if rows:
         # Pictures may differ in size: the values of all their positions in one row, (1, P, positions, 1).
-        values = gather(torch.cat(parts, 1).T).T[None, :, :, None]
+        values = gather(torch.cat(rows, 1).T).T[None, :, :, None]
         detector.standardise(values)
         detector.map_floor.copy_(detector.fuse(values).median())
     found = [_highest(detector.conclude(*one)) for one in measured]

@@ -39,7 +39,7 @@ from texture_ad.data.images import read_mask, shapes_of
 from texture_ad.data.layouts import Layout, Sample, fingerprint, scan, split_calibration
 from texture_ad.data.pictures import Picture
 from texture_ad.errors import ParameterError, UserError
-from texture_ad.parameters import Count, NonNegativeInt, Range, checked
+from texture_ad.parameters import Count, NonNegativeInt, Range, check, checked
 
 T = TypeVar("T")
 Images = ImageBatches | PictureBatches | WithSyntheticDefects
@@ -172,6 +172,8 @@ class TextureDataModule(L.LightningDataModule):
         checked_shape("size", size)
         self.size = size
         self.tile = None if tile is None else checked_shape("tile", tile)
+        if self.tile is not None:
+            check("overlap", overlap, Annotated[int, Range(0, min(self.tile) - 1)])
         self.overlap = overlap
         self.max_tiles = max_tiles
         self.batch_size = batch_size

@@ -37,6 +37,7 @@ FORMAT = "texture_ad.detector"
 VERSION = 5
 CPU_PIXELS = 2**20  # of the tiles that are measured at a time
 GPU_PIXELS = 2**22
+TILE_PRIOR = 8  # tiles: how much all positions weigh at each single one
 
 
 class Prediction(NamedTuple):
@@ -216,6 +217,7 @@ class AnomalyDetector(nn.Module, ABC):
         pixel_threshold: (), a pixel is called anomalous where its score is greater; NaN for a method without maps.
         calibration_scores: (n,), image scores of the calibration images.
         calibration_maxima: (n,), the highest score in each one's anomaly map; empty for a method without maps.
+        tile_levels: (2 P h w,), mean and deviation of each part at each position of a tile; empty without tiles.
         map_floor: (), score of a typical normal position; pictures draw it dark.
     """
 
@@ -233,6 +235,7 @@ class AnomalyDetector(nn.Module, ABC):
     pixel_threshold: Tensor
     calibration_scores: Tensor
     calibration_maxima: Tensor
+    tile_levels: Tensor
     map_floor: Tensor
 
     def __init__(self) -> None:
@@ -242,7 +245,7 @@ class AnomalyDetector(nn.Module, ABC):
         self._tile_grid: Shape | None = None
         for name in ("threshold", "pixel_threshold", "map_floor"):
             self.register_buffer(name, torch.tensor(float("nan")))
-        for name in ("calibration_scores", "calibration_maxima"):
+        for name in ("calibration_scores", "calibration_maxima", "tile_levels"):
             self.register_buffer(name, torch.zeros(0))
 
     @classmethod
@@ -376,13 +379,42 @@ class AnomalyDetector(nn.Module, ABC):
         found = []
         for start in range(0, len(windows), count):
             tiles = torch.stack([picture.window(window) for window in windows[start : start + count]])
-            found.append(self.measure(tiles.to(self.device)))
+            found.append(self.measure_tiles(tiles.to(self.device)))
         picture.release()
         scores, parts = Measurement.cat(found)
         return Measurement(
             None if scores is None else scores.amax(0, keepdim=True),
             None if parts is None else tiling.join(parts)[None],
         )
+
+    def measure_tiles(self, tiles: Tensor) -> Measurement:
+        """Measure tiles, uint8 (B, 3, h, w), by `measure`, and make their positions equal: see `level_tiles`."""
+        measured = self.measure(tiles)
+        if measured.parts is None or not len(self.tile_levels):
+            return measured
+        mean, deviation = self.tile_levels.view(2, *measured.parts.shape[1:])
+        return measured._replace(parts=(measured.parts - mean) / deviation)
+
+    @torch.no_grad()
+    def level_tiles(self, parts: Sequence[Tensor]) -> None:
+        """Learn how each position of a tile is measured, since backbones see padding at the edges of every tile.
+
+        Mean and deviation at a position are brought to those of all positions. They are drawn towards the latter, as if
+        TILE_PRIOR more tiles had shown them.
+
+        Args:
+            parts: by `measure`, of batches of normal tiles, (B, P, h, w) each.
+        """
+        values = torch.cat(list(parts)).double()
+        own = len(values) / (len(values) + TILE_PRIOR)
+        mean = values.mean(0)
+        square = values.square().mean(0)
+        overall, overall_square = (value.mean((1, 2), keepdim=True) for value in (mean, square))
+        spread = (overall_square - overall.square()).clamp(min=1e-12).sqrt()
+        deviation = torch.lerp(spread.expand_as(mean), (square - mean.square()).clamp(min=0).sqrt(), own) / spread
+        shift = torch.lerp(overall.expand_as(mean), mean, own)
+        levels = torch.stack((shift - overall * deviation, deviation))
+        self.tile_levels = levels.flatten().float().to(self.device)
 
     def predict_picture(self, measured: Measurement, picture: Shape) -> Prediction:
         """Return the prediction of a whole picture, whose map has the size of the geometry's view.
@@ -550,7 +582,7 @@ class _Graph(nn.Module):
         self.detector = detector
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        measured = self.detector.measure(images)
+        measured = self.detector.measure_tiles(images)
         prediction = self.detector.predict(measured, images.shape[-2:], separate_positions)
         if prediction.anomaly_maps is None:
             return (prediction.scores,)
