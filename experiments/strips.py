@@ -3,14 +3,15 @@
     python -m experiments.strips root=FOLDER                       # FOLDER holds aitex_fabric03, as MVTec AD's
     python -m experiments.strips root=FOLDER seeds=0 strips=8 trainer.accelerator=gpu
 
-A strip has 16 tiles of 256 pixels. AITEX's names tell which tiles lay side by side in the original photograph: these rows
-make the strips, lengthened by their mirror image, so that they have no joint of their own. Training strips are made of
-training images alone. One test strip is made for each anomalous test image, which takes the place of a random tile of a
-row of good test images; as many normal ones get a good tile of another photograph instead. Each of these tiles has the
-mean grey of the one that it replaces, and is blended over 16 pixels at both sides, so that the joints tell nothing.
+A strip has 16 tiles of 256 pixels. AITEX's names tell which tiles lay side by side in the original photograph: these
+rows make the strips, lengthened by their mirror image, so that they have no joint of their own. Training strips are
+made of training images alone. One test strip is made for each anomalous test image, which takes the place of a random
+tile of a row of good test images; as many normal ones get a good tile of another photograph instead. Each of these
+tiles has the mean grey of the one that it replaces, and is blended over 16 pixels at both sides, so that the joints
+tell nothing.
 
-Compared are the images one by one (`tiles`) and the strips cut by data.tile (`strips`), by image AUROC; `located` is the
-share of anomalous strips whose highest anomaly lies in the defective tile.
+Compared are the images one by one (`tiles`) and the strips cut by data.tile (`strips`), by image AUROC; `located` is
+the share of anomalous strips whose highest anomaly lies in the defective tile.
 
 Own keys: root, texture, strips (anomalous and normal test strips, at most), seeds, device (that locates), workers, runs
 (folder of the strips and runs), output (without suffix: .json and .md are written). Every other key=value goes to each

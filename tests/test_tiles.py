@@ -214,7 +214,7 @@ def test_a_run_on_strips_finds_and_locates_the_spots(tmp_path, command):
 def test_positions_are_not_learnt_from_tiles(tmp_path, command):
     data = strips(tmp_path / "strips", normal=3)
     for own, message in (
-        (["whitening.mode=position"], "whitening.mode=position: a tile's positions are no places of the picture"),
+        (["whitening.mode=position"], "whitening.mode=position: positions of tiles are no places of the picture"),
         (["method=padim"], "data.tile=[48, 48]: padim learns every position of an image by itself"),
         (["data.overlap=48"], "data.overlap=48: expected an integer from 0 to 47"),
     ):

@@ -31,7 +31,7 @@ _GAP = 8  # pixels between the pictures of a page
 _LINE = 16  # pixels from one line of a caption to the next
 _HEADING_LINE = 20  # pixels from one line of a heading to the next
 _OUTCOMES = {"correct": "(correct)", "false alarm": "(FALSE ALARM)", "missed": "(MISSED DEFECT)"}
-_TRUTHS = {0: "truth: no defect", 1: "truth: a defect, no mask given"}
+_TRUTHS: dict[int | None, str] = {0: "truth: no defect", 1: "truth: a defect, no mask given"}
 WIDE = 2  # times as wide as high: such pictures stand below each other
 _ATOMS = 64  # drawn at most; as many as explain.ATOMS gives
 
