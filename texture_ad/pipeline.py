@@ -29,7 +29,7 @@ from texture_ad.evaluation.calibration import FalseAlarmRate
 from texture_ad.evaluation.embedding import embed
 from texture_ad.evaluation.metrics import Predictions, image_metrics, prediction_metrics
 from texture_ad.files import csv_text, write_atomic, write_text
-from texture_ad.methods.base import AnomalyDetector, Measurement, Prediction, Provenance
+from texture_ad.methods.base import AnomalyDetector, Prediction, Provenance
 from texture_ad.methods.evaluation import Evaluation
 from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.explain import atom_crops, sample_features
@@ -195,8 +195,9 @@ def prepare_data(run: Run) -> None:
     run.data.setup()
     data = run.data
     pixels = "{1} x {0} px".format(*data.geometry.size)
+    tiles = f" ({len(data.train_samples)} tiles)" if data.geometry.tiled else ""
     print(
-        f"data     {data.source_name}: {len(data.train_samples)} training, "
+        f"data     {data.source_name}: {len(data.training_paths)} training{tiles}, "
         f"{len(data.calibration_samples)} calibration, {len(data.test_samples)} test images, {pixels}"
     )
     print(f"run      {run.folder}", flush=True)
@@ -261,21 +262,23 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
     The calibration images pass the backbone once. Beside synthetic defects they give the run's AUROC without a label.
     """
     start = run.clock()
-    measured = [
-        detector.measure(batch["image"].to(detector.device)).map_tensors(gather)
-        for batch in run.data.calibration_dataloader()
-    ]
-    parts = Measurement.cat(measured).parts
-    if parts is not None:
-        detector.standardise(parts)
-        detector.map_floor.copy_(detector.fuse(parts).median())
-    found = [_highest(detector.predict(batch, run.data.geometry.size)) for batch in measured]
-    normal, maxima = (torch.cat(values) for values in zip(*found, strict=True))
+    if detector.geometry.tiled:
+        tiles = (batch["image"].to(detector.device) for batch in run.data.calibration_dataloader())
+        levels = [gather(parts) for batch in tiles if (parts := detector.measure(batch).parts) is not None]
+        if levels:
+            detector.level_tiles(levels)
+    measured = [one for batch in run.data.picture_dataloader() for one in detector.measure_all(batch["image"])]
+    rows = [one.parts.transpose(0, 1).flatten(1) for one, _ in measured if one.parts is not None]
+    if rows:
+        # Pictures may differ in size: the values of all their positions in one row, (1, P, positions, 1).
+        values = gather(torch.cat(rows, 1).T).T[None, :, :, None]
+        detector.standardise(values)
+        detector.map_floor.copy_(detector.fuse(values).median())
+    found = [_highest(detector.conclude(*one)) for one in measured]
+    normal, maxima = (gather(torch.cat(values)) for values in zip(*found, strict=True))
     detector.calibrate(normal, maxima if len(maxima) else None, run.config.false_alarm_rate)
     run.metrics["fit_seconds"] = run.metrics.get("fit_seconds", 0) + run.clock() - start
-    defects = torch.cat(
-        [gather(detector(batch["image"].to(detector.device)).scores) for batch in run.data.synthetic_dataloader()]
-    )
+    defects = gather(torch.cat([detector(batch["image"]).scores for batch in run.data.synthetic_dataloader()]))
     labels = [0] * len(normal) + [1] * len(defects)
     synthetic = image_metrics(torch.cat((normal, defects)).cpu().numpy(), labels, float(detector.threshold))
     detector.provenance = _provenance(run, detector.device)
@@ -300,7 +303,7 @@ def _highest(prediction: Prediction) -> tuple[Tensor, Tensor]:
 
 def _provenance(run: Run, device: torch.device) -> Provenance:
     data = run.data
-    levels = [gather(brightness(batch["image"].to(device))).cpu() for batch in data.normal_dataloader()]
+    levels = [gather(brightness(images.to(device))).cpu() for images in data.training_views()]
     return Provenance(
         data_source=data.source_name,
         category=data.category,
@@ -308,7 +311,7 @@ def _provenance(run: Run, device: torch.device) -> Provenance:
         seed=run.config.seed,
         false_alarm_rate=float(run.config.false_alarm_rate),
         versions=versions(),
-        training_images=training_statistics([sample.path for sample in data.train_samples], torch.cat(levels)),
+        training_images=training_statistics(data.training_paths, torch.cat(levels)),
     )
 
 
