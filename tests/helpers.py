@@ -17,6 +17,7 @@ from texture_ad import pipeline
 from texture_ad.cli.entry import CONF
 from texture_ad.data.drift import brightness, training_statistics
 from texture_ad.data.embedded import ensure
+from texture_ad.data.geometry import Geometry
 from texture_ad.methods.base import AnomalyDetector, Provenance
 from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.registry import method_class
@@ -59,7 +60,9 @@ def baseline(name: str, *backbone: Backbone, size: int = 64, **options: Any) -> 
     defaults = OmegaConf.to_container(composed(f"method={name}").method, resolve=True)
     for key in ("_target_", "name"):
         del defaults[key]
-    return method_class(name)(*backbone, size=size, **(defaults | options))
+    detector = method_class(name)(*backbone, **(defaults | options))
+    detector.set_geometry(Geometry((size, size)))
+    return detector
 
 
 def untrained_fusion(backbone: Backbone, size: int, **options: Any) -> FusionDetector:
@@ -80,7 +83,9 @@ def untrained_fusion(backbone: Backbone, size: int, **options: Any) -> FusionDet
         "flow": make("flow", dim=dim, blocks=2, hidden=16),
         "dictionary": make("dictionary", dim=dim, **dictionary),
     }
-    return make("score", size=size, **parts, **score).eval()
+    detector = make("score", **parts, **score).eval()
+    detector.set_geometry(Geometry((size, size)))
+    return detector
 
 
 def untrained_detector(

@@ -337,7 +337,7 @@ def test_run_and_predict(name, folder, tmp_path, command):
     for path, score in found.items():
         assert score == pytest.approx(expected[f"test/{path}"], rel=1e-5, abs=1e-5)
     content = torch.load(run_dir / "detector.pt", weights_only=True)
-    assert content["method"] == name and content["settings"]["size"] == 64
+    assert content["method"] == name and content["geometry"]["size"] == [64, 64]
 
 
 def test_a_trained_baseline_is_not_trained_again(folder, tmp_path, command):
@@ -370,7 +370,7 @@ def test_every_number_is_checked(name, key, value, backbone):
 def test_a_detector_keeps_all_its_settings(name, backbone):
     parts = [backbone] if method_class(name).uses_backbone else []
     configured = {key: value for key, value in settings(name).items() if key not in ("_target_", "name")}
-    assert baseline(name, *parts).settings == {"size": 64, **configured}
+    assert baseline(name, *parts).settings == configured
 
 
 @pytest.mark.parametrize(
@@ -411,7 +411,11 @@ def saved(tmp_path_factory, loader):
         lambda c: c.pop("state"),
         lambda c: c["settings"].update(components=-1),
         lambda c: c["settings"].update(x=1),
-        lambda c: c["settings"].update(size=10**9),
+        lambda c: c["geometry"].update(size=[64, 10**9]),
+        lambda c: c["geometry"].update(size=[64]),
+        lambda c: c["geometry"].update(size="64"),
+        lambda c: c["geometry"].pop("size"),
+        lambda c: c.pop("geometry"),
         lambda c: c["state"].update(mean=torch.zeros(3)),
         lambda c: c["state"].update(normals=torch.zeros(4, 3)),
         lambda c: c["state"].pop("projection"),

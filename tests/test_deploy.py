@@ -36,7 +36,7 @@ def photographs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def saved(photographs, tmp_path_factory):
     paths = sorted(photographs.iterdir())
-    images = torch.stack([resize(read_image(p), 64) for p in paths])
+    images = torch.stack([resize(read_image(p), (64, 64)) for p in paths])
     path = tmp_path_factory.mktemp("detector") / "detector.pt"
     untrained_detector(64, paths, images).save(path)
     return path

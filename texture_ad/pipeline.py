@@ -191,13 +191,15 @@ def prepare_data(run: Run) -> None:
     run.data = run.make("data")
     run.data.setup()
     data = run.data
+    pixels = "{1} x {0} px".format(*data.geometry.size)
     print(
         f"data     {data.source_name}: {len(data.train_samples)} training, "
-        f"{len(data.calibration_samples)} calibration, {len(data.test_samples)} test images, {data.size} px"
+        f"{len(data.calibration_samples)} calibration, {len(data.test_samples)} test images, {pixels}"
     )
     print(f"run      {run.folder}", flush=True)
     if is_rank_zero():
         _warn_of_duplicates(run)
+        _warn_of_stretched(run)
         write_text(run.folder / "config.yaml", OmegaConf.to_yaml(run.config, resolve=True))
     settings = OmegaConf.to_container(run.config, resolve=True)
     for logger in run.loggers:
@@ -224,10 +226,22 @@ def _warn_of_duplicates(run: Run) -> None:
         write_atomic(run.folder / "duplicates.csv", csv_text([("train", "test"), *copies]))
 
 
+def _warn_of_stretched(run: Run) -> None:
+    data = run.data
+    if data.stretched:
+        path, (height, width) = next(iter(data.stretched.items()))
+        print(
+            f"warning: {len(data.stretched)} of {len(data.layout.train) + len(data.test_samples)} images have another "
+            "aspect than {1} x {0} px and are stretched or squeezed to it, ".format(*data.geometry.size)
+            + f"first {path} ({width} x {height})",
+            flush=True,
+        )
+
+
 def fit(run: Run) -> AnomalyDetector:
     """Build and fit the detector (step 2)."""
     start = run.clock()
-    detector = run.make("method", make=run.make, size=run.data.size)
+    detector = run.make("method", make=run.make, geometry=run.data.geometry)
     precision = run.config.trainer.precision
     if precision != "32-true" and not detector.mixed_precision:
         raise ParameterError("trainer.precision", precision, f"expected 32-true with method={detector.name}")
@@ -251,8 +265,7 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
     if parts is not None:
         detector.standardise(parts)
         detector.map_floor.copy_(detector.fuse(parts).median())
-    size = (run.data.size, run.data.size)
-    normal = torch.cat([detector.predict(batch, size).scores for batch in measured])
+    normal = torch.cat([detector.predict(batch, run.data.geometry.size).scores for batch in measured])
     detector.threshold.copy_(threshold(normal, run.config.quantile))
     run.metrics["fit_seconds"] += run.clock() - start
     defects = torch.cat(

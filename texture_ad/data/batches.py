@@ -1,7 +1,7 @@
 """Images as ready batches, and which images each batch holds, in what order, on one process or several.
 
-A batch is a dict: `image` uint8 (B, 3, size, size) RGB, `label` (B,) 0 or 1, `mask` bool (B, size, size), and `index`
-(B,) into the samples.
+A batch is a dict: `image` uint8 (B, 3, H, W) RGB, `label` (B,) 0 or 1, `mask` bool (B, H, W), and `index` (B,) into the
+samples.
 """
 
 from collections.abc import Iterator, Sized
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Dataset, RandomSampler, Sampler
 
+from texture_ad.data.geometry import Shape
 from texture_ad.data.images import read_image, read_mask, resize, resize_mask
 from texture_ad.data.layouts import Sample
 from texture_ad.data.synthetic import synthetic_defects
@@ -23,16 +24,16 @@ Batch = dict[str, Tensor]
 SEED_STEP = 1_000_003  # between the random streams of two seeds, more than there are epochs or images
 
 
-def load_sample(sample: Sample, size: int, training: bool = False) -> tuple[Tensor, Tensor]:
+def load_sample(sample: Sample, size: Shape, training: bool = False) -> tuple[Tensor, Tensor]:
     """Read one sample and its mask.
 
     Args:
         sample: which files to read.
-        size: side of the square image in pixels.
+        size: (h, w) of the image in pixels.
         training: refuse an image of one colour.
 
     Returns:
-        The image, uint8 (3, size, size), and its mask, bool (size, size), False everywhere if it has none.
+        The image, uint8 (3, h, w), and its mask, bool (h, w), False everywhere if it has none.
 
     Raises:
         UserError: unreadable, or a training image of one colour.
@@ -40,7 +41,7 @@ def load_sample(sample: Sample, size: int, training: bool = False) -> tuple[Tens
     image = read_image(sample.path)
     if training and (image == image[0, 0]).all():
         raise UserError(f"{sample.path}: one colour all over, nothing to learn from; remove this exposure")
-    mask = torch.zeros(size, size, dtype=torch.bool)
+    mask = torch.zeros(size, dtype=torch.bool)
     if sample.mask:
         height, width = image.shape[:2]
         mask = resize_mask(read_mask(sample.mask, (height, width)), size)
@@ -52,7 +53,7 @@ class ImageBatches(Dataset[Batch]):
 
     Args:
         samples: which images.
-        size: side of the square images in pixels.
+        size: (h, w) of the images in pixels.
         in_memory: decode all images now and keep them.
         training: refuse images of one colour.
 
@@ -60,7 +61,7 @@ class ImageBatches(Dataset[Batch]):
         UserError: an image that can't be worked with, now or when it is asked for.
     """
 
-    def __init__(self, samples: list[Sample], size: int, in_memory: bool, training: bool = False):
+    def __init__(self, samples: list[Sample], size: Shape, in_memory: bool, training: bool = False):
         self.samples = samples
         self.size = size
         self.training = training
@@ -68,9 +69,9 @@ class ImageBatches(Dataset[Batch]):
         self._memory = self._decode_all() if in_memory else None
 
     def _decode_all(self) -> tuple[Tensor, Tensor]:
-        """Return all images, uint8 (N, 3, size, size), and all masks, bool (N, size, size)."""
-        images = torch.empty(len(self.samples), 3, self.size, self.size, dtype=torch.uint8)
-        masks = torch.empty(len(self.samples), self.size, self.size, dtype=torch.bool)
+        """Return all images, uint8 (N, 3, h, w), and all masks, bool (N, h, w)."""
+        images = torch.empty(len(self.samples), 3, *self.size, dtype=torch.uint8)
+        masks = torch.empty(len(self.samples), *self.size, dtype=torch.bool)
         with ThreadPoolExecutor() as pool:
             for i, (image, mask) in enumerate(pool.map(self._load, self.samples)):
                 images[i] = image

@@ -1,6 +1,7 @@
 """The LightningDataModule: where the images come from, how the normal ones are split, how they are batched."""
 
 import difflib
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +13,11 @@ from torch.utils.data import DataLoader, SequentialSampler
 
 from texture_ad.data import embedded
 from texture_ad.data.batches import Batch, EpochShuffle, ImageBatches, Order, SharedBatches, WithSyntheticDefects
+from texture_ad.data.geometry import Geometry, Shape, checked_shape, same_aspect, scaled_shape
+from texture_ad.data.images import shapes_of
 from texture_ad.data.layouts import Layout, Sample, fingerprint, scan, split_calibration
 from texture_ad.errors import ParameterError, UserError
-from texture_ad.parameters import Count, NonNegativeInt, Range, Size, checked
+from texture_ad.parameters import Count, NonNegativeInt, Range, checked
 
 T = TypeVar("T")
 Source = Literal["auto", "mvtec", "folder", "embedded"]
@@ -86,7 +89,8 @@ class TextureDataModule(L.LightningDataModule):
         source: "auto" (MVTec AD where a root is given, else embedded), "mvtec", "folder" or "embedded".
         root: MVTec AD's folder, or for "folder" the category's own.
         category: the texture; for "folder" a name, None for the folder's.
-        size: side of the square images in pixels.
+        size: of the images in pixels: the shorter side, or [height, width]. A side alone keeps the median aspect of the
+            training images; images of another aspect are scaled to the same size.
         batch_size: of training.
         eval_batch_size: of everything else.
         calibration_fraction: share of the normal images that are calibration images.
@@ -99,6 +103,8 @@ class TextureDataModule(L.LightningDataModule):
         category: the texture's name.
         source_name: the source's name as every table and figure shows it.
         layout: the images of the category, once `setup` has run, as the attributes below.
+        geometry: from photographs to images.
+        stretched: (height, width) of each image whose aspect is not that of the geometry.
         train_samples: the normal images for training.
         calibration_samples: the normal images for calibration.
         test_samples: the images of the test folder.
@@ -110,6 +116,8 @@ class TextureDataModule(L.LightningDataModule):
     """
 
     layout: Layout
+    geometry: Geometry
+    stretched: dict[Path, Shape]
     train_samples: list[Sample]
     calibration_samples: list[Sample]
     test_samples: list[Sample]
@@ -120,7 +128,7 @@ class TextureDataModule(L.LightningDataModule):
         source: Source,
         root: str | None,
         category: str | None,
-        size: Size,
+        size: int | Sequence[int],
         batch_size: Count,
         eval_batch_size: Count,
         calibration_fraction: Annotated[float, Range(0, 0.9, above=True)],
@@ -131,6 +139,7 @@ class TextureDataModule(L.LightningDataModule):
         super().__init__()
         self.source = source
         self.root = root
+        checked_shape("size", size)
         self.size = size
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -158,18 +167,31 @@ class TextureDataModule(L.LightningDataModule):
         )
         self.test_samples = self.layout.test
         self.has_masks = self.layout.has_masks
+        self.geometry = self._find_geometry()
         self._make_batches()
         self._ready = True
+
+    def _find_geometry(self) -> Geometry:
+        """Return the geometry that `size` asks for, and note which images have another aspect."""
+        shapes = shapes_of([sample.path for sample in self.layout.train + self.test_samples])
+        trained = [shapes[sample.path] for sample in self.layout.train if sample.path in shapes]
+        if isinstance(self.size, int):
+            size = scaled_shape(self.size, trained or [(1, 1)])
+        else:
+            size = checked_shape("size", self.size)
+        self.stretched = {path: shape for path, shape in shapes.items() if not same_aspect(shape, size)}
+        return Geometry(size)
 
     def _make_batches(self) -> None:
         """Make the data sets of training, calibration and test images."""
         count = len(self.layout.train) + len(self.test_samples)
         # An image has three bytes a pixel, its mask one.
-        in_memory = count * 4 * self.size**2 <= self.cache_mb * 2**20
-        self._train = ImageBatches(self.train_samples, self.size, in_memory, training=True)
-        self._calibration = ImageBatches(self.calibration_samples, self.size, in_memory, training=True)
+        size = self.geometry.size
+        in_memory = count * 4 * math.prod(size) <= self.cache_mb * 2**20
+        self._train = ImageBatches(self.train_samples, size, in_memory, training=True)
+        self._calibration = ImageBatches(self.calibration_samples, size, in_memory, training=True)
         self._validation = WithSyntheticDefects(self._calibration, self.seed)
-        self._test = ImageBatches(self.test_samples, self.size, in_memory)
+        self._test = ImageBatches(self.test_samples, size, in_memory)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -1,6 +1,8 @@
 """Reading of photographs and masks: every common format and mode becomes RGB bytes or an error that helps."""
 
 import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,8 @@ from texture_ad.errors import UserError
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif"})
 MAX_PIXELS = 100_000_000
 MIN_SIDE = 4
+ORIENTATION = 0x0112  # of EXIF
+TURNED = (5, 6, 7, 8)  # orientations that swap width and height
 MAX_GREY = 0.05  # of a mask's pixels between black and white: soft edges, not a picture
 
 
@@ -57,7 +61,7 @@ def _open(path: Path) -> Image.Image:
 
 
 def header(path: Path) -> tuple[int, int, str]:
-    """Return width and height in pixels and the mode of an image, as its header states them; nothing is decoded.
+    """Return width and height in pixels, as shown by EXIF's orientation, and the mode of an image; nothing is decoded.
 
     Raises:
         UserError: no image.
@@ -66,9 +70,22 @@ def header(path: Path) -> tuple[int, int, str]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
-                return *image.size, image.mode
+                # Pillow has turned a TIFF's size already, and would decode a PNG to look for EXIF behind its pixels.
+                exif = image.getexif() if "exif" in image.info else {}
+                width, height = image.size[::-1] if exif.get(ORIENTATION, 1) in TURNED else image.size
+                return width, height, image.mode
     except Exception as error:
         raise UserError(f"{path}: can't be read as an image; copy it again or remove it") from error
+
+
+def shapes_of(paths: Iterable[Path]) -> dict[Path, tuple[int, int]]:
+    """Return (height, width) in pixels of every image; one that can't be read is left out, its reader says why."""
+    found = {}
+    for path in paths:
+        with suppress(UserError):
+            width, height, _ = header(path)
+            found[path] = (height, width)
+    return found
 
 
 def _grey_bytes(image: Image.Image) -> np.ndarray:
@@ -139,32 +156,30 @@ def read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
     return share > 0.5
 
 
-def resize(image: np.ndarray, size: int) -> Tensor:
-    """Return an image, uint8 (H, W, 3), as a square, uint8 (3, size, size): bilinear with antialiasing.
-
-    The aspect is not kept.
+def resize(image: np.ndarray, size: Sequence[int]) -> Tensor:
+    """Return an image, uint8 (H, W, 3), at another size, uint8 (3, h, w): bilinear with antialiasing.
 
     Args:
         image: uint8 (H, W, 3).
-        size: side in pixels.
+        size: (h, w) in pixels.
     """
     from torchvision.transforms.v2 import functional as F
 
-    return F.resize(torch.from_numpy(image).permute(2, 0, 1), [size, size], antialias=True)
+    return F.resize(torch.from_numpy(image).permute(2, 0, 1), list(size), antialias=True)
 
 
-def resize_mask(mask: np.ndarray, size: int) -> Tensor:
-    """Return a mask, bool (H, W), as a square, bool (size, size).
+def resize_mask(mask: np.ndarray, size: Sequence[int]) -> Tensor:
+    """Return a mask, bool (H, W), at another size, bool (h, w).
 
     A pixel counts as defect if half of its area or more does. A defect too thin for that keeps every pixel that it
     touches, so that no defect vanishes.
 
     Args:
         mask: bool (H, W), True = defect.
-        size: side in pixels.
+        size: (h, w) in pixels.
     """
     from torchvision.transforms.v2 import functional as F
 
-    area = F.resize(torch.from_numpy(mask)[None].float(), [size, size], antialias=True)[0]
+    area = F.resize(torch.from_numpy(mask)[None].float(), list(size), antialias=True)[0]
     small = area >= 0.5
     return small if small.any() else area >= area.max().clamp(min=1e-6) / 2

@@ -21,7 +21,7 @@ from texture_ad.files import csv_text, write_atomic
 from texture_ad.methods.base import AnomalyDetector, Prediction
 from texture_ad.parameters import Count, checked
 
-Content = Tensor | UserError  # an image, uint8 (3, size, size), or why it can't be read
+Content = Tensor | UserError  # an image, uint8 (3, H, W), or why it can't be read
 
 
 class Row(NamedTuple):
@@ -100,7 +100,7 @@ class Scorer:
         self.detector = detector
         self.root = source if source.is_dir() else source.parent
         self.output = output
-        self.size: int = detector.settings["size"]
+        self.size = detector.geometry.size
         self.threshold = float(detector.threshold)
         self.provenance = detector.provenance
         self.source = f"detector of {self.provenance.data_source if self.provenance else 'unknown data'}"
@@ -157,7 +157,7 @@ class Scorer:
         return "; ".join(found.values())
 
     def _predict(self, images: dict[Path, Tensor]) -> dict[Path, float]:
-        """Return the scores of images, uint8 (3, size, size) each, and draw their overlays where they are wanted."""
+        """Return the scores of images, uint8 (3, H, W) each, and draw their overlays where they are wanted."""
         if not images:
             return {}
         batch = torch.stack(list(images.values())).to(self.detector.device)
@@ -186,7 +186,7 @@ class Scorer:
             localization_panel(
                 image.permute(1, 2, 0).numpy(),
                 maps[i],
-                region=region_mask(positions[i], prediction.grid, (self.size, self.size)),
+                region=region_mask(positions[i], prediction.grid, self.size),
                 mask=None,
                 score=scores[path],
                 threshold=self.threshold,

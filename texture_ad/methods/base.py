@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from texture_ad.data.drift import ImageStatistics
+from texture_ad.data.geometry import Geometry
 from texture_ad.data.images import read_image, resize
 from texture_ad.errors import ParameterError
 from texture_ad.evaluation.localization import separate_positions, top_positions
@@ -173,7 +174,7 @@ class AnomalyDetector(nn.Module, ABC):
 
     A subclass defines `fit` and `measure`, and where its map has several parts, `standardise` and `fuse`.
 
-    Its arguments are those of the subclass, which is `checked`; one of them is `size`.
+    Its arguments are those of the subclass, which is `checked`.
 
     Attributes:
         name: of the method.
@@ -184,6 +185,7 @@ class AnomalyDetector(nn.Module, ABC):
         min_distance: between two of them, in positions.
         sigma: Gaussian smoothing of the anomaly map, in pixels at a size of 224; 0 for none.
         settings: the arguments as plain values, but for the backbone; those of a part are its own settings.
+        geometry: from photographs to the images that it scores; `build` sets it.
         provenance: what it was made from, None before it was.
         threshold: (), an image is called anomalous where its score is greater.
         map_floor: (), score of a typical normal position; pictures draw it dark.
@@ -197,6 +199,7 @@ class AnomalyDetector(nn.Module, ABC):
     min_distance: int
     sigma: float = 0.0
     backbone: Backbone
+    geometry: Geometry
     threshold: Tensor
     map_floor: Tensor
 
@@ -208,17 +211,32 @@ class AnomalyDetector(nn.Module, ABC):
         self.register_buffer("map_floor", torch.tensor(float("nan")))
 
     @classmethod
-    def build(cls, make: Callable[..., Any], size: int, **options: Any) -> "AnomalyDetector":
+    def build(cls, make: Callable[..., Any], geometry: Geometry, **options: Any) -> "AnomalyDetector":
         """Return an untrained detector.
 
         Args:
             make: returns the part of a name, such as "backbone".
-            size: side of the images in pixels.
+            geometry: from photographs to images.
             options: the method's own settings.
         """
+        detector = cls.assemble(make, **options)
+        detector.set_geometry(geometry)
+        return detector
+
+    @classmethod
+    def assemble(cls, make: Callable[..., Any], **options: Any) -> "AnomalyDetector":
+        """Return an untrained detector without a geometry; see `build`."""
         if cls.uses_backbone:
             options["backbone"] = make("backbone")
-        return cls(**options, size=size)  # type: ignore[call-arg]
+        return cls(**options)
+
+    def set_geometry(self, geometry: Geometry) -> None:
+        """Set what the detector sees of a photograph.
+
+        Raises:
+            ParameterError: the method can't work with it.
+        """
+        self.geometry = geometry
 
     @property
     def device(self) -> torch.device:
@@ -278,7 +296,7 @@ class AnomalyDetector(nn.Module, ABC):
         positions, top_scores = peaks(patch_maps, self.top, self.min_distance)
         maps = F.interpolate(patch_maps[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
         if self.sigma:
-            maps = smooth(maps, self.sigma * size[-1] / 224)
+            maps = smooth(maps, self.sigma * min(size) / 224)
         scores = self.score(maps, top_scores) if measured.scores is None else measured.scores
         return Prediction(scores, maps, positions, (patch_maps.shape[-2], patch_maps.shape[-1]))
 
@@ -296,12 +314,12 @@ class AnomalyDetector(nn.Module, ABC):
         return _Graph(self)
 
     def read(self, *paths: Path | str) -> Tensor:
-        """Read photographs as this detector wants them: uint8 (B, 3, size, size) on its device.
+        """Read photographs as this detector wants them: uint8 (B, 3, H, W) on its device.
 
         Raises:
             UserError: a file that can't be read as an image.
         """
-        images = [resize(read_image(Path(path)), self.settings["size"]) for path in paths]
+        images = [resize(read_image(Path(path)), self.geometry.size) for path in paths]
         return torch.stack(images).to(self.device)
 
     def save(self, path: Path) -> None:
@@ -311,6 +329,7 @@ class AnomalyDetector(nn.Module, ABC):
             "version": VERSION,
             "method": self.name,
             "settings": self.settings,
+            "geometry": self.geometry.to_dict(),
             "backbone": self.backbone.settings if self.uses_backbone else None,
             "provenance": self.provenance and self.provenance.to_dict(),
             "state": {key: value.contiguous() for key, value in self.state_dict().items()},
@@ -343,6 +362,7 @@ class AnomalyDetector(nn.Module, ABC):
         # Nothing of the sizes that the file claims is made: its own tensors take their places.
         with torch.device("meta"):
             detector = cls.from_settings(content["settings"], state, **parts)
+        detector.set_geometry(Geometry.from_dict(content["geometry"]))
         for name, buffer in list(detector.named_buffers()):
             if buffer.shape[:1] == (0,):  # filled by `fit`, of any length
                 setattr(detector, name, buffer.new_empty(len(state[name]), *buffer.shape[1:]))

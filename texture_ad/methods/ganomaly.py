@@ -42,7 +42,6 @@ class GANomaly(Baseline, L.LightningModule):
     """Score an image by the distance of its latent vector to that of its reconstruction.
 
     Args:
-        size: side of the images in pixels that the detector is fitted on.
         input_size: side to which images are resized, a power of two of at least 32 pixels.
         width: channels of the first layer.
         latent: length of the latent vector.
@@ -57,7 +56,6 @@ class GANomaly(Baseline, L.LightningModule):
 
     def __init__(
         self,
-        size: Size,
         input_size: Size,
         width: Count,
         latent: Count,

@@ -15,7 +15,7 @@ from torch import Tensor
 from texture_ad.methods.base import Measurement
 from texture_ad.methods.baseline import Baseline, Batches
 from texture_ad.models.backbone import Backbone
-from texture_ad.parameters import Count, NonNegativeInt, Size, checked
+from texture_ad.parameters import Count, NonNegativeInt, checked
 
 RIDGE = 0.01
 
@@ -26,7 +26,6 @@ class PaDiM(Baseline):
 
     Args:
         backbone: pretrained.
-        size: side of the images in pixels that the detector is fitted on.
         last: deepest layers of the backbone's chosen ones that are used.
         channels: chosen at random; all where there are fewer.
         seed: of the choice.
@@ -43,7 +42,7 @@ class PaDiM(Baseline):
     whitening: Tensor  # (positions, channels, channels)
     count: Tensor  # (), images that they were fitted on
 
-    def __init__(self, backbone: Backbone, size: Size, last: Count, channels: Count, seed: NonNegativeInt):
+    def __init__(self, backbone: Backbone, last: Count, channels: Count, seed: NonNegativeInt):
         super().__init__()
         self.backbone = backbone
         total = sum(backbone.num_channels[-last:])

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from texture_ad.data.geometry import Geometry
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.methods.base import FORMAT, VERSION, AnomalyDetector
 
@@ -40,7 +41,7 @@ def method_class(name: str) -> type[AnomalyDetector]:
     return getattr(import_module(f"texture_ad.methods.{module}"), kind)
 
 
-def build(name: str, make: Callable[..., Any], size: int, **options: Any) -> AnomalyDetector:
+def build(name: str, make: Callable[..., Any], geometry: Geometry, **options: Any) -> AnomalyDetector:
     """Return an untrained detector of the method `name`; see AnomalyDetector.build.
 
     Raises:
@@ -50,7 +51,7 @@ def build(name: str, make: Callable[..., Any], size: int, **options: Any) -> Ano
     known = inspect.signature(kind.__init__).parameters
     for option in options.keys() - known.keys():
         raise ParameterError(option, options[option], f"no such parameter of {name}")
-    return kind.build(make, size, **options).eval()
+    return kind.build(make, geometry, **options).eval()
 
 
 def load(detector: Path | str, device: str = "cpu") -> AnomalyDetector:

@@ -19,7 +19,7 @@ from texture_ad.models.flow import Flow, negative_log_likelihood
 from texture_ad.models.head import QuadraticHead
 from texture_ad.models.slices import in_slices
 from texture_ad.models.whitening import Whitening
-from texture_ad.parameters import Count, NonNegative, Size, checked
+from texture_ad.parameters import Count, NonNegative, checked
 
 SLICE = 2**20  # numbers of the features in a slice
 PARTS = ("gaussian", "head", "flow", "dictionary")  # of the score, in this order
@@ -47,7 +47,6 @@ class FusionModel(AnomalyDetector):
             and the Gaussian none unless it is alone.
         top: highest positions of the patch map, whose mean is the image score.
         min_distance: between two of them, in positions.
-        size: side of the images in pixels that the detector is fitted on.
 
     Attributes:
         patch_statistics: (4, 2), a row for each of PARTS: mean and standard deviation over calibration patches.
@@ -79,7 +78,6 @@ class FusionModel(AnomalyDetector):
         trust: NonNegative,
         top: Count,
         min_distance: Count,
-        size: Size,
     ):
         super().__init__()
         if gaussian_weight + head_weight + flow_weight + dictionary_weight == 0:
@@ -100,12 +98,12 @@ class FusionModel(AnomalyDetector):
         self.register_buffer("learnt", torch.tensor(1.0))
 
     @classmethod
-    def build(cls, make: Callable[..., Any], size: int, **options: Any) -> "FusionModel":
-        """Return an untrained detector; see AnomalyDetector.build."""
+    def assemble(cls, make: Callable[..., Any], **options: Any) -> "FusionModel":
+        """Return an untrained detector; see AnomalyDetector.assemble."""
         backbone = make("backbone")
         whitening = make("whitening", channels=backbone.num_channels)
         parts = {name: make(name, dim=whitening.length) for name in ("head", "flow", "dictionary")}
-        return make("score", backbone=backbone, whitening=whitening, **parts, size=size, **options)
+        return make("score", backbone=backbone, whitening=whitening, **parts, **options)
 
     def weight(self, part: str) -> float:
         """Return the weight of one of PARTS before the number of training images is known."""
