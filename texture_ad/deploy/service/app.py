@@ -261,8 +261,7 @@ def refused(error: Refusal) -> JSONResponse:
     headers = {} if error.retry_after is None else {"Retry-After": str(math.ceil(error.retry_after))}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    # What is left of the body is not read: the connection can't be used again.
-    return JSONResponse({"error": error.problem}, error.status, headers | {"Connection": "close"})
+    return JSONResponse({"error": error.problem}, error.status, headers)
 
 
 def create_app(service: Service) -> FastAPI:

@@ -221,6 +221,8 @@ function drawMask({ answer, map }, canvas) {
   }
 }
 
+const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+
 function expected(level) {
   const scores = about.calibration_levels;
   const above = scores.filter((one) => one > level).length;
@@ -232,7 +234,7 @@ function update() {
   get("level").textContent = level.toFixed(2);
   const share = expected(level);
   get("promise").textContent = level === OWN
-    ? about.promise || ""
+    ? capital(about.promise || "")
     : share === null ? "" : `About ${(100 * share).toFixed(1)} % of normal photographs are expected above it.`;
   photographs.forEach(show);
   summarise();
