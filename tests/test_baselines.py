@@ -381,7 +381,7 @@ def test_a_detector_keeps_all_its_settings(name, backbone):
         (["method=patch_svdd", "method.stride=12"], "method.stride=12: expected one of 8, 16, 32"),
         (["method=ganomaly", "method.input_size=48"], "method.input_size=48: expected a power of two"),
         (["method.name=knn"], "method.name=knn: expected one of fusion, one_nn"),
-        (["quantile=2"], "quantile=2: expected a number above 0 and at most 1"),
+        (["false_alarm_rate=2"], "false_alarm_rate=2: expected a number above 0 and at most 0.5"),
     ],
 )
 def test_bad_parameters(args, message, folder, tmp_path, command):

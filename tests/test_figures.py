@@ -23,6 +23,7 @@ def panel(path, size=128, **changes):
         "image": np.random.default_rng(0).integers(90, 160, (size, size, 3), dtype=np.uint8),
         "anomaly_map": np.linspace(0, 1, size * size, dtype=np.float32).reshape(size, size),
         "region": region,
+        "region_name": "region",
         "mask": mask,
         "score": 3.0,
         "threshold": 2.0,
@@ -225,7 +226,7 @@ def test_metrics_table_explains_what_is_missing_and_names_the_source():
         "precision": None,
         "aupro": None,
         "threshold": 12.345678,
-        "threshold_origin": "0.99 quantile of 20 calibration images",
+        "threshold_origin": "for a false-alarm rate of 0.01",
         "normal_images": 3,
         "anomalous_images": 4,
         "seconds": 12.5,
@@ -235,7 +236,7 @@ def test_metrics_table_explains_what_is_missing_and_names_the_source():
     lines = table.splitlines()
     assert lines[0].endswith(SOURCE)
     assert "7 (3 normal, 4 anomalous)" in lines[1]
-    assert lines[2].endswith("12.35 (0.99 quantile of 20 calibration images)")
+    assert lines[2].endswith("12.35 (for a false-alarm rate of 0.01)")
     assert next(line for line in lines if "F1" in line).split()[-1] == "0.988"
     assert "n/a (needs normal and anomalous images)" in table and "n/a (needs masks of defects)" in table
     assert "n/a (no image was called anomalous)" in table

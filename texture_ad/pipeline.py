@@ -25,11 +25,11 @@ from texture_ad.data.drift import brightness, training_statistics
 from texture_ad.data.layouts import duplicates
 from texture_ad.environment import versions
 from texture_ad.errors import DivergenceError, ParameterError, UserError
-from texture_ad.evaluation.calibration import threshold
+from texture_ad.evaluation.calibration import FalseAlarmRate
 from texture_ad.evaluation.embedding import embed
 from texture_ad.evaluation.metrics import Predictions, image_metrics, prediction_metrics
 from texture_ad.files import csv_text, write_atomic, write_text
-from texture_ad.methods.base import AnomalyDetector, Measurement, Provenance
+from texture_ad.methods.base import AnomalyDetector, Measurement, Prediction, Provenance
 from texture_ad.methods.evaluation import Evaluation
 from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.explain import atom_crops, sample_features
@@ -170,7 +170,7 @@ def run(
     """
     reset_peak_memory()
     check("seed", config.seed, Annotated[int, Range(0, 2**32 - 1)])
-    check("quantile", config.quantile, Annotated[float, Range(0, 1, above=True)])
+    check("false_alarm_rate", config.false_alarm_rate, FalseAlarmRate)
     this = Run(config, Path(config.run_dir), command, cache, stage1_settings or {}, in_sweep)
     if is_rank_zero():
         prepare_folder(this.folder)
@@ -265,23 +265,33 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
     if parts is not None:
         detector.standardise(parts)
         detector.map_floor.copy_(detector.fuse(parts).median())
-    normal = torch.cat([detector.predict(batch, run.data.geometry.size).scores for batch in measured])
-    detector.threshold.copy_(threshold(normal, run.config.quantile))
+    found = [_highest(detector.predict(batch, run.data.geometry.size)) for batch in measured]
+    normal, maxima = (torch.cat(values) for values in zip(*found, strict=True))
+    detector.calibrate(normal, maxima if len(maxima) else None, run.config.false_alarm_rate)
     run.metrics["fit_seconds"] += run.clock() - start
     defects = torch.cat(
         [gather(detector(batch["image"].to(detector.device)).scores) for batch in run.data.synthetic_dataloader()]
     )
     labels = [0] * len(normal) + [1] * len(defects)
-    found = image_metrics(torch.cat((normal, defects)).cpu().numpy(), labels, float(detector.threshold))
+    synthetic = image_metrics(torch.cat((normal, defects)).cpu().numpy(), labels, float(detector.threshold))
+    detector.provenance = _provenance(run, detector.device)
+    decision = detector.decision()
     run.metrics |= {
-        "synthetic_auroc": found["image_auroc"],
-        "threshold_origin": f"{run.config.quantile:g} quantile of calibration images",
+        "synthetic_auroc": synthetic["image_auroc"],
+        "threshold_origin": f"for a false-alarm rate of {run.config.false_alarm_rate:g}",
+        "threshold_promise": decision.promise(),
+        "expected_false_alarms": decision.false_alarms._asdict(),
         "versions": versions(),
         "threads": torch.get_num_threads(),
     }
-    detector.provenance = _provenance(run, detector.device)
     if is_rank_zero():
         detector.save(run.folder / "detector.pt")
+
+
+def _highest(prediction: Prediction) -> tuple[Tensor, Tensor]:
+    """Return the image scores (B,) and the highest score of each map, (B,), or (0,) without maps."""
+    maps = prediction.anomaly_maps
+    return prediction.scores, prediction.scores[:0] if maps is None else maps.amax((1, 2))
 
 
 def _provenance(run: Run, device: torch.device) -> Provenance:
@@ -292,7 +302,7 @@ def _provenance(run: Run, device: torch.device) -> Provenance:
         category=data.category,
         data_fingerprint=data.fingerprint,
         seed=run.config.seed,
-        quantile=float(run.config.quantile),
+        false_alarm_rate=float(run.config.false_alarm_rate),
         versions=versions(),
         training_images=training_statistics([sample.path for sample in data.train_samples], torch.cat(levels)),
     )
@@ -322,9 +332,11 @@ def report(run: Run, detector: AnomalyDetector, predictions: Predictions | None)
         if run.config.pictures and isinstance(detector, FusionDetector):
             _draw_features(run, detector)
         floor = float(detector.map_floor)
-        write_results(predictions, floor, run.metrics, run.data, run.folder, run.config.pictures, run.command)
+        decision = detector.decision()
+        write_results(predictions, floor, decision, run.metrics, run.data, run.folder, run.config.pictures, run.command)
         print(metrics_table(run.metrics, run.data.source_name))
     log_results(run.loggers, run.folder, run.metrics)
+    print(f"decision {run.metrics['threshold_promise']}")
     if predictions is not None:
         print(f"report   {run.folder / 'report.html'}")
     print(f"detector {run.folder / 'detector.pt'}")

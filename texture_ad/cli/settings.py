@@ -42,7 +42,7 @@ INFLUENCES = {
     "trainer.accelerator": Influence(result=False),
     "trainer.devices": Influence(result=False),
     "trainer.strategy": Influence(result=False),
-    "quantile": Influence(stage1=False),
+    "false_alarm_rate": Influence(stage1=False),
     "dictionary": Influence(stage1=False),
     "detection": Influence(stage1=False),
     # head_weight decides what stage 1 trains; top and min_distance validate a backbone that learns.

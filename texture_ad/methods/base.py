@@ -19,10 +19,11 @@ from texture_ad.data.drift import ImageStatistics
 from texture_ad.data.geometry import Geometry
 from texture_ad.data.images import read_image, resize
 from texture_ad.errors import ParameterError
+from texture_ad.evaluation.calibration import Decision, FalseAlarmRate, conformal_threshold, false_alarms, spread_of
 from texture_ad.evaluation.localization import separate_positions, top_positions
 from texture_ad.files import save_atomic
 from texture_ad.models.backbone import Backbone
-from texture_ad.parameters import arguments_of
+from texture_ad.parameters import Count, Finite, arguments_of, checked
 
 if TYPE_CHECKING:
     import lightning as L
@@ -84,7 +85,7 @@ class Provenance:
         category: the texture's name.
         data_fingerprint: of the images, 16 hex digits.
         seed: of the run.
-        quantile: of the calibration scores that is the threshold, in (0, 1].
+        false_alarm_rate: share of normal images that was asked to lie above the threshold.
         versions: package to version.
         training_images: what they look like, None if it is not known.
     """
@@ -93,7 +94,7 @@ class Provenance:
     category: str
     data_fingerprint: str
     seed: int
-    quantile: float
+    false_alarm_rate: float
     versions: Mapping[str, str]
     training_images: ImageStatistics | None
 
@@ -110,7 +111,7 @@ class Provenance:
         """
         if not isinstance(values, dict):
             raise TypeError("its provenance is no dict")
-        kinds = {"data_source": str, "category": str, "data_fingerprint": str, "seed": int, "quantile": float}
+        kinds = {"data_source": str, "category": str, "data_fingerprint": str, "seed": int, "false_alarm_rate": float}
         for name, kind in kinds.items():
             if not isinstance(values[name], kind):
                 raise TypeError(f"its {name} is no {kind.__name__}")
@@ -162,6 +163,11 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
     return gaussian_blur(maps[:, None], [side, side], [sigma, sigma])[:, 0]
 
 
+def _threshold_at(own: Tensor, scores: Tensor, false_alarm_rate: float | None) -> float:
+    """Return a detector's own threshold, or that of another rate by the calibration scores (n,)."""
+    return float(own) if false_alarm_rate is None else conformal_threshold(scores, false_alarm_rate)
+
+
 def _plain(value: Any) -> Any:
     """Return an argument as a file holds it: a part by its settings, a sequence as a list."""
     if isinstance(value, nn.Module):
@@ -188,6 +194,9 @@ class AnomalyDetector(nn.Module, ABC):
         geometry: from photographs to the images that it scores; `build` sets it.
         provenance: what it was made from, None before it was.
         threshold: (), an image is called anomalous where its score is greater.
+        pixel_threshold: (), a pixel is called anomalous where its score is greater; NaN for a method without maps.
+        calibration_scores: (n,), image scores of the calibration images.
+        calibration_maxima: (n,), the highest score in each one's anomaly map; empty for a method without maps.
         map_floor: (), score of a typical normal position; pictures draw it dark.
     """
 
@@ -201,14 +210,19 @@ class AnomalyDetector(nn.Module, ABC):
     backbone: Backbone
     geometry: Geometry
     threshold: Tensor
+    pixel_threshold: Tensor
+    calibration_scores: Tensor
+    calibration_maxima: Tensor
     map_floor: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.settings = {name: _plain(value) for name, value in arguments_of(self).items() if name != "backbone"}
         self.provenance: Provenance | None = None
-        self.register_buffer("threshold", torch.tensor(float("nan")))
-        self.register_buffer("map_floor", torch.tensor(float("nan")))
+        for name in ("threshold", "pixel_threshold", "map_floor"):
+            self.register_buffer(name, torch.tensor(float("nan")))
+        for name in ("calibration_scores", "calibration_maxima"):
+            self.register_buffer(name, torch.zeros(0))
 
     @classmethod
     def build(cls, make: Callable[..., Any], geometry: Geometry, **options: Any) -> "AnomalyDetector":
@@ -308,6 +322,58 @@ class AnomalyDetector(nn.Module, ABC):
             UserError: scores that are not finite.
         """
         return self.predict(self.measure(images), images.shape[-2:])
+
+    def calibrate(self, scores: Tensor, maxima: Tensor | None, false_alarm_rate: float) -> None:
+        """Set both thresholds by the scores of calibration images, and keep these for other decisions.
+
+        Args:
+            scores: (n,) image scores.
+            maxima: (n,) the highest score in each anomaly map, None for a method without maps.
+            false_alarm_rate: share of normal images above either threshold.
+
+        Raises:
+            ParameterError: a rate out of its range.
+            UserError: scores that are not finite.
+        """
+        self.calibration_scores = scores.detach().clone()
+        self.threshold.fill_(conformal_threshold(scores, false_alarm_rate))
+        if maxima is not None:
+            self.calibration_maxima = maxima.detach().clone()
+            self.pixel_threshold.fill_(conformal_threshold(maxima, false_alarm_rate))
+
+    @checked
+    def decision(
+        self,
+        false_alarm_rate: FalseAlarmRate | None = None,
+        threshold: Finite | None = None,
+        pixel_threshold: Finite | None = None,
+        min_area: Count = 1,
+    ) -> Decision:
+        """Return from which scores on images and pixels are called anomalous; without arguments as calibrated.
+
+        Args:
+            false_alarm_rate: sets both thresholds anew from the kept calibration scores.
+            threshold: of image scores, instead.
+            pixel_threshold: of pixels' scores, instead.
+            min_area: pixels of the smallest region that counts.
+
+        Raises:
+            ParameterError: an argument out of its range.
+        """
+        told = threshold is not None
+        if not told:
+            threshold = _threshold_at(self.threshold, self.calibration_scores, false_alarm_rate)
+        if pixel_threshold is None and len(self.calibration_maxima):
+            pixel_threshold = _threshold_at(self.pixel_threshold, self.calibration_maxima, false_alarm_rate)
+        own = self.provenance.false_alarm_rate if self.provenance else None
+        return Decision(
+            threshold=threshold,  # type: ignore[arg-type]
+            pixel_threshold=pixel_threshold,
+            min_area=min_area,
+            scale=spread_of(self.calibration_scores),
+            false_alarms=false_alarms(self.calibration_scores, threshold),  # type: ignore[arg-type]
+            false_alarm_rate=None if told else false_alarm_rate or own,
+        )
 
     def graph(self) -> nn.Module:
         """Return the module to export: images to (scores, anomaly_maps), or to (scores,) for a method without maps."""

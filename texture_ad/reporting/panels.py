@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from texture_ad.errors import UserError
+from texture_ad.evaluation.calibration import Decision
+from texture_ad.evaluation.localization import region_mask
 from texture_ad.evaluation.metrics import outcome
+from texture_ad.evaluation.regions import find_regions
 from texture_ad.files import atomic_path
 
 if TYPE_CHECKING:
@@ -57,10 +60,36 @@ def colour_scale(floor: float, threshold: float) -> tuple[float, float]:
     return floor, 2 * threshold - floor if threshold > floor else floor + 1
 
 
+def shown_region(
+    anomaly_map: np.ndarray, positions: np.ndarray, grid: tuple[int, int], score: float, decision: Decision
+) -> tuple[np.ndarray, str]:
+    """Return what a panel encloses, (H, W) bool, and what it is called.
+
+    These are the regions above the pixel threshold. An image that is called anomalous and has none shows the highest
+    positions instead, since its score is made of them; one that is called normal shows nothing then.
+
+    Args:
+        anomaly_map: (H, W).
+        positions: (k, 2) of the patch map.
+        grid: (h, w) of the patch map.
+        score: of the image.
+        decision: thresholds and smallest area.
+    """
+    mask = np.zeros(anomaly_map.shape, bool)
+    if decision.pixel_threshold is not None:
+        mask, regions = find_regions(anomaly_map, decision.pixel_threshold, decision.min_area)
+        if regions:
+            return mask, "region" if len(regions) == 1 else f"{len(regions)} regions"
+    if decision.is_anomalous(score):
+        return region_mask(positions, grid, anomaly_map.shape), "no region; the highest positions"
+    return mask, "no region"
+
+
 def localization_panel(
     image: np.ndarray,
     anomaly_map: np.ndarray,
     region: np.ndarray,
+    region_name: str,
     mask: np.ndarray | None,
     score: float,
     threshold: float,
@@ -78,7 +107,8 @@ def localization_panel(
     Args:
         image: (H, W, 3) uint8 RGB.
         anomaly_map: (H, W) finite scores.
-        region: (H, W) bool, from `evaluation.localization.region_mask`.
+        region: (H, W) bool, from `shown_region`.
+        region_name: likewise.
         mask: (H, W) bool, True = defect; None where there is none.
         score: of the image.
         threshold: the image is called anomalous where its score is greater.
@@ -101,7 +131,7 @@ def localization_panel(
         "image",
         _TRUTHS[label] if mask is None or not mask.any() else "true defect (outlined)",
         f"anomaly map: {vmin:.3g} dark, {vmax:.3g} bright",
-        "located region" if called else "top positions, below threshold",
+        region_name,
     ]
     _sheet(tiles, captions, 4, _verdict(score, threshold, label), source, path)
     return tiles

@@ -194,7 +194,8 @@ def verdict(metrics: Mapping) -> list[str]:
         )
     if metrics.get("aupro") is not None:
         sentences.append(f"The anomaly maps cover the true defects with an AUPRO of {metrics['aupro']:.3f}.")
-    sentences.append("The threshold was set without any test image.")
+    promise = f": {metrics['threshold_promise']}" if "threshold_promise" in metrics else ""
+    sentences.append(f"The threshold was set without any test image{promise}.")
     return sentences
 
 
