@@ -1,6 +1,6 @@
 """Send many requests to a served detector, bad ones among them, kill it in the middle, and check every answer.
 
-    python -m benchmarks.serve_soak DETECTOR FOLDER --count 10000 --clients 8 --output benchmarks/results/serve_soak.json
+    python -m benchmarks.serve_soak DETECTOR FOLDER --output benchmarks/results/serve_soak.json
 
 Clients send photographs of the folder at the same time. One request in four is bad: truncated, too large, of another
 kind, a bomb of pixels, or so slow that the service gives up. After half of the requests the service is killed (SIGKILL)
@@ -12,10 +12,8 @@ less than 5 %, and SIGTERM ends the service with code 0.
 
 import argparse
 import http.client
-import io
 import itertools
 import json
-import os
 import platform
 import queue
 import random
@@ -155,7 +153,9 @@ def slow(server: Server, good: bytes) -> tuple[Reply, int]:
 
 def _begin(server: Server, good: bytes) -> socket.socket:
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
-    head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: {len(good)}\r\n\r\n"
+    head = (
+        f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: {len(good)}\r\n\r\n"
+    )
     connection.sendall(head.encode() + good[: len(good) // 2])
     return connection
 

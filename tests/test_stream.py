@@ -1,4 +1,4 @@
-"""The report of a watched stream: its control charts against simulated streams, its page, and its memory over restarts."""
+"""The report of a watched stream: its control charts against simulated streams, its page, its memory over restarts."""
 
 import numpy as np
 import pytest

@@ -29,7 +29,7 @@ from texture_ad.evaluation.calibration import FalseAlarmRate
 from texture_ad.evaluation.embedding import embed
 from texture_ad.evaluation.metrics import Predictions, image_metrics, prediction_metrics
 from texture_ad.files import csv_text, write_atomic, write_text
-from texture_ad.methods.base import AnomalyDetector, Measurement, Prediction, Provenance
+from texture_ad.methods.base import AnomalyDetector, Provenance
 from texture_ad.methods.evaluation import Evaluation
 from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.explain import atom_crops, sample_features
@@ -261,13 +261,8 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
         detector.measure(batch["image"].to(detector.device)).map_tensors(gather)
         for batch in run.data.calibration_dataloader()
     ]
-    parts = Measurement.cat(measured).parts
-    if parts is not None:
-        detector.standardise(parts)
-        detector.map_floor.copy_(detector.fuse(parts).median())
-    found = [_highest(detector.predict(batch, run.data.geometry.size)) for batch in measured]
-    normal, maxima = (torch.cat(values) for values in zip(*found, strict=True))
-    detector.calibrate(normal, maxima if len(maxima) else None, run.config.false_alarm_rate)
+    detector.calibrate_on(measured, run.config.false_alarm_rate)
+    normal = detector.calibration_scores
     run.metrics["fit_seconds"] += run.clock() - start
     defects = torch.cat(
         [gather(detector(batch["image"].to(detector.device)).scores) for batch in run.data.synthetic_dataloader()]
@@ -286,12 +281,6 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
     }
     if is_rank_zero():
         detector.save(run.folder / "detector.pt")
-
-
-def _highest(prediction: Prediction) -> tuple[Tensor, Tensor]:
-    """Return the image scores (B,) and the highest score of each map, (B,), or (0,) without maps."""
-    maps = prediction.anomaly_maps
-    return prediction.scores, prediction.scores[:0] if maps is None else maps.amax((1, 2))
 
 
 def _provenance(run: Run, device: torch.device) -> Provenance:

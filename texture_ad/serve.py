@@ -27,7 +27,9 @@ def main(config: DictConfig) -> None:
     detector = load(config.detector, config.device)
     decision = detector.decision(config.false_alarm_rate, config.threshold, config.pixel_threshold, config.min_area)
     with notifier(config.webhook, config.mqtt) as tell:
-        serve(detector, decision, limits, config.host, config.port, config.token, config.batch_size, tell)
+        serve(
+            detector, decision, limits, config.host, config.port, config.token, config.batch_size, config.unsure, tell
+        )
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ class Row(NamedTuple):
         level: the score on a scale for people, 0.5 at the threshold.
         threshold: of the scores.
         anomalous: 1 where the score is above the threshold, else 0.
+        label: "normal", "anomalous" or, where that is asked for, "unsure".
         regions: how many regions were found.
         area: share of the image's pixels in them.
         warning: how the image differs from the training images, or why it can't be read.
@@ -58,6 +59,7 @@ class Row(NamedTuple):
     level: str = ""
     threshold: str = ""
     anomalous: str = ""
+    label: str = ""
     regions: str = ""
     area: str = ""
     warning: str = ""
@@ -77,6 +79,7 @@ def row(result: Result, decision: Decision) -> Row:
         level=f"{result.level:.4f}",
         threshold=f"{decision.threshold:.8g}",
         anomalous=str(int(decision.is_anomalous(result.score))),
+        label=result.label,
         regions=str(len(result.regions)) if located else "",
         area=f"{result.area:.6f}" if located else "",
         warning=result.warning,
@@ -126,6 +129,8 @@ class Scorer:
         source: the folder, or the single file, that is scored; names in the results are relative to it.
         output: folder of the overlays, or None for none.
         decision: thresholds, None for the detector's own.
+        unsure: whether an image that is unlike the training images is neither called normal nor anomalous.
+        keep_maps: whether results keep map and mask, which can be large.
 
     Attributes:
         images: how many images were scored.
@@ -135,8 +140,18 @@ class Scorer:
         first: the description of the first such image, by respect.
     """
 
-    def __init__(self, detector: AnomalyDetector, source: Path, output: Path | None, decision: Decision | None = None):
+    def __init__(
+        self,
+        detector: AnomalyDetector,
+        source: Path,
+        output: Path | None,
+        decision: Decision | None = None,
+        unsure: bool = False,
+        keep_maps: bool = False,
+    ):
         self.detector = detector
+        self.unsure = unsure
+        self.keep_maps = keep_maps
         self.root = source if source.is_dir() else source.parent
         self.output = output
         self.size = detector.geometry.size
@@ -166,7 +181,7 @@ class Scorer:
             return error
 
     def score(self, paths: list[Path], contents: list[Content]) -> list[Result]:
-        """Return the result of every file, in order, without map and mask; of one that can't be read it says why.
+        """Return the result of every file, in order; of one that can't be read it says why.
 
         Args:
             paths: of the files.
@@ -217,7 +232,8 @@ class Scorer:
             self.anomalous += bool(result.anomalous)
             if self.output is not None:
                 self._draw(path, images[i], result, prediction, i, self.output)
-            found[path] = replace(result, anomaly_map=None, mask=None)
+            result = replace(result, unsure=self.unsure and bool(result.warning))
+            found[path] = result if self.keep_maps else replace(result, anomaly_map=None, mask=None)
         return found
 
     def _draw(
@@ -260,10 +276,11 @@ class Scorer:
 
     def _warnings(self) -> Iterator[str]:
         """Yield a sentence for each respect in which images differ from the training images."""
+        means = "they are labelled unsure" if self.unsure else "their scores may mean little"
         for respect, count in self.unlike.items():
             yield (
                 f"{count} of {self.images} images differ in {respect} from the training images, first "
-                f"{self.first[respect]}; their scores may mean little"
+                f"{self.first[respect]}; {means}"
             )
         if self.provenance is None or self.provenance.training_images is None:
             yield "the detector holds no statistics of its training images; a drift would go unseen"

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from texture_ad.data.drift import brightness, training_statistics
+from texture_ad.data.drift import brightness, either, training_statistics
 from texture_ad.environment import versions
 from texture_ad.errors import ParameterError
 from texture_ad.evaluation.calibration import FalseAlarmRate, images_needed
-from texture_ad.methods.base import AnomalyDetector, Measurement
+from texture_ad.methods.base import AnomalyDetector, Measurement, Provenance
 from texture_ad.parameters import Count, checked
 
 FOLDS = 5  # of the new photographs, for measuring each by a detector that has not learnt from it
@@ -43,63 +43,100 @@ class Change(NamedTuple):
 
 @checked
 def update(
-    detector: AnomalyDetector, paths: Sequence[Path], batch_size: Count, false_alarm_rate: FalseAlarmRate
+    detector: AnomalyDetector,
+    source: Path,
+    paths: Sequence[Path],
+    batch_size: Count,
+    false_alarm_rate: FalseAlarmRate | None,
 ) -> Change:
     """Add photographs to what a detector learnt, and set its thresholds by them.
 
     The scores of the first calibration images belong to the moments of then, so the new photographs alone calibrate:
     the promise is about images like them. Each is measured by a detector that was updated with the others (see
-    `cross_fit`), which makes it as new to that detector as an image to come.
+    `cross_fit`), to which it is as new as an image to come.
 
     Args:
         detector: loaded; it is changed.
+        source: folder of the photographs, for the detector's provenance.
         paths: of good photographs.
         batch_size: photographs that are read at a time.
-        false_alarm_rate: share of normal images above the thresholds.
+        false_alarm_rate: share of normal images above the thresholds, None for the one that was asked for before.
 
     Raises:
         ParameterError: a method that can't be updated, or too few photographs for the rate.
         UserError: a photograph that can't be read.
     """
-    needed = images_needed(false_alarm_rate)
-    if len(paths) < needed:
-        problem = f"{len(paths)} images calibrate a false-alarm rate of {1 / (len(paths) + 1):.3g} at best"
-        raise ParameterError("false_alarm_rate", false_alarm_rate, f"{problem}; give at least {needed}, or a higher rate")
-    before = detector.decision()
-    batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
-    scores = torch.cat([detector(detector.read(*batch)).scores for batch in batches])
+    rate = false_alarm_rate or (detector.provenance.false_alarm_rate if detector.provenance else None)
+    if rate is None:
+        raise ParameterError("false_alarm_rate", rate, "the detector holds none; give a share of normal images")
+    check_count(len(paths), rate)
+    before = detector.threshold.item()
+    scores = torch.cat([detector(images).scores for images in read(detector, paths, batch_size)])
     measured = cross_fit(detector, paths, batch_size)
-    detector.update(read(detector, batches))
-    detector.calibrate(measured, false_alarm_rate)
+    detector.update(read(detector, paths, batch_size))
+    detector.calibrate_on(measured, rate)
     if detector.provenance is not None:
-        detector.provenance = extended(detector, paths, batches, false_alarm_rate)
+        detector.provenance = extended(detector.provenance, detector, source, paths, batch_size, rate)
     return Change(
         images=len(paths),
-        threshold_before=before.threshold,
-        threshold=float(detector.threshold),
-        above_before=int((scores > before.threshold).sum()),
+        threshold_before=before,
+        threshold=detector.threshold.item(),
+        above_before=int((scores > before).sum()),
         above=int((detector.calibration_scores > detector.threshold).sum()),
     )
 
 
-def read(detector: AnomalyDetector, batches: Sequence[Sequence[Path]]) -> Iterator[Tensor]:
-    """Yield each batch of files as images."""
-    return (detector.read(*batch) for batch in batches)
+def check_count(count: int, false_alarm_rate: float) -> None:
+    """Check that this many photographs can promise a false-alarm rate.
+
+    Raises:
+        ParameterError: they can't.
+    """
+    needed = images_needed(false_alarm_rate)
+    if count < needed:
+        found = f"{count} photographs promise no less than {1 / (count + 1):.2g}"
+        raise ParameterError("false_alarm_rate", false_alarm_rate, f"{found}; give at least {needed}, or a higher rate")
+
+
+def read(detector: AnomalyDetector, paths: Sequence[Path], batch_size: int) -> Iterator[Tensor]:
+    """Yield files as batches of images."""
+    for start in range(0, len(paths), batch_size):
+        yield detector.read(*paths[start : start + batch_size])
 
 
 @torch.no_grad()
 def cross_fit(detector: AnomalyDetector, paths: Sequence[Path], batch_size: int) -> list[Measurement]:
     """Measure each photograph by a copy of the detector that was updated with the photographs of the other folds."""
     measured = []
-    for fold in range(min(FOLDS, len(paths))):
+    for fold in range(FOLDS):
         inside = paths[fold::FOLDS]
         outside = [path for number, path in enumerate(paths) if number % FOLDS != fold]
         other = copy.deepcopy(detector)
-        other.update(read(other, split(outside, batch_size)))
-        measured += [other.measure(images) for images in read(other, split(inside, batch_size))]
+        other.update(read(other, outside, batch_size))
+        measured += [other.measure(images) for images in read(other, inside, batch_size)]
     return measured
 
 
-def split(paths: Sequence[Path], size: int) -> list[Sequence[Path]]:
-    """Return paths in batches."""
-    return [paths[start : start + size] for start in range(0, len(paths), size)]
+def extended(
+    provenance: Provenance,
+    detector: AnomalyDetector,
+    source: Path,
+    paths: Sequence[Path],
+    batch_size: int,
+    false_alarm_rate: float,
+) -> Provenance:
+    """Return what a detector was made from, after an update."""
+    levels = torch.cat([brightness(images).cpu() for images in read(detector, paths, batch_size)])
+    new = training_statistics(list(paths), levels)
+    old = provenance.training_images
+    digest = hashlib.sha256(provenance.data_fingerprint.encode())
+    for path in paths:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return replace(
+        provenance,
+        data_source=f"{provenance.data_source} and {len(paths)} photographs of {source.name}",
+        data_fingerprint=digest.hexdigest()[:16],
+        false_alarm_rate=float(false_alarm_rate),
+        versions=versions(),
+        training_images=old and either(old, new),
+    )

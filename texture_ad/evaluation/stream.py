@@ -1,7 +1,7 @@
 """Watch the scores of a stream: does it still look like the calibration images?
 
-A score's rank among the calibration scores is uniform in (0, 1) as long as the stream shows normal images of their kind,
-whatever distribution the scores have. So the control charts need no model of them.
+As long as the stream shows normal images of their kind, a score's rank among the calibration scores is uniform in
+(0, 1), whatever distribution the scores have. So the control charts need no model of them.
 """
 
 from typing import NamedTuple

@@ -168,6 +168,12 @@ def _threshold_at(own: Tensor, scores: Tensor, false_alarm_rate: float | None) -
     return float(own) if false_alarm_rate is None else conformal_threshold(scores, false_alarm_rate)
 
 
+def _highest(prediction: Prediction) -> tuple[Tensor, Tensor]:
+    """Return the image scores (B,) and the highest score of each map, (B,), or (0,) without maps."""
+    maps = prediction.anomaly_maps
+    return prediction.scores, prediction.scores[:0] if maps is None else maps.amax((1, 2))
+
+
 def _plain(value: Any) -> Any:
     """Return an argument as a file holds it: a part by its settings, a sequence as a list."""
     if isinstance(value, nn.Module):
@@ -322,6 +328,26 @@ class AnomalyDetector(nn.Module, ABC):
             UserError: scores that are not finite.
         """
         return self.predict(self.measure(images), images.shape[-2:])
+
+    @torch.no_grad()
+    def calibrate_on(self, measured: Sequence[Measurement], false_alarm_rate: float) -> None:
+        """Bring the scores to one scale and set both thresholds by what was measured of calibration images.
+
+        Args:
+            measured: by `measure`, a batch each.
+            false_alarm_rate: share of normal images above either threshold.
+
+        Raises:
+            ParameterError: a rate out of its range.
+            UserError: scores that are not finite.
+        """
+        parts = Measurement.cat(measured).parts
+        if parts is not None:
+            self.standardise(parts)
+            self.map_floor.copy_(self.fuse(parts).median())
+        found = [_highest(self.predict(batch, self.geometry.size)) for batch in measured]
+        scores, maxima = (torch.cat(values) for values in zip(*found, strict=True))
+        self.calibrate(scores, maxima if len(maxima) else None, false_alarm_rate)
 
     def calibrate(self, scores: Tensor, maxima: Tensor | None, false_alarm_rate: float) -> None:
         """Set both thresholds by the scores of calibration images, and keep these for other decisions.

@@ -221,9 +221,7 @@ def control_chart(chart: "Chart", value: str, path: Path, source: str) -> None:
         _legend_below(axes)
 
 
-def stream_histogram(
-    scores: ArrayLike, calibration: ArrayLike, threshold: float, path: Path, source: str
-) -> None:
+def stream_histogram(scores: ArrayLike, calibration: ArrayLike, threshold: float, path: Path, source: str) -> None:
     """Draw how the scores of a stream are distributed beside those of the calibration images.
 
     Args:

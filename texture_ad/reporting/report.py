@@ -48,8 +48,8 @@ _FIGURES = {
 _STREAM = {
     "ranks": (
         "Are the scores still those of the calibration images?",
-        "The moving average of each score's rank among the calibration scores. Above the limits the stream scores higher "
-        "than normal images did, also where few images reach the threshold: light, focus or material may have changed.",
+        "The moving average of each score's rank among the calibration scores. Above the limits the stream scores "
+        "higher than normal images did, even if few reach the threshold: light, focus or material may have changed.",
     ),
     "shares": (
         "How many images are above the threshold?",

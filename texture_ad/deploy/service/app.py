@@ -27,13 +27,26 @@ from texture_ad import __version__
 from texture_ad.data.images import header
 from texture_ad.deploy.results import Result, resize_map
 from texture_ad.deploy.scorer import Content, Scorer
-from texture_ad.deploy.service.limits import Limits, RateLimit, Refusal, authorise, check_host, check_size, drain, receive
+from texture_ad.deploy.service.limits import (
+    Limits,
+    RateLimit,
+    Refusal,
+    authorise,
+    check_host,
+    check_size,
+    drain,
+    receive,
+)
 from texture_ad.deploy.service.worker import Worker
 from texture_ad.errors import UserError
 
 DECODERS = 2  # photographs that are decoded or drawn at a time: each may take a gigabyte
 MAP_SIDE = 512  # pixels, of the longer side of a map in an answer
-PAGE = {"/": ("index.html", "text/html"), "/page.css": ("page.css", "text/css"), "/page.js": ("page.js", "text/javascript")}
+PAGE = {
+    "/": ("index.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

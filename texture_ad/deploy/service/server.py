@@ -28,6 +28,7 @@ def serve(
     port: int,
     token: str | None,
     batch_size: int,
+    unsure: bool,
     tell: Callable[[Mapping[str, Any]], None],
 ) -> None:
     """Answer requests about a detector until SIGINT or SIGTERM, then print a summary.
@@ -40,6 +41,7 @@ def serve(
         port: 0 for any that is free.
         token: that requests have to bring, None for none.
         batch_size: photographs that are scored together, at most.
+        unsure: whether a photograph unlike the training images gets no other verdict.
         tell: called with each answer.
 
     Raises:
@@ -47,7 +49,7 @@ def serve(
     """
     check_token(host, token)
     with TemporaryDirectory(prefix="texture_ad_") as folder, listen(host, port) as listening:
-        scorer = Scorer(detector, Path(folder), None, decision, keep_maps=True)
+        scorer = Scorer(detector, Path(folder), None, decision, unsure, keep_maps=True)
         service = Service(scorer, limits, token, host, batch_size, tell)
         print(f"serving  http://{address(listening)}  {scorer.source}; Ctrl-C ends", flush=True)
         run(create_app(service), listening)
