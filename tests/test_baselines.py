@@ -321,7 +321,7 @@ def test_run_and_predict(name, folder, tmp_path, command):
     metrics = json.loads((run_dir / "metrics.json").read_text())
     assert metrics["method"] == name and metrics["data_source"] == "folder wall"
     assert ("pixel_auroc" in metrics) is (name not in WITHOUT_MAP) and metrics["fit_seconds"] > 0
-    assert len(list((run_dir / "overlays").rglob("*.png"))) == (0 if name in WITHOUT_MAP else 4)
+    assert len(list((run_dir / "overlays").rglob("*.jpg"))) == (0 if name in WITHOUT_MAP else 4)
     assert (run_dir / "scores.png").is_file() and not list(run_dir.rglob("*.partial"))
     code, _, errors = command(
         "predict",

@@ -185,7 +185,7 @@ def test_its_own_pictures_are_not_scored(predict, photographs, tmp_path):
     for _ in range(2):
         code, _, errors, rows = predict(tmp_path)
         assert code == 0 and [r["path"] for r in rows] == ["a.jpg", "a.png"], errors
-    assert sorted(p.name for p in (tmp_path / "out/overlays").iterdir()) == ["a.jpg.png", "a.png"]
+    assert sorted(p.name for p in (tmp_path / "out/overlays").iterdir()) == ["a.jpg", "a.png.jpg"]
 
 
 @pytest.mark.parametrize(

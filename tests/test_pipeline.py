@@ -71,13 +71,15 @@ def test_run_and_predict_draw_an_image_alike(data, tmp_path, command):
         "predict", f"detector={run_dir / 'detector.pt'}", f"input={data / 'test'}", f"output={tmp_path / 'out'}"
     )
     assert code == 0, errors
-    drawn = sorted((run_dir / "overlays").rglob("*.png"))
-    again = sorted((tmp_path / "out/overlays").rglob("*.png"))
+    drawn = sorted((run_dir / "overlays").rglob("*.jpg"))
+    again = sorted((tmp_path / "out/overlays").rglob("*.jpg"))
     assert [p.name for p in drawn] == [p.name for p in again] and drawn
     for one, other in zip(drawn, again, strict=True):
-        tiles = [np.asarray(Image.open(path).convert("RGB"))[-200:-10, 540:780].astype(int) for path in (one, other)]
-        # Of the anomaly map, below the titles; last bits differ between batch sizes.
-        assert tiles[0].std() > 1 and np.abs(tiles[0] - tiles[1]).max() <= 4
+        tiles = [np.asarray(Image.open(path).convert("RGB"))[-200:-10, -524:-284].astype(int) for path in (one, other)]
+        # Of the anomaly map, below the titles; last bits differ between batch sizes, and JPEG's blocks.
+        assert (
+            tiles[0].std() > 1 and np.abs(tiles[0] - tiles[1]).max() <= 32 and np.abs(tiles[0] - tiles[1]).mean() <= 2
+        )
 
 
 def test_a_key_that_its_target_lacks_is_named(tmp_path):
