@@ -1,4 +1,4 @@
-"""The web service: its answers beside the detector's own, what it refuses, its page in a real browser, and many requests
+"""The web service: its answers beside the detector's own, what it refuses, its page in a browser, and many requests
 with bad ones and a kill among them."""
 
 import base64

@@ -11,6 +11,7 @@ from texture_ad.parameters import Count, Positive, check
 @hydra_main("predict")
 def main(config: DictConfig) -> None:
     """Score the file or folder that the configuration names, once or as new files arrive."""
+    from texture_ad.deploy.notify import notifier
     from texture_ad.deploy.scorer import Scorer, predict, require_images
     from texture_ad.deploy.watch import check_folder, watch
     from texture_ad.methods.registry import load
@@ -25,9 +26,11 @@ def main(config: DictConfig) -> None:
     if config.watch:
         check_folder(source)
     keep_freed_memory()
-    scorer = Scorer(load(config.detector, config.device), source, output if config.pictures else None)
+    detector = load(config.detector, config.device)
+    scorer = Scorer(detector, source, output if config.pictures else None, unsure=config.unsure)
     if config.watch:
-        watch(scorer, source, output, config.batch_size, config.interval)
+        with notifier(config.webhook, config.mqtt) as tell:
+            watch(scorer, source, output, config.batch_size, config.interval, config.report, tell)
     else:
         predict(scorer, paths, output, config.batch_size)
 

@@ -57,16 +57,19 @@ def mqtt(url: str) -> Send:
     except ImportError as error:
         raise ParameterError("mqtt", where.hostname, 'pip install "texture_ad[mqtt]"') from error
     client = Client(CallbackAPIVersion.VERSION2)
+    client.max_queued_messages_set(WAITING)
     if where.username:
         client.username_pw_set(unquote(where.username), unquote(where.password or ""))
     if where.scheme == "mqtts":
         client.tls_set()
     client.connect_async(where.hostname, where.port or (8883 if where.scheme == "mqtts" else 1883))
-    client.max_queued_messages_set(WAITING)
     client.loop_start()
 
     def send(content: bytes) -> None:
-        client.publish(topic, content, qos=1).wait_for_publish(TIMEOUT)
+        message = client.publish(topic, content, qos=1)
+        message.wait_for_publish(TIMEOUT)
+        if not message.is_published():
+            raise TimeoutError(f"no answer of {where.hostname} within {TIMEOUT} seconds")
 
     return send
 

@@ -1,5 +1,6 @@
 """Remember a stream of scored images, and report whether it still looks like the calibration images."""
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,13 +29,23 @@ class Stream:
     def add(self, rows: Iterable[Row]) -> None:
         """Add rows, in order."""
         for row in rows:
-            if not row.score:
+            score = _finite(row.score)
+            if score is None:
                 self.counts["unreadable"] += 1
                 continue
             self.counts["scored"] += 1
             self.counts["above the threshold"] += row.anomalous == "1"
             self.counts["unlike the training images"] += bool(row.warning)
-            self.recent.append((float(row.score), row.anomalous == "1"))
+            self.recent.append((score, row.anomalous == "1"))
+
+
+def _finite(text: str) -> float | None:
+    """Return the number of a cell, None where it holds none: the file may be a stranger's."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def sentences(stream: Stream, ranks: Chart, shares: Chart) -> list[str]:

@@ -122,7 +122,7 @@ class Rows:
             self._write(HEADER)
         rows = list(csv.reader(io.StringIO(complete.decode("utf-8", "replace"), newline="")))
         self.names = {row[0] for row in rows[1:]}
-        self.stream.add(Row(*row) for row in rows[1:])
+        self.stream.add(Row(*row) for row in rows[1:] if len(row) == len(COLUMNS))
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add rows in one write and wait until they are on the disk."""
