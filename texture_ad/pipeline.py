@@ -37,6 +37,7 @@ from texture_ad.methods.registry import method_class
 from texture_ad.models.backbone import Backbone
 from texture_ad.parameters import Range, check
 from texture_ad.reporting import charts, panels
+from texture_ad.reporting.cards import Card, Facts, data_card, markdown, model_card
 from texture_ad.reporting.loggers import log_results, open_loggers
 from texture_ad.reporting.results import write_results
 from texture_ad.reporting.tables import metrics_table
@@ -84,6 +85,7 @@ class Run:
         data: set up by the first step.
         loggers: open ones.
         metrics: what metrics.json will hold.
+        copies: how many test images are copies of training images.
     """
 
     config: DictConfig
@@ -95,6 +97,7 @@ class Run:
     data: TextureDataModule = field(init=False)
     loggers: list[Logger] = field(default_factory=list)
     metrics: dict[str, Any] = field(default_factory=dict)
+    copies: int = 0
 
     @property
     def seed(self) -> int:
@@ -215,6 +218,7 @@ def prepare_data(run: Run) -> None:
 
 def _warn_of_duplicates(run: Run) -> None:
     copies = duplicates(run.data.layout)
+    run.copies = len(copies)
     for train, test in copies[:5]:
         print(f"warning: {test} is a copy of the training image {train}", flush=True)
     if copies:
@@ -263,7 +267,7 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
     ]
     detector.calibrate_on(measured, run.config.false_alarm_rate)
     normal = detector.calibration_scores
-    run.metrics["fit_seconds"] += run.clock() - start
+    run.metrics["fit_seconds"] = run.metrics.get("fit_seconds", 0) + run.clock() - start
     defects = torch.cat(
         [gather(detector(batch["image"].to(detector.device)).scores) for batch in run.data.synthetic_dataloader()]
     )
@@ -313,7 +317,8 @@ def evaluate(run: Run, detector: AnomalyDetector) -> Predictions | None:
 
 
 def report(run: Run, detector: AnomalyDetector, predictions: Predictions | None) -> None:
-    """Write scores, pictures, report and metrics, tell the loggers, and print what was found (step 5)."""
+    """Write scores, pictures, report, cards and metrics, tell the loggers, and print what was found (step 5)."""
+    cards = write_cards(run, detector)
     if predictions is None:
         write_text(run.folder / "metrics.json", json.dumps(run.metrics, indent=2) + "\n")
         print(f"{run.data.folder} has no test images: no metrics")
@@ -322,7 +327,8 @@ def report(run: Run, detector: AnomalyDetector, predictions: Predictions | None)
             _draw_features(run, detector)
         floor = float(detector.map_floor)
         decision = detector.decision()
-        write_results(predictions, floor, decision, run.metrics, run.data, run.folder, run.config.pictures, run.command)
+        pictures = run.config.pictures
+        write_results(predictions, floor, decision, run.metrics, run.data, run.folder, pictures, run.command, cards)
         print(metrics_table(run.metrics, run.data.source_name))
     log_results(run.loggers, run.folder, run.metrics)
     print(f"decision {run.metrics['threshold_promise']}")
@@ -330,6 +336,26 @@ def report(run: Run, detector: AnomalyDetector, predictions: Predictions | None)
         print(f"report   {run.folder / 'report.html'}")
     print(f"detector {run.folder / 'detector.pt'}")
     print(f"next     python -m texture_ad.predict detector={run.folder / 'detector.pt'} input=FILE_OR_FOLDER")
+
+
+def write_cards(run: Run, detector: AnomalyDetector) -> list[Card]:
+    """Write the model card and the data card into the run folder, and return them."""
+    facts = Facts(
+        metrics=run.metrics | {"threshold": float(detector.threshold)},
+        config=OmegaConf.to_container(run.config, resolve=True),  # type: ignore[arg-type]
+        command=run.command,
+        train=run.data.train_samples,
+        calibration=run.data.calibration_samples,
+        test=run.data.test_samples,
+        copies=run.copies,
+        images=detector.provenance.training_images if detector.provenance else None,
+        uses_backbone=detector.uses_backbone,
+        uses_spams=detector.uses_spams,
+    )
+    found = [model_card(facts), data_card(facts)]
+    for card in found:
+        write_text(run.folder / card.file, markdown(card))
+    return found
 
 
 def _draw_features(run: Run, detector: FusionDetector) -> None:

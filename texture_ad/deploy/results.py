@@ -1,16 +1,22 @@
 """What is said of one photograph, the same everywhere: in files, in the watched folder, in the service, in Python."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from texture_ad.errors import UserError
 from texture_ad.evaluation.calibration import Decision
 from texture_ad.evaluation.regions import Region, find_regions
 from texture_ad.methods.base import Prediction
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +35,8 @@ class Result:
         warning: how the photograph differs from the training images, "" where it doesn't.
         unsure: whether it differs so that neither verdict is given.
         error: why it can't be read, "" where it can.
+        path: of its file, None where it came otherwise.
+        write_panel: writes its panel to a file, None where maps were not kept or there are none.
     """
 
     name: str
@@ -37,11 +45,13 @@ class Result:
     anomalous: bool | None = None
     size: tuple[int, int] | None = None
     regions: tuple[Region, ...] = ()
-    anomaly_map: np.ndarray | None = None
-    mask: np.ndarray | None = None
+    anomaly_map: np.ndarray | None = field(default=None, repr=False)
+    mask: np.ndarray | None = field(default=None, repr=False)
     warning: str = ""
     unsure: bool = False
     error: str = ""
+    path: Path | None = None
+    write_panel: Callable[[Path], object] | None = field(default=None, repr=False)
 
     @property
     def label(self) -> str:
@@ -54,6 +64,34 @@ class Result:
     def area(self) -> float:
         """Return the share of the photograph's pixels that lie in regions, in [0, 1]."""
         return sum(region.area for region in self.regions) / (self.size[0] * self.size[1]) if self.size else 0.0
+
+    def save(self, path: Path | str) -> None:
+        """Write its panel, the photograph beside its anomaly map and its regions, as the suffix says.
+
+        Raises:
+            UserError: there is nothing to draw.
+        """
+        if self.write_panel is None:
+            reason = self.error or "no map was kept, or its method has none"
+            raise UserError(f"{self.name}: can't be drawn: {reason}")
+        self.write_panel(Path(path))
+
+    def draw(self) -> "Image":
+        """Return its panel as a picture; see `save`."""
+        from PIL import Image
+
+        with TemporaryDirectory() as folder:
+            self.save(Path(folder) / "panel.png")
+            with Image.open(Path(folder) / "panel.png") as panel:
+                return panel.copy()
+
+    def _repr_png_(self) -> bytes | None:
+        """Return its panel as a notebook shows it, or None where there is none."""
+        if self.write_panel is None:
+            return None
+        with TemporaryDirectory() as folder:
+            self.save(Path(folder) / "panel.png")
+            return (Path(folder) / "panel.png").read_bytes()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, without map and mask."""

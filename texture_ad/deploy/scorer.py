@@ -5,12 +5,14 @@ Order of reading: `find_images`, `Scorer.score`, `predict`. `texture_ad.deploy.w
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -130,7 +132,7 @@ class Scorer:
         output: folder of the overlays, or None for none.
         decision: thresholds, None for the detector's own.
         unsure: whether an image that is unlike the training images is neither called normal nor anomalous.
-        keep_maps: whether results keep map and mask, which can be large.
+        keep_maps: whether results keep map, mask and panel, which can be large.
 
     Attributes:
         images: how many images were scored.
@@ -205,7 +207,7 @@ class Scorer:
             return content, self._compare(path, brightness(content.image[None])[0])
         except UserError as error:
             self.failed.append(str(error))
-            return Result(self.name(path), error=str(error))
+            return Result(self.name(path), error=str(error), path=path)
 
     def _compare(self, path: Path, levels: Tensor) -> str:
         """Return and count how an image, by its file and its brightness (2,), differs from the training images."""
@@ -230,23 +232,44 @@ class Scorer:
         for i, (path, result) in enumerate(zip(photographs, decided, strict=True)):
             self.images += 1
             self.anomalous += bool(result.anomalous)
-            if self.output is not None:
-                self._draw(path, images[i], result, prediction, i, self.output)
-            result = replace(result, unsure=self.unsure and bool(result.warning))
-            found[path] = result if self.keep_maps else replace(result, anomaly_map=None, mask=None)
+            write_panel = self._panel(images[i], result, prediction, i)
+            if self.output is not None and write_panel is not None:
+                write_panel(self._overlay(path, self.output))
+            result = replace(result, path=path, unsure=self.unsure and bool(result.warning))
+            if self.keep_maps:
+                found[path] = replace(result, write_panel=write_panel)
+            else:
+                found[path] = replace(result, anomaly_map=None, mask=None)
         return found
 
-    def _draw(
-        self, path: Path, photograph: Photograph, result: Result, prediction: Prediction, i: int, output: Path
-    ) -> None:
-        """Write the overlay of photograph `i` of a batch below `output`, where its method has a map."""
-        from texture_ad.reporting.panels import colour_scale, localization_panel, overlay_path, shown_region
+    def _overlay(self, path: Path, output: Path) -> Path:
+        """Return where the overlay of a file lies below `output`."""
+        from texture_ad.reporting.panels import overlay_path
 
+        return output / overlay_path(path.relative_to(self.root))
+
+    def _panel(
+        self, photograph: Photograph, result: Result, prediction: Prediction, i: int
+    ) -> Callable[[Path], object] | None:
+        """Return what writes the panel of photograph `i` of a batch to a file, None where its method has no map."""
         anomaly_map = result.anomaly_map
         if anomaly_map is None or prediction.positions is None or prediction.grid is None or result.score is None:
-            return
+            return None
         positions = prediction.positions[i].cpu().numpy()
-        region, region_name = shown_region(anomaly_map, positions, prediction.grid, result.score, self.decision)
+        return partial(self._write_panel, photograph, anomaly_map, positions, prediction.grid, result.score)
+
+    def _write_panel(
+        self,
+        photograph: Photograph,
+        anomaly_map: np.ndarray,
+        positions: np.ndarray,
+        grid: tuple[int, int],
+        score: float,
+        path: Path,
+    ) -> None:
+        from texture_ad.reporting.panels import colour_scale, localization_panel, shown_region
+
+        region, region_name = shown_region(anomaly_map, positions, grid, score, self.decision)
         vmin, vmax = colour_scale(float(self.detector.map_floor), self.decision.pixel_threshold or 0)
         localization_panel(
             photograph.image.permute(1, 2, 0).numpy(),
@@ -254,10 +277,10 @@ class Scorer:
             region=region,
             region_name=region_name,
             mask=None,
-            score=result.score,
+            score=score,
             threshold=self.decision.threshold,
             label=None,
-            path=output / overlay_path(path.relative_to(self.root)),
+            path=path,
             vmin=vmin,
             vmax=vmax,
             source=self.source,
@@ -271,10 +294,10 @@ class Scorer:
             f"{self.decision.threshold:.4g}; {self.decision.promise()}",
             flush=True,
         )
-        for warning in self._warnings():
+        for warning in self.warnings():
             print(f"warning: {warning}", file=sys.stderr)
 
-    def _warnings(self) -> Iterator[str]:
+    def warnings(self) -> Iterator[str]:
         """Yield a sentence for each respect in which images differ from the training images."""
         means = "they are labelled unsure" if self.unsure else "their scores may mean little"
         for respect, count in self.unlike.items():

@@ -191,6 +191,7 @@ class AnomalyDetector(nn.Module, ABC):
     Attributes:
         name: of the method.
         uses_backbone: its first argument is a Backbone.
+        uses_spams: whether SPAMS, which is GPL-3, learns its dictionary.
         mixed_precision: whether it can be trained in mixed precision.
         several_processes: whether several processes can fit it together.
         top: highest positions that are located.
@@ -208,6 +209,7 @@ class AnomalyDetector(nn.Module, ABC):
 
     name: ClassVar[str]
     uses_backbone: ClassVar[bool] = False
+    uses_spams: bool = False
     mixed_precision: ClassVar[bool] = False
     several_processes: ClassVar[bool] = False
     top: int

@@ -14,6 +14,7 @@ from texture_ad.evaluation.curves import bin_scores, precision_recall_curve, roc
 from texture_ad.evaluation.metrics import Predictions
 from texture_ad.files import csv_text, write_atomic, write_text
 from texture_ad.reporting import charts
+from texture_ad.reporting.cards import Card
 from texture_ad.reporting.panels import colour_scale, localization_panel, overlay_path, shown_region
 from texture_ad.reporting.report import GalleryImage, thumbnail, write_report
 
@@ -27,6 +28,7 @@ def write_results(
     folder: Path,
     pictures: bool,
     command: str,
+    cards: Sequence[Card],
 ) -> None:
     """Write scores.csv, the pictures, report.html and metrics.json of n test images.
 
@@ -39,6 +41,7 @@ def write_results(
         folder: the run folder.
         pictures: draw overlays, figures and the report's gallery.
         command: for the shell, repeats the run.
+        cards: of the detector and the images, for the report.
     """
     samples = [data.test_samples[number] for number in predictions["index"]]
     write_atomic(folder / "scores.csv", _scores_csv(predictions, samples, decision, data))
@@ -46,7 +49,7 @@ def write_results(
     if pictures:
         images = _Overlays(predictions, floor, decision, data, folder).write()
         _write_charts(predictions, metrics, data.source_name, folder)
-    write_report(folder, metrics, images, command)
+    write_report(folder, metrics, images, command, cards)
     # Last: a run folder with metrics.json is finished.
     write_text(folder / "metrics.json", json.dumps(metrics, indent=2, default=float) + "\n")
 

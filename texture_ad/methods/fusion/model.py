@@ -105,6 +105,11 @@ class FusionModel(AnomalyDetector):
         parts = {name: make(name, dim=whitening.length) for name in ("head", "flow", "dictionary")}
         return make("score", backbone=backbone, whitening=whitening, **parts, **options)
 
+    @property
+    def uses_spams(self) -> bool:  # type: ignore[override]
+        """Return whether SPAMS learns its dictionary."""
+        return self.weight("dictionary") > 0
+
     def weight(self, part: str) -> float:
         """Return the weight of one of PARTS before the number of training images is known."""
         return self.weights[PARTS.index(part)]
