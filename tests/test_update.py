@@ -46,7 +46,7 @@ def saved(folders, tmp_path_factory):
     detector.eval().requires_grad_(False)
     images = detector.read(*folders["fit"])
     detector.learn([{"image": images}])
-    detector.calibrate_on([detector.measure(detector.read(*folders["calibration"]))], 0.05)
+    detector.calibrate_on(detector.measure_all(detector.read(*folders["calibration"])), 0.05)
     statistics = training_statistics(folders["fit"], brightness(images))
     detector.provenance = Provenance("a test", "test", "0" * 16, 0, 0.05, {}, statistics)
     path = tmp_path_factory.mktemp("detector") / "detector.pt"
@@ -123,3 +123,10 @@ def test_either_of_two_statistics(folders):
     both = either(dark, light)
     for level, found in ((74, {"brightness"}), (76, set()), (120, set()), (174, set()), (176, {"brightness"})):
         assert differences(both, folders["fit"][0], torch.tensor([float(level), 20])).keys() == found
+
+
+def test_a_detector_of_tiles_says_so(folders):
+    detector = untrained_detector(SIZE)
+    detector.set_geometry(Geometry((SIZE, SIZE), 8, (2 * SIZE, 2 * SIZE)))
+    with pytest.raises(ParameterError, match="cuts pictures into tiles and can't be updated"):
+        update(detector, folders["new"][0].parent, folders["new"], 64, 0.05)

@@ -195,8 +195,9 @@ def prepare_data(run: Run) -> None:
     run.data.setup()
     data = run.data
     pixels = "{1} x {0} px".format(*data.geometry.size)
+    tiles = f" ({len(data.train_samples)} tiles)" if data.geometry.tiled else ""
     print(
-        f"data     {data.source_name}: {len(data.train_samples)} training, "
+        f"data     {data.source_name}: {len(data.training_paths)} training{tiles}, "
         f"{len(data.calibration_samples)} calibration, {len(data.test_samples)} test images, {pixels}"
     )
     print(f"run      {run.folder}", flush=True)
@@ -261,16 +262,16 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
     The calibration images pass the backbone once. Beside synthetic defects they give the run's AUROC without a label.
     """
     start = run.clock()
-    measured = [
-        detector.measure(batch["image"].to(detector.device)).map_tensors(gather)
-        for batch in run.data.calibration_dataloader()
-    ]
-    detector.calibrate_on(measured, run.config.false_alarm_rate)
+    if detector.geometry.tiled:
+        tiles = (batch["image"].to(detector.device) for batch in run.data.calibration_dataloader())
+        levels = [gather(parts) for batch in tiles if (parts := detector.measure(batch).parts) is not None]
+        if levels:
+            detector.level_tiles(levels)
+    measured = [one for batch in run.data.picture_dataloader() for one in detector.measure_all(batch["image"])]
+    detector.calibrate_on(measured, run.config.false_alarm_rate, gather)
     normal = detector.calibration_scores
     run.metrics["fit_seconds"] = run.metrics.get("fit_seconds", 0) + run.clock() - start
-    defects = torch.cat(
-        [gather(detector(batch["image"].to(detector.device)).scores) for batch in run.data.synthetic_dataloader()]
-    )
+    defects = gather(torch.cat([detector(batch["image"]).scores for batch in run.data.synthetic_dataloader()]))
     labels = [0] * len(normal) + [1] * len(defects)
     synthetic = image_metrics(torch.cat((normal, defects)).cpu().numpy(), labels, float(detector.threshold))
     detector.provenance = _provenance(run, detector.device)
@@ -289,7 +290,7 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
 
 def _provenance(run: Run, device: torch.device) -> Provenance:
     data = run.data
-    levels = [gather(brightness(batch["image"].to(device))).cpu() for batch in data.normal_dataloader()]
+    levels = [gather(brightness(images.to(device))).cpu() for images in data.training_views()]
     return Provenance(
         data_source=data.source_name,
         category=data.category,
@@ -297,7 +298,7 @@ def _provenance(run: Run, device: torch.device) -> Provenance:
         seed=run.config.seed,
         false_alarm_rate=float(run.config.false_alarm_rate),
         versions=versions(),
-        training_images=training_statistics([sample.path for sample in data.train_samples], torch.cat(levels)),
+        training_images=training_statistics(data.training_paths, torch.cat(levels)),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from texture_ad.data.pictures import Picture
 from texture_ad.deploy.results import Result
 from texture_ad.deploy.scorer import COLUMNS, Scorer, require_images, row, score_in_batches
 from texture_ad.errors import ParameterError
@@ -131,16 +132,16 @@ class Detector:
         self.module.to(device)
         return self
 
-    def read(self, *paths: str | PathLike) -> Tensor:
-        """Read photographs as it wants them: uint8 (B, 3, H, W) on its device.
+    def read(self, *paths: str | PathLike) -> Tensor | list[Picture]:
+        """Read photographs as it wants them: uint8 (B, 3, H, W) on its device, or pictures that it cuts into tiles.
 
         Raises:
             UserError: a file that can't be read as an image.
         """
         return self.module.read(*map(Path, paths))
 
-    def __call__(self, images: Tensor) -> Prediction:
-        """Return scores and anomaly maps of images, uint8 (B, 3, H, W)."""
+    def __call__(self, images: Tensor | Sequence[Picture]) -> Prediction:
+        """Return scores and anomaly maps of what `read` returns."""
         return self.module(images)
 
     @checked

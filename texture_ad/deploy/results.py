@@ -1,5 +1,6 @@
 """What is said of one photograph, the same everywhere: in files, in the watched folder, in the service, in Python."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from texture_ad.methods.base import Prediction
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+ENLARGED = 2**24  # pixels up to which a map is enlarged to its photograph before regions are looked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +155,21 @@ def locate(
     # Between pixels a map is never higher than on them: most maps need not be enlarged.
     if (anomaly_map <= pixel_threshold).all():
         return np.zeros(size, bool), ()
-    return find_regions(resize_map(anomaly_map, size), pixel_threshold, min_area)
+    if math.prod(size) <= ENLARGED:
+        return find_regions(resize_map(anomaly_map, size), pixel_threshold, min_area)
+    down, across = (n / m for n, m in zip(size, anomaly_map.shape, strict=True))
+    mask, regions = find_regions(anomaly_map, pixel_threshold, math.ceil(min_area / (down * across)))
+    rows, columns = (np.arange(n) * m // n for n, m in zip(size, mask.shape, strict=True))
+    return mask[rows][:, columns], tuple(scale_region(region, down, across) for region in regions)
+
+
+def scale_region(region: Region, down: float, across: float) -> Region:
+    """Return a region of a map in pixels of a photograph that is so many times as high and as wide."""
+    x, y, width, height = region.box
+    left, top = round(x * across), round(y * down)
+    box = (left, top, round((x + width) * across) - left, round((y + height) * down) - top)
+    centre = ((region.centre[0] + 0.5) * across - 0.5, (region.centre[1] + 0.5) * down - 0.5)
+    return Region(box, round(region.area * down * across), region.peak, centre)
 
 
 def resize_map(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:

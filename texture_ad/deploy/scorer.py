@@ -5,7 +5,7 @@ Order of reading: `find_images`, `Scorer.score`, `predict`. `texture_ad.deploy.w
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from texture_ad.data.drift import brightness, differences
 from texture_ad.data.images import IMAGE_SUFFIXES, read_image, resize
+from texture_ad.data.pictures import Picture
 from texture_ad.deploy.results import Result, decide
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.evaluation.calibration import Decision
@@ -30,15 +31,17 @@ class Photograph(NamedTuple):
     """Hold a photograph as the detector wants it.
 
     Attributes:
-        image: uint8 (3, h, w).
+        image: uint8 (3, h, w), as it is shown.
         size: (H, W) of the file in pixels.
+        picture: to be cut into tiles, None where the image itself is scored.
     """
 
     image: Tensor
     size: tuple[int, int]
+    picture: Picture | None = None
 
 
-Content = Photograph | UserError  # or why it can't be read
+Content = Photograph | Picture | UserError  # a picture that is not decoded yet, or why it can't be read
 
 
 class Row(NamedTuple):
@@ -156,7 +159,7 @@ class Scorer:
         self.keep_maps = keep_maps
         self.root = source if source.is_dir() else source.parent
         self.output = output
-        self.size = detector.geometry.size
+        self.size = detector.geometry.view
         self.decision = decision or detector.decision()
         self.provenance = detector.provenance
         self.source = f"detector of {self.provenance.data_source if self.provenance else 'unknown data'}"
@@ -177,6 +180,8 @@ class Scorer:
     def _read(self, path: Path) -> Content:
         """Return one image, or why it can't be read."""
         try:
+            if self.detector.geometry.tiled:  # large, so that only the one that is scored is decoded
+                return Picture(path)
             pixels = read_image(path)
             return Photograph(resize(pixels, self.size), pixels.shape[:2])
         except UserError as error:
@@ -204,6 +209,8 @@ class Scorer:
         try:
             if isinstance(content, UserError):
                 raise content
+            if isinstance(content, Picture):
+                content = Photograph(content.view(self.size), content.shape, content)
             return content, self._compare(path, brightness(content.image[None])[0])
         except UserError as error:
             self.failed.append(str(error))
@@ -223,11 +230,10 @@ class Scorer:
         if not photographs:
             return {}
         images, warnings = zip(*photographs.values(), strict=True)
-        batch = torch.stack([photograph.image for photograph in images]).to(self.detector.device)
         names = [self.name(path) for path in photographs]
         sizes = [photograph.size for photograph in images]
         found = {}
-        prediction = self.detector(batch)
+        prediction = self.detector(_batch(images))
         decided = decide(prediction, self.decision, names, sizes, warnings)
         for i, (path, result) in enumerate(zip(photographs, decided, strict=True)):
             self.images += 1
@@ -307,6 +313,12 @@ class Scorer:
             )
         if self.provenance is None or self.provenance.training_images is None:
             yield "the detector holds no statistics of its training images; a drift would go unseen"
+
+
+def _batch(photographs: Sequence[Photograph]) -> Tensor | list[Picture]:
+    """Return photographs as a detector takes them, all of them pictures or none."""
+    pictures = [photograph.picture for photograph in photographs if photograph.picture is not None]
+    return pictures or torch.stack([photograph.image for photograph in photographs])
 
 
 def score_in_batches(scorer: Scorer, paths: list[Path], batch_size: int) -> Iterator[list[Result]]:

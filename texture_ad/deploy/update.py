@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from texture_ad.data.drift import brightness, either, training_statistics
+from texture_ad.data.geometry import Shape
 from texture_ad.environment import versions
 from texture_ad.errors import ParameterError
 from texture_ad.evaluation.calibration import FalseAlarmRate, images_needed
@@ -63,9 +64,11 @@ def update(
         false_alarm_rate: share of normal images above the thresholds, None for the one that was asked for before.
 
     Raises:
-        ParameterError: a method that can't be updated, or too few photographs for the rate.
+        ParameterError: a method or a geometry that can't be updated, or too few photographs for the rate.
         UserError: a photograph that can't be read.
     """
+    if detector.geometry.tiled:
+        raise ParameterError("detector", detector.name, "cuts pictures into tiles and can't be updated; fit it again")
     rate = false_alarm_rate or (detector.provenance.false_alarm_rate if detector.provenance else None)
     if rate is None:
         raise ParameterError("false_alarm_rate", rate, "the detector holds none; give a share of normal images")
@@ -101,19 +104,22 @@ def check_count(count: int, false_alarm_rate: float) -> None:
 def read(detector: AnomalyDetector, paths: Sequence[Path], batch_size: int) -> Iterator[Tensor]:
     """Yield files as batches of images."""
     for start in range(0, len(paths), batch_size):
-        yield detector.read(*paths[start : start + batch_size])
+        images = detector.read(*paths[start : start + batch_size])
+        assert isinstance(images, Tensor)  # tiles are refused by `update`
+        yield images
 
 
 @torch.no_grad()
-def cross_fit(detector: AnomalyDetector, paths: Sequence[Path], batch_size: int) -> list[Measurement]:
+def cross_fit(detector: AnomalyDetector, paths: Sequence[Path], batch_size: int) -> list[tuple[Measurement, Shape]]:
     """Measure each photograph by a copy of the detector that was updated with the photographs of the other folds."""
-    measured = []
+    measured: list[tuple[Measurement, Shape]] = []
     for fold in range(FOLDS):
         inside = paths[fold::FOLDS]
         outside = [path for number, path in enumerate(paths) if number % FOLDS != fold]
         other = copy.deepcopy(detector)
         other.update(read(other, outside, batch_size))
-        measured += [other.measure(images) for images in read(other, inside, batch_size)]
+        for images in read(other, inside, batch_size):
+            measured += other.measure_all(images)
     return measured
 
 

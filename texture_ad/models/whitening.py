@@ -30,8 +30,9 @@ class Whitening(nn.Module):
     Args:
         channels: of each layer in the patch features; their sum is C. Layers are brought to the same mean squared
             length, so that none outweighs another.
-        mode: "position", by the covariance of the same position of the image; "global", by that of all positions; or
-            "none", which centres and scales all features alike.
+        mode: "position", by the covariance of the same position of the image; "global", by that of all positions;
+            "none", which centres and scales all features alike; or "auto", which is "position" unless the fit is told
+            that positions mean nothing.
         components: directions that whitening keeps.
 
     Attributes:
@@ -53,7 +54,7 @@ class Whitening(nn.Module):
     def __init__(
         self,
         channels: Sequence[int],
-        mode: Literal["position", "global", "none"],
+        mode: Literal["auto", "position", "global", "none"],
         components: Count,
     ):
         super().__init__()
@@ -62,7 +63,8 @@ class Whitening(nn.Module):
         dim = sum(channels)
         self.settings = arguments_of(self) | {"channels": list(channels)}
         self.channels = list(channels)
-        self.mode = mode
+        self.may_change = mode == "auto"
+        self.mode = self.settings["mode"] = "position" if mode == "auto" else mode
         self.length = dim if mode == "none" else min(components, dim)
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("basis", torch.eye(dim, self.length))
@@ -72,6 +74,18 @@ class Whitening(nn.Module):
         self.register_buffer("count", torch.tensor(0))
         self.register_buffer("energy", torch.tensor(1.0))
         self.folds: list[tuple[Tensor, Tensor]] = []
+
+    def ignore_positions(self) -> None:
+        """Whiten by all positions, before the fit; their places in the images mean nothing.
+
+        Raises:
+            ParameterError: whitening by position was asked for.
+        """
+        if self.mode == "position" and not self.may_change:
+            problem = "positions of tiles are no places of the picture; expected auto, global or none with tiles"
+            raise ParameterError("mode", "position", problem)
+        if self.mode == "position":
+            self.mode = self.settings["mode"] = "global"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in ("center", "matrix"):  # of one position or of many

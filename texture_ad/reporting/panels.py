@@ -31,7 +31,8 @@ _GAP = 8  # pixels between the pictures of a page
 _LINE = 16  # pixels from one line of a caption to the next
 _HEADING_LINE = 20  # pixels from one line of a heading to the next
 _OUTCOMES = {"correct": "(correct)", "false alarm": "(FALSE ALARM)", "missed": "(MISSED DEFECT)"}
-_TRUTHS = {0: "truth: no defect", 1: "truth: a defect, no mask given"}
+_TRUTHS: dict[int | None, str] = {0: "truth: no defect", 1: "truth: a defect, no mask given"}
+WIDE = 2  # times as wide as high: such pictures stand below each other
 _ATOMS = 64  # drawn at most; as many as explain.ATOMS gives
 
 
@@ -101,6 +102,8 @@ def localization_panel(
 ) -> list[np.ndarray]:
     """Draw side by side the image, the true defect's outline, the anomaly map over the image, the located region.
 
+    Pictures of wide images stand below each other.
+
     The second picture is left out where nothing is known of the truth. Uses no matplotlib, since every image gets one.
     Images much narrower than 256 pixels are enlarged by a whole factor.
 
@@ -134,7 +137,9 @@ def localization_panel(
         region_name,
     ]
     shown = [0, 2, 3] if label is None and mask is None else [0, 1, 2, 3]
-    _sheet([tiles[i] for i in shown], [captions[i] for i in shown], 4, _verdict(score, threshold, label), source, path)
+    columns = 1 if image.shape[1] > WIDE * image.shape[0] else 4
+    verdict = _verdict(score, threshold, label)
+    _sheet([tiles[i] for i in shown], [captions[i] for i in shown], columns, verdict, source, path)
     return tiles
 
 

@@ -101,7 +101,7 @@ class _Overlays:
 
     def _gallery_image(self, row: int, number: int) -> GalleryImage:
         sample = self.data.test_samples[number]
-        image = self.data.test_batch([number])["image"][0].permute(1, 2, 0).numpy()
+        image = self.data.test_view(number)
         return {
             "path": str(sample.path.relative_to(self.data.folder)),
             "kind": sample.kind,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from texture_ad.data.geometry import Geometry
 from texture_ad.errors import ParameterError
 from texture_ad.evaluation.localization import image_scores
 from texture_ad.methods.base import AnomalyDetector, Measurement
@@ -96,6 +97,16 @@ class FusionModel(AnomalyDetector):
         self.feature_cache: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor] | None = None
         self.register_buffer("patch_statistics", torch.tensor([[0.0, 1.0]] * len(PARTS)))
         self.register_buffer("learnt", torch.tensor(1.0))
+
+    def set_geometry(self, geometry: Geometry) -> None:
+        """Set what the detector sees of a photograph, and how patch features of tiles are whitened.
+
+        Raises:
+            ParameterError: whitening by position where the images are tiles.
+        """
+        if geometry.tiled:
+            self.whitening.ignore_positions()
+        super().set_geometry(geometry)
 
     @classmethod
     def assemble(cls, make: Callable[..., Any], **options: Any) -> "FusionModel":
