@@ -49,7 +49,7 @@ def serve(
     """
     check_token(host, token)
     with TemporaryDirectory(prefix="texture_ad_") as folder, listen(host, port) as listening:
-        scorer = Scorer(detector, Path(folder), None, decision, unsure, keep_maps=True)
+        scorer = Scorer(detector, Path(folder), None, decision, unsure=unsure, keep_maps=True)
         service = Service(scorer, limits, token, host, batch_size, tell)
         print(f"serving  http://{address(listening)}  {scorer.source}; Ctrl-C ends", flush=True)
         run(create_app(service), listening)
