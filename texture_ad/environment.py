@@ -5,7 +5,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("texture_ad", "torch", "torchvision", "lightning", "spams-bin", "numpy", "efficientnet-lite-pytorch")
+PACKAGES = ("texture_ad", "torch", "torchvision", "lightning", "spams-bin", "numpy", "timm")
 
 
 def cache_folder() -> Path:
