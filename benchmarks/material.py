@@ -21,6 +21,7 @@ from texture_ad import pipeline
 from texture_ad.cli.entry import CONF
 from texture_ad.data import embedded
 from texture_ad.data.batches import load_sample
+from texture_ad.data.geometry import Geometry, checked_shape
 from texture_ad.data.layouts import Sample, scan
 from texture_ad.methods.fusion.detection import Detection
 from texture_ad.methods.fusion.detector import FusionDetector
@@ -61,8 +62,8 @@ def prepared_run(folder: Path, *overrides: str) -> pipeline.Run:
 
 def untrained_detector(run: pipeline.Run) -> FusionDetector:
     """Return an untrained detector with the settings of a run, in evaluation mode."""
-    size = run.config.data.size
-    return run.make("method", make=run.make, size=size).eval().requires_grad_(False)
+    geometry = Geometry(checked_shape("size", run.config.data.size))
+    return run.make("method", make=run.make, geometry=geometry).eval().requires_grad_(False)
 
 
 def fit_after_stage1(run: pipeline.Run, detector: FusionDetector) -> None:
@@ -90,7 +91,7 @@ def images(part: str) -> Tensor:
     _, train, test = photographs()
     samples = train if part == "train" else test
     with ThreadPoolExecutor() as pool:
-        return torch.stack(list(pool.map(lambda sample: load_sample(sample, 256)[0], samples)))
+        return torch.stack(list(pool.map(lambda sample: load_sample(sample, (256, 256))[0], samples)))
 
 
 def batches(pictures: Tensor, size: int) -> DataLoader:

@@ -17,6 +17,7 @@ from texture_ad import pipeline
 from texture_ad.cli.entry import CONF
 from texture_ad.data.drift import brightness, training_statistics
 from texture_ad.data.embedded import ensure
+from texture_ad.data.geometry import Geometry
 from texture_ad.methods.base import AnomalyDetector, Provenance
 from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.registry import method_class
@@ -60,7 +61,9 @@ def baseline(name: str, *backbone: Backbone, size: int = 64, **options: Any) -> 
     defaults = OmegaConf.to_container(composed(f"method={name}").method, resolve=True)
     for key in ("_target_", "name"):
         del defaults[key]
-    return method_class(name)(*backbone, size=size, **(defaults | options))
+    detector = method_class(name)(*backbone, **(defaults | options))
+    detector.set_geometry(Geometry((size, size)))
+    return detector
 
 
 def untrained_fusion(backbone: Backbone, size: int, **options: Any) -> FusionDetector:
@@ -81,7 +84,9 @@ def untrained_fusion(backbone: Backbone, size: int, **options: Any) -> FusionDet
         "flow": make("flow", dim=dim, blocks=2, hidden=16),
         "dictionary": make("dictionary", dim=dim, **dictionary),
     }
-    return make("score", size=size, **parts, **score).eval()
+    detector = make("score", **parts, **score).eval()
+    detector.set_geometry(Geometry((size, size)))
+    return detector
 
 
 def untrained_detector(
@@ -97,9 +102,10 @@ def untrained_detector(
         measured = detector.measure(probe)
         detector.standardise(measured.parts)
         detector.map_floor.copy_(detector.fuse(measured.parts).median())
-        detector.threshold.copy_(detector(probe).scores.max())
+        prediction = detector(probe)
+        detector.calibrate(prediction.scores, prediction.anomaly_maps.amax((1, 2)), 0.05)
     statistics = training_statistics(paths, brightness(images)) if images is not None else None
-    detector.provenance = Provenance("a test", "test", "0" * 16, 0, 0.95, {}, statistics)
+    detector.provenance = Provenance("a test", "test", "0" * 16, 0, 0.05, {}, statistics)
     return detector.requires_grad_(False)
 
 

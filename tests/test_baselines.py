@@ -130,6 +130,18 @@ def test_padim_is_mahalanobis(backbone, loader, images):
             assert float(maps[i].flatten()[position]) == pytest.approx(expected, rel=1e-3)
 
 
+def test_padim_updated_is_padim_fitted_on_all_images(backbone, loader, images):
+    updated = fitted(baseline("padim", backbone, channels=10), loader[:1])
+    updated.update([batch["image"] for batch in loader[1:]])
+    expected = fitted(baseline("padim", backbone, channels=10), loader)
+    assert torch.allclose(updated(images).scores, expected(images).scores, rtol=1e-4)
+
+
+def test_a_method_without_moments_cannot_be_updated(backbone, images):
+    with pytest.raises(ParameterError, match=r"method=patchcore: can't be updated; fit it again on all images"):
+        baseline("patchcore", backbone).update([images])
+
+
 def test_padim_scores_the_maximum_of_its_smoothed_map(backbone, loader, images):
     found = fitted(baseline("padim", backbone, channels=10), loader)(images)
     assert torch.equal(found.scores, found.anomaly_maps.amax((1, 2)))
@@ -309,7 +321,7 @@ def test_run_and_predict(name, folder, tmp_path, command):
     metrics = json.loads((run_dir / "metrics.json").read_text())
     assert metrics["method"] == name and metrics["data_source"] == "folder wall"
     assert ("pixel_auroc" in metrics) is (name not in WITHOUT_MAP) and metrics["fit_seconds"] > 0
-    assert len(list((run_dir / "overlays").rglob("*.png"))) == (0 if name in WITHOUT_MAP else 4)
+    assert len(list((run_dir / "overlays").rglob("*.jpg"))) == (0 if name in WITHOUT_MAP else 4)
     assert (run_dir / "scores.png").is_file() and not list(run_dir.rglob("*.partial"))
     code, _, errors = command(
         "predict",
@@ -325,7 +337,7 @@ def test_run_and_predict(name, folder, tmp_path, command):
     for path, score in found.items():
         assert score == pytest.approx(expected[f"test/{path}"], rel=1e-5, abs=1e-5)
     content = torch.load(run_dir / "detector.pt", weights_only=True)
-    assert content["method"] == name and content["settings"]["size"] == 64
+    assert content["method"] == name and content["geometry"]["size"] == [64, 64]
 
 
 def test_a_trained_baseline_is_not_trained_again(folder, tmp_path, command):
@@ -358,7 +370,7 @@ def test_every_number_is_checked(name, key, value, backbone):
 def test_a_detector_keeps_all_its_settings(name, backbone):
     parts = [backbone] if method_class(name).uses_backbone else []
     configured = {key: value for key, value in settings(name).items() if key not in ("_target_", "name")}
-    assert baseline(name, *parts).settings == {"size": 64, **configured}
+    assert baseline(name, *parts).settings == configured
 
 
 @pytest.mark.parametrize(
@@ -369,7 +381,7 @@ def test_a_detector_keeps_all_its_settings(name, backbone):
         (["method=patch_svdd", "method.stride=12"], "method.stride=12: expected one of 8, 16, 32"),
         (["method=ganomaly", "method.input_size=48"], "method.input_size=48: expected a power of two"),
         (["method.name=knn"], "method.name=knn: expected one of fusion, one_nn"),
-        (["quantile=2"], "quantile=2: expected a number above 0 and at most 1"),
+        (["false_alarm_rate=2"], "false_alarm_rate=2: expected a number above 0 and at most 0.5"),
     ],
 )
 def test_bad_parameters(args, message, folder, tmp_path, command):
@@ -399,7 +411,11 @@ def saved(tmp_path_factory, loader):
         lambda c: c.pop("state"),
         lambda c: c["settings"].update(components=-1),
         lambda c: c["settings"].update(x=1),
-        lambda c: c["settings"].update(size=10**9),
+        lambda c: c["geometry"].update(size=[64, 10**9]),
+        lambda c: c["geometry"].update(size=[64]),
+        lambda c: c["geometry"].update(size="64"),
+        lambda c: c["geometry"].pop("size"),
+        lambda c: c.pop("geometry"),
         lambda c: c["state"].update(mean=torch.zeros(3)),
         lambda c: c["state"].update(normals=torch.zeros(4, 3)),
         lambda c: c["state"].pop("projection"),

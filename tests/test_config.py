@@ -13,6 +13,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from texture_ad.cli.entry import CONF
+from texture_ad.data.geometry import Geometry
 from texture_ad.methods.registry import method_class
 from texture_ad.pipeline import Run
 
@@ -28,8 +29,8 @@ CHOICES = [
 def test_composes_and_builds(choice, tmp_path):
     config = composed(choice, "backbone.weights=none", "data.size=64")
     run = Run(config, tmp_path)
-    detector = run.make("method", make=run.make, size=config.data.size)
-    assert detector.name == config.method.name and detector.settings["size"] == 64
+    detector = run.make("method", make=run.make, geometry=Geometry((64, 64)))
+    assert detector.name == config.method.name and detector.geometry.size == (64, 64)
     if detector.name == "fusion":
         assert len(detector.flow.blocks) == config.flow.blocks
         assert len(detector.dictionary.atoms) == config.dictionary.num_atoms

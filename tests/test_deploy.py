@@ -3,6 +3,7 @@ photographs, and as a file that someone else wrote."""
 
 import csv
 import io
+import json
 import os
 import pickle
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from helpers import tiny_backbone, untrained_detector
 from PIL import Image
@@ -36,7 +38,7 @@ def photographs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def saved(photographs, tmp_path_factory):
     paths = sorted(photographs.iterdir())
-    images = torch.stack([resize(read_image(p), 64) for p in paths])
+    images = torch.stack([resize(read_image(p), (64, 64)) for p in paths])
     path = tmp_path_factory.mktemp("detector") / "detector.pt"
     untrained_detector(64, paths, images).save(path)
     return path
@@ -134,7 +136,9 @@ def test_the_share_above_the_threshold_is_told(predict, photographs):
     code, out, errors, rows = predict(photographs)
     assert code == 0, errors
     share = sum(int(r["anomalous"]) for r in rows)
-    assert f"{share} of 5 images ({share / 5:.1%}) above the threshold" in out and "5.0% are expected" in out
+    assert f"{share} of 5 images ({share / 5:.1%}) above the threshold" in out
+    # Its threshold is the highest of four scores.
+    assert "of normal images 20.0% (95% interval 0.6% to 60.2%, from 4 calibration images) are expected" in out
     assert "warning" not in errors and all(r["warning"] == "" for r in rows)
 
 
@@ -183,7 +187,7 @@ def test_its_own_pictures_are_not_scored(predict, photographs, tmp_path):
     for _ in range(2):
         code, _, errors, rows = predict(tmp_path)
         assert code == 0 and [r["path"] for r in rows] == ["a.jpg", "a.png"], errors
-    assert sorted(p.name for p in (tmp_path / "out/overlays").iterdir()) == ["a.jpg.png", "a.png"]
+    assert sorted(p.name for p in (tmp_path / "out/overlays").iterdir()) == ["a.jpg", "a.png.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -290,3 +294,36 @@ def test_a_saved_detector_is_the_same(saved):
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     torch.save(a.state_dict(), b)
     assert torch.equal(a(images).scores, load(saved)(images).scores)
+
+
+# --- decisions and files ------------------------------------------------------------------------------
+
+
+def test_another_threshold_and_all_files(predict, photographs, tmp_path):
+    _, _, _, before = predict(photographs, "pictures=false")
+    threshold = np.mean(sorted(float(r["score"]) for r in before)[2:4])
+    low = "pixel_threshold=-1000"
+    files = ("pictures=false", "masks=true", "maps=true", "regions=true", "submission=true")
+    code, out, errors, rows = predict(photographs, f"threshold={threshold}", low, *files)
+    assert code == 0, errors
+    assert sum(int(r["anomalous"]) for r in rows) == 2 and "2 of 5 images (40.0%)" in out
+    assert [float(r["level"]) > 0.5 for r in rows] == [r["anomalous"] == "1" for r in rows]
+    assert {(r["regions"], r["area"]) for r in rows} == {("1", "1.000000")}
+    folder = tmp_path / "out"
+    told = json.loads((folder / "regions.json").read_text())
+    assert (told[0]["name"], told[0]["size"], told[0]["regions"][0]["box"]) == ("0.png", [80, 90], [0, 0, 90, 80])
+    coco = json.loads((folder / "coco.json").read_text())
+    assert [a["image_id"] for a in coco["annotations"]] == [i["id"] for i in coco["images"]] == [1, 2, 3, 4, 5]
+    place = Path(*photographs.parts[-2:])
+    for mask in (folder / "masks/0.png.png", folder / "anomaly_images_thresholded" / place / "0.png"):
+        pixels = np.asarray(Image.open(mask).convert("L"))
+        assert pixels.shape == (80, 90) and set(np.unique(pixels)) == {255}
+    for path in (folder / "maps/0.png.tiff", folder / "anomaly_images" / place / "0.tiff"):
+        scores = tifffile.imread(path)
+        assert scores.shape == (80, 90) and scores.dtype == np.float16
+        assert float(scores.max()) == pytest.approx(told[0]["regions"][0]["peak"], rel=1e-3)
+    code, out, _, _ = predict(photographs, "false_alarm_rate=0.5", "pictures=false")
+    assert code == 0 and "of normal images 40.0%" in out  # two of the four calibration scores are above it
+    assert predict(photographs, "false_alarm_rate=0")[0] == 2
+    code, _, errors, _ = predict(photographs, "regions=true", "watch=true")
+    assert code == 2 and "regions=True: a watched folder has no end" in errors

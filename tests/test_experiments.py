@@ -104,4 +104,4 @@ def test_soak_measures_a_saved_detector(tmp_path):
     done = script("benchmarks.soak", *args)
     assert done.returncode == 0, done.stderr
     found = json.loads(output.read_text())
-    assert found["predictions"] == 20 and found["size"] == 64 and found["p99_ms"] >= found["median_ms"] > 0
+    assert found["predictions"] == 20 and found["size"] == [64, 64] and found["p99_ms"] >= found["median_ms"] > 0

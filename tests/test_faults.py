@@ -20,6 +20,7 @@ from PIL import Image
 
 from texture_ad.cli.explain import explain
 from texture_ad.data import mvtec
+from texture_ad.data.geometry import Geometry
 from texture_ad.errors import UserError
 from texture_ad.pipeline import Run
 
@@ -300,7 +301,7 @@ def test_every_number_is_checked_and_named_by_its_key(key, value, tmp_path):
     run = Run(config, tmp_path)
     with pytest.raises(Exception) as error:
         run.make("data")
-        detector = run.make("method", make=run.make, size=64)
+        detector = run.make("method", make=run.make, geometry=Geometry((64, 64)))
         features = run.make("features", detector=detector)
         pretext = run.make("cutpaste", dim=8)
         run.make("representation", detector=detector, pretext=pretext, features=features)

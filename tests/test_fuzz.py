@@ -20,6 +20,7 @@ from PIL import Image
 from texture_ad.cli.entry import CONF, check_targets
 from texture_ad.cli.explain import explain
 from texture_ad.data.cutpaste import AREA, KINDS, cutpaste
+from texture_ad.data.geometry import Geometry
 from texture_ad.data.images import read_image, read_mask, resize, resize_mask
 from texture_ad.deploy.scorer import COLUMNS
 from texture_ad.deploy.watch import Rows
@@ -98,7 +99,7 @@ def test_any_bytes_as_an_image(content, suffix):
             assert str(path) in str(error)
             return
     assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
-    assert resize(pixels, 32).shape == (3, 32, 32)
+    assert resize(pixels, (32, 32)).shape == (3, 32, 32)
 
 
 @cases(100, 10_000)
@@ -120,7 +121,7 @@ def test_any_bytes_as_a_mask(content):
 def test_no_mask_vanishes_in_resizing(height, width, seed, size):
     mask = np.random.default_rng(seed).random((height, width)) < 0.02
     assume(mask.any())
-    small = resize_mask(mask, size)
+    small = resize_mask(mask, (size, 32))
     assert small.any() and (not mask.all() or small.all())
 
 
@@ -180,7 +181,7 @@ def test_any_overrides_compose_or_are_refused(groups, keys):
         run = Run(config, Path("none"))
         if config.data.source == "embedded":
             run.make("data")
-        run.make("method", make=run.make, size=64)
+        run.make("method", make=run.make, geometry=Geometry((64, 64)))
     except Exception as error:
         line = explain(error)
         assert line is not None, (groups, keys, error)

@@ -110,8 +110,8 @@ def test_masks(tmp_path):
 
 
 def test_resizing_keeps_constants_and_thin_defects():
-    assert (resize(np.full((300, 200, 3), 77, np.uint8), 64) == 77).all()
+    assert (resize(np.full((300, 200, 3), 77, np.uint8), (64, 64)) == 77).all()
     mask = np.zeros((512, 512), bool)
     mask[100, :] = True
-    small = resize_mask(mask, 64)
+    small = resize_mask(mask, (64, 64))
     assert small.dtype == torch.bool and small.any() and small.float().mean() < 0.05

@@ -66,6 +66,29 @@ def test_refit_follows_features_that_moved_and_keeps_the_basis():
     assert torch.equal(whitening.basis, basis) and torch.allclose(moved, features, atol=0.02)
 
 
+@pytest.mark.parametrize("mode", ["position", "global"])
+@pytest.mark.parametrize("first", [3, 40])
+def test_an_update_is_a_refit_on_all_images(mode, first):
+    patches = noise(60, 4, 6) @ noise(6, 6) + torch.arange(4)[:, None]
+    patches[first:] = 1.3 * patches[first:] + 0.2  # later images are unlike the first
+    updated, expected = (make("whitening", channels=[6], components=5, mode=mode) for _ in range(2))
+    for whitening in (updated, expected):
+        fitted(whitening, patches[:first], 7)
+    updated.update(patches[first:50].split(7))
+    updated.update(patches[50:].split(7))
+    expected.refit(patches.split(7))
+    for name, buffer in expected.named_buffers():
+        found = updated.get_buffer(name)
+        assert torch.allclose(found, buffer, rtol=1e-3, atol=1e-3 * float(buffer.abs().max())), name
+
+
+def test_features_that_are_only_centred_cannot_be_updated():
+    whitening = make("whitening", channels=[6], mode="none")
+    fitted(whitening, noise(20, 4, 6))
+    with pytest.raises(UserError, match=r"mode=none: keeps no covariance"):
+        whitening.update(noise(5, 4, 6).split(5))
+
+
 def test_a_state_brings_its_number_of_positions():
     whitening = make("whitening", channels=[6])
     other = make("whitening", channels=[6])

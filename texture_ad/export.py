@@ -18,8 +18,9 @@ def main(config: DictConfig) -> None:
     detector = load(config.detector)
     target = Path(config.output or Path(config.detector).with_suffix(FORMATS[config.format].suffix))
     written = export(detector, target, config.format)
+    height, width = detector.geometry.size
     print(
-        f"{config.format} {target}: images uint8 (B, 3, {detector.settings['size']}, {detector.settings['size']}) to "
+        f"{config.format} {target}: images uint8 (B, 3, {height}, {width}) to "
         f"{' and '.join(written.outputs)}, within {written.difference:.1e} of the detector"
     )
 

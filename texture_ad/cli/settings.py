@@ -29,6 +29,7 @@ class Influence(NamedTuple):
 INFLUENCES = {
     "run_dir": Influence(result=False, stage1=False, name=False),
     "logger": Influence(result=False, stage1=False, name=False),
+    "allow": Influence(result=False, stage1=False, name=False),
     "pictures": Influence(result=False, stage1=False, name=False),
     "cache": Influence(result=False, stage1=False, name=False),
     "cache_gb": Influence(result=False, stage1=False, name=False),
@@ -42,7 +43,7 @@ INFLUENCES = {
     "trainer.accelerator": Influence(result=False),
     "trainer.devices": Influence(result=False),
     "trainer.strategy": Influence(result=False),
-    "quantile": Influence(stage1=False),
+    "false_alarm_rate": Influence(stage1=False),
     "dictionary": Influence(stage1=False),
     "detection": Influence(stage1=False),
     # head_weight decides what stage 1 trains; top and min_distance validate a backbone that learns.

@@ -1,6 +1,8 @@
 """Reading of photographs and masks: every common format and mode becomes RGB bytes or an error that helps."""
 
 import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,8 @@ from texture_ad.errors import UserError
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif"})
 MAX_PIXELS = 100_000_000
 MIN_SIDE = 4
+ORIENTATION = 0x0112  # of EXIF
+TURNED = (5, 6, 7, 8)  # orientations that swap width and height
 MAX_GREY = 0.05  # of a mask's pixels between black and white: soft edges, not a picture
 
 
@@ -32,8 +36,11 @@ def _check_header(path: Path, image: Image.Image) -> None:
         raise UserError(f"{path}: {frames} frames, expected one; save the frames as single images")
 
 
-def _open(path: Path) -> Image.Image:
+def open_image(path: Path) -> Image.Image:
     """Decode one image; its header is checked before any pixel is decoded.
+
+    Returns:
+        The image as shown: EXIF's orientation is applied.
 
     Raises:
         UserError: the file can't be read as one image, or is refused by `_check_header`.
@@ -46,7 +53,8 @@ def _open(path: Path) -> Image.Image:
             image = Image.open(path)
             _check_header(path, image)
             image.load()
-            return ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)
+            return image
     except UserError:
         raise
     except Image.DecompressionBombError as error:
@@ -57,7 +65,7 @@ def _open(path: Path) -> Image.Image:
 
 
 def header(path: Path) -> tuple[int, int, str]:
-    """Return width and height in pixels and the mode of an image, as its header states them; nothing is decoded.
+    """Return width and height in pixels, as shown by EXIF's orientation, and the mode of an image; nothing is decoded.
 
     Raises:
         UserError: no image.
@@ -66,9 +74,22 @@ def header(path: Path) -> tuple[int, int, str]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
-                return *image.size, image.mode
+                # Pillow has turned a TIFF's size already, and would decode a PNG to look for EXIF behind its pixels.
+                exif = image.getexif() if "exif" in image.info else {}
+                width, height = image.size[::-1] if exif.get(ORIENTATION, 1) in TURNED else image.size
+                return width, height, image.mode
     except Exception as error:
         raise UserError(f"{path}: can't be read as an image; copy it again or remove it") from error
+
+
+def shapes_of(paths: Iterable[Path]) -> dict[Path, tuple[int, int]]:
+    """Return (height, width) in pixels of every image; one that can't be read is left out, its reader says why."""
+    found = {}
+    for path in paths:
+        with suppress(UserError):
+            width, height, _ = header(path)
+            found[path] = (height, width)
+    return found
 
 
 def _grey_bytes(image: Image.Image) -> np.ndarray:
@@ -95,8 +116,11 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         UserError: missing, empty, truncated, animated, over MAX_PIXELS, under MIN_SIDE, or no image at all.
     """
-    path = Path(path)
-    image = _open(path)
+    return rgb_bytes(open_image(Path(path)))
+
+
+def rgb_bytes(image: Image.Image) -> np.ndarray:
+    """Return a decoded image, or a part of it, as RGB, uint8 (H, W, 3); see `read_image`."""
     if image.mode.startswith("I") or image.mode == "F":
         return np.repeat(_grey_bytes(image)[..., None], 3, 2)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -120,7 +144,7 @@ def read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
     Raises:
         UserError: unreadable, of another size than its image, without a defect pixel, or not binary.
     """
-    image = _open(Path(path))
+    image = open_image(Path(path))
     values = np.asarray(image if image.mode.startswith("I") else image.convert("L"))
     if values.shape != tuple(shape):
         raise UserError(
@@ -139,32 +163,30 @@ def read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
     return share > 0.5
 
 
-def resize(image: np.ndarray, size: int) -> Tensor:
-    """Return an image, uint8 (H, W, 3), as a square, uint8 (3, size, size): bilinear with antialiasing.
-
-    The aspect is not kept.
+def resize(image: np.ndarray, size: Sequence[int]) -> Tensor:
+    """Return an image, uint8 (H, W, 3), at another size, uint8 (3, h, w): bilinear with antialiasing.
 
     Args:
         image: uint8 (H, W, 3).
-        size: side in pixels.
+        size: (h, w) in pixels.
     """
     from torchvision.transforms.v2 import functional as F
 
-    return F.resize(torch.from_numpy(image).permute(2, 0, 1), [size, size], antialias=True)
+    return F.resize(torch.from_numpy(image).permute(2, 0, 1), list(size), antialias=True)
 
 
-def resize_mask(mask: np.ndarray, size: int) -> Tensor:
-    """Return a mask, bool (H, W), as a square, bool (size, size).
+def resize_mask(mask: np.ndarray, size: Sequence[int]) -> Tensor:
+    """Return a mask, bool (H, W), at another size, bool (h, w).
 
     A pixel counts as defect if half of its area or more does. A defect too thin for that keeps every pixel that it
     touches, so that no defect vanishes.
 
     Args:
         mask: bool (H, W), True = defect.
-        size: side in pixels.
+        size: (h, w) in pixels.
     """
     from torchvision.transforms.v2 import functional as F
 
-    area = F.resize(torch.from_numpy(mask)[None].float(), [size, size], antialias=True)[0]
+    area = F.resize(torch.from_numpy(mask)[None].float(), list(size), antialias=True)[0]
     small = area >= 0.5
     return small if small.any() else area >= area.max().clamp(min=1e-6) / 2

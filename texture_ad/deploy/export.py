@@ -1,7 +1,7 @@
 """Write a detector as one graph for other runtimes, after comparing the graph with the detector.
 
-The graph takes `images`, uint8 (B, 3, size, size) RGB, and returns `scores` (B,) and, where the method has a map,
-`anomaly_maps` (B, size, size).
+The graph takes `images`, uint8 (B, 3, H, W) RGB, and returns `scores` (B,) and, where the method has a map,
+`anomaly_maps` (B, H, W).
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from texture_ad.data.geometry import Shape
 from texture_ad.errors import ParameterError
 from texture_ad.files import atomic_path
 from texture_ad.methods.base import AnomalyDetector
@@ -32,7 +33,7 @@ class Format(NamedTuple):
     Attributes:
         suffix: of the file's name.
         write: writes a program with these names of outputs to a path.
-        run: returns the outputs of the file at a path for images, uint8 (B, 3, size, size).
+        run: returns the outputs of the file at a path for images, uint8 (B, 3, H, W).
     """
 
     suffix: str
@@ -108,19 +109,19 @@ def check_packages(format: FormatName) -> None:
         ) from error
 
 
-def random_images(count: int, size: int) -> Tensor:
-    """Return the same random images, uint8 (count, 3, size, size), at every call."""
+def random_images(count: int, size: Shape) -> Tensor:
+    """Return the same random images, uint8 (count, 3, H, W) of size (H, W), at every call."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
+    return torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8, generator=generator)
 
 
 @torch.no_grad()
-def trace(module: nn.Module, size: int) -> ExportedProgram:
+def trace(module: nn.Module, size: Shape) -> ExportedProgram:
     """Return a module as a program for batches of any number of images, up to MAX_BATCH.
 
     Args:
-        module: takes images, uint8 (B, 3, size, size); looks at no value.
-        size: side of the images in pixels.
+        module: takes images, uint8 (B, 3, H, W); looks at no value.
+        size: (H, W) of the images in pixels.
     """
     # Two images: a batch of one would be taken for a constant.
     example = random_images(2, size)
@@ -147,7 +148,7 @@ def export(detector: AnomalyDetector, target: Path, format: FormatName) -> Expor
         ParameterError: a package is missing, or the graph differs by more than TOLERANCE; nothing is written.
     """
     check_packages(format)
-    size = detector.settings["size"]
+    size = detector.geometry.size
     images = random_images(3, size)
     expected = [output for output in detector(images)[: len(OUTPUTS)] if output is not None]
     outputs = OUTPUTS[: len(expected)]

@@ -34,6 +34,16 @@ def check_folder(source: Path) -> None:
         raise ParameterError("input", source, "not a folder")
 
 
+def check_endless(regions: bool) -> None:
+    """Check that nothing is asked for that is written at an end.
+
+    Raises:
+        ParameterError: regions.json.
+    """
+    if regions:
+        raise ParameterError("regions", regions, "a watched folder has no end at which to write them; use masks=true")
+
+
 def bytes_of_complete_rows(lines: Iterable[bytes]) -> int:
     """Return how many bytes the complete rows of a CSV take; a torn last row is left out.
 
@@ -171,8 +181,8 @@ def _score_new(scorer: Scorer, rows: Rows, paths: list[Path], batch_size: int, s
             return
         batch = paths[start : start + batch_size]
         scored = scorer.score(batch, scorer.read(batch))
-        rows.append(scored)
-        print(f"{scorer.images} images, {scorer.anomalous} above the threshold, last {scored[-1].path}", flush=True)
+        rows.append([scorer.row(result) for result in scored])
+        print(f"{scorer.images} images, {scorer.anomalous} above the threshold, last {scored[-1].name}", flush=True)
 
 
 @checked

@@ -19,7 +19,7 @@ from texture_ad.data.cutpaste import TASKS, pretext_batch
 from texture_ad.methods.base import Measurement
 from texture_ad.methods.baseline import Baseline, Batches, image_features
 from texture_ad.models.backbone import Backbone
-from texture_ad.parameters import Count, NonNegative, Positive, Size, checked
+from texture_ad.parameters import Count, NonNegative, Positive, checked
 
 
 @checked
@@ -28,7 +28,6 @@ class CutPaste(Baseline, L.LightningModule):
 
     Args:
         backbone: pretrained.
-        size: side of the images in pixels that the detector is fitted on.
         task: which pasted images the network tells from normal ones.
         lr: of AdamW, peak of a cosine schedule.
         weight_decay: of AdamW.
@@ -47,7 +46,6 @@ class CutPaste(Baseline, L.LightningModule):
     def __init__(
         self,
         backbone: Backbone,
-        size: Size,
         task: Literal["binary", "scar", "3way"],
         lr: Positive,
         weight_decay: NonNegative,

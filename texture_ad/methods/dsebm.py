@@ -24,7 +24,6 @@ class DSEBM(Baseline, L.LightningModule):
     """Score an image by the energy that a network learns by score matching, or by its reconstruction error.
 
     Args:
-        size: side of the images in pixels that the detector is fitted on.
         input_size: side to which images are resized, in pixels.
         widths: channels of the layers, each of which halves the size.
         noise: standard deviation of the noise, in those of the pixels.
@@ -42,7 +41,6 @@ class DSEBM(Baseline, L.LightningModule):
 
     def __init__(
         self,
-        size: Size,
         input_size: Size,
         widths: Sequence[int],
         noise: Positive,

@@ -13,7 +13,7 @@ from torch import Tensor
 from texture_ad.methods.base import Measurement
 from texture_ad.methods.baseline import Baseline, Batches, distances, image_features
 from texture_ad.models.backbone import Backbone
-from texture_ad.parameters import Range, Size, checked
+from texture_ad.parameters import Range, checked
 
 
 @checked
@@ -22,7 +22,6 @@ class OneClassSVM(Baseline):
 
     Args:
         backbone: pretrained.
-        size: side of the images in pixels that the detector is fitted on.
         nu: bound on the share of training images outside.
 
     Raises:
@@ -37,7 +36,7 @@ class OneClassSVM(Baseline):
     weights: Tensor  # (vectors,)
     offset: Tensor  # ()
 
-    def __init__(self, backbone: Backbone, size: Size, nu: Annotated[float, Range(0, 1, above=True)]):
+    def __init__(self, backbone: Backbone, nu: Annotated[float, Range(0, 1, above=True)]):
         super().__init__()
         self.backbone = backbone
         dim = backbone.num_channels[-1]

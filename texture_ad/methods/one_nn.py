@@ -11,7 +11,7 @@ from torch import Tensor
 from texture_ad.methods.base import Measurement
 from texture_ad.methods.baseline import Baseline, Batches, image_features, nearest
 from texture_ad.models.backbone import Backbone
-from texture_ad.parameters import Count, Size, checked
+from texture_ad.parameters import Count, checked
 
 
 @checked
@@ -20,7 +20,6 @@ class OneNN(Baseline):
 
     Args:
         backbone: pretrained.
-        size: side of the images in pixels that the detector is fitted on.
         components: kept by PCA; fewer where there are fewer images or features.
 
     Raises:
@@ -33,7 +32,7 @@ class OneNN(Baseline):
     projection: Tensor  # (components, C), standardises and reduces
     normals: Tensor  # (images, C)
 
-    def __init__(self, backbone: Backbone, size: Size, components: Count):
+    def __init__(self, backbone: Backbone, components: Count):
         super().__init__()
         self.backbone = backbone
         dim = backbone.num_channels[-1]

@@ -6,6 +6,8 @@ channels, a mean and a covariance (0.01 added to its diagonal) at every position
 smoothing of 4 pixels, the map's maximum as the image's score. The backbone and its layers are ours.
 """
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,7 +15,7 @@ from torch import Tensor
 from texture_ad.methods.base import Measurement
 from texture_ad.methods.baseline import Baseline, Batches
 from texture_ad.models.backbone import Backbone
-from texture_ad.parameters import Count, NonNegativeInt, Size, checked
+from texture_ad.parameters import Count, NonNegativeInt, checked
 
 RIDGE = 0.01
 
@@ -24,7 +26,6 @@ class PaDiM(Baseline):
 
     Args:
         backbone: pretrained.
-        size: side of the images in pixels that the detector is fitted on.
         last: deepest layers of the backbone's chosen ones that are used.
         channels: chosen at random; all where there are fewer.
         seed: of the choice.
@@ -35,12 +36,14 @@ class PaDiM(Baseline):
 
     name = "padim"
     uses_backbone = True
+    uses_positions = True
     sigma = 4.0
     chosen: Tensor  # (channels,)
     mean: Tensor  # (positions, channels)
     whitening: Tensor  # (positions, channels, channels)
+    count: Tensor  # (), images that they were fitted on
 
-    def __init__(self, backbone: Backbone, size: Size, last: Count, channels: Count, seed: NonNegativeInt):
+    def __init__(self, backbone: Backbone, last: Count, channels: Count, seed: NonNegativeInt):
         super().__init__()
         self.backbone = backbone
         total = sum(backbone.num_channels[-last:])
@@ -49,6 +52,7 @@ class PaDiM(Baseline):
         self.register_buffer("chosen", order)
         self.register_buffer("mean", torch.zeros(0, count))
         self.register_buffer("whitening", torch.zeros(0, count, count))
+        self.register_buffer("count", torch.tensor(0))
 
     def features(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Return features (B, h w, channels) and the grid (h, w) of images, uint8 (B, 3, H, W)."""
@@ -61,15 +65,31 @@ class PaDiM(Baseline):
         maps = self.backbone.in_slices(joined, images)
         return maps.flatten(2).transpose(1, 2), (maps.shape[2], maps.shape[3])
 
-    @torch.no_grad()
     def learn(self, batches: Batches) -> None:
         """Fit a mean and a covariance at every position."""
-        count = 0
-        total = outer = torch.zeros((), dtype=torch.float64, device=self.mean.device)
-        for batch in batches:
-            # Sums of squares less squares of sums lose what single precision holds.
-            x = self.features(batch["image"].to(self.mean.device))[0].transpose(0, 1).double()
-            count = count + x.shape[1]
+        nothing = torch.zeros((), dtype=torch.float64, device=self.mean.device)
+        self._fit((batch["image"] for batch in batches), 0, nothing, nothing)
+
+    @torch.no_grad()
+    def update(self, images: Iterable[Tensor]) -> None:
+        """Add further normal images to mean and covariance of every position."""
+        count = int(self.count)
+        mean = self.mean.double()
+        identity = torch.eye(mean.shape[1], dtype=mean.dtype, device=mean.device)
+        factor = torch.linalg.solve_triangular(self.whitening.double(), identity, upper=False)
+        covariance = factor @ factor.transpose(1, 2) - RIDGE * identity
+        outer = max(1, count - 1) * covariance + count * mean[:, :, None] * mean[:, None]
+        self._fit(images, count, count * mean, outer)
+
+    @torch.no_grad()
+    def _fit(self, images: Iterable[Tensor], count: int, total: Tensor, outer: Tensor) -> None:
+        """Add batches of images to a count, sums (P, C) and outer products (P, C, C); make mean and whitening of them.
+
+        In double precision: sums of squares less squares of sums lose what single precision holds.
+        """
+        for batch in images:
+            x = self.features(batch.to(self.mean.device))[0].transpose(0, 1).double()
+            count += x.shape[1]
             total = total + x.sum(1)
             outer = outer + x.transpose(1, 2) @ x
         mean = total / count
@@ -78,6 +98,7 @@ class PaDiM(Baseline):
         factor = torch.linalg.cholesky(covariance + RIDGE * identity)
         self.mean = mean.float()
         self.whitening = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False).float()
+        self.count.fill_(count)
 
     def measure(self, images: Tensor) -> Measurement:
         """Measure images, uint8 (B, 3, H, W)."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from texture_ad.methods.base import Measurement
 from texture_ad.methods.baseline import Baseline, Batches, nearest
-from texture_ad.parameters import Count, NonNegative, NonNegativeInt, Positive, Size, checked
+from texture_ad.parameters import Count, NonNegative, NonNegativeInt, Positive, checked
 
 SIDE = 256  # of the images, pixels
 PATCHES = (64, 32)  # pixels
@@ -53,7 +53,6 @@ class PatchSVDD(Baseline, L.LightningModule):
     """Score a patch by the distance of its embedding to the nearest normal one, at two sizes.
 
     Args:
-        size: side of the images in pixels that the detector is fitted on.
         svdd_weight: of the SVDD loss against the position loss.
         pairs: of patches from each image in each step.
         stride: between the patches that are compared, in pixels.
@@ -72,7 +71,6 @@ class PatchSVDD(Baseline, L.LightningModule):
 
     def __init__(
         self,
-        size: Size,
         svdd_weight: NonNegative,
         pairs: Count,
         stride: Literal[8, 16, 32],

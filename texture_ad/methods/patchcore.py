@@ -15,7 +15,7 @@ from texture_ad.errors import ParameterError
 from texture_ad.methods.base import Measurement
 from texture_ad.methods.baseline import Baseline, Batches, nearest
 from texture_ad.models.backbone import Backbone, flatten_patches
-from texture_ad.parameters import Count, NonNegativeInt, Range, Size, checked
+from texture_ad.parameters import Count, NonNegativeInt, Range, checked
 
 PROJECTED = 128  # dimensions in which the core set is chosen
 
@@ -45,7 +45,6 @@ class PatchCore(Baseline):
 
     Args:
         backbone: pretrained.
-        size: side of the images in pixels that the detector is fitted on.
         last: deepest layers of the backbone's chosen ones that are used.
         neighborhood: positions on a side that are averaged into a patch feature, odd.
         coreset: share of the patches that is kept.
@@ -65,7 +64,6 @@ class PatchCore(Baseline):
     def __init__(
         self,
         backbone: Backbone,
-        size: Size,
         last: Count,
         neighborhood: Count,
         coreset: Annotated[float, Range(0, 1, above=True)],

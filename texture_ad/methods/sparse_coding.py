@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from texture_ad.data.geometry import Geometry
 from texture_ad.evaluation.localization import image_scores
 from texture_ad.methods.base import Measurement
 from texture_ad.methods.baseline import Baseline, Batches
 from texture_ad.models.dictionary import initial_atoms, update_atoms
 from texture_ad.models.sparse import residuals
-from texture_ad.parameters import Count, NonNegativeInt, Positive, Range, Size, check, checked
+from texture_ad.parameters import Count, NonNegativeInt, Positive, Range, check, checked
 
 
 @checked
@@ -24,8 +25,7 @@ class SparseCoding(Baseline):
     """Score a patch of pixels by the error of its sparse code.
 
     Args:
-        size: side of the images in pixels that the detector is fitted on.
-        patch: side of a patch in pixels, from 2 to size.
+        patch: side of a patch in pixels, from 2 to the images' shorter side.
         stride: between patches in pixels, from 1 to patch.
         num_atoms: K.
         nonzeros: limit on the atoms of a code, from 1 to 3 patch^2.
@@ -40,11 +40,11 @@ class SparseCoding(Baseline):
     """
 
     name = "sparse_coding"
+    uses_spams = True
     atoms: Tensor  # (K, 3 patch^2), unit-norm rows
 
     def __init__(
         self,
-        size: Size,
         patch: int,
         stride: int,
         num_atoms: Count,
@@ -56,10 +56,19 @@ class SparseCoding(Baseline):
         seed: NonNegativeInt,
     ):
         super().__init__()
-        check("patch", patch, Annotated[int, Range(2, size)])
+        check("patch", patch, Annotated[int, Range(2)])
         check("stride", stride, Annotated[int, Range(1, patch)])
         check("nonzeros", nonzeros, Annotated[int, Range(1, 3 * patch**2)])
         self.register_buffer("atoms", torch.zeros(num_atoms, 3 * patch**2))
+
+    def set_geometry(self, geometry: Geometry) -> None:
+        """Set what the detector sees of a photograph.
+
+        Raises:
+            ParameterError: images smaller than a patch.
+        """
+        check("patch", self.settings["patch"], Annotated[int, Range(2, min(geometry.size))])
+        super().set_geometry(geometry)
 
     def patches(self, images: Tensor) -> Tensor:
         """Return patches (B h w, 3 patch^2), pixels in -0.5..0.5, of images, uint8 (B, 3, H, W)."""

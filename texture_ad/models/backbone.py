@@ -137,7 +137,10 @@ class Backbone(nn.Module):
 
     def in_slices(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """Return `function(images)` of images (B, 3, H, W), computed a few images at a time on a CPU."""
-        return in_slices(function, images, SLICE // max(*images.shape[-2:], self.min_size) ** 2)
+        height, width = images.shape[-2:]
+        return in_slices(
+            function, images, int(SLICE / (height * width * max(1, self.min_size / min(height, width)) ** 2))
+        )
 
 
 def flatten_patches(features: Tensor) -> Tensor:

@@ -10,10 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from texture_ad.errors import ParameterError
 from texture_ad.parameters import Count, arguments_of, check, checked
 
 RIDGE = 0.03  # times the features' mean variance
 PRIOR = 8  # images: how much the statistics of all positions weigh at each single one
+POSITIONS = 64  # whose matrices are computed at a time
 FOLDS = 3  # of the training images, for whitening each by statistics of the others
 
 
@@ -28,8 +30,9 @@ class Whitening(nn.Module):
     Args:
         channels: of each layer in the patch features; their sum is C. Layers are brought to the same mean squared
             length, so that none outweighs another.
-        mode: "position", by the covariance of the same position of the image; "global", by that of all positions; or
-            "none", which centres and scales all features alike.
+        mode: "position", by the covariance of the same position of the image; "global", by that of all positions;
+            "none", which centres and scales all features alike; or "auto", which is "position" unless the fit is told
+            that positions mean nothing.
         components: directions that whitening keeps.
 
     Attributes:
@@ -45,11 +48,13 @@ class Whitening(nn.Module):
     center: Tensor  # (positions, length), of all positions together (1) or, once fitted, of each
     matrix: Tensor  # (positions, length, length)
     spectrum: Tensor  # (length,), deviation of the features in each direction, of mean square 1; ones with mode "none"
+    count: Tensor  # (), feature vectors that each of center and matrix was fitted on
+    energy: Tensor  # (), root mean square length of the whitened features before they are scaled to 1
 
     def __init__(
         self,
         channels: Sequence[int],
-        mode: Literal["position", "global", "none"],
+        mode: Literal["auto", "position", "global", "none"],
         components: Count,
     ):
         super().__init__()
@@ -58,14 +63,29 @@ class Whitening(nn.Module):
         dim = sum(channels)
         self.settings = arguments_of(self) | {"channels": list(channels)}
         self.channels = list(channels)
-        self.mode = mode
+        self.may_change = mode == "auto"
+        self.mode = self.settings["mode"] = "position" if mode == "auto" else mode
         self.length = dim if mode == "none" else min(components, dim)
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("basis", torch.eye(dim, self.length))
         self.register_buffer("center", torch.zeros(1, self.length))
         self.register_buffer("matrix", torch.eye(self.length)[None])
         self.register_buffer("spectrum", torch.ones(self.length))
+        self.register_buffer("count", torch.tensor(0))
+        self.register_buffer("energy", torch.tensor(1.0))
         self.folds: list[tuple[Tensor, Tensor]] = []
+
+    def ignore_positions(self) -> None:
+        """Whiten by all positions, before the fit; their places in the images mean nothing.
+
+        Raises:
+            ParameterError: whitening by position was asked for.
+        """
+        if self.mode == "position" and not self.may_change:
+            problem = "positions of tiles are no places of the picture; expected auto, global or none with tiles"
+            raise ParameterError("mode", "position", problem)
+        if self.mode == "position":
+            self.mode = self.settings["mode"] = "global"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in ("center", "matrix"):  # of one position or of many
@@ -81,18 +101,17 @@ class Whitening(nn.Module):
             patches: streams the training set's patch features, (B, P, C) of P positions, anew at every call, always in
                 the same order.
         """
-        count = 0
-        total = torch.zeros((), dtype=torch.float64)
-        outer = torch.zeros((), dtype=torch.float64)
+        moments = _Moments()
+        shift: Tensor | None = None
         for batch in patches():
-            x = batch.flatten(0, 1).double()
-            count += len(x)
-            total = total.to(x) + x.sum(0)
-            outer = outer.to(x) + x.T @ x
-        mean = total / count
-        self.mean.copy_(mean)
+            x = batch.flatten(0, 1)
+            # About a mean, so that single precision does for a batch's products.
+            shift = x.mean(0) if shift is None else shift
+            moments.add((x - shift)[None], torch.float64)
+        assert shift is not None
+        self.mean.copy_(shift + moments.mean()[0])
         if self.mode != "none":
-            covariance = (outer / count - torch.outer(mean, mean)).cpu()
+            covariance = moments.covariance()[0].cpu()
             scale = self._layer_scale(covariance.diagonal())
             directions = torch.linalg.eigh(scale[:, None] * covariance * scale)[1][:, -self.length :]
             self.basis.copy_(scale[:, None] * directions)
@@ -104,11 +123,43 @@ class Whitening(nn.Module):
         return 1 / torch.cat(lengths)
 
     @torch.no_grad()
-    def refit(self, patches: Iterable[Tensor]) -> None:
+    def update(self, patches: Iterable[Tensor]) -> None:
+        """Add the features (B, P, C) of further images to center, matrix and spectrum, without those of the first ones.
+
+        The result is that of `refit` on all of them. Mean and basis stay.
+
+        Raises:
+            ParameterError: mode "none", whose matrix holds no covariance to add to.
+        """
+        if self.mode == "none":
+            raise ParameterError("mode", self.mode, "keeps no covariance to add to; fit again on all images")
+        self.refit(patches, self.moments())
+        self.folds = []
+
+    def moments(self) -> "_Moments":
+        """Return the moments that center and matrix were made from; `_statistics` backwards, in double precision."""
+        count = int(self.count)
+        own = count / (count + PRIOR)
+        mean = self.center.double() / own
+        identity = torch.eye(self.length, dtype=mean.dtype, device=mean.device)
+        factor = torch.linalg.solve_triangular(
+            (self.matrix.double() * self.energy).transpose(1, 2), identity, upper=False
+        )
+        drawn = factor @ factor.transpose(1, 2)  # towards the overall covariance, with a ridge
+        between = own * mean.T @ mean / len(mean)
+        ridge = RIDGE / (1 + RIDGE) * (drawn.mean(0) + between).diagonal().mean()
+        overall = drawn.mean(0) + between - ridge * identity
+        covariance = (drawn - ridge * identity - (1 - own) * overall) / own
+        outer = count * (covariance + mean[:, :, None] * mean[:, None])
+        return _Moments(count, count * mean.float(), outer.float())
+
+    @torch.no_grad()
+    def refit(self, patches: Iterable[Tensor], known: "_Moments | None" = None) -> None:
         """Fit center, matrix and spectrum anew, and those of each fold, from one pass over patch features (B, P, C).
 
         Mean and basis stay, so that the whitened features change no more than the features do. A position's statistics
-        are drawn towards those of all, as if PRIOR more images had shown the latter.
+        are drawn towards those of all, as if PRIOR more images had shown the latter. What is `known` of other images
+        counts as if the pass had begun with them.
         """
         parts = [_Moments() for _ in range(FOLDS)]
         number = 0
@@ -118,38 +169,42 @@ class Whitening(nn.Module):
             for fold, part in enumerate(parts):
                 part.add(self._by_position(x[folds == fold]))
             number += len(x)
-        everything = _Moments.sum(parts)
-        self.center, matrix, covariance = self._statistics(everything)
-        energy = (matrix * (covariance @ matrix)).sum((1, 2)).mean().clamp(min=1e-12).sqrt()
-        self.matrix = (matrix / energy).contiguous()
+        everything = _Moments.sum(parts if known is None else [known, *parts])
+        self.center, matrix, energy = self._statistics(everything)
+        self.matrix = matrix.div_(energy)
+        self.energy.copy_(energy)
+        self.count.fill_(everything.count)
         if self.mode != "none":  # those features keep their spectrum
             spectrum = everything.overall().diagonal().clamp(min=0).sqrt()
             self.spectrum = spectrum / spectrum.square().mean().clamp(min=1e-12).sqrt()
         self.folds = []
         if self.mode != "none" and number >= 2 * FOLDS:
-            for fold in range(FOLDS):
-                others = _Moments.sum([part for i, part in enumerate(parts) if i != fold])
-                center, matrix, _ = self._statistics(others)
-                self.folds.append((center, (matrix / energy).contiguous()))
+            while parts:
+                center, matrix, _ = self._statistics(everything.without(parts.pop(0)))
+                self.folds.append((center, matrix.div_(energy)))
 
     def _by_position(self, x: Tensor) -> Tensor:
         """Return features (B, P, k) as those of each position (P, B, k), or of all positions together (1, B P, k)."""
         return x.transpose(0, 1) if self.mode == "position" else x.flatten(0, 1)[None]
 
     def _statistics(self, moments: "_Moments") -> tuple[Tensor, Tensor, Tensor]:
-        """Return center, matrix before it is scaled, and the covariance that it was drawn from."""
-        count = moments.count
-        mean = moments.mean()
-        covariance = moments.covariance()
-        identity = torch.eye(self.length, device=mean.device)
-        own = count / (count + PRIOR)
-        if self.mode == "none":
-            return own * mean, identity[None], covariance
+        """Return center, matrix before it is scaled, and the root mean square length of what they whiten."""
+        own = moments.count / (moments.count + PRIOR)
         overall = moments.overall()
-        covariance = torch.lerp(overall.expand_as(covariance), covariance, own)
-        factor = torch.linalg.cholesky(covariance + RIDGE * overall.diagonal().mean() * identity)
-        matrix = torch.linalg.solve_triangular(factor, identity, upper=False).transpose(1, 2)
-        return own * mean, matrix, covariance
+        identity = torch.eye(self.length, device=overall.device)
+        ridge = RIDGE * overall.diagonal().mean() * identity
+        matrices = moments.outer.new_empty(moments.outer.shape)
+        energies = []
+        for part, found in zip(moments.split(POSITIONS), matrices.split(POSITIONS), strict=True):
+            covariance = part.covariance()
+            matrix = identity[None]
+            if self.mode != "none":
+                covariance = torch.lerp(overall.expand_as(covariance), covariance, own)
+                factor = torch.linalg.cholesky(covariance + ridge)
+                matrix = torch.linalg.solve_triangular(factor, identity, upper=False).transpose(1, 2)
+            energies.append((matrix * (covariance @ matrix)).sum((1, 2)))
+            found.copy_(matrix)
+        return own * moments.mean(), matrices, torch.cat(energies).mean().clamp(min=1e-12).sqrt()
 
     @torch.no_grad()
     def cross_fitted(self, patches: Tensor, numbers: Tensor) -> Tensor:
@@ -186,23 +241,42 @@ class Whitening(nn.Module):
 class _Moments:
     """Add up count, sum and outer products of features (P, N, k), for each of P positions."""
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.total = torch.zeros(())
-        self.outer = torch.zeros(())
+    def __init__(self, count: int = 0, total: Tensor | None = None, outer: Tensor | None = None) -> None:
+        self.count = count
+        self.total = torch.zeros(()) if total is None else total
+        self.outer = torch.zeros(()) if outer is None else outer
 
-    def add(self, x: Tensor) -> None:
+    def add(self, x: Tensor, dtype: torch.dtype | None = None) -> None:
+        """Add features (P, N, k); the sums are kept in `dtype`, as the features are where it is None."""
+        if not self.count:
+            self.total = x.new_zeros(len(x), x.shape[2], dtype=dtype)
+            self.outer = x.new_zeros(len(x), x.shape[2], x.shape[2], dtype=dtype)
         self.count += x.shape[1]
-        self.total = self.total.to(x) + x.sum(1)
-        self.outer = self.outer.to(x) + x.transpose(1, 2) @ x
+        self.total += x.sum(1)
+        if self.outer.dtype == x.dtype:
+            self.outer.baddbmm_(x.transpose(1, 2), x)
+        else:
+            self.outer += x.transpose(1, 2) @ x
 
     @staticmethod
     def sum(parts: "Sequence[_Moments]") -> "_Moments":
-        found = _Moments()
-        found.count = sum(part.count for part in parts)
-        found.total = torch.stack([part.total for part in parts if part.count]).sum(0)
-        found.outer = torch.stack([part.outer for part in parts if part.count]).sum(0)
+        first, *others = (part for part in parts if part.count)
+        found = _Moments(first.count, first.total.clone(), first.outer.clone())
+        for part in others:
+            found.count += part.count
+            found.total += part.total
+            found.outer += part.outer
         return found
+
+    def without(self, part: "_Moments") -> "_Moments":
+        """Return the moments without those of a part, whose memory they take."""
+        total = torch.sub(self.total, part.total, out=part.total)
+        return _Moments(self.count - part.count, total, torch.sub(self.outer, part.outer, out=part.outer))
+
+    def split(self, positions: int) -> "list[_Moments]":
+        """Return the moments of a few positions each."""
+        pairs = zip(self.total.split(positions), self.outer.split(positions), strict=True)
+        return [_Moments(self.count, total, outer) for total, outer in pairs]
 
     def mean(self) -> Tensor:
         return self.total / self.count
@@ -213,5 +287,4 @@ class _Moments:
 
     def overall(self) -> Tensor:
         """Return the covariance (k, k) of all positions together; the features' overall mean is zero."""
-        mean = self.mean()
-        return self.covariance().mean(0) + mean.T @ mean / len(mean)
+        return self.outer.mean(0) / self.count

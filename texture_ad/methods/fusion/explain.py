@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from scipy.sparse import csc_matrix
 from torch import Tensor
 
+from texture_ad.data.geometry import Geometry
 from texture_ad.data.layouts import Sample
 from texture_ad.methods.fusion.model import FusionModel
 from texture_ad.models.backbone import Backbone, flatten_patches
@@ -34,7 +35,7 @@ class EvaluationImages(Protocol):
 class TrainingImages(Protocol):
     """Describe what `atom_crops` needs of the data."""
 
-    size: int
+    geometry: Geometry
 
     def normal_dataloader(self) -> Iterable[dict[str, Tensor]]:
         """Return batches of the normal training images in fixed order."""
@@ -154,7 +155,8 @@ def atom_crops(
     """
     codes = _codes(detector, data)
     chosen = [int(k) for k in np.argsort(-codes.usage, kind="stable")[:num_atoms] if codes.usage[k]]
-    side = min(CROP_CELLS * data.size // max(codes.grid), data.size)
+    size = data.geometry.size
+    side = min(CROP_CELLS * max(size) // max(codes.grid), *size)
     crops = [_crops(codes, k, num_crops, side) for k in chosen]
     return AtomCrops(crops, chosen, [float(codes.usage[k]) for k in chosen])
 
@@ -169,7 +171,7 @@ def _codes(detector: FusionModel, data: TrainingImages) -> _Codes:
     for batch in data.normal_dataloader():
         features = detector.patch_features(batch["image"].to(detector.device))
         grid = (features.shape[2], features.shape[3])
-        codes = _absolute_codes(detector, flatten_patches(features))
+        codes = _absolute_codes(detector, flatten_patches(features), grid)
         used = used + codes.getnnz(axis=1)
         count = count + codes.shape[1]
         size = grid[0] * grid[1]
@@ -183,10 +185,10 @@ def _codes(detector: FusionModel, data: TrainingImages) -> _Codes:
     return _Codes(images, np.stack(weights), np.stack(positions), used / count, grid)
 
 
-def _absolute_codes(detector: FusionModel, patches: Tensor) -> csc_matrix:
-    """Return the absolute codes of patch features (N, C), a sparse matrix (K, N)."""
+def _absolute_codes(detector: FusionModel, patches: Tensor, grid: tuple[int, int]) -> csc_matrix:
+    """Return the absolute codes of patch features (N, C) of images with a grid (h, w), a sparse matrix (K, N)."""
     dictionary = detector.dictionary
-    features = detector.dictionary_features(detector.whitening(patches)).cpu()
+    features = detector.dictionary_features(detector.whitening(patches), grid).cpu()
     return abs(omp_spams(features, dictionary.atoms.cpu(), dictionary.nonzeros, dictionary.error))
 
 
@@ -200,7 +202,9 @@ def _crops(codes: _Codes, atom: int, count: int, side: int) -> np.ndarray:
 
 def _crop(image: np.ndarray, cell: tuple[int, int], grid: tuple[int, int], side: int) -> np.ndarray:
     """Return the part (side, side, 3) of an image round a cell of its patch map."""
-    size = len(image)
-    middles = [(c + 0.5) * size / n for c, n in zip(cell, grid, strict=True)]
-    top, left = (min(max(round(middle - side / 2), 0), size - side) for middle in middles)
+    starts = [
+        min(max(round((c + 0.5) * size / n - side / 2), 0), size - side)
+        for c, n, size in zip(cell, grid, image.shape[:2], strict=True)
+    ]
+    top, left = starts
     return image[top : top + side, left : left + side]

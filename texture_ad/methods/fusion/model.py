@@ -4,22 +4,23 @@ Loading a detector needs neither Hydra, Lightning nor SPAMS. The order of `measu
 backbone, patch features, whitening, Gaussian, head, flow and dictionary; then `fuse`, the highest positions, the score.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from texture_ad.data.geometry import Geometry
 from texture_ad.errors import ParameterError
 from texture_ad.evaluation.localization import image_scores
 from texture_ad.methods.base import AnomalyDetector, Measurement
 from texture_ad.models.backbone import Backbone, flatten_patches
-from texture_ad.models.dictionary import Dictionary
+from texture_ad.models.dictionary import Dictionary, neighborhood_means
 from texture_ad.models.flow import Flow, negative_log_likelihood
 from texture_ad.models.head import QuadraticHead
 from texture_ad.models.slices import in_slices
 from texture_ad.models.whitening import Whitening
-from texture_ad.parameters import Count, NonNegative, Size, checked
+from texture_ad.parameters import Count, NonNegative, checked
 
 SLICE = 2**20  # numbers of the features in a slice
 PARTS = ("gaussian", "head", "flow", "dictionary")  # of the score, in this order
@@ -29,9 +30,9 @@ PARTS = ("gaussian", "head", "flow", "dictionary")  # of the score, in this orde
 class FusionModel(AnomalyDetector):
     """Fuse what a Gaussian, a self-supervised head, a flow and a dictionary say of whitened patch features.
 
-    Each part's score is standardised on calibration patches. Their weighted sum is the patch map. Head, flow and
-    dictionary learn from the training images what the Gaussian doesn't say; from few images they learn little, so their
-    weights grow with the number of training images n as n / (n + trust), and the Gaussian's falls likewise.
+    Each part's score is standardised on calibration patches and compressed. Their weighted sum is the patch map. Head,
+    flow and dictionary learn from the training images what the Gaussian doesn't say; from few images they learn little,
+    so their weights grow with the number of training images n as n / (n + trust), and the Gaussian's falls likewise.
 
     Args:
         backbone: gives the patch features.
@@ -47,7 +48,6 @@ class FusionModel(AnomalyDetector):
             and the Gaussian none unless it is alone.
         top: highest positions of the patch map, whose mean is the image score.
         min_distance: between two of them, in positions.
-        size: side of the images in pixels that the detector is fitted on.
 
     Attributes:
         patch_statistics: (4, 2), a row for each of PARTS: mean and standard deviation over calibration patches.
@@ -79,7 +79,6 @@ class FusionModel(AnomalyDetector):
         trust: NonNegative,
         top: Count,
         min_distance: Count,
-        size: Size,
     ):
         super().__init__()
         if gaussian_weight + head_weight + flow_weight + dictionary_weight == 0:
@@ -99,13 +98,28 @@ class FusionModel(AnomalyDetector):
         self.register_buffer("patch_statistics", torch.tensor([[0.0, 1.0]] * len(PARTS)))
         self.register_buffer("learnt", torch.tensor(1.0))
 
+    def set_geometry(self, geometry: Geometry) -> None:
+        """Set what the detector sees of a photograph, and how patch features of tiles are whitened.
+
+        Raises:
+            ParameterError: whitening by position where the images are tiles.
+        """
+        if geometry.tiled:
+            self.whitening.ignore_positions()
+        super().set_geometry(geometry)
+
     @classmethod
-    def build(cls, make: Callable[..., Any], size: int, **options: Any) -> "FusionModel":
-        """Return an untrained detector; see AnomalyDetector.build."""
+    def assemble(cls, make: Callable[..., Any], **options: Any) -> "FusionModel":
+        """Return an untrained detector; see AnomalyDetector.assemble."""
         backbone = make("backbone")
         whitening = make("whitening", channels=backbone.num_channels)
         parts = {name: make(name, dim=whitening.length) for name in ("head", "flow", "dictionary")}
-        return make("score", backbone=backbone, whitening=whitening, **parts, size=size, **options)
+        return make("score", backbone=backbone, whitening=whitening, **parts, **options)
+
+    @property
+    def uses_spams(self) -> bool:  # type: ignore[override]
+        """Return whether SPAMS learns its dictionary."""
+        return self.weight("dictionary") > 0
 
     def weight(self, part: str) -> float:
         """Return the weight of one of PARTS before the number of training images is known."""
@@ -121,40 +135,54 @@ class FusionModel(AnomalyDetector):
             return self.feature_cache(images, self.backbone.extract)
         return self.backbone.extract(images)
 
-    def dictionary_features(self, whitened: Tensor) -> Tensor:
-        """Return what the dictionary models, (N, c), of whitened features (N, c)."""
+    def dictionary_features(self, whitened: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return what the dictionary models, (N, c), of whitened features (N, c) of images with a grid (h, w)."""
+        features = whitened
         if self.dictionary.features == "latent":
-            return self._latent(self.flow(whitened)[0])
-        return whitened * self.whitening.spectrum if self.dictionary.features == "coloured" else whitened
+            features = in_slices(self._latent, whitened, SLICE // whitened.shape[1])
+        elif self.dictionary.features == "coloured":
+            features = whitened * self.whitening.spectrum
+        return neighborhood_means(features, grid, self.dictionary.neighborhood)
 
-    @staticmethod
-    def _latent(t: Tensor) -> Tensor:
-        return t / t.shape[1] ** 0.5  # of mean squared length 1, as the whitened ones are
+    def _latent(self, whitened: Tensor) -> Tensor:
+        return self.flow(whitened)[0] / whitened.shape[1] ** 0.5  # of mean squared length 1, as the whitened ones are
 
-    def patch_scores(self, patches: Tensor) -> Tensor:
-        """Return the scores (N, 4) of PARTS, 0 for one without weight, of patch features (N, C) of whole images."""
+    def patch_scores(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return the scores (N, 4) of PARTS, 0 for one without weight, of patch features (N, C) of whole images.
+
+        Args:
+            patches: in the images' order.
+            grid: (h, w) of each image.
+        """
         whitened = self.whitening(patches)
-        return in_slices(self._score_whitened, whitened, SLICE // whitened.shape[1])
+        scores = in_slices(self._score_whitened, whitened, SLICE // whitened.shape[1])
+        dictionary = torch.zeros_like(scores[:, 0])
+        if self.weight("dictionary"):
+            dictionary = self.dictionary(self.dictionary_features(whitened, grid))
+        return torch.cat((scores, dictionary[:, None]), 1)
 
     def _score_whitened(self, whitened: Tensor) -> Tensor:
-        """Return `patch_scores` of whitened features (N, c)."""
+        """Return the scores (N, 3) of all parts but the dictionary, of whitened features (N, c)."""
         gaussian = whitened.square().sum(1)
-        head = flow = dictionary = torch.zeros_like(gaussian)
+        head = flow = torch.zeros_like(gaussian)
         if self.weight("head"):
             head = self.head(whitened)
         if self.weight("flow"):
             flow = negative_log_likelihood(*self.flow(whitened))
-        if self.weight("dictionary"):
-            dictionary = self.dictionary(self.dictionary_features(whitened))
-        return torch.stack((gaussian, head, flow, dictionary), 1)
+        return torch.stack((gaussian, head, flow), 1)
 
     def measure(self, images: Tensor) -> Measurement:
         """Measure images, uint8 (B, 3, H, W): a part map for each of PARTS."""
         features = self.patch_features(images)
-        scores = self.patch_scores(flatten_patches(features))
-        # Not len(images): an exported graph would hold it as a constant.
         grid = (features.shape[2], features.shape[3])
+        scores = self.patch_scores(flatten_patches(features), grid)
+        # Not len(images): an exported graph would hold it as a constant.
         return Measurement(None, scores.view(images.shape[0], *grid, len(PARTS)).permute(0, 3, 1, 2))
+
+    def update(self, images: Iterable[Tensor]) -> None:
+        """Add further normal images to the whitening; head, flow, dictionary and their trust stay as they are."""
+        maps = (self.patch_features(batch.to(self.device)) for batch in images)
+        self.whitening.update(flatten_patches(m).unflatten(0, (len(m), -1)) for m in maps)
 
     def standardise(self, parts: Tensor) -> None:
         """Take mean and standard deviation of the parts from those of all calibration images, (N, 4, h, w).
@@ -166,10 +194,18 @@ class FusionModel(AnomalyDetector):
         deviation = (values.square().mean(1) - mean.square()).clamp(min=1e-12).sqrt()
         self.patch_statistics.copy_(torch.stack((mean, deviation), 1))
 
+    def standardised(self, parts: Tensor) -> Tensor:
+        """Return the parts (B, 4, h, w) on the scale on which they are summed.
+
+        The inverse hyperbolic sine is linear near what is normal and logarithmic far from it: the flow's likelihood
+        falls exponentially there, and would outvote all others.
+        """
+        mean, deviation = self.patch_statistics[:, :, None, None].unbind(1)
+        return torch.asinh((parts - mean) / deviation)
+
     def fuse(self, parts: Tensor) -> Tensor:
         """Return the weighted sum (B, h, w) of the standardised parts (B, 4, h, w)."""
-        mean, deviation = self.patch_statistics[:, :, None, None].unbind(1)
-        gaussian, head, flow, dictionary = ((parts - mean) / deviation).unbind(1)
+        gaussian, head, flow, dictionary = self.standardised(parts).unbind(1)
         w = self.weights
         taught = w[1] * head + w[2] * flow + w[3] * dictionary
         # Without parts that learn nothing takes weight from the Gaussian.

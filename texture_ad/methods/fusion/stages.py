@@ -53,7 +53,9 @@ def train_density(detector: FusionModel, features: TrainingFeatures, fitting: Fi
     taught = "the flow, and the head by CutPaste" if module.taught else "the flow"
     print(f"stage 1  representation: {taught}", flush=True)
     stop = StopEarly("val/nll", patience=module.patience)
-    return _train_stage1(module, detector, fitting, "val/nll", "min", [stop])
+    metrics = _train_stage1(module, detector, fitting, "val/nll", "min", [stop])
+    detector.feature_cache = module.calibration_features
+    return metrics
 
 
 def train_representation(
@@ -111,7 +113,9 @@ def _load_best(module: Density | Representation, folder: Path) -> None:
     # Not the callback's own path: the folder may have been moved since.
     path = folder / "best.ckpt"
     if path.is_file():
-        module.load_state_dict(AtomicCheckpoints().load_checkpoint(str(path))["state_dict"])
+        checkpoint = AtomicCheckpoints().load_checkpoint(str(path))
+        module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(checkpoint["state_dict"])
 
 
 def train_dictionary(detector: FusionModel, features: TrainingFeatures, fitting: Fitting) -> None:

@@ -1,0 +1,95 @@
+"""What a detector sees of pictures of any shape."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import arguments, make
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from texture_ad.data.geometry import STRIDE, Geometry, same_aspect, scaled_shape
+from texture_ad.data.images import header
+from texture_ad.errors import ParameterError
+from texture_ad.methods.registry import load
+
+sides = st.integers(4, 20_000)
+
+
+@given(st.integers(32, 1024), st.lists(st.tuples(sides, sides), min_size=1, max_size=9))
+def test_the_shorter_side_is_as_given_and_the_longer_one_follows_the_median_aspect(shorter, shapes):
+    height, width = scaled_shape(shorter, shapes)
+    aspect = float(np.median([w / h for h, w in shapes]))
+    assert min(height, width) == shorter
+    assert abs(max(height, width) - shorter * max(aspect, 1 / aspect)) <= max(STRIDE / 2 + 1, 0.05 * shorter)
+    assert (width >= height) if aspect >= 1 else (height >= width)
+
+
+@given(sides, sides, st.integers(1, 9))
+def test_square_pictures_stay_square_and_pictures_of_one_shape_are_of_its_aspect(height, width, count):
+    assert scaled_shape(250, [(height, height)] * count) == (250, 250)
+    assert same_aspect((height, width), (height, width))
+    assert not same_aspect((100, 100), (100, 110)) and same_aspect((100, 100), (100, 104))
+
+
+@pytest.mark.parametrize("size", [[64], [64, 64, 64], [64, 9], [64.5, 64], "64", [True, 64], {}])
+def test_a_size_that_is_none_is_refused(size):
+    with pytest.raises(ParameterError, match="^data.size="):
+        make("data", size=size)
+
+
+def test_a_geometry_survives_its_file():
+    geometry = Geometry((64, 96))
+    assert Geometry.from_dict(geometry.to_dict()) == geometry
+
+
+def test_the_header_knows_how_a_picture_is_shown(tmp_path):
+    image = Image.new("L", (40, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in ("turned.jpg", "turned.png", "turned.webp"):
+        image.save(tmp_path / name, exif=exif)
+        assert header(tmp_path / name)[:2] == (20, 40)
+    image.save(tmp_path / "straight.png")
+    assert header(tmp_path / "straight.png")[:2] == (40, 20)
+
+
+def wide_photographs(root, count=10):
+    """Return a folder of pictures of 100 x 50 pixels, but for one of 50 x 50."""
+    generator = np.random.default_rng(0)
+    for name in ("train/good", "test/good", "test/hole"):
+        folder = root / name
+        folder.mkdir(parents=True)
+        for i in range(count if name == "train/good" else 2):
+            pixels = generator.integers(90, 110, (50, 50 if name == "train/good" and i == 3 else 100, 3), np.uint8)
+            if "hole" in name:
+                pixels[20:34, 70:90] = 255
+            Image.fromarray(pixels).save(folder / f"{i}.png")
+    return root
+
+
+def test_a_run_keeps_the_aspect_and_names_what_it_stretches(tmp_path, command):
+    folder = wide_photographs(tmp_path / "wide")
+    code, out, errors = command("run", *arguments(folder, tmp_path / "run", "cutpaste=none", "data.size=64"))
+    assert code == 0, errors
+    assert "128 x 64 px" in out and out.count("warning: 1 of 14 images") == 1 and "3.png (50 x 50)" in out
+    detector = load(tmp_path / "run/detector.pt")
+    assert detector.geometry == Geometry((64, 128))
+    images = detector.read(folder / "test/hole/0.png", folder / "train/good/3.png")
+    assert images.shape == (2, 3, 64, 128)
+    prediction = detector(images)
+    assert prediction.anomaly_maps.shape == (2, 64, 128)
+    assert prediction.grid[1] == 2 * prediction.grid[0]
+    row, column = np.unravel_index(int(prediction.anomaly_maps[0].argmax()), (64, 128))
+    assert 20 <= row <= 46 and 85 <= column <= 118
+    with Image.open(next((tmp_path / "run/overlays/hole").glob("*.jpg"))) as panel:
+        assert panel.width > 4 * 2 * 128
+
+
+def test_square_pictures_give_the_batches_that_they_gave_before(tmp_path):
+    data = make("data", size=64)
+    data.setup()
+    assert data.geometry == Geometry((64, 64)) and not data.stretched
+    batch = data.test_batch([0])
+    assert batch["image"].shape == (1, 3, 64, 64) and batch["mask"].shape == (1, 64, 64)
+    assert batch["image"].dtype == torch.uint8
