@@ -14,11 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from texture_ad.data.drift import brightness, differences
 from texture_ad.data.images import IMAGE_SUFFIXES
 from texture_ad.data.pictures import Picture, read_scaled
+from texture_ad.deploy.outputs import Wanted, write_files, write_regions
 from texture_ad.deploy.results import Result, decide
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.evaluation.calibration import Decision
@@ -41,6 +43,7 @@ class Photograph(NamedTuple):
     picture: Picture | None = None
 
 
+PICTURES = Wanted(pictures=True)
 Content = Photograph | Picture | UserError  # a picture that is not decoded yet, or why it can't be read
 
 
@@ -129,8 +132,9 @@ class Scorer:
     Args:
         detector: loaded, on its device.
         source: the folder, or the single file, that is scored; names in the results are relative to it.
-        output: folder of the overlays, or None for none.
+        output: folder of what is written beside scores.csv, or None for nothing.
         decision: thresholds, None for the detector's own.
+        wanted: which files.
         keep_maps: whether results keep map, mask and panel, which can be large.
 
     Attributes:
@@ -147,12 +151,14 @@ class Scorer:
         source: Path,
         output: Path | None,
         decision: Decision | None = None,
+        wanted: Wanted = PICTURES,
         keep_maps: bool = False,
     ):
         self.detector = detector
         self.keep_maps = keep_maps
         self.root = source if source.is_dir() else source.parent
         self.output = output
+        self.wanted = wanted
         self.size = detector.geometry.view
         self.decision = decision or detector.decision()
         self.provenance = detector.provenance
@@ -232,8 +238,10 @@ class Scorer:
             self.images += 1
             self.anomalous += bool(result.anomalous)
             write_panel = self._panel(images[i], result, prediction, i)
-            if self.output is not None and write_panel is not None:
-                write_panel(self._overlay(path, self.output))
+            if self.output is not None:
+                if self.wanted.pictures and write_panel is not None:
+                    write_panel(self._overlay(path, self.output))
+                write_files(result, path.relative_to(self.root), self.root, self.output, self.wanted)
             if self.keep_maps:
                 found[path] = replace(result, path=path, write_panel=write_panel)
             else:
@@ -251,23 +259,23 @@ class Scorer:
     ) -> Callable[[Path], object] | None:
         """Return what writes the panel of photograph `i` of a batch to a file, None where its method has no map."""
         anomaly_map = result.anomaly_map
-        if anomaly_map is None or prediction.positions is None or prediction.grid is None or result.score is None:
+        if anomaly_map is None or prediction.positions is None or prediction.grid is None:
             return None
         positions = prediction.positions[i].cpu().numpy()
-        return partial(self._write_panel, photograph, anomaly_map, positions, prediction.grid, result.score)
+        return partial(self._write_panel, photograph, result, positions, prediction.grid)
 
     def _write_panel(
-        self,
-        photograph: Photograph,
-        anomaly_map: np.ndarray,
-        positions: np.ndarray,
-        grid: tuple[int, int],
-        score: float,
-        path: Path,
+        self, photograph: Photograph, result: Result, positions: np.ndarray, grid: tuple[int, int], path: Path
     ) -> None:
         from texture_ad.reporting.panels import colour_scale, localization_panel, shown_region
 
-        region, region_name = shown_region(anomaly_map, positions, grid, score, self.decision)
+        assert result.mask is not None and result.anomaly_map is not None and result.score is not None
+        anomaly_map = result.anomaly_map
+        # The highest of the pixels that a smaller picture joins: no region vanishes.
+        mask = torch.from_numpy(result.mask)[None].float()
+        shown = F.adaptive_max_pool2d(mask, anomaly_map.shape)[0].bool().numpy()
+        called = bool(result.anomalous)
+        region, region_name = shown_region(shown, len(result.regions), positions, grid, called)
         vmin, vmax = colour_scale(float(self.detector.map_floor), self.decision.pixel_threshold or 0)
         localization_panel(
             photograph.image.permute(1, 2, 0).numpy(),
@@ -275,7 +283,7 @@ class Scorer:
             region=region,
             region_name=region_name,
             mask=None,
-            score=score,
+            score=result.score,
             threshold=self.decision.threshold,
             label=None,
             path=path,
@@ -336,8 +344,10 @@ def predict(scorer: Scorer, paths: list[Path], output: Path, batch_size: Count) 
     Raises:
         UserError: after everything is written, if a file could not be read.
     """
-    rows = [scorer.row(result) for batch in score_in_batches(scorer, paths, batch_size) for result in batch]
-    write_atomic(output / "scores.csv", csv_text([COLUMNS, *rows]))
+    results = [result for batch in score_in_batches(scorer, paths, batch_size) for result in batch]
+    write_atomic(output / "scores.csv", csv_text([COLUMNS, *(scorer.row(result) for result in results)]))
+    if scorer.wanted.regions:
+        write_regions(results, output)
     scorer.report()
     print(f"scores   {output / 'scores.csv'}")
     if scorer.failed:

@@ -183,12 +183,10 @@ class Whitening(nn.Module):
         if self.mode != "none":  # those features keep their spectrum
             spectrum = everything.overall().diagonal().clamp(min=0).sqrt()
             self.spectrum = spectrum / spectrum.square().mean().clamp(min=1e-12).sqrt()
-        del everything
         self.folds = []
         if self.mode != "none" and number >= 2 * FOLDS:
-            for fold in range(FOLDS):
-                others = _Moments.sum([part for i, part in enumerate(parts) if i != fold])
-                center, matrix, _ = self._statistics(others)
+            while parts:
+                center, matrix, _ = self._statistics(everything.without(parts.pop(0)))
                 self.folds.append((center, matrix.div_(energy)))
 
     def _by_position(self, x: Tensor) -> Tensor:
@@ -201,9 +199,9 @@ class Whitening(nn.Module):
         overall = moments.overall()
         identity = torch.eye(self.length, device=overall.device)
         ridge = RIDGE * overall.diagonal().mean() * identity
-        matrices = []
+        matrices = moments.outer.new_empty(moments.outer.shape)
         energies = []
-        for part in moments.split(POSITIONS):
+        for part, found in zip(moments.split(POSITIONS), matrices.split(POSITIONS), strict=True):
             covariance = part.covariance()
             matrix = identity[None]
             if self.mode != "none":
@@ -211,8 +209,8 @@ class Whitening(nn.Module):
                 factor = torch.linalg.cholesky(covariance + ridge)
                 matrix = torch.linalg.solve_triangular(factor, identity, upper=False).transpose(1, 2)
             energies.append((matrix * (covariance @ matrix)).sum((1, 2)))
-            matrices.append(matrix)
-        return own * moments.mean(), torch.cat(matrices), torch.cat(energies).mean().clamp(min=1e-12).sqrt()
+            found.copy_(matrix)
+        return own * moments.mean(), matrices, torch.cat(energies).mean().clamp(min=1e-12).sqrt()
 
     @torch.no_grad()
     def cross_fitted(self, patches: Tensor, numbers: Tensor) -> Tensor:
@@ -275,6 +273,11 @@ class _Moments:
             found.total += part.total
             found.outer += part.outer
         return found
+
+    def without(self, part: "_Moments") -> "_Moments":
+        """Return the moments without those of a part, whose memory they take."""
+        total = torch.sub(self.total, part.total, out=part.total)
+        return _Moments(self.count - part.count, total, torch.sub(self.outer, part.outer, out=part.outer))
 
     def split(self, positions: int) -> "list[_Moments]":
         """Return the moments of a few positions each."""
