@@ -29,7 +29,7 @@ from texture_ad.evaluation.calibration import FalseAlarmRate
 from texture_ad.evaluation.embedding import embed
 from texture_ad.evaluation.metrics import Predictions, image_metrics, prediction_metrics
 from texture_ad.files import csv_text, write_atomic, write_text
-from texture_ad.methods.base import AnomalyDetector, Prediction, Provenance
+from texture_ad.methods.base import AnomalyDetector, Provenance
 from texture_ad.methods.evaluation import Evaluation
 from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.explain import atom_crops, sample_features
@@ -292,15 +292,8 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
         if levels:
             detector.level_tiles(levels)
     measured = [one for batch in run.data.picture_dataloader() for one in detector.measure_all(batch["image"])]
-    rows = [one.parts.transpose(0, 1).flatten(1) for one, _ in measured if one.parts is not None]
-    if rows:
-        # Pictures may differ in size: the values of all their positions in one row, (1, P, positions, 1).
-        values = gather(torch.cat(rows, 1).T).T[None, :, :, None]
-        detector.standardise(values)
-        detector.map_floor.copy_(detector.fuse(values).median())
-    found = [_highest(detector.conclude(*one)) for one in measured]
-    normal, maxima = (gather(torch.cat(values)) for values in zip(*found, strict=True))
-    detector.calibrate(normal, maxima if len(maxima) else None, run.config.false_alarm_rate)
+    detector.calibrate_on(measured, run.config.false_alarm_rate, gather)
+    normal = detector.calibration_scores
     run.metrics["fit_seconds"] = run.metrics.get("fit_seconds", 0) + run.clock() - start
     defects = gather(torch.cat([detector(batch["image"]).scores for batch in run.data.synthetic_dataloader()]))
     labels = [0] * len(normal) + [1] * len(defects)
@@ -317,12 +310,6 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
     }
     if is_rank_zero():
         detector.save(run.folder / "detector.pt")
-
-
-def _highest(prediction: Prediction) -> tuple[Tensor, Tensor]:
-    """Return the image scores (B,) and the highest score of each map, (B,), or (0,) without maps."""
-    maps = prediction.anomaly_maps
-    return prediction.scores, prediction.scores[:0] if maps is None else maps.amax((1, 2))
 
 
 def _provenance(run: Run, device: torch.device) -> Provenance:

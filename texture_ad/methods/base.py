@@ -186,6 +186,12 @@ def _threshold_at(own: Tensor, scores: Tensor, false_alarm_rate: float | None) -
     return float(own) if false_alarm_rate is None else conformal_threshold(scores, false_alarm_rate)
 
 
+def _highest(prediction: Prediction) -> tuple[Tensor, Tensor]:
+    """Return the image scores (B,) and the highest score of each map, (B,), or (0,) without maps."""
+    maps = prediction.anomaly_maps
+    return prediction.scores, prediction.scores[:0] if maps is None else maps.amax((1, 2))
+
+
 def _plain(value: Any) -> Any:
     """Return an argument as a file holds it: a part by its settings, a sequence as a list."""
     if isinstance(value, nn.Module):
@@ -461,6 +467,34 @@ class AnomalyDetector(nn.Module, ABC):
             parts = self.measure(torch.zeros(1, 3, height, width, dtype=torch.uint8, device=self.device)).parts
             self._tile_grid = (height, width) if parts is None else (parts.shape[2], parts.shape[3])
         return self.geometry.tiling(picture, self._tile_grid)
+
+    @torch.no_grad()
+    def calibrate_on(
+        self,
+        measured: Sequence[tuple[Measurement, Shape]],
+        false_alarm_rate: float,
+        gather: Callable[[Tensor], Tensor] = lambda values: values,
+    ) -> None:
+        """Bring the scores to one scale and set both thresholds by what was measured of calibration images.
+
+        Args:
+            measured: by `measure_all`.
+            false_alarm_rate: share of normal images above either threshold.
+            gather: returns the rows of all processes.
+
+        Raises:
+            ParameterError: a rate out of its range.
+            UserError: scores that are not finite.
+        """
+        rows = [one.parts.transpose(0, 1).flatten(1) for one, _ in measured if one.parts is not None]
+        if rows:
+            # Pictures may differ in size: the values of all their positions in one row, (1, P, positions, 1).
+            values = gather(torch.cat(rows, 1).T).T[None, :, :, None]
+            self.standardise(values)
+            self.map_floor.copy_(self.fuse(values).median())
+        found = [_highest(self.conclude(*one)) for one in measured]
+        scores, maxima = (gather(torch.cat(values)) for values in zip(*found, strict=True))
+        self.calibrate(scores, maxima if len(maxima) else None, false_alarm_rate)
 
     def calibrate(self, scores: Tensor, maxima: Tensor | None, false_alarm_rate: float) -> None:
         """Set both thresholds by the scores of calibration images, and keep these for other decisions.
