@@ -51,6 +51,7 @@ INFLUENCES = {
     "score.flow_weight": Influence(stage1=False),
     "score.dictionary_weight": Influence(stage1=False),
     "score.trust": Influence(stage1=False),
+    "score.sigma": Influence(stage1=False),
 }
 
 
