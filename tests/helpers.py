@@ -101,9 +101,10 @@ def untrained_detector(
         measured = detector.measure(probe)
         detector.standardise(measured.parts)
         detector.map_floor.copy_(detector.fuse(measured.parts).median())
-        detector.threshold.copy_(detector(probe).scores.max())
+        prediction = detector(probe)
+        detector.calibrate(prediction.scores, prediction.anomaly_maps.amax((1, 2)), 0.05)
     statistics = training_statistics(paths, brightness(images)) if images is not None else None
-    detector.provenance = Provenance("a test", "test", "0" * 16, 0, 0.95, {}, statistics)
+    detector.provenance = Provenance("a test", "test", "0" * 16, 0, 0.05, {}, statistics)
     return detector.requires_grad_(False)
 
 

@@ -321,7 +321,7 @@ def test_run_and_predict(name, folder, tmp_path, command):
     metrics = json.loads((run_dir / "metrics.json").read_text())
     assert metrics["method"] == name and metrics["data_source"] == "folder wall"
     assert ("pixel_auroc" in metrics) is (name not in WITHOUT_MAP) and metrics["fit_seconds"] > 0
-    assert len(list((run_dir / "overlays").rglob("*.png"))) == (0 if name in WITHOUT_MAP else 4)
+    assert len(list((run_dir / "overlays").rglob("*.jpg"))) == (0 if name in WITHOUT_MAP else 4)
     assert (run_dir / "scores.png").is_file() and not list(run_dir.rglob("*.partial"))
     code, _, errors = command(
         "predict",
@@ -381,7 +381,7 @@ def test_a_detector_keeps_all_its_settings(name, backbone):
         (["method=patch_svdd", "method.stride=12"], "method.stride=12: expected one of 8, 16, 32"),
         (["method=ganomaly", "method.input_size=48"], "method.input_size=48: expected a power of two"),
         (["method.name=knn"], "method.name=knn: expected one of fusion, one_nn"),
-        (["quantile=2"], "quantile=2: expected a number above 0 and at most 1"),
+        (["false_alarm_rate=2"], "false_alarm_rate=2: expected a number above 0 and at most 0.5"),
     ],
 )
 def test_bad_parameters(args, message, folder, tmp_path, command):

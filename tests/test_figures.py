@@ -23,6 +23,7 @@ def panel(path, size=128, **changes):
         "image": np.random.default_rng(0).integers(90, 160, (size, size, 3), dtype=np.uint8),
         "anomaly_map": np.linspace(0, 1, size * size, dtype=np.float32).reshape(size, size),
         "region": region,
+        "region_name": "region",
         "mask": mask,
         "score": 3.0,
         "threshold": 2.0,
@@ -215,7 +216,21 @@ def test_one_scale_for_run_and_predict_has_the_threshold_in_its_middle():
 def test_overlays_of_images_that_differ_in_their_suffix_alone_differ():
     names = [Path("hole/1.png"), Path("hole/1.jpg"), Path("hole/1.PNG")]
     paths = [panels.overlay_path(name) for name in names]
-    assert paths[0] == Path("overlays/hole/1.png") and len(set(paths)) == 3 and {p.suffix for p in paths} == {".png"}
+    assert paths[1] == Path("overlays/hole/1.jpg") and len(set(paths)) == 3 and {p.suffix for p in paths} == {".jpg"}
+
+
+def test_a_panel_without_a_known_truth_leaves_its_picture_out(tmp_path):
+    page = panel(tmp_path / "a.png", label=None, mask=None)
+    assert page.shape[1] == 3 * 264 + 8
+    told = panel(tmp_path / "b.png")
+    for kept, number in enumerate((0, 2, 3)):
+        assert np.array_equal(page[-264:-8, 8 + kept * 264 :][:, :256], tiles(told)[number])
+
+
+def test_a_jpeg_shows_what_the_png_shows(tmp_path):
+    soft = np.tile(np.linspace(60, 200, 128).astype(np.uint8)[:, None, None], (1, 128, 3))
+    png, jpeg = panel(tmp_path / "a.png", image=soft), panel(tmp_path / "a.jpg", image=soft)
+    assert png.shape == jpeg.shape and np.abs(png - jpeg).mean() < 2
 
 
 def test_metrics_table_explains_what_is_missing_and_names_the_source():
@@ -225,7 +240,7 @@ def test_metrics_table_explains_what_is_missing_and_names_the_source():
         "precision": None,
         "aupro": None,
         "threshold": 12.345678,
-        "threshold_origin": "0.99 quantile of 20 calibration images",
+        "threshold_origin": "for a false-alarm rate of 0.01",
         "normal_images": 3,
         "anomalous_images": 4,
         "seconds": 12.5,
@@ -235,7 +250,7 @@ def test_metrics_table_explains_what_is_missing_and_names_the_source():
     lines = table.splitlines()
     assert lines[0].endswith(SOURCE)
     assert "7 (3 normal, 4 anomalous)" in lines[1]
-    assert lines[2].endswith("12.35 (0.99 quantile of 20 calibration images)")
+    assert lines[2].endswith("12.35 (for a false-alarm rate of 0.01)")
     assert next(line for line in lines if "F1" in line).split()[-1] == "0.988"
     assert "n/a (needs normal and anomalous images)" in table and "n/a (needs masks of defects)" in table
     assert "n/a (no image was called anomalous)" in table

@@ -82,7 +82,7 @@ def test_a_run_keeps_the_aspect_and_names_what_it_stretches(tmp_path, command):
     assert prediction.grid[1] == 2 * prediction.grid[0]
     row, column = np.unravel_index(int(prediction.anomaly_maps[0].argmax()), (64, 128))
     assert 20 <= row <= 46 and 85 <= column <= 118
-    with Image.open(next((tmp_path / "run/overlays/hole").glob("*.png"))) as panel:
+    with Image.open(next((tmp_path / "run/overlays/hole").glob("*.jpg"))) as panel:
         assert panel.width > 4 * 2 * 128
 
 

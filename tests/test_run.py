@@ -37,7 +37,7 @@ def test_run_folder_is_complete_and_names_its_source(carpet):
     assert "generated" in metrics["data_source"] and "generated" in out
     rows = list(csv.DictReader((folder / "scores.csv").open()))
     assert len(rows) == 68 and all("generated" in r["source"] for r in rows)
-    assert len(list((folder / "overlays").rglob("*.png"))) == 68
+    assert len(list((folder / "overlays").rglob("*.jpg"))) == 68
     for name in ("detector.pt", "config.yaml", "scores.png", "roc_pr.png", "logs/metrics.csv"):
         assert (folder / name).is_file(), name
     assert not list(folder.rglob("*.partial"))
@@ -66,7 +66,7 @@ def test_predict_gives_the_runs_scores(carpet, tmp_path, process):
     assert found.keys() == rows.keys()
     # Other batches than the run's: the last bits differ.
     assert max(abs(found[k] - rows[k]) / max(1, abs(rows[k])) for k in rows) < 1e-5
-    assert len(list((tmp_path / "overlays").rglob("*.png"))) == len(rows)
+    assert len(list((tmp_path / "overlays").rglob("*.jpg"))) == len(rows)
 
 
 def test_stage_1_in_mixed_precision(carpet, tmp_path, process):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import lightning as L
+import numpy as np
 import torch
 from hydra.utils import get_object
 from lightning.pytorch.loggers import Logger
@@ -25,11 +26,11 @@ from texture_ad.data.drift import brightness, training_statistics
 from texture_ad.data.layouts import duplicates
 from texture_ad.environment import versions
 from texture_ad.errors import DivergenceError, ParameterError, UserError
-from texture_ad.evaluation.calibration import threshold
+from texture_ad.evaluation.calibration import FalseAlarmRate
 from texture_ad.evaluation.embedding import embed
 from texture_ad.evaluation.metrics import Predictions, image_metrics, prediction_metrics
 from texture_ad.files import csv_text, write_atomic, write_text
-from texture_ad.methods.base import AnomalyDetector, Measurement, Provenance
+from texture_ad.methods.base import AnomalyDetector, Prediction, Provenance
 from texture_ad.methods.evaluation import Evaluation
 from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.explain import atom_crops, sample_features
@@ -37,6 +38,7 @@ from texture_ad.methods.registry import method_class
 from texture_ad.models.backbone import Backbone
 from texture_ad.parameters import Range, check
 from texture_ad.reporting import charts, panels
+from texture_ad.reporting.cards import Card, Facts, data_card, markdown, model_card
 from texture_ad.reporting.loggers import log_results, open_loggers
 from texture_ad.reporting.results import write_results
 from texture_ad.reporting.tables import metrics_table
@@ -84,6 +86,7 @@ class Run:
         data: set up by the first step.
         loggers: open ones.
         metrics: what metrics.json will hold.
+        copies: how many test images are copies of training images.
     """
 
     config: DictConfig
@@ -95,6 +98,7 @@ class Run:
     data: TextureDataModule = field(init=False)
     loggers: list[Logger] = field(default_factory=list)
     metrics: dict[str, Any] = field(default_factory=dict)
+    copies: int = 0
 
     @property
     def seed(self) -> int:
@@ -170,7 +174,7 @@ def run(
     """
     reset_peak_memory()
     check("seed", config.seed, Annotated[int, Range(0, 2**32 - 1)])
-    check("quantile", config.quantile, Annotated[float, Range(0, 1, above=True)])
+    check("false_alarm_rate", config.false_alarm_rate, FalseAlarmRate)
     this = Run(config, Path(config.run_dir), command, cache, stage1_settings or {}, in_sweep)
     if is_rank_zero():
         prepare_folder(this.folder)
@@ -192,12 +196,17 @@ def prepare_data(run: Run) -> None:
     run.data.setup()
     data = run.data
     pixels = "{1} x {0} px".format(*data.geometry.size)
+    tiles = f" ({len(data.train_samples)} tiles)" if data.geometry.tiled else ""
     print(
-        f"data     {data.source_name}: {len(data.train_samples)} training, "
+        f"data     {data.source_name}: {len(data.training_paths)} training{tiles}, "
         f"{len(data.calibration_samples)} calibration, {len(data.test_samples)} test images, {pixels}"
     )
+    if data.reading.levels is not None:
+        print("levels   black is {:g}, white {:g} in images of more than 8 bits".format(*data.reading.levels))
     print(f"run      {run.folder}", flush=True)
     if is_rank_zero():
+        for warning in data.warnings:
+            print(f"warning: {warning}", flush=True)
         _warn_of_duplicates(run)
         _warn_of_stretched(run)
         write_text(run.folder / "config.yaml", OmegaConf.to_yaml(run.config, resolve=True))
@@ -215,6 +224,7 @@ def prepare_data(run: Run) -> None:
 
 def _warn_of_duplicates(run: Run) -> None:
     copies = duplicates(run.data.layout)
+    run.copies = len(copies)
     for train, test in copies[:5]:
         print(f"warning: {test} is a copy of the training image {train}", flush=True)
     if copies:
@@ -242,6 +252,7 @@ def fit(run: Run) -> AnomalyDetector:
     """Build and fit the detector (step 2)."""
     start = run.clock()
     detector = run.make("method", make=run.make, geometry=run.data.geometry)
+    detector.reading = run.data.reading
     precision = run.config.trainer.precision
     if precision != "32-true" and not detector.mixed_precision:
         raise ParameterError("trainer.precision", precision, f"expected 32-true with method={detector.name}")
@@ -257,44 +268,56 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
     The calibration images pass the backbone once. Beside synthetic defects they give the run's AUROC without a label.
     """
     start = run.clock()
-    measured = [
-        detector.measure(batch["image"].to(detector.device)).map_tensors(gather)
-        for batch in run.data.calibration_dataloader()
-    ]
-    parts = Measurement.cat(measured).parts
-    if parts is not None:
-        detector.standardise(parts)
-        detector.map_floor.copy_(detector.fuse(parts).median())
-    normal = torch.cat([detector.predict(batch, run.data.geometry.size).scores for batch in measured])
-    detector.threshold.copy_(threshold(normal, run.config.quantile))
-    run.metrics["fit_seconds"] += run.clock() - start
-    defects = torch.cat(
-        [gather(detector(batch["image"].to(detector.device)).scores) for batch in run.data.synthetic_dataloader()]
-    )
+    if detector.geometry.tiled:
+        tiles = (batch["image"].to(detector.device) for batch in run.data.calibration_dataloader())
+        levels = [gather(parts) for batch in tiles if (parts := detector.measure(batch).parts) is not None]
+        if levels:
+            detector.level_tiles(levels)
+    measured = [one for batch in run.data.picture_dataloader() for one in detector.measure_all(batch["image"])]
+    rows = [one.parts.transpose(0, 1).flatten(1) for one, _ in measured if one.parts is not None]
+    if rows:
+        # Pictures may differ in size: the values of all their positions in one row, (1, P, positions, 1).
+        values = gather(torch.cat(rows, 1).T).T[None, :, :, None]
+        detector.standardise(values)
+        detector.map_floor.copy_(detector.fuse(values).median())
+    found = [_highest(detector.conclude(*one)) for one in measured]
+    normal, maxima = (gather(torch.cat(values)) for values in zip(*found, strict=True))
+    detector.calibrate(normal, maxima if len(maxima) else None, run.config.false_alarm_rate)
+    run.metrics["fit_seconds"] = run.metrics.get("fit_seconds", 0) + run.clock() - start
+    defects = gather(torch.cat([detector(batch["image"]).scores for batch in run.data.synthetic_dataloader()]))
     labels = [0] * len(normal) + [1] * len(defects)
-    found = image_metrics(torch.cat((normal, defects)).cpu().numpy(), labels, float(detector.threshold))
+    synthetic = image_metrics(torch.cat((normal, defects)).cpu().numpy(), labels, float(detector.threshold))
+    detector.provenance = _provenance(run, detector.device)
+    decision = detector.decision()
     run.metrics |= {
-        "synthetic_auroc": found["image_auroc"],
-        "threshold_origin": f"{run.config.quantile:g} quantile of calibration images",
+        "synthetic_auroc": synthetic["image_auroc"],
+        "threshold_origin": f"for a false-alarm rate of {run.config.false_alarm_rate:g}",
+        "threshold_promise": decision.promise(),
+        "expected_false_alarms": decision.false_alarms._asdict(),
         "versions": versions(),
         "threads": torch.get_num_threads(),
     }
-    detector.provenance = _provenance(run, detector.device)
     if is_rank_zero():
         detector.save(run.folder / "detector.pt")
 
 
+def _highest(prediction: Prediction) -> tuple[Tensor, Tensor]:
+    """Return the image scores (B,) and the highest score of each map, (B,), or (0,) without maps."""
+    maps = prediction.anomaly_maps
+    return prediction.scores, prediction.scores[:0] if maps is None else maps.amax((1, 2))
+
+
 def _provenance(run: Run, device: torch.device) -> Provenance:
     data = run.data
-    levels = [gather(brightness(batch["image"].to(device))).cpu() for batch in data.normal_dataloader()]
+    levels = [gather(brightness(images.to(device))).cpu() for images in data.training_views()]
     return Provenance(
         data_source=data.source_name,
         category=data.category,
         data_fingerprint=data.fingerprint,
         seed=run.config.seed,
-        quantile=float(run.config.quantile),
+        false_alarm_rate=float(run.config.false_alarm_rate),
         versions=versions(),
-        training_images=training_statistics([sample.path for sample in data.train_samples], torch.cat(levels)),
+        training_images=training_statistics(data.training_paths, torch.cat(levels)),
     )
 
 
@@ -309,12 +332,15 @@ def evaluate(run: Run, detector: AnomalyDetector) -> Predictions | None:
     predictions = evaluation.predictions()
     run.metrics["test_seconds_per_image"] = (run.clock() - start) / len(run.data.test_samples)
     run.metrics |= {key: max(value, run.metrics.get(key, 0)) for key, value in peak_memory().items()}
-    run.metrics |= prediction_metrics(predictions, float(detector.threshold), run.data.has_masks)
+    samples = [run.data.test_samples[number] for number in predictions["index"]]
+    known = np.array([sample.mask is not None or not sample.label for sample in samples])
+    run.metrics |= prediction_metrics(predictions, float(detector.threshold), known)
     return predictions
 
 
 def report(run: Run, detector: AnomalyDetector, predictions: Predictions | None) -> None:
-    """Write scores, pictures, report and metrics, tell the loggers, and print what was found (step 5)."""
+    """Write scores, pictures, report, cards and metrics, tell the loggers, and print what was found (step 5)."""
+    cards = write_cards(run, detector)
     if predictions is None:
         write_text(run.folder / "metrics.json", json.dumps(run.metrics, indent=2) + "\n")
         print(f"{run.data.folder} has no test images: no metrics")
@@ -322,13 +348,36 @@ def report(run: Run, detector: AnomalyDetector, predictions: Predictions | None)
         if run.config.pictures and isinstance(detector, FusionDetector):
             _draw_features(run, detector)
         floor = float(detector.map_floor)
-        write_results(predictions, floor, run.metrics, run.data, run.folder, run.config.pictures, run.command)
+        decision = detector.decision()
+        pictures = run.config.pictures
+        write_results(predictions, floor, decision, run.metrics, run.data, run.folder, pictures, run.command, cards)
         print(metrics_table(run.metrics, run.data.source_name))
     log_results(run.loggers, run.folder, run.metrics)
+    print(f"decision {run.metrics['threshold_promise']}")
     if predictions is not None:
         print(f"report   {run.folder / 'report.html'}")
     print(f"detector {run.folder / 'detector.pt'}")
     print(f"next     python -m texture_ad.predict detector={run.folder / 'detector.pt'} input=FILE_OR_FOLDER")
+
+
+def write_cards(run: Run, detector: AnomalyDetector) -> list[Card]:
+    """Write the model card and the data card into the run folder, and return them."""
+    facts = Facts(
+        metrics=run.metrics | {"threshold": float(detector.threshold)},
+        config=OmegaConf.to_container(run.config, resolve=True),  # type: ignore[arg-type]
+        command=run.command,
+        train=run.data.train_samples,
+        calibration=run.data.calibration_samples,
+        test=run.data.test_samples,
+        copies=run.copies,
+        images=detector.provenance.training_images if detector.provenance else None,
+        uses_backbone=detector.uses_backbone,
+        uses_spams=detector.uses_spams,
+    )
+    found = [model_card(facts), data_card(facts)]
+    for card in found:
+        write_text(run.folder / card.file, markdown(card))
+    return found
 
 
 def _draw_features(run: Run, detector: FusionDetector) -> None:

@@ -29,6 +29,7 @@ class Influence(NamedTuple):
 INFLUENCES = {
     "run_dir": Influence(result=False, stage1=False, name=False),
     "logger": Influence(result=False, stage1=False, name=False),
+    "allow": Influence(result=False, stage1=False, name=False),
     "pictures": Influence(result=False, stage1=False, name=False),
     "cache": Influence(result=False, stage1=False, name=False),
     "cache_gb": Influence(result=False, stage1=False, name=False),
@@ -36,13 +37,14 @@ INFLUENCES = {
     "name": Influence(result=False, stage1=False),
     "data.root": Influence(result=False, stage1=False),  # the images' fingerprint stands for it
     "data.num_workers": Influence(result=False, stage1=False),
+    "data.strict": Influence(result=False, stage1=False),
     "data.cache_mb": Influence(result=False, stage1=False),
     "features.memory_mb": Influence(result=False, stage1=False),
     "detection.threads": Influence(result=False, stage1=False),
     "trainer.accelerator": Influence(result=False),
     "trainer.devices": Influence(result=False),
     "trainer.strategy": Influence(result=False),
-    "quantile": Influence(stage1=False),
+    "false_alarm_rate": Influence(stage1=False),
     "dictionary": Influence(stage1=False),
     "detection": Influence(stage1=False),
     # head_weight decides what stage 1 trains; top and min_distance validate a backbone that learns.

@@ -2,24 +2,64 @@
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import lightning as L
+import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
 from texture_ad.data import embedded
-from texture_ad.data.batches import Batch, EpochShuffle, ImageBatches, Order, SharedBatches, WithSyntheticDefects
-from texture_ad.data.geometry import Geometry, Shape, checked_shape, same_aspect, scaled_shape
-from texture_ad.data.images import shapes_of
-from texture_ad.data.layouts import Layout, Sample, fingerprint, scan, split_calibration
+from texture_ad.data.batches import (
+    Batch,
+    EpochShuffle,
+    ImageBatches,
+    Order,
+    PictureBatches,
+    SharedBatches,
+    WithSyntheticDefects,
+    load_tiles,
+)
+from texture_ad.data.geometry import (
+    Geometry,
+    Shape,
+    Window,
+    checked_shape,
+    grid_windows,
+    same_aspect,
+    scaled_shape,
+    tiles,
+)
+from texture_ad.data.images import (
+    Frames,
+    Reading,
+    checked_levels,
+    frames_of,
+    read_mask,
+    shapes_of,
+    training_levels,
+)
+from texture_ad.data.layouts import (
+    Layout,
+    Sample,
+    check_masks,
+    fingerprint,
+    listed,
+    scan,
+    split_calibration,
+    with_frames,
+)
+from texture_ad.data.pictures import Picture
 from texture_ad.errors import ParameterError, UserError
-from texture_ad.parameters import Count, NonNegativeInt, Range, checked
+from texture_ad.parameters import Count, NonNegativeInt, Range, check, checked
 
 T = TypeVar("T")
+Images = ImageBatches | PictureBatches | WithSyntheticDefects
 Source = Literal["auto", "mvtec", "folder", "embedded"]
 
 
@@ -91,9 +131,17 @@ class TextureDataModule(L.LightningDataModule):
         category: the texture; for "folder" a name, None for the folder's.
         size: of the images in pixels: the shorter side, or [height, width]. A side alone keeps the median aspect of the
             training images; images of another aspect are scaled to the same size.
+        tile: size in pixels of the tiles that pictures are cut into at their own resolution, a side or [height, width];
+            None scales whole pictures to `size`.
+        overlap: of neighbouring tiles in pixels.
+        max_tiles: training tiles; of more, so many are drawn at random.
         batch_size: of training.
         eval_batch_size: of everything else.
         calibration_fraction: share of the normal images that are calibration images.
+        range: [low, high], the values of images with more than 8 bits that become black and white; None takes them from
+            the training images.
+        frames: which images are read of a file that holds several: the "first", or "all"; "error" refuses it.
+        strict: refuse anomalous images without a mask where others have one.
         cache_mb: MiB that decoded images may take; if they need more, they are decoded again in every epoch.
         num_workers: processes that decode when the images don't fit.
         seed: of the split, the shuffling and the synthetic defects.
@@ -103,12 +151,14 @@ class TextureDataModule(L.LightningDataModule):
         category: the texture's name.
         source_name: the source's name as every table and figure shows it.
         layout: the images of the category, once `setup` has run, as the attributes below.
+        reading: how files are read.
+        warnings: what was left out, or is not as it should be, a sentence each.
         geometry: from photographs to images.
         stretched: (height, width) of each image whose aspect is not that of the geometry.
-        train_samples: the normal images for training.
+        train_samples: the normal images for training, or their tiles.
         calibration_samples: the normal images for calibration.
         test_samples: the images of the test folder.
-        has_masks: whether the anomalous test images have masks.
+        has_masks: whether any anomalous test image has a mask.
 
     Raises:
         ParameterError: a parameter out of its range, or a root or category that is missing or wrong.
@@ -116,6 +166,8 @@ class TextureDataModule(L.LightningDataModule):
     """
 
     layout: Layout
+    reading: Reading
+    warnings: list[str]
     geometry: Geometry
     stretched: dict[Path, Shape]
     train_samples: list[Sample]
@@ -129,9 +181,15 @@ class TextureDataModule(L.LightningDataModule):
         root: str | None,
         category: str | None,
         size: int | Sequence[int],
+        tile: int | Sequence[int] | None,
+        overlap: NonNegativeInt,
+        max_tiles: Count,
         batch_size: Count,
         eval_batch_size: Count,
         calibration_fraction: Annotated[float, Range(0, 0.9, above=True)],
+        range: Sequence[float] | None,
+        frames: Frames,
+        strict: bool,
         cache_mb: NonNegativeInt,
         num_workers: NonNegativeInt,
         seed: NonNegativeInt,
@@ -141,9 +199,17 @@ class TextureDataModule(L.LightningDataModule):
         self.root = root
         checked_shape("size", size)
         self.size = size
+        self.tile = None if tile is None else checked_shape("tile", tile)
+        if self.tile is not None:
+            check("overlap", overlap, Annotated[int, Range(0, min(self.tile) - 1)])
+        self.overlap = overlap
+        self.max_tiles = max_tiles
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.calibration_fraction = calibration_fraction
+        self.range = checked_levels("range", range)
+        self.frames = frames
+        self.strict = strict
         self.cache_mb = cache_mb
         self.num_workers = num_workers
         self.seed = seed
@@ -162,36 +228,101 @@ class TextureDataModule(L.LightningDataModule):
         if self._ready:
             return
         self.layout = scan(self.folder)
+        self.warnings = [*self._left_out(), *self._choose_frames()]
         self.train_samples, self.calibration_samples = split_calibration(
             self.layout.train, self.calibration_fraction, self.seed
         )
-        self.test_samples = self.layout.test
-        self.has_masks = self.layout.has_masks
+        self.test_samples, without = check_masks(self.layout.test)
+        self.warnings += self._without_mask(without)
+        self.has_masks = any(sample.mask for sample in self.test_samples)
+        levels = self.range or training_levels((sample.path, sample.frame) for sample in self.train_samples)
+        self.reading = Reading(levels, self.frames)
         self.geometry = self._find_geometry()
         self._make_batches()
         self._ready = True
 
+    def _left_out(self) -> Iterator[str]:
+        """Yield a sentence about the files that are used for nothing, but for those that describe the folder."""
+        files = [path.relative_to(self.folder) for path in self.layout.left_out]
+        files = [path for path in files if path.suffix not in (".md", ".txt") or len(path.parts) > 1]
+        if files:
+            yield f"{len(files)} files of {self.folder} are used for nothing: {listed(files)}"
+
+    def _choose_frames(self) -> Iterator[str]:
+        """Make all frames of a file samples where that is asked for, or yield a sentence about those not read."""
+        if self.frames == "all":
+            self.layout = with_frames(self.layout)
+        elif self.frames == "first":
+            counts = frames_of(sample.path for sample in self.layout.samples)
+            several = [path for path, count in counts.items() if count > 1]
+            if several:
+                yield f"{len(several)} files hold several images, of which the first alone is read: {listed(several)}"
+
+    def _without_mask(self, samples: list[Sample]) -> Iterator[str]:
+        """Yield a sentence about anomalous images without a mask where others have one, or refuse them."""
+        if samples:
+            problem = f"{len(samples)} anomalous images have no mask, or one that marks no pixel"
+            files = listed([sample.path for sample in samples])
+            if self.strict:
+                raise UserError(f"{problem}: {files}; add their masks, or remove the images")
+            yield f"{problem}; pixel metrics are without them: {files}"
+
     def _find_geometry(self) -> Geometry:
         """Return the geometry that `size` asks for, and note which images have another aspect."""
         shapes = shapes_of([sample.path for sample in self.layout.train + self.test_samples])
-        trained = [shapes[sample.path] for sample in self.layout.train if sample.path in shapes]
-        if isinstance(self.size, int):
-            size = scaled_shape(self.size, trained or [(1, 1)])
-        else:
-            size = checked_shape("size", self.size)
+        trained = [shapes[sample.path] for sample in self.layout.train if sample.path in shapes] or [(1, 1)]
+        self.stretched = {}
+        if self.tile is not None:
+            return tiles(self.tile, self.overlap, trained)
+        size = scaled_shape(self.size, trained) if isinstance(self.size, int) else checked_shape("size", self.size)
         self.stretched = {path: shape for path, shape in shapes.items() if not same_aspect(shape, size)}
         return Geometry(size)
 
     def _make_batches(self) -> None:
         """Make the data sets of training, calibration and test images."""
-        count = len(self.layout.train) + len(self.test_samples)
+        held_out = self.calibration_samples
+        if self.geometry.tiled:
+            self.train_samples = self._tiles(self.train_samples, self.max_tiles)
+            held_out = self._tiles(held_out, max(1, round(self.max_tiles * self.calibration_fraction)))
+        count = len(self.train_samples) + len(held_out) + (0 if self.geometry.tiled else len(self.test_samples))
         # An image has three bytes a pixel, its mask one.
         size = self.geometry.size
         in_memory = count * 4 * math.prod(size) <= self.cache_mb * 2**20
-        self._train = ImageBatches(self.train_samples, size, in_memory, training=True)
-        self._calibration = ImageBatches(self.calibration_samples, size, in_memory, training=True)
+        self._train = ImageBatches(self.train_samples, size, in_memory, training=True, reading=self.reading)
+        self._calibration = ImageBatches(held_out, size, in_memory, training=True, reading=self.reading)
         self._validation = WithSyntheticDefects(self._calibration, self.seed)
-        self._test = ImageBatches(self.test_samples, size, in_memory)
+        self._test: Images = (
+            PictureBatches(self.test_samples, self.geometry, reading=self.reading)
+            if self.geometry.tiled
+            else ImageBatches(self.test_samples, size, in_memory, reading=self.reading)
+        )
+
+    def _tiles(self, samples: list[Sample], most: int) -> list[Sample]:
+        """Return tiles of pictures as samples, `most` of them drawn at random where there are more, in order."""
+        shapes = shapes_of([sample.path for sample in samples])
+        found = [
+            replace(sample, window=window)
+            for sample in samples
+            for window in grid_windows(shapes.get(sample.path, (1, 1)), self.geometry.size, self.overlap)
+        ]
+        generator = torch.Generator().manual_seed(self.seed)
+        chosen = torch.randperm(len(found), generator=generator)[:most].sort().values
+        return [found[i] for i in chosen.tolist()]
+
+    @property
+    def training_paths(self) -> list[Path]:
+        """Return the files of the training images, each once, in order."""
+        return list(dict.fromkeys(sample.path for sample in self.train_samples))
+
+    def training_views(self) -> Iterator[Tensor]:
+        """Yield whole training images as they are shown, uint8 (B, 3, H, W); of several processes each its own part."""
+        if not self.geometry.tiled:
+            yield from (batch["image"] for batch in self.normal_dataloader())
+            return
+        whole = list(dict.fromkeys(replace(sample, window=None) for sample in self.train_samples))
+        pictures = PictureBatches(whole, self.geometry, reading=self.reading)
+        for batch in self._loader(pictures, self.eval_batch_size):
+            yield torch.stack([picture.view(self.geometry.view) for picture in batch["image"]])
 
     @cached_property
     def fingerprint(self) -> str:
@@ -211,9 +342,7 @@ class TextureDataModule(L.LightningDataModule):
         if state_dict["fingerprint"] != self.fingerprint:
             raise UserError(f"{self.folder}: its images changed since this run's last checkpoint; start another run")
 
-    def _loader(
-        self, dataset: ImageBatches | WithSyntheticDefects, size: int, order: Order | None = None
-    ) -> DataLoader:
+    def _loader(self, dataset: Images, size: int, order: Order | None = None) -> DataLoader:
         """Return a loader of batches of `size` images over all devices, in fixed order where no other is given."""
         order = SequentialSampler(dataset) if order is None else order
         workers = 0 if dataset.in_memory else self.num_workers
@@ -235,15 +364,25 @@ class TextureDataModule(L.LightningDataModule):
         return self._loader(self._train, self.eval_batch_size)
 
     def calibration_dataloader(self) -> DataLoader:
-        """Return a loader of the calibration images alone, for thresholds and standardisation."""
+        """Return a loader of the calibration images as the method is given them: scaled, or tiles of them."""
         return self._loader(self._calibration, self.eval_batch_size)
+
+    def picture_dataloader(self) -> DataLoader:
+        """Return a loader of the calibration images, for thresholds and standardisation; not of their tiles."""
+        if self.geometry.tiled:
+            pictures = PictureBatches(self.calibration_samples, self.geometry, reading=self.reading)
+            return self._loader(pictures, self.eval_batch_size)
+        return self.calibration_dataloader()
 
     def val_dataloader(self) -> DataLoader:
         """Return a loader of the validation images: calibration images, then the same with synthetic defects."""
         return self._loader(self._validation, self.eval_batch_size)
 
     def synthetic_dataloader(self) -> DataLoader:
-        """Return a loader of the calibration images with synthetic defects, those of the validation images."""
+        """Return a loader of the calibration images with synthetic defects; not of their tiles."""
+        if self.geometry.tiled:
+            damaged = PictureBatches(self.calibration_samples, self.geometry, self.seed, self.reading)
+            return self._loader(damaged, self.eval_batch_size)
         count = len(self._calibration)
         return self._loader(self._validation, self.eval_batch_size, range(count, 2 * count))
 
@@ -252,5 +391,37 @@ class TextureDataModule(L.LightningDataModule):
         return self._loader(self._test, self.eval_batch_size)
 
     def test_batch(self, indices: list[int]) -> Batch:
-        """Return the test images of these numbers as one batch."""
-        return self._test.__getitems__(indices)
+        """Return the test images of these numbers as the method is given them; of pictures that are cut, a tile each.
+
+        Raises:
+            UserError: it is not known which tile of an anomalous picture holds the defect.
+        """
+        if not self.geometry.tiled:
+            return self._test.__getitems__(indices)
+        found = [load_tiles([self._telling_tile(self.test_samples[i])])[0] for i in indices]
+        image, mask = (torch.stack(part) for part in zip(*found, strict=True))
+        labels = torch.tensor([self.test_samples[i].label for i in indices])
+        return {"image": image, "label": labels, "mask": mask, "index": torch.tensor(indices)}
+
+    def _telling_tile(self, sample: Sample) -> Sample:
+        """Return the tile round the middle of a picture's defect, or of a normal picture the tile in its middle."""
+        if sample.label and sample.mask is None:
+            raise UserError(f"{sample.path}: without a mask it is not known which tile holds the defect")
+        shape = Picture(sample.path, self.reading, sample.frame).shape
+        middle: Sequence[float] = [side / 2 for side in shape]
+        if sample.mask is not None:
+            middle = [float(np.median(where)) for where in read_mask(sample.mask, shape).nonzero()]
+        top, left = (
+            min(max(0, round(at - length / 2)), max(0, side - length))
+            for at, side, length in zip(middle, shape, self.geometry.size, strict=True)
+        )
+        return replace(sample, window=Window(top, left, *self.geometry.size))
+
+    def test_view(self, number: int) -> np.ndarray:
+        """Return the test image of this number for drawings, uint8 (H, W, 3) of the geometry's view."""
+        if self.geometry.tiled:
+            sample = self.test_samples[number]
+            view = Picture(sample.path, self.reading, sample.frame).view(self.geometry.view)
+        else:
+            view = self._test.__getitems__([number])["image"][0]
+        return view.permute(1, 2, 0).numpy()

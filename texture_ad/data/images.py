@@ -85,27 +85,26 @@ def checked_levels(name: str, values: object) -> Levels | None:
     return low, high
 
 
-def _check_header(path: Path, image: Image.Image) -> None:
+def check_size(path: Path, width: int, height: int) -> None:
     """Check the size that an image's header states.
 
     Raises:
         UserError: over MAX_PIXELS, or under MIN_SIDE.
     """
-    width, height = image.size
     if width * height > MAX_PIXELS:
         raise UserError(f"{path}: {width} x {height} pixels, more than {MAX_PIXELS:,}; scale the image down or cut it")
     if min(width, height) < MIN_SIDE:
         raise UserError(f"{path}: {width} x {height} pixels, expected at least {MIN_SIDE} a side; remove it")
 
 
-def _open(path: Path, frame: int = 0, frames: Frames = "first") -> Image.Image | np.ndarray:
-    """Decode one image; its header is checked before any pixel is decoded.
+def open_image(path: Path, frame: int = 0, frames: Frames = "first") -> Image.Image | np.ndarray:
+    """Decode one image, turned as EXIF says; its header is checked before any pixel is decoded.
 
     Returns:
         The image; of one with more than 8 bits a channel its values, integers or floats (H, W) or (H, W, 3).
 
     Raises:
-        UserError: the file can't be read as an image, is refused by `_check_header`, or holds several where `frames`
+        UserError: the file can't be read as an image, is refused by `check_size`, or holds several where `frames`
             is "error".
     """
     try:
@@ -114,13 +113,13 @@ def _open(path: Path, frame: int = 0, frames: Frames = "first") -> Image.Image |
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(path, formats=FORMATS)
-            _check_header(path, image)
+            check_size(path, *image.size)
             if frames == "error" and count_frames(image) > 1:
                 problem = f"{count_frames(image)} frames, expected one"
                 raise UserError(f"{path}: {problem}; read the first or all of them, or save them as single images")
             if frame:
                 image.seek(frame)
-                _check_header(path, image)
+                check_size(path, *image.size)
             return _decode(path, image, frame)
     except UserError:
         raise
@@ -259,7 +258,7 @@ def _levels(path: Path, frame: int) -> Levels | None:
         with Image.open(path, formats=FORMATS) as image:
             if not is_deep(image):
                 return None
-    values = _open(path, frame)
+    values = open_image(path, frame)
     assert isinstance(values, np.ndarray)
     finite = values[np.isfinite(values)]
     if not finite.size:
@@ -268,18 +267,22 @@ def _levels(path: Path, frame: int) -> Levels | None:
     return float(low), float(high)
 
 
-def _scaled(values: np.ndarray, levels: Levels | None) -> np.ndarray:
+def _scaled(values: np.ndarray, levels: Levels) -> np.ndarray:
     """Return values (H, W) or (H, W, 3) between two levels as float32 (H, W, 3) from 0 to 255."""
-    low, high = levels or (0.0, _limit(values))
+    low, high = levels
     scaled = np.nan_to_num((values.astype(np.float32) - low) * (255 / (high - low))).clip(0, 255)
     return scaled if scaled.ndim == 3 else np.repeat(scaled[..., None], 3, 2)
 
 
-def _limit(values: np.ndarray) -> float:
-    """Return the largest value that an image of this type is taken to have: 65535, of floats 1 or 255."""
-    if np.issubdtype(values.dtype, np.integer):
-        return 65535.0
-    return 1.0 if np.nanmax(values, initial=0) <= 1 else 255.0
+def levels_of(image: Image.Image | np.ndarray, reading: Reading) -> Levels:
+    """Return which values of a decoded image become black and white: the reading's levels, or what its type allows."""
+    if isinstance(image, Image.Image):
+        return 0.0, 255.0
+    if reading.levels is not None:
+        return reading.levels
+    if np.issubdtype(image.dtype, np.integer):
+        return 0.0, 65535.0
+    return 0.0, 1.0 if np.nanmax(image, initial=0) <= 1 else 255.0
 
 
 def read_image(path: Path, reading: Reading | None = None, frame: int = 0) -> np.ndarray:
@@ -300,9 +303,14 @@ def read_image(path: Path, reading: Reading | None = None, frame: int = 0) -> np
         UserError: missing, empty, truncated, over MAX_PIXELS, under MIN_SIDE, or no image at all.
     """
     reading = reading or Reading()
-    image = _open(Path(path), frame, reading.frames)
+    image = open_image(Path(path), frame, reading.frames)
+    return rgb(image, levels_of(image, reading))
+
+
+def rgb(image: Image.Image | np.ndarray, levels: Levels) -> np.ndarray:
+    """Return what `open_image` decoded, or a part of it, as RGB; see `read_image`."""
     if isinstance(image, np.ndarray):
-        return _scaled(image, reading.levels)
+        return _scaled(image, levels)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
@@ -325,7 +333,7 @@ def read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
     Raises:
         UserError: unreadable, of another size than its image, or a picture.
     """
-    image = _open(Path(path))
+    image = open_image(Path(path))
     lossy = isinstance(image, Image.Image) and image.format in ("JPEG", "MPO", "WEBP")
     values = image if isinstance(image, np.ndarray) else np.asarray(image.convert("RGB"))
     values = values.max(-1) if values.ndim == 3 else values

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from texture_ad.data.images import IMAGE_SUFFIXES, frames_of, header, read_mask
+from texture_ad.data.geometry import Window
+from texture_ad.data.images import IMAGE_SUFFIXES, check_size, frames_of, header, read_mask
 from texture_ad.errors import UserError
-
 
 MASK_ENDINGS = ("_mask", "_gt", "_label", "_seg")  # of a mask's name, in any case, after its image's
 LISTED = 3  # names in a warning, of all that it counts
@@ -31,8 +31,9 @@ class Sample:
         label: 0 for normal, 1 for anomalous.
         kind: "good", or the name of the defect's folder.
         mask: file of its ground truth, None without one.
-        name: that no other photograph of its kind has: the path below the folder of the kind; empty for the file's name.
+        name: that no other photograph of its kind has: the path below the kind's folder; empty for the file's name.
         frame: which one of a file that holds several.
+        window: the tile of it that is meant, None for all of it.
     """
 
     path: Path
@@ -41,6 +42,7 @@ class Sample:
     mask: Path | None = None
     name: str = ""
     frame: int = 0
+    window: Window | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.name or self.path.name)
@@ -135,8 +137,8 @@ def mask_key(path: Path, folder: Path) -> str:
     """Return what an image and its mask have in common: the path below their folders without suffix and mask's ending.
 
     Examples:
-        >>> mask_key(Path("gt/hole/b1/7_mask.png"), Path("gt/hole")), mask_key(Path("test/hole/b1/7.jpg"), Path("test/hole"))
-        ('b1/7', 'b1/7')
+        >>> mask_key(Path("masks/hole/b1/7_mask.png"), Path("masks/hole"))
+        'b1/7'
     """
     name = path.relative_to(folder).with_suffix("").as_posix()
     ending = next((ending for ending in MASK_ENDINGS if name.lower().endswith(ending)), "")
@@ -256,6 +258,7 @@ def _mask_marks(sample: Sample) -> bool | UserError:
         return False
     try:
         width, height, _ = header(sample.path)
+        check_size(sample.path, width, height)
     except UserError:
         return True  # the image's reader says what is wrong with it
     try:

@@ -5,44 +5,87 @@ Order of reading: `find_images`, `Scorer.score`, `predict`. `texture_ad.deploy.w
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from texture_ad.data.drift import brightness, differences
 from texture_ad.data.images import IMAGE_SUFFIXES, read_image, resize
+from texture_ad.data.pictures import Picture
+from texture_ad.deploy.results import Result, decide
 from texture_ad.errors import ParameterError, UserError
-from texture_ad.evaluation.localization import region_mask
+from texture_ad.evaluation.calibration import Decision
 from texture_ad.files import csv_text, write_atomic
 from texture_ad.methods.base import AnomalyDetector, Prediction
 from texture_ad.parameters import Count, checked
 
-Content = Tensor | UserError  # an image, uint8 (3, H, W), or why it can't be read
+
+class Photograph(NamedTuple):
+    """Hold a photograph as the detector wants it.
+
+    Attributes:
+        image: uint8 (3, h, w), as it is shown.
+        size: (H, W) of the file in pixels.
+        picture: to be cut into tiles, None where the image itself is scored.
+    """
+
+    image: Tensor
+    size: tuple[int, int]
+    picture: Picture | None = None
+
+
+Content = Photograph | Picture | UserError  # a picture that is not decoded yet, or why it can't be read
 
 
 class Row(NamedTuple):
-    """State what scores.csv holds of one image, as text.
+    """State what scores.csv holds of one image, as text; all but the path is empty where it can't be read.
 
     Attributes:
         path: the file's name below the scored folder.
-        score: of the image; empty where it can't be read.
-        threshold: of the detector.
-        anomalous: 1 where the score is above the threshold, else 0; empty without a score.
+        score: of the image.
+        level: the score on a scale for people, 0.5 at the threshold.
+        threshold: of the scores.
+        anomalous: 1 where the score is above the threshold, else 0.
+        regions: how many regions were found.
+        area: share of the image's pixels in them.
         warning: how the image differs from the training images, or why it can't be read.
     """
 
     path: str
-    score: str
-    threshold: str
-    anomalous: str
-    warning: str
+    score: str = ""
+    level: str = ""
+    threshold: str = ""
+    anomalous: str = ""
+    regions: str = ""
+    area: str = ""
+    warning: str = ""
 
 
 COLUMNS = Row._fields
+
+
+def row(result: Result, decision: Decision) -> Row:
+    """Return the row of a result of this decision."""
+    if result.score is None or result.level is None or result.size is None:
+        return Row(result.name, warning=result.error)
+    located = decision.pixel_threshold is not None
+    return Row(
+        path=result.name,
+        score=f"{result.score:.8g}",
+        level=f"{result.level:.4f}",
+        threshold=f"{decision.threshold:.8g}",
+        anomalous=str(int(decision.is_anomalous(result.score))),
+        regions=str(len(result.regions)) if located else "",
+        area=f"{result.area:.6f}" if located else "",
+        warning=result.warning,
+    )
 
 
 def check_source(source: Path) -> None:
@@ -87,6 +130,8 @@ class Scorer:
         detector: loaded, on its device.
         source: the folder, or the single file, that is scored; names in the results are relative to it.
         output: folder of the overlays, or None for none.
+        decision: thresholds, None for the detector's own.
+        keep_maps: whether results keep map, mask and panel, which can be large.
 
     Attributes:
         images: how many images were scored.
@@ -96,12 +141,20 @@ class Scorer:
         first: the description of the first such image, by respect.
     """
 
-    def __init__(self, detector: AnomalyDetector, source: Path, output: Path | None):
+    def __init__(
+        self,
+        detector: AnomalyDetector,
+        source: Path,
+        output: Path | None,
+        decision: Decision | None = None,
+        keep_maps: bool = False,
+    ):
         self.detector = detector
+        self.keep_maps = keep_maps
         self.root = source if source.is_dir() else source.parent
         self.output = output
-        self.size = detector.geometry.size
-        self.threshold = float(detector.threshold)
+        self.size = detector.geometry.view
+        self.decision = decision or detector.decision()
         self.provenance = detector.provenance
         self.source = f"detector of {self.provenance.data_source if self.provenance else 'unknown data'}"
         self.images = 0
@@ -121,31 +174,41 @@ class Scorer:
     def _read(self, path: Path) -> Content:
         """Return one image, or why it can't be read."""
         try:
-            return resize(read_image(path), self.size)
+            if self.detector.geometry.tiled:  # large, so that only the one that is scored is decoded
+                return Picture(path, self.detector.reading)
+            pixels = read_image(path, self.detector.reading)
+            return Photograph(resize(pixels, self.size), pixels.shape[:2])
         except UserError as error:
             return error
 
-    def score(self, paths: list[Path], contents: list[Content]) -> list[Row]:
-        """Return a row for every file, in order; the row of a file that can't be read has no score and says why.
+    def score(self, paths: list[Path], contents: list[Content]) -> list[Result]:
+        """Return the result of every file, in order; of one that can't be read it says why.
 
         Args:
             paths: of the files.
             contents: what `read` returns for them.
         """
-        examined = [self._examine(path, content) for path, content in zip(paths, contents, strict=True)]
-        images = {path: image for path, (image, _) in zip(paths, examined, strict=True) if image is not None}
-        scores = self._predict(images)
-        return [self._row(path, scores.get(path), warning) for path, (_, warning) in zip(paths, examined, strict=True)]
+        examined = {path: self._examine(path, content) for path, content in zip(paths, contents, strict=True)}
+        readable = {path: found for path, found in examined.items() if not isinstance(found, Result)}
+        results = self._predict(readable)
+        found = [results[path] if path in results else examined[path] for path in paths]
+        return found  # type: ignore[return-value]
 
-    def _examine(self, path: Path, content: Content) -> tuple[Tensor | None, str]:
-        """Return an image, or None where there is none to score, and the warning of its row."""
+    def row(self, result: Result) -> Row:
+        """Return what scores.csv holds of a result."""
+        return row(result, self.decision)
+
+    def _examine(self, path: Path, content: Content) -> tuple[Photograph, str] | Result:
+        """Return a photograph and its warning, or the result of one that can't be read."""
         try:
             if isinstance(content, UserError):
                 raise content
-            return content, self._compare(path, brightness(content[None])[0])
+            if isinstance(content, Picture):
+                content = Photograph(content.view(self.size), content.shape, content)
+            return content, self._compare(path, brightness(content.image[None])[0])
         except UserError as error:
             self.failed.append(str(error))
-            return None, str(error)
+            return Result(self.name(path), error=str(error), path=path)
 
     def _compare(self, path: Path, levels: Tensor) -> str:
         """Return and count how an image, by its file and its brightness (2,), differs from the training images."""
@@ -156,70 +219,84 @@ class Scorer:
             self.first.setdefault(respect, f"{self.name(path)}: {sentence}")
         return "; ".join(found.values())
 
-    def _predict(self, images: dict[Path, Tensor]) -> dict[Path, float]:
-        """Return the scores of images, uint8 (3, H, W) each, and draw their overlays where they are wanted."""
-        if not images:
+    def _predict(self, photographs: dict[Path, tuple[Photograph, str]]) -> dict[Path, Result]:
+        """Return and count the results of photographs with their warnings, and write the files of each."""
+        if not photographs:
             return {}
-        batch = torch.stack(list(images.values())).to(self.detector.device)
-        prediction = self.detector(batch)
-        scores = dict(zip(images, prediction.scores.tolist(), strict=True))
-        if self.output is not None:
-            self._draw(images, prediction, scores, self.output)
-        return scores
+        images, warnings = zip(*photographs.values(), strict=True)
+        names = [self.name(path) for path in photographs]
+        sizes = [photograph.size for photograph in images]
+        found = {}
+        prediction = self.detector(_batch(images))
+        decided = decide(prediction, self.decision, names, sizes, warnings)
+        for i, (path, result) in enumerate(zip(photographs, decided, strict=True)):
+            self.images += 1
+            self.anomalous += bool(result.anomalous)
+            write_panel = self._panel(images[i], result, prediction, i)
+            if self.output is not None and write_panel is not None:
+                write_panel(self._overlay(path, self.output))
+            if self.keep_maps:
+                found[path] = replace(result, path=path, write_panel=write_panel)
+            else:
+                found[path] = replace(result, path=path, anomaly_map=None, mask=None)
+        return found
 
-    def _draw(
+    def _overlay(self, path: Path, output: Path) -> Path:
+        """Return where the overlay of a file lies below `output`."""
+        from texture_ad.reporting.panels import overlay_path
+
+        return output / overlay_path(path.relative_to(self.root))
+
+    def _panel(
+        self, photograph: Photograph, result: Result, prediction: Prediction, i: int
+    ) -> Callable[[Path], object] | None:
+        """Return what writes the panel of photograph `i` of a batch to a file, None where its method has no map."""
+        anomaly_map = result.anomaly_map
+        if anomaly_map is None or prediction.positions is None or prediction.grid is None or result.score is None:
+            return None
+        positions = prediction.positions[i].cpu().numpy()
+        return partial(self._write_panel, photograph, anomaly_map, positions, prediction.grid, result.score)
+
+    def _write_panel(
         self,
-        images: dict[Path, Tensor],
-        prediction: Prediction,
-        scores: dict[Path, float],
-        output: Path,
+        photograph: Photograph,
+        anomaly_map: np.ndarray,
+        positions: np.ndarray,
+        grid: tuple[int, int],
+        score: float,
+        path: Path,
     ) -> None:
-        """Write the overlay of each image below `output`."""
-        from texture_ad.reporting.panels import colour_scale, localization_panel, overlay_path
+        from texture_ad.reporting.panels import colour_scale, localization_panel, shown_region
 
-        if prediction.anomaly_maps is None or prediction.positions is None or prediction.grid is None:
-            return
-        maps = prediction.anomaly_maps.cpu().numpy()
-        positions = prediction.positions.cpu().numpy()
-        vmin, vmax = colour_scale(float(self.detector.map_floor), self.threshold)
-        for i, (path, image) in enumerate(images.items()):
-            localization_panel(
-                image.permute(1, 2, 0).numpy(),
-                maps[i],
-                region=region_mask(positions[i], prediction.grid, self.size),
-                mask=None,
-                score=scores[path],
-                threshold=self.threshold,
-                label=None,
-                path=output / overlay_path(path.relative_to(self.root)),
-                vmin=vmin,
-                vmax=vmax,
-                source=self.source,
-            )
-
-    def _row(self, path: Path, score: float | None, warning: str) -> Row:
-        """Return and count the row of one file; `score` is None where it has none."""
-        threshold = f"{self.threshold:.8g}"
-        if score is None:
-            return Row(self.name(path), "", threshold, "", warning)
-        anomalous = int(score > self.threshold)
-        self.images += 1
-        self.anomalous += anomalous
-        return Row(self.name(path), f"{score:.8g}", threshold, str(anomalous), warning)
+        region, region_name = shown_region(anomaly_map, positions, grid, score, self.decision)
+        vmin, vmax = colour_scale(float(self.detector.map_floor), self.decision.pixel_threshold or 0)
+        localization_panel(
+            photograph.image.permute(1, 2, 0).numpy(),
+            anomaly_map,
+            region=region,
+            region_name=region_name,
+            mask=None,
+            score=score,
+            threshold=self.decision.threshold,
+            label=None,
+            path=path,
+            vmin=vmin,
+            vmax=vmax,
+            source=self.source,
+        )
 
     def report(self) -> None:
         """Print the share above the threshold on stdout, and what differs from the training images on stderr."""
         share = f" ({self.anomalous / self.images:.1%})" if self.images else ""
-        expected = f"; of normal images {1 - self.provenance.quantile:.1%} are expected" if self.provenance else ""
         print(
             f"{self.source}: {self.anomalous} of {self.images} images{share} above the threshold "
-            f"{self.threshold:.4g}{expected}",
+            f"{self.decision.threshold:.4g}; {self.decision.promise()}",
             flush=True,
         )
-        for warning in self._warnings():
+        for warning in self.warnings():
             print(f"warning: {warning}", file=sys.stderr)
 
-    def _warnings(self) -> Iterator[str]:
+    def warnings(self) -> Iterator[str]:
         """Yield a sentence for each respect in which images differ from the training images."""
         for respect, count in self.unlike.items():
             yield (
@@ -230,8 +307,14 @@ class Scorer:
             yield "the detector holds no statistics of its training images; a drift would go unseen"
 
 
-def score_in_batches(scorer: Scorer, paths: list[Path], batch_size: int) -> Iterator[list[Row]]:
-    """Yield the rows of each batch; a thread decodes the next one while a batch is scored."""
+def _batch(photographs: Sequence[Photograph]) -> Tensor | list[Picture]:
+    """Return photographs as a detector takes them, all of them pictures or none."""
+    pictures = [photograph.picture for photograph in photographs if photograph.picture is not None]
+    return pictures or torch.stack([photograph.image for photograph in photographs])
+
+
+def score_in_batches(scorer: Scorer, paths: list[Path], batch_size: int) -> Iterator[list[Result]]:
+    """Yield the results of each batch; a thread decodes the next one while a batch is scored."""
     batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
     with ThreadPoolExecutor(1) as reader:
         ahead = reader.submit(scorer.read, batches[0])
@@ -254,7 +337,7 @@ def predict(scorer: Scorer, paths: list[Path], output: Path, batch_size: Count) 
     Raises:
         UserError: after everything is written, if a file could not be read.
     """
-    rows = [row for batch in score_in_batches(scorer, paths, batch_size) for row in batch]
+    rows = [scorer.row(result) for batch in score_in_batches(scorer, paths, batch_size) for result in batch]
     write_atomic(output / "scores.csv", csv_text([COLUMNS, *rows]))
     scorer.report()
     print(f"scores   {output / 'scores.csv'}")

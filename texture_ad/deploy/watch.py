@@ -171,8 +171,8 @@ def _score_new(scorer: Scorer, rows: Rows, paths: list[Path], batch_size: int, s
             return
         batch = paths[start : start + batch_size]
         scored = scorer.score(batch, scorer.read(batch))
-        rows.append(scored)
-        print(f"{scorer.images} images, {scorer.anomalous} above the threshold, last {scored[-1].path}", flush=True)
+        rows.append([scorer.row(result) for result in scored])
+        print(f"{scorer.images} images, {scorer.anomalous} above the threshold, last {scored[-1].name}", flush=True)
 
 
 @checked

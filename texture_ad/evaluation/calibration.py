@@ -1,21 +1,139 @@
-"""The threshold of image scores, from calibration images: held-out normal ones."""
+"""From the scores of calibration images to a decision: thresholds, what they promise, and levels that people can read.
 
-from typing import Annotated
+Calibration images are normal ones that the detector has not learnt from. A new normal image is as likely to lie
+anywhere among them: that alone is what the thresholds rest on (split conformal prediction; Vovk, Gammerman, Shafer:
+Algorithmic Learning in a Random World, 2005).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
 
 from torch import Tensor
 
 from texture_ad.errors import UserError
 from texture_ad.parameters import Range, checked
 
+FalseAlarmRate = Annotated[float, Range(0, 0.5, above=True)]
+
+CONFIDENCE = 0.95  # of the interval of a false-alarm rate
+
+
+class FalseAlarms(NamedTuple):
+    """State which share of new normal images lies above a threshold.
+
+    Attributes:
+        expected: share, in (0, 1].
+        low: end of the interval that holds the share with a probability of CONFIDENCE.
+        high: other end.
+        images: calibration images that say so.
+    """
+
+    expected: float
+    low: float
+    high: float
+    images: int
+
+    def __str__(self) -> str:
+        interval = f"{CONFIDENCE:.0%} interval {self.low:.1%} to {self.high:.1%}"
+        return f"{self.expected:.1%} ({interval}, from {self.images} calibration images)"
+
 
 @checked
-def threshold(scores: Tensor, quantile: Annotated[float, Range(0, 1, above=True)]) -> Tensor:
-    """Return the quantile () of the calibration images' scores (N,), above which an image is called anomalous.
+def images_needed(false_alarm_rate: FalseAlarmRate) -> int:
+    """Return the number of calibration images from which on a false-alarm rate can be promised.
+
+    Examples:
+        >>> images_needed(0.05), images_needed(0.01)
+        (19, 99)
+    """
+    return math.ceil(1 / false_alarm_rate - 1e-9) - 1
+
+
+@checked
+def conformal_threshold(scores: Tensor, false_alarm_rate: FalseAlarmRate) -> float:
+    """Return the threshold that new normal images exceed at most at this rate: the ⌈(n + 1)(1 - rate)⌉-th score.
+
+    Fewer images than `images_needed` promise no such rate; of those it is the maximum.
+
+    Args:
+        scores: (n,) of calibration images, n at least 1.
+        false_alarm_rate: share of normal images above the threshold.
 
     Raises:
-        ParameterError: a quantile outside (0, 1].
+        ParameterError: a rate out of its range.
         UserError: scores that are not finite.
     """
     if not scores.isfinite().all():
         raise UserError("the scores of calibration images are not finite: training diverged; lower the learning rate")
-    return scores.quantile(quantile)
+    rank = math.ceil((len(scores) + 1) * (1 - false_alarm_rate) - 1e-9)
+    return float(scores.sort().values[min(rank, len(scores)) - 1])
+
+
+def false_alarms(scores: Tensor, threshold: float) -> FalseAlarms:
+    """Return which share of new normal images lies above a threshold, by the scores (n,) of calibration images.
+
+    With m of n scores above it the share has the distribution Beta(m + 1, n - m): exactly where the threshold is one of
+    the scores (Vovk, Conditional validity of inductive conformal predictors, 2012), about where it was given.
+    """
+    from scipy.stats import beta
+
+    count = len(scores)
+    above = int((scores > threshold).sum())
+    tail = (1 - CONFIDENCE) / 2
+    if above == count:
+        return FalseAlarms(1.0, float(beta.ppf(tail, count, 1)) if count else 0.0, 1.0, count)
+    low, high = beta.ppf((tail, 1 - tail), above + 1, count - above)
+    return FalseAlarms((above + 1) / (count + 1), float(low), float(high), count)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """State from which scores on an image and a pixel are called anomalous.
+
+    Attributes:
+        threshold: an image is called anomalous where its score is greater.
+        pixel_threshold: a pixel is called anomalous where its score is greater; None for a method without maps.
+        min_area: pixels of the smallest region that counts.
+        scale: of scores, by which levels grow away from the threshold.
+        false_alarms: what the calibration images say of `threshold`.
+        false_alarm_rate: that was asked for, None where the threshold itself was.
+    """
+
+    threshold: float
+    pixel_threshold: float | None
+    min_area: int
+    scale: float
+    false_alarms: FalseAlarms
+    false_alarm_rate: float | None
+
+    def is_anomalous(self, score: float) -> bool:
+        """Return whether an image of this score is called anomalous."""
+        return score > self.threshold
+
+    def level(self, score: float) -> float:
+        """Return a score on a scale for people: 0.5 at the threshold, rising strictly from 0 to 1.
+
+        x / (1 + |x|) of the distance x from the threshold, in deviations of the calibration scores.
+        """
+        x = (score - self.threshold) / self.scale
+        return 0.5 + 0.5 * x / (1 + abs(x))
+
+    def promise(self) -> str:
+        """Return a sentence on the false alarms that are to be expected, and on what is missing for a promise."""
+        told = f"of normal images {self.false_alarms} are expected"
+        images = self.false_alarms.images
+        if self.false_alarm_rate is None or images >= images_needed(self.false_alarm_rate):
+            return told
+        needed = images_needed(self.false_alarm_rate)
+        return (
+            f"{told}; the threshold is their maximum, since a rate of {self.false_alarm_rate:g} needs {needed} of them"
+        )
+
+
+def spread_of(scores: Tensor) -> float:
+    """Return the scale of `Decision.level`: the deviation of the calibration scores (n,), above 0."""
+    if not len(scores):
+        return 1.0
+    least = max(1e-6, 1e-3 * float(scores.abs().max()))
+    return max(float(scores.std(unbiased=False)), least)

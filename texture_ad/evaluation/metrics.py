@@ -41,17 +41,17 @@ class Predictions(TypedDict):
     grid: tuple[int, int] | None
 
 
-def prediction_metrics(predictions: Predictions, threshold: float, has_masks: bool) -> dict[str, float | int | None]:
+def prediction_metrics(predictions: Predictions, threshold: float, known: np.ndarray) -> dict[str, float | int | None]:
     """Return the metrics of the images and, where there are maps and masks, of the pixels.
 
     Args:
         predictions: of all test images.
         threshold: an image is called anomalous where its score is greater.
-        has_masks: whether the data set has masks of its defects.
+        known: (n,) bool, whether each image's pixels have labels: an anomalous image without a mask has none.
     """
     metrics = image_metrics(predictions["score"], predictions["label"], threshold)
-    if predictions["anomaly_maps"] is not None and has_masks:
-        metrics |= pixel_metrics(predictions["anomaly_maps"], predictions["mask"])
+    if predictions["anomaly_maps"] is not None and predictions["label"][known].any():
+        metrics |= pixel_metrics(predictions["anomaly_maps"][known], predictions["mask"][known])
     return metrics
 
 

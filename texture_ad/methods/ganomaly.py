@@ -69,7 +69,7 @@ class GANomaly(Baseline, L.LightningModule):
         self.encoder = nn.Sequential(*_encoder(input_size, width, latent))
         self.decoder = _decoder(input_size, width, latent)
         self.second_encoder = nn.Sequential(*_encoder(input_size, width, latent))
-        self.features, self.decision = _encoder(input_size, width, 1)
+        self.features, self.realness = _encoder(input_size, width, 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.normal_(module.weight, 0, 0.02)
@@ -90,7 +90,7 @@ class GANomaly(Baseline, L.LightningModule):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Return Adam for the generator and Adam for the discriminator."""
         generator = [p for net in (self.encoder, self.decoder, self.second_encoder) for p in net.parameters()]
-        discriminator = [*self.features.parameters(), *self.decision.parameters()]
+        discriminator = [*self.features.parameters(), *self.realness.parameters()]
         return [torch.optim.Adam(group, self.settings["lr"], (0.5, 0.999)) for group in (generator, discriminator)]
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> None:
@@ -107,7 +107,7 @@ class GANomaly(Baseline, L.LightningModule):
         generator.zero_grad()
         self.manual_backward(loss)
         generator.step()
-        logits = [self.decision(self.features(images)).flatten() for images in (x, fake.detach())]
+        logits = [self.realness(self.features(images)).flatten() for images in (x, fake.detach())]
         halves = [
             F.binary_cross_entropy_with_logits(v, torch.full_like(v, real))
             for v, real in zip(logits, (1.0, 0.0), strict=True)

@@ -9,54 +9,60 @@ import numpy as np
 
 from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.data.layouts import Sample
+from texture_ad.evaluation.calibration import Decision
 from texture_ad.evaluation.curves import bin_scores, precision_recall_curve, roc_curve
-from texture_ad.evaluation.localization import region_mask
 from texture_ad.evaluation.metrics import Predictions
 from texture_ad.files import csv_text, write_atomic, write_text
 from texture_ad.reporting import charts
-from texture_ad.reporting.panels import colour_scale, localization_panel, overlay_path
+from texture_ad.reporting.cards import Card
+from texture_ad.reporting.panels import colour_scale, localization_panel, overlay_path, shown_region
 from texture_ad.reporting.report import GalleryImage, thumbnail, write_report
 
 
 def write_results(
     predictions: Predictions,
     floor: float,
+    decision: Decision,
     metrics: dict,
     data: TextureDataModule,
     folder: Path,
     pictures: bool,
     command: str,
+    cards: Sequence[Card],
 ) -> None:
     """Write scores.csv, the pictures, report.html and metrics.json of n test images.
 
     Args:
         predictions: of the test images; without maps, overlays and the region are left out.
         floor: low end of the anomaly maps' colour scale.
-        metrics: all that metrics.json will hold, `threshold` among them.
+        decision: thresholds for images and pixels.
+        metrics: all that metrics.json will hold.
         data: the test images.
         folder: the run folder.
         pictures: draw overlays, figures and the report's gallery.
         command: for the shell, repeats the run.
+        cards: of the detector and the images, for the report.
     """
     samples = [data.test_samples[number] for number in predictions["index"]]
-    write_atomic(folder / "scores.csv", _scores_csv(predictions, samples, metrics["threshold"], data))
+    write_atomic(folder / "scores.csv", _scores_csv(predictions, samples, decision, data))
     images: list[GalleryImage] = []
     if pictures:
-        images = _Overlays(predictions, floor, metrics["threshold"], data, folder).write()
+        images = _Overlays(predictions, floor, decision, data, folder).write()
         _write_charts(predictions, metrics, data.source_name, folder)
-    write_report(folder, metrics, images, command)
+    write_report(folder, metrics, images, command, cards)
     # Last: a run folder with metrics.json is finished.
     write_text(folder / "metrics.json", json.dumps(metrics, indent=2, default=float) + "\n")
 
 
 def _scores_csv(
-    predictions: Predictions, samples: Sequence[Sample], threshold: float, data: TextureDataModule
+    predictions: Predictions, samples: Sequence[Sample], decision: Decision, data: TextureDataModule
 ) -> bytes:
-    rows: list[tuple] = [("path", "kind", "label", "score", "threshold", "anomalous", "source")]
+    rows: list[tuple] = [("path", "kind", "label", "score", "level", "threshold", "anomalous", "source")]
+    threshold = f"{decision.threshold:.8g}"
     for sample, score, label in zip(samples, predictions["score"], predictions["label"], strict=True):
-        name = sample.path.relative_to(data.folder)
-        anomalous = int(score > threshold)
-        rows.append((name, sample.kind, label, f"{score:.8g}", f"{threshold:.8g}", anomalous, data.source_name))
+        name = sample.below(data.folder)
+        told = (f"{score:.8g}", f"{decision.level(score):.4f}", threshold, int(decision.is_anomalous(score)))
+        rows.append((name, sample.kind, label, *told, data.source_name))
     return csv_text(rows)
 
 
@@ -78,14 +84,14 @@ class _Overlays:
     Args:
         predictions: of the test images.
         floor: low end of the colour scale.
-        threshold: an image is called anomalous where its score is greater.
+        decision: thresholds for images and pixels.
         data: the test images.
         folder: the run folder.
     """
 
     predictions: Predictions
     floor: float
-    threshold: float
+    decision: Decision
     data: TextureDataModule
     folder: Path
 
@@ -95,9 +101,9 @@ class _Overlays:
 
     def _gallery_image(self, row: int, number: int) -> GalleryImage:
         sample = self.data.test_samples[number]
-        image = self.data.test_batch([number])["image"][0].permute(1, 2, 0).numpy()
+        image = self.data.test_view(number)
         return {
-            "path": str(sample.path.relative_to(self.data.folder)),
+            "path": sample.below(self.data.folder),
             "kind": sample.kind,
             "label": int(self.predictions["label"][row]),
             "score": float(self.predictions["score"][row]),
@@ -109,18 +115,21 @@ class _Overlays:
         maps = self.predictions["anomaly_maps"]
         positions = self.predictions["positions"]
         grid = self.predictions["grid"]
-        if maps is None or positions is None or grid is None:
+        if maps is None or positions is None or grid is None or self.decision.pixel_threshold is None:
             return [image]
-        vmin, vmax = colour_scale(self.floor, self.threshold)
+        vmin, vmax = colour_scale(self.floor, self.decision.pixel_threshold)
+        score = float(self.predictions["score"][row])
+        region, region_name = shown_region(maps[row], positions[row], grid, score, self.decision)
         tiles = localization_panel(
             image,
             maps[row],
-            region=region_mask(positions[row], grid, image.shape[:2]),
+            region=region,
+            region_name=region_name,
             mask=self.predictions["mask"][row] if sample.mask else None,
-            score=float(self.predictions["score"][row]),
-            threshold=self.threshold,
+            score=score,
+            threshold=self.decision.threshold,
             label=int(self.predictions["label"][row]),
-            path=self.folder / overlay_path(Path(sample.kind, sample.path.name)),
+            path=self.folder / overlay_path(Path(sample.kind, sample.name)),
             vmin=vmin,
             vmax=vmax,
             source=self.data.source_name,

@@ -6,7 +6,15 @@ from numbers import Integral, Real
 from texture_ad.evaluation.spread import spread
 from texture_ad.reporting.metrics import ACCURACIES
 
-_IN_HEADER = ("data_source", "category", "normal_images", "anomalous_images", "threshold", "threshold_origin")
+_IN_HEADER = (
+    "data_source",
+    "category",
+    "normal_images",
+    "anomalous_images",
+    "threshold",
+    "threshold_origin",
+    "threshold_promise",
+)
 _UNDEFINED = {
     "pixel_auroc": "n/a (needs masks of defects)",
     "aupro": "n/a (needs masks of defects)",

@@ -1,0 +1,157 @@
+"""From scores to a decision: what thresholds promise, levels, masks and regions, the result of a photograph."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers import untrained_detector
+from scipy import ndimage
+from scipy.stats import binomtest
+
+from texture_ad.deploy.results import Result, decide, resize_map
+from texture_ad.errors import ParameterError, UserError
+from texture_ad.evaluation.calibration import conformal_threshold, false_alarms, images_needed
+from texture_ad.evaluation.regions import find_regions
+from texture_ad.methods.base import Prediction
+from texture_ad.methods.registry import load
+
+# --- thresholds ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "rate"), [(19, 0.05), (20, 0.05), (40, 0.05), (57, 0.1), (99, 0.01), (9, 0.5)])
+def test_the_promised_rate_holds_whatever_the_scores_are(count, rate):
+    # New normal images come above the threshold at most at the rate, and at least at the rate less 1 / (n + 1).
+    generator = torch.Generator().manual_seed(count)
+    above = trials = 0
+    for kind in (lambda x: x, torch.exp, lambda x: x.pow(3)):
+        for scores in kind(torch.randn(300, count + 40, generator=generator)):
+            above += int((scores[count:] > conformal_threshold(scores[:count], rate)).sum())
+            trials += 40
+    assert rate - 1 / (count + 1) - 0.012 < above / trials < rate + 0.012
+
+
+@pytest.mark.parametrize("count", [3, 19, 45])
+def test_the_interval_holds_the_true_rate_as_often_as_it_says(count):
+    generator = torch.Generator().manual_seed(count)
+    scores = torch.rand(2000, count, generator=generator)  # of which the share above t is 1 - t
+    held = 0
+    for one in scores:
+        threshold = conformal_threshold(one, 0.1)
+        told = false_alarms(one, threshold)
+        held += told.low <= 1 - threshold <= told.high
+    assert binomtest(held, len(scores), 0.95).pvalue > 0.001
+    assert told.expected == pytest.approx(max(np.floor((count + 1) * 0.1 + 1e-9), 1) / (count + 1))
+
+
+def test_too_few_images_for_the_rate_give_their_maximum_and_say_what_is_needed():
+    detector = untrained_detector()
+    assert images_needed(0.05) == 19 and images_needed(0.01) == 99 and images_needed(0.5) == 1
+    for count in (18, 19):
+        scores = torch.arange(float(count))
+        detector.calibrate(scores, scores, 0.05)
+        assert detector.decision().threshold == count - 1
+        assert ("a rate of 0.05 needs 19 of them" in detector.decision().promise()) == (count == 18)
+    assert "5.0% (95% interval 0.1% to 17.6%, from 19 calibration images)" in detector.decision().promise()
+
+
+def test_another_decision_needs_no_training(tmp_path):
+    detector = untrained_detector()
+    scores = torch.arange(100.0)
+    detector.calibrate(scores, 10 * scores, 0.05)
+    detector.save(tmp_path / "detector.pt")
+    loaded = load(tmp_path / "detector.pt")
+    assert loaded.decision() == detector.decision()
+    assert (loaded.decision().threshold, loaded.decision().pixel_threshold) == (95, 950)
+    other = loaded.decision(false_alarm_rate=0.2)
+    assert (other.threshold, other.pixel_threshold) == (80, 800)
+    assert other.false_alarms.expected == pytest.approx(20 / 101)
+    given = loaded.decision(threshold=49.5, pixel_threshold=3)
+    assert (given.threshold, given.pixel_threshold, given.false_alarm_rate) == (49.5, 3, None)
+    assert given.false_alarms.expected == pytest.approx(51 / 101)
+    assert loaded.decision(threshold=-1).false_alarms.expected == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"false_alarm_rate": 0}, "false_alarm_rate=0: expected a number above 0 and at most 0.5"),
+        ({"threshold": float("nan")}, "threshold=nan: expected a number that is finite"),
+        ({"min_area": 0}, "min_area=0: expected an integer of at least 1"),
+    ],
+)
+def test_decisions_that_make_no_sense(arguments, message):
+    with pytest.raises(ParameterError, match=message):
+        untrained_detector().decision(**arguments)
+
+
+def test_scores_that_are_not_finite_set_no_threshold():
+    with pytest.raises(UserError, match="not finite"):
+        conformal_threshold(torch.tensor([1.0, float("nan")]), 0.05)
+
+
+def test_levels_are_readable():
+    detector = untrained_detector()
+    detector.calibrate(torch.randn(50, generator=torch.Generator().manual_seed(0)), None, 0.1)
+    decision = detector.decision()
+    scores = [*np.linspace(-5, 5, 101).tolist(), 1e3, 1e6]
+    levels = [decision.level(score) for score in scores]
+    assert all(a < b for a, b in zip(levels, levels[1:], strict=False)) and levels[0] > 0 and levels[-1] < 1
+    assert decision.level(decision.threshold) == 0.5
+    assert [level > 0.5 for level in levels] == [decision.is_anomalous(score) for score in scores]
+
+
+# --- pixels -------------------------------------------------------------------------------------------
+
+
+def test_regions_equal_an_independent_labelling():
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        anomaly_map = ndimage.gaussian_filter(rng.standard_normal((60, 45)), 2).astype(np.float32)
+        mask, regions = find_regions(anomaly_map, 0.1, 1)
+        labels, count = ndimage.label(anomaly_map > 0.1, np.ones((3, 3)))
+        assert np.array_equal(mask, labels > 0) and len(regions) == count > 3
+        expected = set()
+        for number, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
+            box = (columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
+            peak = float(anomaly_map[labels == number].max())
+            y, x = ndimage.center_of_mass(labels == number)
+            expected.add((box, int((labels == number).sum()), peak, round(x, 6), round(y, 6)))
+        assert {(r.box, r.area, r.peak, *(round(v, 6) for v in r.centre)) for r in regions} == expected
+        assert [r.peak for r in regions] == sorted((r.peak for r in regions), reverse=True)
+
+
+def test_small_regions_are_left_out_of_mask_and_list():
+    anomaly_map = np.zeros((20, 20), np.float32)
+    anomaly_map[2, 2] = 9
+    anomaly_map[10:13, 10:14] = 5
+    mask, regions = find_regions(anomaly_map, 1, min_area=2)
+    assert mask.sum() == 12 and [(r.box, r.area, r.peak, r.centre) for r in regions] == [
+        ((10, 10, 4, 3), 12, 5, (11.5, 11))
+    ]
+    mask, regions = find_regions(anomaly_map, 9, 1)  # a score at the threshold is normal
+    assert not mask.any() and regions == ()
+
+
+def test_results_of_a_batch():
+    detector = untrained_detector()
+    maps = torch.zeros(2, 8, 8)
+    maps[1, 2:4, 4:6] = 3
+    detector.calibrate(torch.linspace(0, 1, 20), torch.linspace(0, 2, 20), 0.05)
+    prediction = Prediction(torch.tensor([0.5, 4.0]), maps, None, None)
+    normal, defect = decide(prediction, detector.decision(), ["a", "b"], [(16, 32), (16, 32)], ["", "dark"])
+    assert (normal.label, normal.regions, normal.mask.shape, normal.mask.any()) == ("normal", (), (16, 32), False)
+    assert (defect.label, defect.warning, defect.size) == ("anomalous", "dark", (16, 32))
+    (region,) = defect.regions
+    x, y, width, height = region.box
+    assert (x + width / 2, y + height / 2) == (20, 6) and region.peak <= 3  # in pixels of the photograph
+    assert defect.mask.sum() == region.area == round(defect.area * 16 * 32)
+    told = json.loads(json.dumps(defect.to_dict()))
+    assert told["label"] == "anomalous" and told["regions"][0]["box"] == list(region.box)
+    assert Result("c", error="no image").label == ""
+
+
+def test_an_enlarged_map_has_no_higher_score():
+    anomaly_map = np.random.default_rng(0).standard_normal((7, 9)).astype(np.float32)
+    for size in ((7, 9), (50, 31), (3, 4)):
+        assert resize_map(anomaly_map, size).shape == size and resize_map(anomaly_map, size).max() <= anomaly_map.max()

@@ -1,0 +1,176 @@
+"""What is said of one photograph, the same everywhere: in files, in the watched folder, in the service, in Python."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from texture_ad.errors import UserError
+from texture_ad.evaluation.calibration import Decision
+from texture_ad.evaluation.regions import Region, find_regions
+from texture_ad.methods.base import Prediction
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+ENLARGED = 2**24  # pixels up to which a map is enlarged to its photograph before regions are looked for
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Say what a detector finds in one photograph.
+
+    Attributes:
+        name: of the photograph.
+        score: of the image, higher is more anomalous; None where it can't be read.
+        level: the score on a scale for people, 0.5 at the threshold; None without a score.
+        anomalous: whether the score is above the threshold; None without a score.
+        size: (H, W) of the photograph in pixels; None where it can't be read.
+        regions: of the pixels above the pixel threshold, the highest peak first.
+        anomaly_map: (h, w) float32 at the detector's resolution, None for a method without maps.
+        mask: (H, W) bool in pixels of the photograph, True where a region is; None for a method without maps.
+        warning: how the photograph differs from the training images, "" where it doesn't.
+        error: why it can't be read, "" where it can.
+        path: of its file, None where it came otherwise.
+        write_panel: writes its panel to a file, None where maps were not kept or there are none.
+    """
+
+    name: str
+    score: float | None = None
+    level: float | None = None
+    anomalous: bool | None = None
+    size: tuple[int, int] | None = None
+    regions: tuple[Region, ...] = ()
+    anomaly_map: np.ndarray | None = field(default=None, repr=False)
+    mask: np.ndarray | None = field(default=None, repr=False)
+    warning: str = ""
+    error: str = ""
+    path: Path | None = None
+    write_panel: Callable[[Path], object] | None = field(default=None, repr=False)
+
+    @property
+    def label(self) -> str:
+        """Return "anomalous" or "normal", or "" where the photograph can't be read."""
+        return "" if self.anomalous is None else "anomalous" if self.anomalous else "normal"
+
+    @property
+    def area(self) -> float:
+        """Return the share of the photograph's pixels that lie in regions, in [0, 1]."""
+        return sum(region.area for region in self.regions) / (self.size[0] * self.size[1]) if self.size else 0.0
+
+    def save(self, path: Path | str) -> None:
+        """Write its panel, the photograph beside its anomaly map and its regions, as the suffix says.
+
+        Raises:
+            UserError: there is nothing to draw.
+        """
+        if self.write_panel is None:
+            reason = self.error or "no map was kept, or its method has none"
+            raise UserError(f"{self.name}: can't be drawn: {reason}")
+        self.write_panel(Path(path))
+
+    def draw(self) -> "Image":
+        """Return its panel as a picture; see `save`."""
+        from PIL import Image
+
+        with TemporaryDirectory() as folder:
+            self.save(Path(folder) / "panel.png")
+            with Image.open(Path(folder) / "panel.png") as panel:
+                return panel.copy()
+
+    def _repr_png_(self) -> bytes | None:
+        """Return its panel as a notebook shows it, or None where there is none."""
+        if self.write_panel is None:
+            return None
+        with TemporaryDirectory() as folder:
+            self.save(Path(folder) / "panel.png")
+            return (Path(folder) / "panel.png").read_bytes()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON, without map and mask."""
+        return {
+            "name": self.name,
+            "label": self.label,
+            "score": self.score,
+            "level": self.level,
+            "size": self.size,
+            "regions": [region.to_dict() for region in self.regions],
+            "warning": self.warning,
+            "error": self.error,
+        }
+
+
+def decide(
+    prediction: Prediction,
+    decision: Decision,
+    names: Sequence[str],
+    sizes: Sequence[tuple[int, int]] | None = None,
+    warnings: Sequence[str] | None = None,
+) -> Iterator[Result]:
+    """Yield the result of each photograph of a batch, one at a time, since masks can be large.
+
+    Args:
+        prediction: of B images.
+        decision: thresholds and smallest area.
+        names: B of them.
+        sizes: (H, W) of each photograph, in whose pixels masks and regions are; None for the maps' own.
+        warnings: B of them, "" for none; None for none at all.
+    """
+    scores = prediction.scores.tolist()
+    for i, (name, score) in enumerate(zip(names, scores, strict=True)):
+        anomaly_map = mask = None
+        size = sizes[i] if sizes else None
+        regions: tuple[Region, ...] = ()
+        if prediction.anomaly_maps is not None and decision.pixel_threshold is not None:
+            anomaly_map = prediction.anomaly_maps[i].float().cpu().numpy()
+            size = size or (anomaly_map.shape[0], anomaly_map.shape[1])
+            mask, regions = locate(anomaly_map, size, decision.pixel_threshold, decision.min_area)
+        yield Result(
+            name,
+            score,
+            decision.level(score),
+            decision.is_anomalous(score),
+            size,
+            regions,
+            anomaly_map,
+            mask,
+            warnings[i] if warnings else "",
+        )
+
+
+def locate(
+    anomaly_map: np.ndarray, size: tuple[int, int], pixel_threshold: float, min_area: int
+) -> tuple[np.ndarray, tuple[Region, ...]]:
+    """Return mask (H, W) bool and regions of an anomaly map (h, w), in pixels of a photograph of `size` (H, W)."""
+    # Between pixels a map is never higher than on them: most maps need not be enlarged.
+    if (anomaly_map <= pixel_threshold).all():
+        return np.zeros(size, bool), ()
+    if math.prod(size) <= ENLARGED:
+        return find_regions(resize_map(anomaly_map, size), pixel_threshold, min_area)
+    down, across = (n / m for n, m in zip(size, anomaly_map.shape, strict=True))
+    mask, regions = find_regions(anomaly_map, pixel_threshold, math.ceil(min_area / (down * across)))
+    rows, columns = (np.arange(n) * m // n for n, m in zip(size, mask.shape, strict=True))
+    return mask[rows][:, columns], tuple(scale_region(region, down, across) for region in regions)
+
+
+def scale_region(region: Region, down: float, across: float) -> Region:
+    """Return a region of a map in pixels of a photograph that is so many times as high and as wide."""
+    x, y, width, height = region.box
+    left, top = round(x * across), round(y * down)
+    box = (left, top, round((x + width) * across) - left, round((y + height) * down) - top)
+    centre = ((region.centre[0] + 0.5) * across - 0.5, (region.centre[1] + 0.5) * down - 0.5)
+    return Region(box, round(region.area * down * across), region.peak, centre)
+
+
+def resize_map(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return an anomaly map (h, w) as float32 (H, W) of `size`, bilinear."""
+    if anomaly_map.shape == tuple(size):
+        return anomaly_map
+    enlarged = F.interpolate(torch.from_numpy(anomaly_map)[None, None], size, mode="bilinear", align_corners=False)
+    return enlarged[0, 0].numpy()

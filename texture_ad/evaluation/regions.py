@@ -1,0 +1,57 @@
+"""From an anomaly map to a mask of the pixels that are called anomalous, and to its connected regions."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Region:
+    """Describe one connected region of anomalous pixels, in pixels of the image.
+
+    Attributes:
+        box: (x, y, width, height); x and y of its left upper pixel.
+        area: number of pixels.
+        peak: highest score in it.
+        centre: (x, y), mean of its pixels.
+    """
+
+    box: tuple[int, int, int, int]
+    area: int
+    peak: float
+    centre: tuple[float, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
+def find_regions(anomaly_map: np.ndarray, threshold: float, min_area: int) -> tuple[np.ndarray, tuple[Region, ...]]:
+    """Return the pixels that are called anomalous, and their 8-connected regions, the highest peak first.
+
+    Args:
+        anomaly_map: (H, W) scores.
+        threshold: a pixel is called anomalous where its score is greater.
+        min_area: pixels; smaller regions are left out, of the mask as well.
+
+    Returns:
+        The mask, (H, W) bool, and the regions.
+    """
+    mask = anomaly_map > threshold
+    if not mask.any():  # of most images: nothing more to compute
+        return mask, ()
+    from skimage.measure import label, regionprops
+
+    labels = label(mask, connectivity=2)
+    found = []
+    for properties in regionprops(labels, intensity_image=anomaly_map):
+        top, left, bottom, right = properties.bbox
+        area = round(properties.area)
+        if area < min_area:
+            mask[labels == properties.label] = False
+            continue
+        y, x = properties.centroid
+        box = (left, top, right - left, bottom - top)
+        found.append(Region(box, area, float(properties.intensity_max), (float(x), float(y))))
+    return mask, tuple(sorted(found, key=lambda region: -region.peak))
