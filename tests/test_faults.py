@@ -79,12 +79,12 @@ def refused(outcome, *messages):
 
 
 def bomb(path):
-    """A PNG of some hundred bytes that claims 20 000 x 20 000 pixels."""
+    """A PNG of some hundred bytes that claims 30 000 x 30 000 pixels."""
 
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)
     data = zlib.compress(bytes(50_000), 9)
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b""))
 

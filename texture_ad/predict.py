@@ -7,12 +7,16 @@ from omegaconf import DictConfig
 from texture_ad.cli.entry import hydra_main
 from texture_ad.parameters import Count, Positive, check
 
+DECISION = ("false_alarm_rate", "threshold", "pixel_threshold", "min_area")
+
 
 @hydra_main("predict")
 def main(config: DictConfig) -> None:
     """Score the file or folder that the configuration names, once or as new files arrive."""
+    from texture_ad.deploy.notify import notifier
+    from texture_ad.deploy.outputs import Wanted
     from texture_ad.deploy.scorer import Scorer, predict, require_images
-    from texture_ad.deploy.watch import check_folder, watch
+    from texture_ad.deploy.watch import check_endless, check_folder, watch
     from texture_ad.methods.registry import load
     from texture_ad.training.resources import keep_freed_memory
 
@@ -24,10 +28,15 @@ def main(config: DictConfig) -> None:
     paths = [] if config.watch else require_images(source, output)
     if config.watch:
         check_folder(source)
+        check_endless(config.regions)
     keep_freed_memory()
-    scorer = Scorer(load(config.detector, config.device), source, output if config.pictures else None)
+    detector = load(config.detector, config.device)
+    decision = detector.decision(**{name: config[name] for name in DECISION})
+    wanted = Wanted(**{name: config[name] for name in Wanted._fields})
+    scorer = Scorer(detector, source, output, decision, wanted, unsure=config.unsure)
     if config.watch:
-        watch(scorer, source, output, config.batch_size, config.interval)
+        with notifier(config.webhook, config.mqtt) as tell:
+            watch(scorer, source, output, config.batch_size, config.interval, config.report, tell)
     else:
         predict(scorer, paths, output, config.batch_size)
 

@@ -6,7 +6,7 @@ A class names its own parameter ("lr=-1: expected ..."). Here stands what only t
 from texture_ad.errors import DivergenceError, ParameterError, UserError
 
 # Parameters that are checked outside their group's target.
-GROUPS = {"devices": "trainer", "strategy": "trainer", "head_weight": "score"}
+GROUPS = {"devices": "trainer", "strategy": "trainer", "head_weight": "score", "mode": "whitening"}
 
 # What a method refuses, though another group sets it.
 RENAMED = {"method.tile": "data.tile", "method.mode": "whitening.mode"}

@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from texture_ad.environment import available_memory
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.parameters import check
 
@@ -26,7 +27,9 @@ Image.init()
 FORMATS = tuple(name for name in Image.ID if name not in _NO_PICTURES)
 IMAGE_SUFFIXES = frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS)
 
-MAX_PIXELS = 100_000_000
+MAX_PIXELS = 500_000_000
+DECODED = 4  # bytes of a pixel, at most, as Pillow holds it
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower; `check_size` looks at every file
 MIN_SIDE = 4
 ORIENTATION = 0x0112  # of EXIF
 TURNED = (5, 6, 7, 8)  # orientations that swap width and height
@@ -89,10 +92,16 @@ def check_size(path: Path, width: int, height: int) -> None:
     """Check the size that an image's header states.
 
     Raises:
-        UserError: over MAX_PIXELS, or under MIN_SIDE.
+        UserError: over MAX_PIXELS or what memory holds, or under MIN_SIDE.
     """
     if width * height > MAX_PIXELS:
         raise UserError(f"{path}: {width} x {height} pixels, more than {MAX_PIXELS:,}; scale the image down or cut it")
+    memory = available_memory()
+    if memory is not None and width * height * DECODED > memory:
+        raise UserError(
+            f"{path}: {width} x {height} pixels need {width * height * DECODED / 2**30:.1f} GiB, {memory / 2**30:.1f} "
+            "GiB of memory are free; scale the image down or cut it"
+        )
     if min(width, height) < MIN_SIDE:
         raise UserError(f"{path}: {width} x {height} pixels, expected at least {MIN_SIDE} a side; remove it")
 
@@ -188,6 +197,8 @@ def header(path: Path) -> tuple[int, int, str]:
         UserError: no image.
     """
     try:
+        if path.stat().st_size == 0:
+            raise UserError(f"{path}: the file is empty; copy it again or remove it")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=FORMATS) as image:
@@ -195,6 +206,8 @@ def header(path: Path) -> tuple[int, int, str]:
                 exif = image.getexif() if "exif" in image.info else {}
                 width, height = image.size[::-1] if exif.get(ORIENTATION, 1) in TURNED else image.size
                 return width, height, image.mode
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"{path}: can't be read as an image; copy it again or remove it") from error
 

@@ -12,7 +12,17 @@ from texture_ad.data.images import Levels, Reading, header, levels_of, open_imag
 from texture_ad.data.synthetic import synthetic_defects
 
 STRIP = 2**24  # pixels that are reduced at a time
-WHOLE = 2**24  # pixels up to which a picture is resized in one piece
+WHOLE = 10**8  # pixels up to which a picture is resized in one piece
+
+
+def read_scaled(path: Path, size: Shape, reading: Reading | None = None, frame: int = 0) -> tuple[Tensor, Shape]:
+    """Return a photograph scaled to a size, uint8 (3, h, w), and its own size; see `Picture`.
+
+    Raises:
+        UserError: a file that can't be read as an image.
+    """
+    picture = Picture(path, reading, frame)
+    return picture.view(size), picture.shape
 
 
 class Picture:
@@ -53,17 +63,17 @@ class Picture:
         self._image = None
 
     def pixels(self, window: Window) -> np.ndarray:
-        """Return the part of a window that lies in the picture, uint8 (h, w, 3)."""
+        """Return the part of a window that lies in the picture, (h, w, 3) as `rgb` does."""
         image = self.image
         (height, width) = self.shape
         right, bottom = min(window.left + window.width, width), min(window.top + window.height, height)
         if isinstance(image, np.ndarray):
-            return _bytes(image[window.top : bottom, window.left : right], self.levels)
-        return _bytes(image.crop((window.left, window.top, right, bottom)), self.levels)
+            return rgb(image[window.top : bottom, window.left : right], self.levels)
+        return rgb(image.crop((window.left, window.top, right, bottom)), self.levels)
 
     def window(self, window: Window) -> Tensor:
         """Return a window, uint8 (3, height, width); beyond the picture's edges it is mirrored."""
-        pixels = self.pixels(window)
+        pixels = rounded(self.pixels(window))
         rest = (window.height - pixels.shape[0], window.width - pixels.shape[1])
         if any(rest):
             pixels = np.pad(pixels, ((0, rest[0]), (0, rest[1]), (0, 0)), mode="symmetric")
@@ -88,7 +98,7 @@ class Picture:
 
     def _reduced(self, window: Window, factor: int) -> np.ndarray:
         """Return the means of squares of `factor` pixels; those at the edges may be smaller."""
-        return np.asarray(Image.fromarray(self.pixels(window)).reduce(factor))
+        return np.asarray(Image.fromarray(rounded(self.pixels(window))).reduce(factor))
 
 
 class DamagedPicture(Picture):
@@ -125,9 +135,8 @@ class DamagedPicture(Picture):
         return self._image
 
 
-def _bytes(image: Image.Image | np.ndarray, levels: Levels) -> np.ndarray:
-    """Return a part of a picture as RGB, uint8 (h, w, 3)."""
-    pixels = rgb(image, levels)
+def rounded(pixels: np.ndarray) -> np.ndarray:
+    """Return pixels from 0 to 255 as uint8."""
     return pixels if pixels.dtype == np.uint8 else pixels.round().astype(np.uint8)
 
 
@@ -135,4 +144,4 @@ def _plain(image: Image.Image | np.ndarray, levels: Levels) -> Image.Image:
     """Return a picture in a mode that bytes can be pasted into."""
     if isinstance(image, Image.Image) and image.mode in ("L", "RGB"):
         return image
-    return Image.fromarray(_bytes(image, levels))
+    return Image.fromarray(rounded(rgb(image, levels)))

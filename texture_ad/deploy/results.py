@@ -36,6 +36,7 @@ class Result:
         anomaly_map: (h, w) float32 at the detector's resolution, None for a method without maps.
         mask: (H, W) bool in pixels of the photograph, True where a region is; None for a method without maps.
         warning: how the photograph differs from the training images, "" where it doesn't.
+        unsure: whether it differs so that neither verdict is given.
         error: why it can't be read, "" where it can.
         path: of its file, None where it came otherwise.
         write_panel: writes its panel to a file, None where maps were not kept or there are none.
@@ -50,14 +51,17 @@ class Result:
     anomaly_map: np.ndarray | None = field(default=None, repr=False)
     mask: np.ndarray | None = field(default=None, repr=False)
     warning: str = ""
+    unsure: bool = False
     error: str = ""
     path: Path | None = None
     write_panel: Callable[[Path], object] | None = field(default=None, repr=False)
 
     @property
     def label(self) -> str:
-        """Return "anomalous" or "normal", or "" where the photograph can't be read."""
-        return "" if self.anomalous is None else "anomalous" if self.anomalous else "normal"
+        """Return "anomalous", "normal" or "unsure", or "" where the photograph can't be read."""
+        if self.anomalous is None:
+            return ""
+        return "unsure" if self.unsure else "anomalous" if self.anomalous else "normal"
 
     @property
     def area(self) -> float:

@@ -14,11 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from texture_ad.data.drift import brightness, differences
-from texture_ad.data.images import IMAGE_SUFFIXES, read_image, resize
-from texture_ad.data.pictures import Picture
+from texture_ad.data.images import IMAGE_SUFFIXES
+from texture_ad.data.pictures import Picture, read_scaled
+from texture_ad.deploy.outputs import Wanted, write_files, write_regions
 from texture_ad.deploy.results import Result, decide
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.evaluation.calibration import Decision
@@ -41,6 +43,7 @@ class Photograph(NamedTuple):
     picture: Picture | None = None
 
 
+PICTURES = Wanted(pictures=True)
 Content = Photograph | Picture | UserError  # a picture that is not decoded yet, or why it can't be read
 
 
@@ -53,6 +56,7 @@ class Row(NamedTuple):
         level: the score on a scale for people, 0.5 at the threshold.
         threshold: of the scores.
         anomalous: 1 where the score is above the threshold, else 0.
+        label: "normal", "anomalous" or, where that is asked for, "unsure".
         regions: how many regions were found.
         area: share of the image's pixels in them.
         warning: how the image differs from the training images, or why it can't be read.
@@ -63,6 +67,7 @@ class Row(NamedTuple):
     level: str = ""
     threshold: str = ""
     anomalous: str = ""
+    label: str = ""
     regions: str = ""
     area: str = ""
     warning: str = ""
@@ -82,6 +87,7 @@ def row(result: Result, decision: Decision) -> Row:
         level=f"{result.level:.4f}",
         threshold=f"{decision.threshold:.8g}",
         anomalous=str(int(decision.is_anomalous(result.score))),
+        label=result.label,
         regions=str(len(result.regions)) if located else "",
         area=f"{result.area:.6f}" if located else "",
         warning=result.warning,
@@ -129,8 +135,10 @@ class Scorer:
     Args:
         detector: loaded, on its device.
         source: the folder, or the single file, that is scored; names in the results are relative to it.
-        output: folder of the overlays, or None for none.
+        output: folder of what is written beside scores.csv, or None for nothing.
         decision: thresholds, None for the detector's own.
+        wanted: which files.
+        unsure: whether an image that is unlike the training images is neither called normal nor anomalous.
         keep_maps: whether results keep map, mask and panel, which can be large.
 
     Attributes:
@@ -147,12 +155,16 @@ class Scorer:
         source: Path,
         output: Path | None,
         decision: Decision | None = None,
+        wanted: Wanted = PICTURES,
+        unsure: bool = False,
         keep_maps: bool = False,
     ):
         self.detector = detector
+        self.unsure = unsure
         self.keep_maps = keep_maps
         self.root = source if source.is_dir() else source.parent
         self.output = output
+        self.wanted = wanted
         self.size = detector.geometry.view
         self.decision = decision or detector.decision()
         self.provenance = detector.provenance
@@ -176,8 +188,7 @@ class Scorer:
         try:
             if self.detector.geometry.tiled:  # large, so that only the one that is scored is decoded
                 return Picture(path, self.detector.reading)
-            pixels = read_image(path, self.detector.reading)
-            return Photograph(resize(pixels, self.size), pixels.shape[:2])
+            return Photograph(*read_scaled(path, self.size, self.detector.reading))
         except UserError as error:
             return error
 
@@ -233,12 +244,15 @@ class Scorer:
             self.images += 1
             self.anomalous += bool(result.anomalous)
             write_panel = self._panel(images[i], result, prediction, i)
-            if self.output is not None and write_panel is not None:
-                write_panel(self._overlay(path, self.output))
+            result = replace(result, path=path, unsure=self.unsure and bool(result.warning))
+            if self.output is not None:
+                if self.wanted.pictures and write_panel is not None:
+                    write_panel(self._overlay(path, self.output))
+                write_files(result, path.relative_to(self.root), self.root, self.output, self.wanted)
             if self.keep_maps:
-                found[path] = replace(result, path=path, write_panel=write_panel)
+                found[path] = replace(result, write_panel=write_panel)
             else:
-                found[path] = replace(result, path=path, anomaly_map=None, mask=None)
+                found[path] = replace(result, anomaly_map=None, mask=None)
         return found
 
     def _overlay(self, path: Path, output: Path) -> Path:
@@ -252,23 +266,23 @@ class Scorer:
     ) -> Callable[[Path], object] | None:
         """Return what writes the panel of photograph `i` of a batch to a file, None where its method has no map."""
         anomaly_map = result.anomaly_map
-        if anomaly_map is None or prediction.positions is None or prediction.grid is None or result.score is None:
+        if anomaly_map is None or prediction.positions is None or prediction.grid is None:
             return None
         positions = prediction.positions[i].cpu().numpy()
-        return partial(self._write_panel, photograph, anomaly_map, positions, prediction.grid, result.score)
+        return partial(self._write_panel, photograph, result, positions, prediction.grid)
 
     def _write_panel(
-        self,
-        photograph: Photograph,
-        anomaly_map: np.ndarray,
-        positions: np.ndarray,
-        grid: tuple[int, int],
-        score: float,
-        path: Path,
+        self, photograph: Photograph, result: Result, positions: np.ndarray, grid: tuple[int, int], path: Path
     ) -> None:
         from texture_ad.reporting.panels import colour_scale, localization_panel, shown_region
 
-        region, region_name = shown_region(anomaly_map, positions, grid, score, self.decision)
+        assert result.mask is not None and result.anomaly_map is not None and result.score is not None
+        anomaly_map = result.anomaly_map
+        # The highest of the pixels that a smaller picture joins: no region vanishes.
+        mask = torch.from_numpy(result.mask)[None].float()
+        shown = F.adaptive_max_pool2d(mask, anomaly_map.shape)[0].bool().numpy()
+        called = bool(result.anomalous)
+        region, region_name = shown_region(shown, len(result.regions), positions, grid, called)
         vmin, vmax = colour_scale(float(self.detector.map_floor), self.decision.pixel_threshold or 0)
         localization_panel(
             photograph.image.permute(1, 2, 0).numpy(),
@@ -276,7 +290,7 @@ class Scorer:
             region=region,
             region_name=region_name,
             mask=None,
-            score=score,
+            score=result.score,
             threshold=self.decision.threshold,
             label=None,
             path=path,
@@ -298,10 +312,11 @@ class Scorer:
 
     def warnings(self) -> Iterator[str]:
         """Yield a sentence for each respect in which images differ from the training images."""
+        means = "they are labelled unsure" if self.unsure else "their scores may mean little"
         for respect, count in self.unlike.items():
             yield (
                 f"{count} of {self.images} images differ in {respect} from the training images, first "
-                f"{self.first[respect]}; their scores may mean little"
+                f"{self.first[respect]}; {means}"
             )
         if self.provenance is None or self.provenance.training_images is None:
             yield "the detector holds no statistics of its training images; a drift would go unseen"
@@ -337,8 +352,10 @@ def predict(scorer: Scorer, paths: list[Path], output: Path, batch_size: Count) 
     Raises:
         UserError: after everything is written, if a file could not be read.
     """
-    rows = [scorer.row(result) for batch in score_in_batches(scorer, paths, batch_size) for result in batch]
-    write_atomic(output / "scores.csv", csv_text([COLUMNS, *rows]))
+    results = [result for batch in score_in_batches(scorer, paths, batch_size) for result in batch]
+    write_atomic(output / "scores.csv", csv_text([COLUMNS, *(scorer.row(result) for result in results)]))
+    if scorer.wanted.regions:
+        write_regions(results, output)
     scorer.report()
     print(f"scores   {output / 'scores.csv'}")
     if scorer.failed:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.utils import fuse_conv_bn_eval
 
 from texture_ad.errors import ParameterError
@@ -237,6 +238,20 @@ class Backbone(nn.Module):
         with torch.no_grad():
             probe = torch.zeros(1, 3, 32, 32, dtype=torch.uint8, device=self.mean.device)
             return [m.shape[1] for m in self.eval()(probe)]
+
+    @torch.no_grad()
+    def grid_of(self, size: Sequence[int], layer: int | None = None) -> tuple[int, int]:
+        """Return the grid (h, w) that images of a size (H, W) have; nothing is computed.
+
+        Args:
+            size: of the images.
+            layer: index among the chosen ones, None for that of the patch features.
+        """
+        tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        shadows = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+        images = torch.empty(1, 3, *size, dtype=torch.uint8, device="meta")
+        height, width = functional_call(self, shadows, (images,))[self.grid if layer is None else layer].shape[-2:]
+        return height, width
 
     def in_slices(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """Return `function(images)` of images (B, 3, H, W), computed a few images at a time on a CPU."""

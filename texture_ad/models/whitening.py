@@ -16,6 +16,7 @@ from texture_ad.parameters import Count, arguments_of, check, checked
 RIDGE = 0.03  # times the features' mean variance
 PRIOR = 8  # images: how much the statistics of all positions weigh at each single one
 POSITIONS = 64  # whose matrices are computed at a time
+FITTING = 16  # matrices of each position that a fit holds at once, with those of its folds
 FOLDS = 3  # of the training images, for whitening each by statistics of the others
 
 
@@ -74,6 +75,11 @@ class Whitening(nn.Module):
         self.register_buffer("count", torch.tensor(0))
         self.register_buffer("energy", torch.tensor(1.0))
         self.folds: list[tuple[Tensor, Tensor]] = []
+
+    def memory(self, positions: int) -> tuple[int, int]:
+        """Return the bytes that the statistics of so many positions take once fitted, and at most while they are."""
+        matrix = 4 * self.length**2 * (positions if self.mode == "position" else 1)
+        return matrix, FITTING * matrix
 
     def ignore_positions(self) -> None:
         """Whiten by all positions, before the fit; their places in the images mean nothing.
@@ -177,12 +183,10 @@ class Whitening(nn.Module):
         if self.mode != "none":  # those features keep their spectrum
             spectrum = everything.overall().diagonal().clamp(min=0).sqrt()
             self.spectrum = spectrum / spectrum.square().mean().clamp(min=1e-12).sqrt()
-        del everything
         self.folds = []
         if self.mode != "none" and number >= 2 * FOLDS:
-            for fold in range(FOLDS):
-                others = _Moments.sum([part for i, part in enumerate(parts) if i != fold])
-                center, matrix, _ = self._statistics(others)
+            while parts:
+                center, matrix, _ = self._statistics(everything.without(parts.pop(0)))
                 self.folds.append((center, matrix.div_(energy)))
 
     def _by_position(self, x: Tensor) -> Tensor:
@@ -195,9 +199,9 @@ class Whitening(nn.Module):
         overall = moments.overall()
         identity = torch.eye(self.length, device=overall.device)
         ridge = RIDGE * overall.diagonal().mean() * identity
-        matrices = []
+        matrices = moments.outer.new_empty(moments.outer.shape)
         energies = []
-        for part in moments.split(POSITIONS):
+        for part, found in zip(moments.split(POSITIONS), matrices.split(POSITIONS), strict=True):
             covariance = part.covariance()
             matrix = identity[None]
             if self.mode != "none":
@@ -205,8 +209,8 @@ class Whitening(nn.Module):
                 factor = torch.linalg.cholesky(covariance + ridge)
                 matrix = torch.linalg.solve_triangular(factor, identity, upper=False).transpose(1, 2)
             energies.append((matrix * (covariance @ matrix)).sum((1, 2)))
-            matrices.append(matrix)
-        return own * moments.mean(), torch.cat(matrices), torch.cat(energies).mean().clamp(min=1e-12).sqrt()
+            found.copy_(matrix)
+        return own * moments.mean(), matrices, torch.cat(energies).mean().clamp(min=1e-12).sqrt()
 
     @torch.no_grad()
     def cross_fitted(self, patches: Tensor, numbers: Tensor) -> Tensor:
@@ -269,6 +273,11 @@ class _Moments:
             found.total += part.total
             found.outer += part.outer
         return found
+
+    def without(self, part: "_Moments") -> "_Moments":
+        """Return the moments without those of a part, whose memory they take."""
+        total = torch.sub(self.total, part.total, out=part.total)
+        return _Moments(self.count - part.count, total, torch.sub(self.outer, part.outer, out=part.outer))
 
     def split(self, positions: int) -> "list[_Moments]":
         """Return the moments of a few positions each."""

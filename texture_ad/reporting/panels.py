@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from texture_ad.errors import UserError
-from texture_ad.evaluation.calibration import Decision
 from texture_ad.evaluation.localization import region_mask
 from texture_ad.evaluation.metrics import outcome
-from texture_ad.evaluation.regions import find_regions
 from texture_ad.files import atomic_path
 
 if TYPE_CHECKING:
@@ -62,7 +60,7 @@ def colour_scale(floor: float, threshold: float) -> tuple[float, float]:
 
 
 def shown_region(
-    anomaly_map: np.ndarray, positions: np.ndarray, grid: tuple[int, int], score: float, decision: Decision
+    mask: np.ndarray, count: int, positions: np.ndarray, grid: tuple[int, int], called: bool
 ) -> tuple[np.ndarray, str]:
     """Return what a panel encloses, (H, W) bool, and what it is called.
 
@@ -70,20 +68,15 @@ def shown_region(
     positions instead, since its score is made of them; one that is called normal shows nothing then.
 
     Args:
-        anomaly_map: (H, W).
+        mask: (H, W) bool of the regions.
+        count: of the regions.
         positions: (k, 2) of the patch map.
         grid: (h, w) of the patch map.
-        score: of the image.
-        decision: thresholds and smallest area.
+        called: whether the image is called anomalous.
     """
-    mask = np.zeros(anomaly_map.shape, bool)
-    if decision.pixel_threshold is not None:
-        mask, regions = find_regions(anomaly_map, decision.pixel_threshold, decision.min_area)
-        if regions:
-            return mask, "region" if len(regions) == 1 else f"{len(regions)} regions"
-    if decision.is_anomalous(score):
-        return region_mask(positions, grid, anomaly_map.shape), "no region; the highest positions"
-    return mask, "no region"
+    if count or not called:
+        return mask, "region" if count == 1 else f"{count or 'no'} regions"
+    return region_mask(positions, grid, (mask.shape[0], mask.shape[1])), "no region; the highest positions"
 
 
 def localization_panel(

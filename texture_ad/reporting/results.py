@@ -12,6 +12,7 @@ from texture_ad.data.layouts import Sample
 from texture_ad.evaluation.calibration import Decision
 from texture_ad.evaluation.curves import bin_scores, precision_recall_curve, roc_curve
 from texture_ad.evaluation.metrics import Predictions
+from texture_ad.evaluation.regions import find_regions
 from texture_ad.files import csv_text, write_atomic, write_text
 from texture_ad.reporting import charts
 from texture_ad.reporting.cards import Card
@@ -119,7 +120,9 @@ class _Overlays:
             return [image]
         vmin, vmax = colour_scale(self.floor, self.decision.pixel_threshold)
         score = float(self.predictions["score"][row])
-        region, region_name = shown_region(maps[row], positions[row], grid, score, self.decision)
+        found, regions = find_regions(maps[row], self.decision.pixel_threshold, self.decision.min_area)
+        called = self.decision.is_anomalous(score)
+        region, region_name = shown_region(found, len(regions), positions[row], grid, called)
         tiles = localization_panel(
             image,
             maps[row],
