@@ -1,6 +1,7 @@
 """Photographs as they come: sub-folders, files left out, bit depth, masks for some."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -100,18 +101,15 @@ def test_pixel_metrics_are_of_images_with_masks_and_image_metrics_of_all(folder)
     (told,) = module.warnings
     assert told.startswith("2 anomalous images have no mask, or one that marks no pixel")
     assert module.has_masks and sum(sample.mask is not None for sample in module.test_samples) == 2
-    known = np.array([not sample.label or sample.mask is not None for sample in module.test_samples])
-    n = len(known)
-    masks = np.stack([batch for batch in next(iter(module.test_dataloader()))["mask"].numpy()])
-    predictions = {
-        "score": np.arange(n, dtype=float),
-        "label": np.array([sample.label for sample in module.test_samples]),
-        "mask": masks,
-        "anomaly_maps": np.random.default_rng(0).random(masks.shape).astype(np.float32),
-    }
-    found = prediction_metrics(predictions, 1.5, known)
-    assert found["normal_images"] + found["anomalous_images"] == n == 5
-    assert found["pixel_auroc"] == pixel_metrics(predictions["anomaly_maps"][known], masks[known])["pixel_auroc"]
+    masks = list(module.true_masks(range(5)))
+    known = [number for number, one in enumerate(masks) if one is not None]
+    maps = np.random.default_rng(0).random((5, 40, 40)).astype(np.float32)
+    labels = np.array([sample.label for sample in module.test_samples])
+    predictions = {"score": np.arange(5.0), "label": labels, "anomaly_maps": maps}
+    decision = SimpleNamespace(threshold=1.5, pixel_threshold=0.5)
+    found = prediction_metrics(predictions, decision, masks)
+    assert found["normal_images"] + found["anomalous_images"] == 5 and len(known) == 3
+    assert found["pixel_auroc"] == pixel_metrics(maps[known], [masks[i] for i in known], 0.5)["pixel_auroc"]
     with pytest.raises(UserError, match="2 anomalous images have no mask"):
         data(folder, strict=True)
 

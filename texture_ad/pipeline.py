@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import lightning as L
-import numpy as np
 import torch
 from hydra.utils import get_object
 from lightning.pytorch.loggers import Logger
@@ -343,9 +342,9 @@ def evaluate(run: Run, detector: AnomalyDetector) -> Predictions | None:
     predictions = evaluation.predictions()
     run.metrics["test_seconds_per_image"] = (run.clock() - start) / len(run.data.test_samples)
     run.metrics |= {key: max(value, run.metrics.get(key, 0)) for key, value in peak_memory().items()}
-    samples = [run.data.test_samples[number] for number in predictions["index"]]
-    known = np.array([sample.mask is not None or not sample.label for sample in samples])
-    run.metrics |= prediction_metrics(predictions, float(detector.threshold), known)
+    run.metrics |= prediction_metrics(
+        predictions, detector.decision(), run.data.true_masks(predictions["index"]) if run.data.has_masks else None
+    )
     return predictions
 
 

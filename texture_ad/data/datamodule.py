@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -390,6 +390,16 @@ class TextureDataModule(L.LightningDataModule):
         """Return a loader of the test images in fixed order."""
         return self._loader(self._test, self.eval_batch_size)
 
+    def true_masks(self, indices: Iterable[int]) -> Iterator[np.ndarray | None]:
+        """Yield the masks of these test images one by one, (H, W) bool in pixels of the files, True = defect.
+
+        That of an anomalous image without a mask is None.
+        """
+        for sample in (self.test_samples[index] for index in indices):
+            shape = shapes_of([sample.path])[sample.path]
+            normal = None if sample.label else np.zeros(shape, bool)
+            yield read_mask(sample.mask, shape) if sample.mask else normal
+
     def test_batch(self, indices: list[int]) -> Batch:
         """Return the test images of these numbers as the method is given them; of pictures that are cut, a tile each.
 
@@ -398,7 +408,7 @@ class TextureDataModule(L.LightningDataModule):
         """
         if not self.geometry.tiled:
             return self._test.__getitems__(indices)
-        found = [load_tiles([self._telling_tile(self.test_samples[i])])[0] for i in indices]
+        found = [load_tiles([self._telling_tile(self.test_samples[i])], reading=self.reading)[0] for i in indices]
         image, mask = (torch.stack(part) for part in zip(*found, strict=True))
         labels = torch.tensor([self.test_samples[i].label for i in indices])
         return {"image": image, "label": labels, "mask": mask, "index": torch.tensor(indices)}
