@@ -109,9 +109,9 @@ def _detector_pursuits(repetitions: int) -> list[Row]:
     dictionary = detector.dictionary
     rows = []
     for count in (1, 32):
-        z = detector.dictionary_features(
-            detector.whitening(flatten_patches(detector.patch_features(images("train")[:count])))
-        )
+        maps = detector.patch_features(images("train")[:count])
+        whitened = detector.whitening(flatten_patches(maps))
+        z = detector.dictionary_features(whitened, (maps.shape[2], maps.shape[3]))
         by_torch = partial(residuals, z, dictionary.atoms, dictionary.gram, dictionary.nonzeros, dictionary.error)
         by_spams = partial(spams_residuals, z, dictionary.atoms, dictionary.nonzeros)
         seconds = by_turns(by_torch, by_spams, repetitions=repetitions, calls=3)

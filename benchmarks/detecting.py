@@ -41,7 +41,8 @@ def scoring(quick: bool) -> list[Row]:
     auroc = partial(image_auroc, grid=(maps.shape[2], maps.shape[3]))
 
     def ours(p: Tensor) -> Tensor:
-        return detector.dictionary(detector.dictionary_features(detector.whitening(p)))
+        grid = (maps.shape[2], maps.shape[3])
+        return detector.dictionary(detector.dictionary_features(detector.whitening(p), grid))
 
     rows = []
     found = auroc(ours(patches))

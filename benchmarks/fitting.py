@@ -131,7 +131,8 @@ def fit_streaming(quick: bool) -> list[Row]:
     count = len(detector.dictionary.atoms)
     loader = batches(images("train"), 32)
     atoms = detector.dictionary.atoms.clone()
-    x = detector.dictionary_features(detector.whitening(flatten_patches(detector.patch_features(images("train")))))
+    maps = detector.patch_features(images("train"))
+    x = detector.dictionary_features(detector.whitening(flatten_patches(maps)), (maps.shape[2], maps.shape[3]))
     at_once = partial(_fit_at_once, x, count)
 
     def stage2() -> None:

@@ -5,10 +5,12 @@
 
 Each texture and seed is fitted once. The patch maps of the four parts are kept for calibration images, the same with
 synthetic defects, and test images; every variant (parts left out, weights, trust, highest positions, smoothing) is then
-a matter of seconds. Own keys: root, textures, seeds, workers, draws (synthetic defects an image), runs (folder of the
-runs), output (without suffix: .json and .md are written). Every other key=value goes to each run. A finished run is not
-repeated. No figure here chooses anything: the tables are written and not read. "Oracle" is what test labels would have
-chosen, which nobody has: a limit, and no result.
+a matter of seconds. The runs are those of experiments.textures, which finds them finished, and the other way round.
+
+Own keys: root, textures, seeds, workers, draws (synthetic defects an image), runs (folder of the runs), output (without
+suffix: .json and .md are written). Every other key=value goes to each run. A finished run is not repeated. No figure
+here chooses anything: the tables are written and not read. "Oracle" is what test labels would have chosen, which nobody
+has: a limit, and no result.
 """
 
 import itertools
@@ -27,12 +29,12 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from experiments.runs import Job, arguments, run_once, script, write_table
-from experiments.textures import find_textures
+from experiments.textures import find_textures, job
 from texture_ad.errors import UserError
 from texture_ad.files import save_atomic
+from texture_ad.methods.fusion.model import PARTS
 from texture_ad.reporting.tables import markdown_table
 
-PARTS = ("gaussian", "head", "flow", "dictionary")  # as texture_ad.methods.fusion.model has them
 STEP = 0.1  # of the weights that the oracle tries
 PASTED = 0.25  # share of a position's cell from which on it counts as defective
 
@@ -193,12 +195,11 @@ def measure(folder: Path, draws: int) -> Maps:
     detector = load(folder / "detector.pt").to(device)
     if not isinstance(detector, FusionModel):
         raise UserError(f"{folder}: holds a detector of method={detector.name}; this experiment is of method=fusion")
-    mean, deviation = detector.patch_statistics.cpu()[:, :, None, None].unbind(1)
 
     def parts(images: Tensor) -> Tensor:
         measured = detector.measure(images.to(device)).parts
         assert measured is not None
-        return (measured.cpu() - mean) / deviation
+        return detector.standardised(measured).cpu()
 
     normal = torch.cat([parts(batch["image"]) for batch in data.calibration_dataloader()])
     grid = (normal.shape[2], normal.shape[3])
@@ -218,12 +219,12 @@ def measure(folder: Path, draws: int) -> Maps:
     )
 
 
-def evaluate(job: Job, draws: int) -> dict[str, Any]:
+def evaluate(run: Job, draws: int) -> dict[str, Any]:
     """Return all figures of one texture and seed; fit the detector and measure its maps where that is not done yet."""
-    fitted = run_once(job)
-    path = job.folder / f"maps{draws}.pt"
+    fitted = run_once(run)
+    path = run.folder / f"maps{draws}.pt"
     if not path.is_file():
-        save_atomic(path, {"maps": measure(job.folder, draws)._asdict()})
+        save_atomic(path, {"maps": measure(run.folder, draws)._asdict()})
     maps = Maps(**torch.load(path, weights_only=True)["maps"])
     return {
         "run": fitted["image_auroc"],
@@ -337,17 +338,14 @@ def main() -> None:
             "seeds": ["0", "1", "2"],
             "workers": ["1"],
             "draws": ["4"],
-            "runs": ["runs/experiments/criterion"],
+            "runs": ["runs/experiments/textures"],
             "output": ["experiments/results/criterion"],
         }
     )
     root = Path(own["root"][0]).expanduser()
     textures = find_textures(root, own["textures"])
     jobs = {
-        (texture, seed): Job(
-            Path(own["runs"][0]) / f"{texture}-seed{seed}",
-            ["method=fusion", "data=folder", f"data.root={root / texture}", f"seed={seed}", *overrides],
-        )
+        (texture, seed): job(own["runs"][0], root / texture, "fusion", seed, overrides)
         for seed in own["seeds"]
         for texture in textures
     }
@@ -355,7 +353,7 @@ def main() -> None:
     failures: list[UserError] = []
     # Spawned: a process that was forked can't use a GPU that its parent has looked at.
     with ProcessPoolExecutor(int(own["workers"][0]), get_context("spawn")) as pool:
-        waiting = {pool.submit(evaluate, job, int(own["draws"][0])): key for key, job in jobs.items()}
+        waiting = {pool.submit(evaluate, one, int(own["draws"][0])): key for key, one in jobs.items()}
         for future in as_completed(waiting):
             texture, seed = waiting[future]
             try:

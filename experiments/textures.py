@@ -34,6 +34,12 @@ def options(method: str) -> list[str]:
     return ["method=fusion", *WITHOUT[method]] if method in WITHOUT else [f"method={method}"]
 
 
+def job(runs: str, texture: Path, method: str, seed: str, overrides: Sequence[str]) -> Job:
+    """Return the run of a method on a texture, in a folder of its own in `runs`."""
+    folder = Path(runs) / f"{texture.name}-{method.replace('-', 'without_')}-seed{seed}"
+    return Job(folder, ["data=folder", f"data.root={texture}", f"seed={seed}", *options(method), *overrides])
+
+
 def find_textures(root: Path, wanted: Sequence[str]) -> list[str]:
     """Return the names of the textures in a folder, or check those that are wanted.
 
@@ -127,10 +133,7 @@ def main() -> None:
     root = Path(own["root"][0]).expanduser()
     textures = find_textures(root, own["textures"])
     jobs = {
-        (texture, method, seed): Job(
-            Path(own["runs"][0]) / f"{texture}-{method.replace('-', 'without_')}-seed{seed}",
-            ["data=folder", f"data.root={root / texture}", f"seed={seed}", *options(method), *overrides],
-        )
+        (texture, method, seed): job(own["runs"][0], root / texture, method, seed, overrides)
         for seed in own["seeds"]
         for texture in textures
         for method in own["methods"]

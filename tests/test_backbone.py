@@ -62,10 +62,11 @@ def test_slices_are_joined_in_order(count):
 
 def test_patches_are_scored_alike_in_slices_and_all_at_once(monkeypatch):
     detector = untrained_detector()
-    patches = flatten_patches(detector.patch_features(torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)))
-    whole = detector.patch_scores(patches)
+    maps = detector.patch_features(torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8))
+    patches = flatten_patches(maps)
+    whole = detector.patch_scores(patches, maps.shape[2:])
     monkeypatch.setattr("texture_ad.methods.fusion.model.SLICE", 5 * patches.shape[1])
-    for a, b in zip(whole.T, detector.patch_scores(patches).T, strict=True):
+    for a, b in zip(whole.T, detector.patch_scores(patches, maps.shape[2:]).T, strict=True):
         assert len(a) == len(patches) and torch.allclose(a, b, atol=1e-4)
 
 

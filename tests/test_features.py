@@ -7,8 +7,12 @@ import pytest
 import torch
 from helpers import make, tiny_backbone, untrained_detector
 
+from texture_ad.data.geometry import Geometry
+from texture_ad.methods.fusion.density import paste_all
 from texture_ad.methods.fusion.explain import atom_crops, patch_labels, sample_features
+from texture_ad.methods.fusion.features import KeptFeatures
 from texture_ad.models.backbone import flatten_patches
+from texture_ad.models.dictionary import neighborhood_means
 from texture_ad.models.sparse import omp_spams
 
 
@@ -52,10 +56,12 @@ def test_without_masks_images_stand_for_their_patches(data):
 def test_atoms_are_shown_by_patches_of_training_images_that_use_them(data):
     detector = untrained_detector()
     images = next(iter(data.normal_dataloader()))["image"][:6]
-    few = SimpleNamespace(normal_dataloader=lambda: [{"image": images[:4]}, {"image": images[4:]}], size=64)
+    geometry = Geometry((64, 64))
+    few = SimpleNamespace(normal_dataloader=lambda: [{"image": images[:4]}, {"image": images[4:]}], geometry=geometry)
     crops, ids, usage = atom_crops(detector, few, num_atoms=5, num_crops=3)
     dictionary = detector.dictionary
-    features = detector.dictionary_features(detector.whitening(flatten_patches(detector.patch_features(images))))
+    maps = detector.patch_features(images)
+    features = detector.dictionary_features(detector.whitening(flatten_patches(maps)), maps.shape[2:])
     used = (omp_spams(features, dictionary.atoms, dictionary.nonzeros, 0.0) != 0).mean(1)
     assert np.allclose(usage, np.sort(used.A1)[::-1][:5]) and used[ids[0]] == used.max()
     # Every patch is a part of a training image, and no image is shown twice for one atom.
@@ -64,3 +70,53 @@ def test_atoms_are_shown_by_patches_of_training_images_that_use_them(data):
     for patches in crops:
         found = [[(w == patch).all(axis=(-1, -2, -3)).any() for w in windows] for patch in patches]
         assert len(patches) <= 3 and (np.sum(found, axis=1) >= 1).all() and np.sum(found, axis=0).max() == 1
+
+
+def test_training_features_do_not_depend_on_whether_they_were_kept(data):
+    detector = untrained_detector()
+    batches = list(data.normal_dataloader())[:2]
+    device = torch.device("cpu")
+    keeping, extracting = (make("features", detector=detector, memory_mb=mb) for mb in (1024, 0))
+    first, again, anew = (list(f.stream(batches, device)) for f in (keeping, keeping, extracting))
+    assert len(keeping.kept) == sum(len(b["index"]) for b in batches) and not extracting.kept
+    for a, b, c in zip(first, again, anew, strict=True):
+        assert a.dtype == torch.float32 and torch.equal(a, b) and torch.equal(a, c)
+    maps = detector.patch_features(batches[0]["image"])
+    assert torch.allclose(first[0].flatten(0, 1), flatten_patches(maps), rtol=1e-3, atol=1e-5)
+    assert keeping.grid == tuple(maps.shape[2:])
+
+
+def test_kept_features_are_given_once_and_only_for_their_images():
+    kept = KeptFeatures()
+    images, others = torch.randint(0, 256, (2, 3, 3, 8, 8), dtype=torch.uint8)
+    kept.keep(images, torch.ones(3, 2, 4, 4))
+    extract = lambda x: torch.zeros(len(x), 2, 4, 4)  # noqa: E731
+    assert kept(others, extract).sum() == 0
+    assert kept(images.clone(), extract).sum() == 96 and kept(images, extract).sum() == 0
+
+
+def test_every_changed_pixel_counts_as_pasted():
+    images = torch.rand(6, 3, 64, 64)
+    damaged, mask = paste_all(images)
+    changed = (damaged != images).any(1)
+    assert (mask | ~changed).all() and (changed.flatten(1).sum(1) > 0).all() and mask.float().mean() < 0.5
+
+
+def test_neighbourhood_means_stay_within_each_image():
+    features = torch.randn(2 * 12, 5)
+    means = neighborhood_means(features, (3, 4), 3)
+    maps = features.view(2, 3, 4, 5)
+    for i, r, c in ((0, 0, 0), (0, 2, 3), (1, 1, 1), (1, 0, 2)):
+        around = maps[i, max(0, r - 1) : r + 2, max(0, c - 1) : c + 2]
+        assert torch.allclose(means.view(2, 3, 4, 5)[i, r, c], around.mean((0, 1)), atol=1e-5)
+    assert torch.equal(neighborhood_means(features, (3, 4), 1), features)
+
+
+def test_a_part_that_explodes_does_not_outvote_the_others():
+    detector = untrained_detector(gaussian_weight=1.0, trust=0)
+    parts = torch.zeros(2, 4, 3, 3)
+    parts[0, 2] = 1e9 * detector.patch_statistics[2, 1]  # the flow alone
+    parts[1] = 100 * detector.patch_statistics[:, 1, None, None]  # all of them
+    parts += detector.patch_statistics[:, 0, None, None]
+    one, several = detector.fuse(parts)[:, 0, 0]
+    assert several > 0.5 * one > 0

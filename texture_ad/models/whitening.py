@@ -15,6 +15,7 @@ from texture_ad.parameters import Count, arguments_of, check, checked
 
 RIDGE = 0.03  # times the features' mean variance
 PRIOR = 8  # images: how much the statistics of all positions weigh at each single one
+POSITIONS = 64  # whose matrices are computed at a time
 FOLDS = 3  # of the training images, for whitening each by statistics of the others
 
 
@@ -86,18 +87,17 @@ class Whitening(nn.Module):
             patches: streams the training set's patch features, (B, P, C) of P positions, anew at every call, always in
                 the same order.
         """
-        count = 0
-        total = torch.zeros((), dtype=torch.float64)
-        outer = torch.zeros((), dtype=torch.float64)
+        moments = _Moments()
+        shift: Tensor | None = None
         for batch in patches():
-            x = batch.flatten(0, 1).double()
-            count += len(x)
-            total = total.to(x) + x.sum(0)
-            outer = outer.to(x) + x.T @ x
-        mean = total / count
-        self.mean.copy_(mean)
+            x = batch.flatten(0, 1)
+            # About a mean, so that single precision does for a batch's products.
+            shift = x.mean(0) if shift is None else shift
+            moments.add((x - shift)[None], torch.float64)
+        assert shift is not None
+        self.mean.copy_(shift + moments.mean()[0])
         if self.mode != "none":
-            covariance = (outer / count - torch.outer(mean, mean)).cpu()
+            covariance = moments.covariance()[0].cpu()
             scale = self._layer_scale(covariance.diagonal())
             directions = torch.linalg.eigh(scale[:, None] * covariance * scale)[1][:, -self.length :]
             self.basis.copy_(scale[:, None] * directions)
@@ -136,11 +136,8 @@ class Whitening(nn.Module):
         ridge = RIDGE / (1 + RIDGE) * (drawn.mean(0) + between).diagonal().mean()
         overall = drawn.mean(0) + between - ridge * identity
         covariance = (drawn - ridge * identity - (1 - own) * overall) / own
-        moments = _Moments()
-        moments.count = count
-        moments.total = count * mean.float()
-        moments.outer = (count * (covariance + mean[:, :, None] * mean[:, None])).float()
-        return moments
+        outer = count * (covariance + mean[:, :, None] * mean[:, None])
+        return _Moments(count, count * mean.float(), outer.float())
 
     @torch.no_grad()
     def refit(self, patches: Iterable[Tensor], known: "_Moments | None" = None) -> None:
@@ -159,39 +156,43 @@ class Whitening(nn.Module):
                 part.add(self._by_position(x[folds == fold]))
             number += len(x)
         everything = _Moments.sum(parts if known is None else [known, *parts])
-        self.center, matrix, covariance = self._statistics(everything)
-        energy = (matrix * (covariance @ matrix)).sum((1, 2)).mean().clamp(min=1e-12).sqrt()
-        self.matrix = (matrix / energy).contiguous()
+        self.center, matrix, energy = self._statistics(everything)
+        self.matrix = matrix.div_(energy)
         self.energy.copy_(energy)
         self.count.fill_(everything.count)
         if self.mode != "none":  # those features keep their spectrum
             spectrum = everything.overall().diagonal().clamp(min=0).sqrt()
             self.spectrum = spectrum / spectrum.square().mean().clamp(min=1e-12).sqrt()
+        del everything
         self.folds = []
         if self.mode != "none" and number >= 2 * FOLDS:
             for fold in range(FOLDS):
                 others = _Moments.sum([part for i, part in enumerate(parts) if i != fold])
                 center, matrix, _ = self._statistics(others)
-                self.folds.append((center, (matrix / energy).contiguous()))
+                self.folds.append((center, matrix.div_(energy)))
 
     def _by_position(self, x: Tensor) -> Tensor:
         """Return features (B, P, k) as those of each position (P, B, k), or of all positions together (1, B P, k)."""
         return x.transpose(0, 1) if self.mode == "position" else x.flatten(0, 1)[None]
 
     def _statistics(self, moments: "_Moments") -> tuple[Tensor, Tensor, Tensor]:
-        """Return center, matrix before it is scaled, and the covariance that it was drawn from."""
-        count = moments.count
-        mean = moments.mean()
-        covariance = moments.covariance()
-        identity = torch.eye(self.length, device=mean.device)
-        own = count / (count + PRIOR)
-        if self.mode == "none":
-            return own * mean, identity[None], covariance
+        """Return center, matrix before it is scaled, and the root mean square length of what they whiten."""
+        own = moments.count / (moments.count + PRIOR)
         overall = moments.overall()
-        covariance = torch.lerp(overall.expand_as(covariance), covariance, own)
-        factor = torch.linalg.cholesky(covariance + RIDGE * overall.diagonal().mean() * identity)
-        matrix = torch.linalg.solve_triangular(factor, identity, upper=False).transpose(1, 2)
-        return own * mean, matrix, covariance
+        identity = torch.eye(self.length, device=overall.device)
+        ridge = RIDGE * overall.diagonal().mean() * identity
+        matrices = []
+        energies = []
+        for part in moments.split(POSITIONS):
+            covariance = part.covariance()
+            matrix = identity[None]
+            if self.mode != "none":
+                covariance = torch.lerp(overall.expand_as(covariance), covariance, own)
+                factor = torch.linalg.cholesky(covariance + ridge)
+                matrix = torch.linalg.solve_triangular(factor, identity, upper=False).transpose(1, 2)
+            energies.append((matrix * (covariance @ matrix)).sum((1, 2)))
+            matrices.append(matrix)
+        return own * moments.mean(), torch.cat(matrices), torch.cat(energies).mean().clamp(min=1e-12).sqrt()
 
     @torch.no_grad()
     def cross_fitted(self, patches: Tensor, numbers: Tensor) -> Tensor:
@@ -228,23 +229,37 @@ class Whitening(nn.Module):
 class _Moments:
     """Add up count, sum and outer products of features (P, N, k), for each of P positions."""
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.total = torch.zeros(())
-        self.outer = torch.zeros(())
+    def __init__(self, count: int = 0, total: Tensor | None = None, outer: Tensor | None = None) -> None:
+        self.count = count
+        self.total = torch.zeros(()) if total is None else total
+        self.outer = torch.zeros(()) if outer is None else outer
 
-    def add(self, x: Tensor) -> None:
+    def add(self, x: Tensor, dtype: torch.dtype | None = None) -> None:
+        """Add features (P, N, k); the sums are kept in `dtype`, as the features are where it is None."""
+        if not self.count:
+            self.total = x.new_zeros(len(x), x.shape[2], dtype=dtype)
+            self.outer = x.new_zeros(len(x), x.shape[2], x.shape[2], dtype=dtype)
         self.count += x.shape[1]
-        self.total = self.total.to(x) + x.sum(1)
-        self.outer = self.outer.to(x) + x.transpose(1, 2) @ x
+        self.total += x.sum(1)
+        if self.outer.dtype == x.dtype:
+            self.outer.baddbmm_(x.transpose(1, 2), x)
+        else:
+            self.outer += x.transpose(1, 2) @ x
 
     @staticmethod
     def sum(parts: "Sequence[_Moments]") -> "_Moments":
-        found = _Moments()
-        found.count = sum(part.count for part in parts)
-        found.total = torch.stack([part.total for part in parts if part.count]).sum(0)
-        found.outer = torch.stack([part.outer for part in parts if part.count]).sum(0)
+        first, *others = (part for part in parts if part.count)
+        found = _Moments(first.count, first.total.clone(), first.outer.clone())
+        for part in others:
+            found.count += part.count
+            found.total += part.total
+            found.outer += part.outer
         return found
+
+    def split(self, positions: int) -> "list[_Moments]":
+        """Return the moments of a few positions each."""
+        pairs = zip(self.total.split(positions), self.outer.split(positions), strict=True)
+        return [_Moments(self.count, total, outer) for total, outer in pairs]
 
     def mean(self) -> Tensor:
         return self.total / self.count
@@ -255,5 +270,4 @@ class _Moments:
 
     def overall(self) -> Tensor:
         """Return the covariance (k, k) of all positions together; the features' overall mean is zero."""
-        mean = self.mean()
-        return self.covariance().mean(0) + mean.T @ mean / len(mean)
+        return self.outer.mean(0) / self.count

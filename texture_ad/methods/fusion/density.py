@@ -1,6 +1,7 @@
 """Stage 1 on a backbone that stays as it is: the flow learns the density of its patch features, the head CutPaste."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Annotated, Any
 
 import lightning as L
@@ -10,10 +11,10 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from texture_ad.data.cutpaste import KINDS, chips, cutpaste
+from texture_ad.data.cutpaste import chips, cutpaste
 from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.errors import ParameterError
-from texture_ad.methods.fusion.features import TrainingFeatures
+from texture_ad.methods.fusion.features import KeptFeatures, TrainingFeatures
 from texture_ad.methods.fusion.model import FusionModel
 from texture_ad.models.backbone import flatten_patches
 from texture_ad.models.flow import negative_log_likelihood
@@ -23,6 +24,7 @@ from texture_ad.training.schedules import one_cycle
 PASTED = 0.25  # share of a position's cell from which on it counts as pasted
 POOL = 200_000  # normal feature vectors, about, that are kept to draw from
 CHUNK = 16  # images that are pasted on and extracted at a time
+WATCHED = 20_000  # calibration patches, about, whose likelihood says when training ends
 
 
 class FeatureDraws(IterableDataset):
@@ -75,7 +77,7 @@ class Density(L.LightningModule):
         batch: feature vectors in a step.
         epoch_steps: steps of an epoch, after which the calibration patches are looked at.
         patience: epochs without a better likelihood after which training ends.
-        pasted_images: training images that patches are pasted on, once by each kind.
+        pasted_images: training images that patches are pasted on, one of each kind.
 
     Raises:
         ParameterError: a parameter out of its range.
@@ -103,6 +105,7 @@ class Density(L.LightningModule):
         self.patience = patience
         self.pasted_images = pasted_images
         self.taught = detector.weight("head") > 0
+        self.calibration_features = KeptFeatures()
         if not self.taught:  # DDP waits for the gradient of every parameter that asks for one
             self.head.requires_grad_(False)
         detector.backbone.requires_grad_(False)
@@ -129,14 +132,9 @@ class Density(L.LightningModule):
             normal = self._normal(data, device)
             empty = normal[:0]
             pasted, around = self._pasted(data, device) if self.taught else (empty, empty)
+            calibration = self._calibration(data, device)
         draws = FeatureDraws(normal, pasted, around, self.batch, self.epoch_steps, seed)
-        calibration = [
-            self.whitening(self._patches(batch["image"].to(device))).cpu() for batch in data.calibration_dataloader()
-        ]
         return DataLoader(draws, batch_size=None), DataLoader(calibration, batch_size=None)  # type: ignore[arg-type]
-
-    def _patches(self, images: Tensor) -> Tensor:
-        return flatten_patches(self.detector.patch_features(images))
 
     def _normal(self, data: TextureDataModule, device: torch.device) -> Tensor:
         """Return whitened features (N, C) of the training images, on the CPU, at most POOL of them."""
@@ -147,6 +145,17 @@ class Density(L.LightningModule):
             whitened = self.whitening.cross_fitted(patches, batch["index"].to(device)).flatten(0, 1)
             found.append(_random_share(whitened, share).cpu())
         return torch.cat(found)
+
+    def _calibration(self, data: TextureDataModule, device: torch.device) -> list[Tensor]:
+        """Return whitened features (N, C) of each batch of calibration images, on the CPU, about WATCHED together."""
+        found = []
+        for batch in data.calibration_dataloader():
+            images = batch["image"].to(device)
+            maps = self.detector.patch_features(images)
+            self.calibration_features.keep(images, maps)
+            share = min(1.0, WATCHED / (len(data.calibration_samples) * maps[0, 0].numel()))
+            found.append(_random_share(self.whitening(flatten_patches(maps)), share).cpu())
+        return found
 
     def _pasted(self, data: TextureDataModule, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return whitened features of pasted and of the other positions of pasted images, (M, C) each, on the CPU.
@@ -166,13 +175,13 @@ class Density(L.LightningModule):
         on = []
         around = []
         for part in chosen.split(CHUNK):
-            for damaged, mask in (*(cutpaste(part, kind) for kind in KINDS), chips(part)):
-                maps = self.detector.patch_features((damaged * 255).round().to(torch.uint8).to(device))
-                grid = (maps.shape[2], maps.shape[3])
-                cover = F.adaptive_avg_pool2d(mask[:, None].float().to(device), grid).flatten()
-                whitened = self.whitening(flatten_patches(maps))
-                on.append(whitened[cover >= PASTED].cpu())
-                around.append(_random_share(whitened[cover == 0], 0.25).cpu())
+            damaged, mask = paste_all(part)
+            maps = self.detector.patch_features((damaged * 255).round().to(torch.uint8).to(device))
+            grid = (maps.shape[2], maps.shape[3])
+            cover = F.adaptive_avg_pool2d(mask[:, None].float().to(device), grid).flatten()
+            whitened = self.whitening(flatten_patches(maps))
+            on.append(whitened[cover >= PASTED].cpu())
+            around.append(_random_share(whitened[cover == 0], 0.5).cpu())
         pasted, others = torch.cat(on), torch.cat(around)
         if not len(pasted) or not len(others):
             problem = f"a grid of {grid[0]} x {grid[1]} is too coarse to tell pasted positions from others; expected 0"
@@ -193,7 +202,9 @@ class Density(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return Adam and its one-cycle schedule."""
-        optimizer = torch.optim.Adam([p for p in self.parameters() if p.requires_grad], self.lr)
+        # Fused it takes a third of the time, but can't clip gradients that float16 has scaled.
+        fused = self.trainer.precision != "16-mixed"
+        optimizer = torch.optim.Adam([p for p in self.parameters() if p.requires_grad], self.lr, fused=fused)
         return one_cycle(optimizer, self.trainer.estimated_stepping_batches, rise=0.1)
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
@@ -227,3 +238,19 @@ class Density(L.LightningModule):
 def _random_share(rows: Tensor, share: float) -> Tensor:
     """Return a random share of rows (N, ...)."""
     return rows[torch.randperm(len(rows), device=rows.device)[: max(1, round(share * len(rows)))]]
+
+
+def paste_all(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Paste a rectangle, a scar and a chip on each image, so that one pass of the backbone sees all three.
+
+    Args:
+        images: float (B, 3, H, W) in [0, 1].
+
+    Returns:
+        The pasted images, float (B, 3, H, W), and where they were pasted, bool (B, H, W).
+    """
+    pasted = torch.zeros_like(images[:, 0], dtype=torch.bool)
+    for paste in (partial(cutpaste, kind="cutpaste"), partial(cutpaste, kind="scar"), chips):
+        images, mask = paste(images)
+        pasted = pasted | mask
+    return images, pasted

@@ -1,6 +1,6 @@
 """Patch features of the training images, extracted once while they fit a budget."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from texture_ad.methods.fusion.model import FusionModel
 from texture_ad.models.backbone import flatten_patches
 from texture_ad.parameters import NonNegativeInt, checked
+from texture_ad.training.cache import digest
 from texture_ad.training.distributed import gather
 
 
@@ -15,12 +16,16 @@ from texture_ad.training.distributed import gather
 class TrainingFeatures:
     """Keep patch features of the training images by their number, which is a batch's `index`.
 
+    They have half precision, whether they are kept or extracted anew: twice as many fit, and a result doesn't depend on
+    which of them did.
+
     Args:
         detector: whose backbone gives them.
         memory_mb: budget for what is kept.
 
     Attributes:
         kept: number of an image to its patch features (P, C).
+        grid: (h, w) of the images' positions, once some were extracted.
 
     Raises:
         ParameterError: a parameter out of its range.
@@ -30,25 +35,27 @@ class TrainingFeatures:
         self.detector = detector
         self.budget = memory_mb * 2**20
         self.kept: dict[int, Tensor] = {}
+        self.grid = (0, 0)
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, Tensor], device: torch.device) -> Tensor:
         """Return the patch features (B, P, C) of this process's batch."""
         numbers = batch["index"].tolist()
         if all(n in self.kept for n in numbers):
-            return torch.stack([self.kept[n] for n in numbers])
+            return torch.stack([self.kept[n] for n in numbers]).float()
         maps = self.detector.patch_features(batch["image"].to(device))
-        return flatten_patches(maps).unflatten(0, (len(numbers), -1))
+        self.grid = (maps.shape[2], maps.shape[3])
+        return flatten_patches(maps).unflatten(0, (len(numbers), -1)).half().float()
 
     def of_all_processes(self, batch: dict[str, Tensor], device: torch.device) -> Tensor:
         """Return the patch features (sum of B, P, C) of all processes' images, in the processes' order."""
         numbers = gather(batch["index"].to(device)).tolist()
         if all(n in self.kept for n in numbers):
-            return torch.stack([self.kept[n] for n in numbers])
+            return torch.stack([self.kept[n] for n in numbers]).float()
         patches = gather(self(batch, device))
         held = sum(p.nbytes for p in self.kept.values())
-        if held + patches.nbytes <= self.budget:
-            self.kept.update(zip(numbers, patches, strict=True))
+        if held + patches.nbytes // 2 <= self.budget:
+            self.kept.update(zip(numbers, patches.half(), strict=True))
         return patches
 
     def stream(self, batches: Iterable[dict[str, Tensor]], device: torch.device) -> Iterator[Tensor]:
@@ -58,3 +65,19 @@ class TrainingFeatures:
     def clear(self) -> None:
         """Drop all features. Call it when the backbone's weights change or training ends."""
         self.kept.clear()
+
+
+class KeptFeatures:
+    """Give the patch features of images that were kept, once each; extract those of all other images."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Tensor] = {}
+
+    def keep(self, images: Tensor, features: Tensor) -> None:
+        """Keep the features of a batch of images, both (B, ...), for when it comes again."""
+        self.kept[digest(images)] = features
+
+    def __call__(self, images: Tensor, extract: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the patch features (B, C, h, w) of images, uint8 (B, 3, H, W)."""
+        found = self.kept.pop(digest(images), None) if self.kept else None
+        return extract(images) if found is None else found

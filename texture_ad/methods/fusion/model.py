@@ -14,7 +14,7 @@ from texture_ad.errors import ParameterError
 from texture_ad.evaluation.localization import image_scores
 from texture_ad.methods.base import AnomalyDetector, Measurement
 from texture_ad.models.backbone import Backbone, flatten_patches
-from texture_ad.models.dictionary import Dictionary
+from texture_ad.models.dictionary import Dictionary, neighborhood_means
 from texture_ad.models.flow import Flow, negative_log_likelihood
 from texture_ad.models.head import QuadraticHead
 from texture_ad.models.slices import in_slices
@@ -29,9 +29,9 @@ PARTS = ("gaussian", "head", "flow", "dictionary")  # of the score, in this orde
 class FusionModel(AnomalyDetector):
     """Fuse what a Gaussian, a self-supervised head, a flow and a dictionary say of whitened patch features.
 
-    Each part's score is standardised on calibration patches. Their weighted sum is the patch map. Head, flow and
-    dictionary learn from the training images what the Gaussian doesn't say; from few images they learn little, so their
-    weights grow with the number of training images n as n / (n + trust), and the Gaussian's falls likewise.
+    Each part's score is standardised on calibration patches and compressed. Their weighted sum is the patch map. Head,
+    flow and dictionary learn from the training images what the Gaussian doesn't say; from few images they learn little,
+    so their weights grow with the number of training images n as n / (n + trust), and the Gaussian's falls likewise.
 
     Args:
         backbone: gives the patch features.
@@ -119,39 +119,48 @@ class FusionModel(AnomalyDetector):
             return self.feature_cache(images, self.backbone.extract)
         return self.backbone.extract(images)
 
-    def dictionary_features(self, whitened: Tensor) -> Tensor:
-        """Return what the dictionary models, (N, c), of whitened features (N, c)."""
+    def dictionary_features(self, whitened: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return what the dictionary models, (N, c), of whitened features (N, c) of images with a grid (h, w)."""
+        features = whitened
         if self.dictionary.features == "latent":
-            return self._latent(self.flow(whitened)[0])
-        return whitened * self.whitening.spectrum if self.dictionary.features == "coloured" else whitened
+            features = in_slices(self._latent, whitened, SLICE // whitened.shape[1])
+        elif self.dictionary.features == "coloured":
+            features = whitened * self.whitening.spectrum
+        return neighborhood_means(features, grid, self.dictionary.neighborhood)
 
-    @staticmethod
-    def _latent(t: Tensor) -> Tensor:
-        return t / t.shape[1] ** 0.5  # of mean squared length 1, as the whitened ones are
+    def _latent(self, whitened: Tensor) -> Tensor:
+        return self.flow(whitened)[0] / whitened.shape[1] ** 0.5  # of mean squared length 1, as the whitened ones are
 
-    def patch_scores(self, patches: Tensor) -> Tensor:
-        """Return the scores (N, 4) of PARTS, 0 for one without weight, of patch features (N, C) of whole images."""
+    def patch_scores(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return the scores (N, 4) of PARTS, 0 for one without weight, of patch features (N, C) of whole images.
+
+        Args:
+            patches: in the images' order.
+            grid: (h, w) of each image.
+        """
         whitened = self.whitening(patches)
-        return in_slices(self._score_whitened, whitened, SLICE // whitened.shape[1])
+        scores = in_slices(self._score_whitened, whitened, SLICE // whitened.shape[1])
+        dictionary = torch.zeros_like(scores[:, 0])
+        if self.weight("dictionary"):
+            dictionary = self.dictionary(self.dictionary_features(whitened, grid))
+        return torch.cat((scores, dictionary[:, None]), 1)
 
     def _score_whitened(self, whitened: Tensor) -> Tensor:
-        """Return `patch_scores` of whitened features (N, c)."""
+        """Return the scores (N, 3) of all parts but the dictionary, of whitened features (N, c)."""
         gaussian = whitened.square().sum(1)
-        head = flow = dictionary = torch.zeros_like(gaussian)
+        head = flow = torch.zeros_like(gaussian)
         if self.weight("head"):
             head = self.head(whitened)
         if self.weight("flow"):
             flow = negative_log_likelihood(*self.flow(whitened))
-        if self.weight("dictionary"):
-            dictionary = self.dictionary(self.dictionary_features(whitened))
-        return torch.stack((gaussian, head, flow, dictionary), 1)
+        return torch.stack((gaussian, head, flow), 1)
 
     def measure(self, images: Tensor) -> Measurement:
         """Measure images, uint8 (B, 3, H, W): a part map for each of PARTS."""
         features = self.patch_features(images)
-        scores = self.patch_scores(flatten_patches(features))
-        # Not len(images): an exported graph would hold it as a constant.
         grid = (features.shape[2], features.shape[3])
+        scores = self.patch_scores(flatten_patches(features), grid)
+        # Not len(images): an exported graph would hold it as a constant.
         return Measurement(None, scores.view(images.shape[0], *grid, len(PARTS)).permute(0, 3, 1, 2))
 
     def update(self, images: Iterable[Tensor]) -> None:
@@ -169,10 +178,18 @@ class FusionModel(AnomalyDetector):
         deviation = (values.square().mean(1) - mean.square()).clamp(min=1e-12).sqrt()
         self.patch_statistics.copy_(torch.stack((mean, deviation), 1))
 
+    def standardised(self, parts: Tensor) -> Tensor:
+        """Return the parts (B, 4, h, w) on the scale on which they are summed.
+
+        The inverse hyperbolic sine is linear near what is normal and logarithmic far from it: the flow's likelihood
+        falls exponentially there, and would outvote all others.
+        """
+        mean, deviation = self.patch_statistics[:, :, None, None].unbind(1)
+        return torch.asinh((parts - mean) / deviation)
+
     def fuse(self, parts: Tensor) -> Tensor:
         """Return the weighted sum (B, h, w) of the standardised parts (B, 4, h, w)."""
-        mean, deviation = self.patch_statistics[:, :, None, None].unbind(1)
-        gaussian, head, flow, dictionary = ((parts - mean) / deviation).unbind(1)
+        gaussian, head, flow, dictionary = self.standardised(parts).unbind(1)
         w = self.weights
         taught = w[1] * head + w[2] * flow + w[3] * dictionary
         # Without parts that learn nothing takes weight from the Gaussian.

@@ -53,7 +53,9 @@ def train_density(detector: FusionModel, features: TrainingFeatures, fitting: Fi
     taught = "the flow, and the head by CutPaste" if module.taught else "the flow"
     print(f"stage 1  representation: {taught}", flush=True)
     stop = StopEarly("val/nll", patience=module.patience)
-    return _train_stage1(module, detector, fitting, "val/nll", "min", [stop])
+    metrics = _train_stage1(module, detector, fitting, "val/nll", "min", [stop])
+    detector.feature_cache = module.calibration_features
+    return metrics
 
 
 def train_representation(
