@@ -1,5 +1,6 @@
 """`python -m texture_ad.predict detector=DETECTOR.pt input=FILE_OR_FOLDER`: score images with a saved detector."""
 
+from math import inf
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -11,6 +12,7 @@ from texture_ad.parameters import Count, Positive, check
 @hydra_main("predict")
 def main(config: DictConfig) -> None:
     """Score the file or folder that the configuration names, once or as new files arrive."""
+    from texture_ad.deploy.engines import EngineName, use_engine
     from texture_ad.deploy.scorer import Scorer, predict, require_images
     from texture_ad.deploy.watch import check_folder, watch
     from texture_ad.methods.registry import load
@@ -19,13 +21,17 @@ def main(config: DictConfig) -> None:
     # Before the detector is read, which takes seconds.
     check("batch_size", config.batch_size, Count)
     check("interval", config.interval, Positive)
+    check("engine", config.engine, EngineName)
     source = Path(config.input)
     output = Path(config.output)
     paths = [] if config.watch else require_images(source, output)
     if config.watch:
         check_folder(source)
     keep_freed_memory()
-    scorer = Scorer(load(config.detector, config.device), source, output if config.pictures else None)
+    detector = load(config.detector, config.device)
+    engine = use_engine(detector, Path(config.detector), config.engine, inf if config.watch else len(paths))
+    print(f"engine   {engine}", flush=True)
+    scorer = Scorer(detector, source, output if config.pictures else None)
     if config.watch:
         watch(scorer, source, output, config.batch_size, config.interval)
     else:

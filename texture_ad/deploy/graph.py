@@ -13,14 +13,14 @@ from torch.export import Dim, ExportedProgram
 from texture_ad.data.geometry import Shape
 from texture_ad.evaluation.calibration import Decision
 from texture_ad.evaluation.localization import separate_positions
-from texture_ad.methods.base import AnomalyDetector, Prediction
+from texture_ad.methods.base import AnomalyDetector, Measurement
 
 MAX_BATCH = 4096  # images
 SIDES = (4, 32768)  # pixels of an image's side
 
 
 def linear_weights(inside: int, outside: int) -> Tensor:
-    """Return the matrix (outside, inside) that resizes a line of pixels: bilinear, antialiased where it gets shorter."""
+    """Return the matrix (outside, inside) that resizes a line of pixels: bilinear, antialiased where shorter."""
     scale = torch.full((1,), inside, dtype=torch.float32) / outside
     centre = (torch.arange(outside) + 0.5) * scale
     distance = (torch.arange(inside) + 0.5 - centre[:, None]).abs()
@@ -31,7 +31,7 @@ def linear_weights(inside: int, outside: int) -> Tensor:
 def resize_images(images: Tensor, size: Shape) -> Tensor:
     """Return images, uint8 (B, 3, H, W), at another size, uint8 (B, 3, h, w), as `data.images.resize` does.
 
-    A few pixels in a thousand differ by 1 of 255, where its integers round otherwise.
+    At most a few pixels in a hundred differ, by 1 of 255, where its integers round otherwise.
     """
     height, width = size
     rows = _rounded(images.float() @ linear_weights(images.shape[3], width).T)
@@ -43,23 +43,21 @@ def _rounded(values: Tensor) -> Tensor:
     return (values + 0.5).floor()
 
 
-class ScoringGraph(nn.Module):
-    """Turn images of the detector's size into scores, and of a method with maps into anomaly maps and positions."""
+class MeasuringGraph(nn.Module):
+    """Turn images of the detector's size into what it measures of them: scores, part maps, or both."""
 
     def __init__(self, detector: AnomalyDetector):
         super().__init__()
         self.detector = detector
 
     @staticmethod
-    def names(prediction: Prediction) -> tuple[str, ...]:
-        """Return the names of the outputs of a detector that gives such predictions."""
-        return ("scores",) if prediction.anomaly_maps is None else ("scores", "anomaly_maps", "positions")
+    def names(measured: Measurement) -> tuple[str, ...]:
+        """Return the names of the outputs of a detector that measures this."""
+        return tuple(name for name, value in measured._asdict().items() if value is not None)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return scores (B,), and maps (B, h, w) and positions (B, top, 2), of images uint8 (B, 3, h, w)."""
-        measured = self.detector.measure(images)
-        prediction = self.detector.predict(measured, self.detector.geometry.size, separate_positions)
-        return tuple(getattr(prediction, name) for name in self.names(prediction))
+        """Return the scores (B,) and parts (B, P, h, w) that there are of images uint8 (B, 3, H, W)."""
+        return tuple(value for value in self.detector.measure(images) if value is not None)
 
 
 class DecidingGraph(nn.Module):
@@ -72,22 +70,23 @@ class DecidingGraph(nn.Module):
 
     def __init__(self, detector: AnomalyDetector, decision: Decision):
         super().__init__()
-        self.scoring = ScoringGraph(detector)
+        self.detector = detector
         self.size = detector.geometry.size
         self.threshold = decision.threshold
         self.pixel_threshold = float("nan") if decision.pixel_threshold is None else decision.pixel_threshold
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return scores (B,) and labels (B,), and maps and masks (B, h, w), of photographs uint8 (B, 3, H, W)."""
-        scores, *others = self.scoring(resize_images(images, self.size))
+        measured = self.detector.measure(resize_images(images, self.size))
+        scores, maps, *_ = self.detector.predict(measured, self.size, separate_positions)
         labels = (scores > self.threshold).to(torch.uint8)
-        if not others:
+        if maps is None:
             return scores, labels
-        return scores, labels, others[0], (others[0] > self.pixel_threshold).to(torch.uint8)
+        return scores, labels, maps, (maps > self.pixel_threshold).to(torch.uint8)
 
 
 @torch.no_grad()
-def trace(graph: ScoringGraph | DecidingGraph, size: Sequence[int]) -> ExportedProgram:
+def trace(graph: MeasuringGraph | DecidingGraph, size: Sequence[int]) -> ExportedProgram:
     """Return a graph as a program for batches of 1 to MAX_BATCH images.
 
     Args:

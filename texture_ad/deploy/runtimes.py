@@ -6,6 +6,7 @@ A graph's file is opened once, as a function from images to named outputs.
 import contextlib
 import importlib
 import io
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -47,10 +48,15 @@ class Format(NamedTuple):
 
 def onnx_model(program: ExportedProgram, outputs: Sequence[str]) -> Any:
     """Return a program as an ONNX model, its weights inside."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        written = torch.onnx.export(
-            program, dynamo=True, input_names=["images"], output_names=list(outputs), external_data=False
-        )
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # the exporter tells every node that it leaves alone
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            written = torch.onnx.export(
+                program, dynamo=True, input_names=["images"], output_names=list(outputs), external_data=False
+            )
+    finally:
+        logging.disable(disabled)
     assert written is not None
     return written.model_proto
 

@@ -212,12 +212,16 @@ class Scorer:
         found = {}
         prediction = self.detector(batch)
         decided = decide(prediction, self.decision, names, sizes, warnings)
-        for i, (path, result) in enumerate(zip(photographs, decided, strict=True)):
-            self.images += 1
-            self.anomalous += bool(result.anomalous)
-            if self.output is not None:
-                self._draw(path, images[i], result, prediction, i, self.output)
-            found[path] = replace(result, anomaly_map=None, mask=None)
+        drawn = []
+        with ThreadPoolExecutor(torch.get_num_threads()) as painters:
+            for i, (path, result) in enumerate(zip(photographs, decided, strict=True)):
+                self.images += 1
+                self.anomalous += bool(result.anomalous)
+                if self.output is not None:
+                    drawn.append(painters.submit(self._draw, path, images[i], result, prediction, i, self.output))
+                found[path] = replace(result, anomaly_map=None, mask=None)
+        for picture in drawn:
+            picture.result()
         return found
 
     def _draw(
