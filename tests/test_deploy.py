@@ -3,6 +3,7 @@ and as a file that someone else wrote."""
 
 import csv
 import io
+import json
 import os
 import pickle
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from helpers import tiny_backbone, untrained_detector
 from PIL import Image
@@ -268,3 +270,36 @@ def test_a_saved_detector_is_the_same(saved):
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     torch.save(a.state_dict(), b)
     assert torch.equal(a(images).scores, load(saved)(images).scores)
+
+
+# --- decisions and files ------------------------------------------------------------------------------
+
+
+def test_another_threshold_and_all_files(predict, photographs, tmp_path):
+    _, _, _, before = predict(photographs, "pictures=false")
+    threshold = np.mean(sorted(float(r["score"]) for r in before)[2:4])
+    low = "pixel_threshold=-1000"
+    files = ("pictures=false", "masks=true", "maps=true", "regions=true", "submission=true")
+    code, out, errors, rows = predict(photographs, f"threshold={threshold}", low, *files)
+    assert code == 0, errors
+    assert sum(int(r["anomalous"]) for r in rows) == 2 and "2 of 5 images (40.0%)" in out
+    assert [float(r["level"]) > 0.5 for r in rows] == [r["anomalous"] == "1" for r in rows]
+    assert {(r["regions"], r["area"]) for r in rows} == {("1", "1.000000")}
+    folder = tmp_path / "out"
+    told = json.loads((folder / "regions.json").read_text())
+    assert (told[0]["name"], told[0]["size"], told[0]["regions"][0]["box"]) == ("0.png", [80, 90], [0, 0, 90, 80])
+    coco = json.loads((folder / "coco.json").read_text())
+    assert [a["image_id"] for a in coco["annotations"]] == [i["id"] for i in coco["images"]] == [1, 2, 3, 4, 5]
+    place = Path(*photographs.parts[-2:])
+    for mask in (folder / "masks/0.png.png", folder / "anomaly_images_thresholded" / place / "0.png"):
+        pixels = np.asarray(Image.open(mask).convert("L"))
+        assert pixels.shape == (80, 90) and set(np.unique(pixels)) == {255}
+    for path in (folder / "maps/0.png.tiff", folder / "anomaly_images" / place / "0.tiff"):
+        scores = tifffile.imread(path)
+        assert scores.shape == (80, 90) and scores.dtype == np.float16
+        assert float(scores.max()) == pytest.approx(told[0]["regions"][0]["peak"], rel=1e-3)
+    code, out, _, _ = predict(photographs, "false_alarm_rate=0.5", "pictures=false")
+    assert code == 0 and "of normal images 40.0%" in out  # two of the four calibration scores are above it
+    assert predict(photographs, "false_alarm_rate=0")[0] == 2
+    code, _, errors, _ = predict(photographs, "regions=true", "watch=true")
+    assert code == 2 and "regions=True: a watched folder has no end" in errors

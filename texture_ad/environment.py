@@ -2,7 +2,7 @@
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from pathlib import Path
 
 PACKAGES = ("texture_ad", "torch", "torchvision", "lightning", "spams-bin", "numpy", "efficientnet-lite-pytorch")
@@ -22,3 +22,8 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed as a package"
     return found
+
+
+def plugins() -> list[EntryPoint]:
+    """Return the methods that installed packages offer: the entry points of the group `texture_ad.methods`."""
+    return list(entry_points(group="texture_ad.methods"))

@@ -29,7 +29,7 @@ from texture_ad.evaluation.calibration import FalseAlarmRate
 from texture_ad.evaluation.embedding import embed
 from texture_ad.evaluation.metrics import Predictions, image_metrics, prediction_metrics
 from texture_ad.files import csv_text, write_atomic, write_text
-from texture_ad.methods.base import AnomalyDetector, Measurement, Prediction, Provenance
+from texture_ad.methods.base import AnomalyDetector, Prediction, Provenance
 from texture_ad.methods.evaluation import Evaluation
 from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.explain import atom_crops, sample_features
@@ -37,6 +37,7 @@ from texture_ad.methods.registry import method_class
 from texture_ad.models.backbone import Backbone
 from texture_ad.parameters import NonNegativeInt, Range, check
 from texture_ad.reporting import charts, panels
+from texture_ad.reporting.cards import Card, Facts, data_card, markdown, model_card
 from texture_ad.reporting.loggers import log_results, open_loggers
 from texture_ad.reporting.results import write_results
 from texture_ad.reporting.tables import metrics_table
@@ -84,6 +85,7 @@ class Run:
         data: set up by the first step.
         loggers: open ones.
         metrics: what metrics.json will hold.
+        copies: how many test images are copies of training images.
     """
 
     config: DictConfig
@@ -95,6 +97,7 @@ class Run:
     data: TextureDataModule = field(init=False)
     loggers: list[Logger] = field(default_factory=list)
     metrics: dict[str, Any] = field(default_factory=dict)
+    copies: int = 0
 
     @property
     def seed(self) -> int:
@@ -193,8 +196,9 @@ def prepare_data(run: Run) -> None:
     run.data.setup()
     data = run.data
     pixels = "{1} x {0} px".format(*data.geometry.size)
+    tiles = f" ({len(data.train_samples)} tiles)" if data.geometry.tiled else ""
     print(
-        f"data     {data.source_name}: {len(data.train_samples)} training, "
+        f"data     {data.source_name}: {len(data.training_paths)} training{tiles}, "
         f"{len(data.calibration_samples)} calibration, {len(data.test_samples)} test images, {pixels}"
     )
     print(f"run      {run.folder}", flush=True)
@@ -216,6 +220,7 @@ def prepare_data(run: Run) -> None:
 
 def _warn_of_duplicates(run: Run) -> None:
     copies = duplicates(run.data.layout)
+    run.copies = len(copies)
     for train, test in copies[:5]:
         print(f"warning: {test} is a copy of the training image {train}", flush=True)
     if copies:
@@ -258,21 +263,23 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
     The calibration images pass the backbone once. Beside synthetic defects they give the run's AUROC without a label.
     """
     start = run.clock()
-    measured = [
-        detector.measure(batch["image"].to(detector.device)).map_tensors(gather)
-        for batch in run.data.calibration_dataloader()
-    ]
-    parts = Measurement.cat(measured).parts
-    if parts is not None:
-        detector.standardise(parts)
-        detector.map_floor.copy_(detector.fuse(parts).median())
-    found = [_highest(detector.predict(batch, run.data.geometry.size)) for batch in measured]
-    normal, maxima = (torch.cat(values) for values in zip(*found, strict=True))
+    if detector.geometry.tiled:
+        tiles = (batch["image"].to(detector.device) for batch in run.data.calibration_dataloader())
+        levels = [gather(parts) for batch in tiles if (parts := detector.measure(batch).parts) is not None]
+        if levels:
+            detector.level_tiles(levels)
+    measured = [one for batch in run.data.picture_dataloader() for one in detector.measure_all(batch["image"])]
+    rows = [one.parts.transpose(0, 1).flatten(1) for one, _ in measured if one.parts is not None]
+    if rows:
+        # Pictures may differ in size: the values of all their positions in one row, (1, P, positions, 1).
+        values = gather(torch.cat(rows, 1).T).T[None, :, :, None]
+        detector.standardise(values)
+        detector.map_floor.copy_(detector.fuse(values).median())
+    found = [_highest(detector.conclude(*one)) for one in measured]
+    normal, maxima = (gather(torch.cat(values)) for values in zip(*found, strict=True))
     detector.calibrate(normal, maxima if len(maxima) else None, run.config.false_alarm_rate)
-    run.metrics["fit_seconds"] += run.clock() - start
-    defects = torch.cat(
-        [gather(detector(batch["image"].to(detector.device)).scores) for batch in run.data.synthetic_dataloader()]
-    )
+    run.metrics["fit_seconds"] = run.metrics.get("fit_seconds", 0) + run.clock() - start
+    defects = gather(torch.cat([detector(batch["image"]).scores for batch in run.data.synthetic_dataloader()]))
     labels = [0] * len(normal) + [1] * len(defects)
     synthetic = image_metrics(torch.cat((normal, defects)).cpu().numpy(), labels, float(detector.threshold))
     detector.provenance = _provenance(run, detector.device)
@@ -304,7 +311,7 @@ def _examples(run: Run) -> Tensor:
 
 def _provenance(run: Run, device: torch.device) -> Provenance:
     data = run.data
-    levels = [gather(brightness(batch["image"].to(device))).cpu() for batch in data.normal_dataloader()]
+    levels = [gather(brightness(images.to(device))).cpu() for images in data.training_views()]
     return Provenance(
         data_source=data.source_name,
         category=data.category,
@@ -312,7 +319,7 @@ def _provenance(run: Run, device: torch.device) -> Provenance:
         seed=run.config.seed,
         false_alarm_rate=float(run.config.false_alarm_rate),
         versions=versions(),
-        training_images=training_statistics([sample.path for sample in data.train_samples], torch.cat(levels)),
+        training_images=training_statistics(data.training_paths, torch.cat(levels)),
     )
 
 
@@ -332,7 +339,8 @@ def evaluate(run: Run, detector: AnomalyDetector) -> Predictions | None:
 
 
 def report(run: Run, detector: AnomalyDetector, predictions: Predictions | None) -> None:
-    """Write scores, pictures, report and metrics, tell the loggers, and print what was found (step 5)."""
+    """Write scores, pictures, report, cards and metrics, tell the loggers, and print what was found (step 5)."""
+    cards = write_cards(run, detector)
     if predictions is None:
         write_text(run.folder / "metrics.json", json.dumps(run.metrics, indent=2) + "\n")
         print(f"{run.data.folder} has no test images: no metrics")
@@ -341,7 +349,8 @@ def report(run: Run, detector: AnomalyDetector, predictions: Predictions | None)
             _draw_features(run, detector)
         floor = float(detector.map_floor)
         decision = detector.decision()
-        write_results(predictions, floor, decision, run.metrics, run.data, run.folder, run.config.pictures, run.command)
+        pictures = run.config.pictures
+        write_results(predictions, floor, decision, run.metrics, run.data, run.folder, pictures, run.command, cards)
         print(metrics_table(run.metrics, run.data.source_name))
     log_results(run.loggers, run.folder, run.metrics)
     print(f"decision {run.metrics['threshold_promise']}")
@@ -349,6 +358,26 @@ def report(run: Run, detector: AnomalyDetector, predictions: Predictions | None)
         print(f"report   {run.folder / 'report.html'}")
     print(f"detector {run.folder / 'detector.pt'}")
     print(f"next     python -m texture_ad.predict detector={run.folder / 'detector.pt'} input=FILE_OR_FOLDER")
+
+
+def write_cards(run: Run, detector: AnomalyDetector) -> list[Card]:
+    """Write the model card and the data card into the run folder, and return them."""
+    facts = Facts(
+        metrics=run.metrics | {"threshold": float(detector.threshold)},
+        config=OmegaConf.to_container(run.config, resolve=True),  # type: ignore[arg-type]
+        command=run.command,
+        train=run.data.train_samples,
+        calibration=run.data.calibration_samples,
+        test=run.data.test_samples,
+        copies=run.copies,
+        images=detector.provenance.training_images if detector.provenance else None,
+        uses_backbone=detector.uses_backbone,
+        uses_spams=detector.uses_spams,
+    )
+    found = [model_card(facts), data_card(facts)]
+    for card in found:
+        write_text(run.folder / card.file, markdown(card))
+    return found
 
 
 def _draw_features(run: Run, detector: FusionDetector) -> None:

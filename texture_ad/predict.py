@@ -8,13 +8,16 @@ from omegaconf import DictConfig
 from texture_ad.cli.entry import hydra_main
 from texture_ad.parameters import Count, Positive, check
 
+DECISION = ("false_alarm_rate", "threshold", "pixel_threshold", "min_area")
+
 
 @hydra_main("predict")
 def main(config: DictConfig) -> None:
     """Score the file or folder that the configuration names, once or as new files arrive."""
     from texture_ad.deploy.engines import EngineName, use_engine
+    from texture_ad.deploy.outputs import Wanted
     from texture_ad.deploy.scorer import Scorer, predict, require_images
-    from texture_ad.deploy.watch import check_folder, watch
+    from texture_ad.deploy.watch import check_endless, check_folder, watch
     from texture_ad.methods.registry import load
     from texture_ad.training.resources import keep_freed_memory
 
@@ -27,11 +30,14 @@ def main(config: DictConfig) -> None:
     paths = [] if config.watch else require_images(source, output)
     if config.watch:
         check_folder(source)
+        check_endless(config.regions)
     keep_freed_memory()
     detector = load(config.detector, config.device)
     engine = use_engine(detector, Path(config.detector), config.engine, inf if config.watch else len(paths))
     print(f"engine   {engine}", flush=True)
-    scorer = Scorer(detector, source, output if config.pictures else None)
+    decision = detector.decision(**{name: config[name] for name in DECISION})
+    wanted = Wanted(**{name: config[name] for name in Wanted._fields})
+    scorer = Scorer(detector, source, output, decision, wanted)
     if config.watch:
         watch(scorer, source, output, config.batch_size, config.interval)
     else:

@@ -8,6 +8,9 @@ from texture_ad.errors import DivergenceError, ParameterError, UserError
 # Parameters that are checked outside their group's target.
 GROUPS = {"devices": "trainer", "strategy": "trainer", "head_weight": "score"}
 
+# What a method refuses, though another group sets it.
+RENAMED = {"method.tile": "data.tile", "method.mode": "whitening.mode"}
+
 # Full key, words of the problem, advice.
 ADVICE = (
     (
@@ -29,6 +32,8 @@ def advised(error: UserError) -> str:
         return str(error.within(error.part))
     if not isinstance(error, ParameterError):
         return str(error)
+    if error.name in RENAMED:
+        error = ParameterError(RENAMED[error.name], error.value, error.problem)
     if error.name in GROUPS:
         error = error.within(GROUPS[error.name])
     if error.name == "data.root" and "no folder was given, and mvtec" in error.problem:

@@ -6,7 +6,7 @@ Imports nothing heavy.
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from io import TextIOWrapper
 from pathlib import Path
@@ -17,7 +17,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from texture_ad.cli import naming  # noqa: F401, makes conf/'s resolvers known
 from texture_ad.cli.explain import fail
-from texture_ad.errors import UserError
+from texture_ad.cli.plugins import register
+from texture_ad.errors import ParameterError, UserError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # In a checkout conf/ lies beside the package, in an installed wheel inside it.
@@ -45,8 +46,12 @@ def _targets(config: object, key: str = "") -> Iterator[tuple[str, object]]:
             yield from _targets(value, f"{key}[{i}]")
 
 
-def check_targets(config: DictConfig | ListConfig) -> None:
-    """Check that only what conf/ itself names is ever called, whatever file or override asks for something else.
+def check_targets(config: DictConfig | ListConfig, allow: Sequence[str] = ()) -> None:
+    """Check that only what conf/ names, or what the user allows, is ever called, whatever asks for something else.
+
+    Args:
+        config: to check.
+        allow: modules, or single names in them, whose code the user trusts.
 
     Raises:
         UserError: another `_target_`.
@@ -54,8 +59,26 @@ def check_targets(config: DictConfig | ListConfig) -> None:
     files = sorted(Path(CONF).rglob("*.yaml"))
     known = {t for f in files for t in re.findall(r"^\s*_target_:\s*(\S+)", f.read_text(encoding="utf-8"), re.M)}
     for key, target in _targets(OmegaConf.to_container(config, resolve=True)):
-        if target not in known:
-            raise UserError(f"{key}={target}: not a class that conf/ names; expected one of {', '.join(sorted(known))}")
+        if target not in known and not any(f"{target}.".startswith(f"{name}.") for name in allow):
+            module = str(target).rpartition(".")[0] or target
+            problem = f"not a class that conf/ names ({', '.join(sorted(known))})"
+            raise UserError(f"{key}={target}: {problem}; if you trust its code, add allow=[{module}]")
+
+
+def check_config(config: DictConfig, config_name: str) -> None:
+    """Check that a configuration holds only keys that conf/ names, and targets that conf/ names or `allow` permits.
+
+    Raises:
+        UserError: another key or `_target_`.
+    """
+    known = known_keys(config_name)
+    unknown = sorted(set(map(str, config)) - known)
+    if unknown:
+        raise UserError(f"{unknown[0]}: no such key; expected one of {', '.join(sorted(known))}")
+    allow = config.get("allow", [])
+    if not (isinstance(allow, list | ListConfig) and all(isinstance(name, str) for name in allow)):
+        raise ParameterError("allow", allow, "expected names of modules, such as [my_package.my_module]")
+    check_targets(config, allow)
 
 
 def in_sweep() -> bool:
@@ -64,13 +87,9 @@ def in_sweep() -> bool:
 
 
 def _run_checked(function: Callable[[DictConfig], object], config: DictConfig, config_name: str) -> None:
-    """Call a function with a configuration that holds only keys and targets which conf/ names."""
+    """Check a configuration and call a function with it."""
     try:
-        known = known_keys(config_name)
-        unknown = sorted(set(map(str, config)) - known)
-        if unknown:
-            raise UserError(f"{unknown[0]}: no such key; expected one of {', '.join(sorted(known))}")
-        check_targets(config)
+        check_config(config, config_name)
         function(config)
     except Exception as error:
         if not in_sweep():  # where sweep.Comparison tells it, and the other jobs continue
@@ -96,6 +115,7 @@ def _run_entry(entry: Callable[[], object]) -> None:
     # Hydra then raises what it would else print in a form of its own.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
+        register()
         entry()
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read the output, `head` say, has seen enough

@@ -8,7 +8,8 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,7 @@ from texture_ad.training.run_folder import holds_checkpoints
 
 
 def run_experiment(config: DictConfig) -> None:
-    """Run the experiment of a configuration that Hydra has composed.
+    """Run the experiment of a configuration that Hydra's main program has composed.
 
     Raises:
         UserError: input that can't be worked with.
@@ -31,20 +32,44 @@ def run_experiment(config: DictConfig) -> None:
     # Hydra's: in a sweep the job's own, in DDP's further processes that of rank zero.
     folder = Path(HydraConfig.get().runtime.output_dir)
     config.run_dir = str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
-    check("cache", config.cache, Literal["sweep", "always", "never"])
     if in_sweep() and finished(folder, config):
         print(f"skipped  {config.run_dir}: finished before", flush=True)
         return
+    check_start(config)
+    prepare_process()
+    start(config, HydraConfig.get().overrides.task, in_sweep())
+
+
+def check_start(config: DictConfig) -> None:
+    """Check that an experiment can start in its folder, or resume there.
+
+    Raises:
+        UserError: its folder holds a run of other settings, or `cache` has no such value.
+    """
+    check("cache", config.cache, Literal["sweep", "always", "never"])
+    folder = Path(config.run_dir)
     if holds_checkpoints(folder):
         check_same(folder, config)
-    prepare_process()
-    from texture_ad.pipeline import run
-    from texture_ad.training.cache import Cache
 
-    shared = config.cache == "always" or (config.cache == "sweep" and in_sweep())
-    cache = Cache(config.cache_gb) if shared else None
-    command = repeat_command(HydraConfig.get().overrides.task)
-    run(config, command, cache, stage1_settings(config), in_sweep())
+
+def start(config: DictConfig, overrides: Iterable[str], swept: bool = False) -> None:
+    """Run an experiment in its folder, or resume it there.
+
+    Args:
+        config: composed.
+        overrides: that it was composed with, each "key=value".
+        swept: whether it is one job of a sweep.
+
+    Raises:
+        UserError: input that can't be worked with.
+    """
+    with hushed_libraries():
+        from texture_ad.pipeline import run
+        from texture_ad.training.cache import Cache
+
+        shared = config.cache == "always" or (config.cache == "sweep" and swept)
+        cache = Cache(config.cache_gb) if shared else None
+        run(config, repeat_command(overrides), cache, stage1_settings(config), swept)
 
 
 def prepare_process() -> None:
@@ -54,15 +79,27 @@ def prepare_process() -> None:
     if in_sweep():
         launcher = HydraConfig.get().launcher
         take_share(launcher._target_, launcher.get("cpus_per_task"))
-    # Advice for Lightning's developers and deprecations inside libraries: nothing that a user can act on.
-    warnings.filterwarnings("ignore", module=r"(lightning|torch|torchmetrics)\b")
     keep_freed_memory()
     from texture_ad.training.distributed import is_rank_zero
 
     if not is_rank_zero():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, to the end of the process
-    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def hushed_libraries() -> Iterator[None]:
+    """Keep advice for Lightning's developers and libraries' deprecations from the output: no user can act on it."""
+    loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "pytorch.utilities.rank_zero", "fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"(lightning|torch|torchmetrics)\b")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def repeat_command(overrides: Iterable[str]) -> str:

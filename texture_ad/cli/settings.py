@@ -29,6 +29,7 @@ class Influence(NamedTuple):
 INFLUENCES = {
     "run_dir": Influence(result=False, stage1=False, name=False),
     "logger": Influence(result=False, stage1=False, name=False),
+    "allow": Influence(result=False, stage1=False, name=False),
     "pictures": Influence(result=False, stage1=False, name=False),
     "examples": Influence(stage1=False, name=False),
     "cache": Influence(result=False, stage1=False, name=False),

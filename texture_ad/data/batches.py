@@ -1,26 +1,27 @@
 """Images as ready batches, and which images each batch holds, in what order, on one process or several.
 
 A batch is a dict: `image` uint8 (B, 3, H, W) RGB, `label` (B,) 0 or 1, `mask` bool (B, H, W), and `index` (B,) into the
-samples.
+samples. Of whole pictures that the detector cuts into tiles, `image` is a list of B `Picture`s.
 """
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
-from typing import Protocol
+from itertools import groupby, pairwise
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Dataset, RandomSampler, Sampler
 
-from texture_ad.data.geometry import Shape
+from texture_ad.data.geometry import Geometry, Shape
 from texture_ad.data.images import read_image, read_mask, resize, resize_mask
 from texture_ad.data.layouts import Sample
+from texture_ad.data.pictures import DamagedPicture, Picture
 from texture_ad.data.synthetic import synthetic_defects
 from texture_ad.errors import ParameterError, UserError
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
 SEED_STEP = 1_000_003  # between the random streams of two seeds, more than there are epochs or images
 
 
@@ -48,6 +49,33 @@ def load_sample(sample: Sample, size: Shape, training: bool = False) -> tuple[Te
     return resize(image, size), mask
 
 
+def load_tiles(samples: Sequence[Sample], training: bool = False) -> list[tuple[Tensor, Tensor]]:
+    """Read tiles of one picture, which is decoded once.
+
+    Args:
+        samples: the picture's, each with its window.
+        training: refuse a picture of one colour.
+
+    Returns:
+        Each tile, uint8 (3, h, w), and its mask, bool (h, w), False everywhere if the picture has none.
+
+    Raises:
+        UserError: unreadable, or a training picture whose tiles are all of one colour.
+    """
+    picture = Picture(samples[0].path)
+    windows = [sample.window for sample in samples if sample.window is not None]
+    tiles = [picture.window(window) for window in windows]
+    if training and all((tile == tiles[0][:, :1, :1]).all() for tile in tiles):
+        raise UserError(f"{picture.path}: one colour all over, nothing to learn from; remove this exposure")
+    masks = [torch.zeros(tile.shape[1:], dtype=torch.bool) for tile in tiles]
+    if samples[0].mask:
+        truth = read_mask(samples[0].mask, picture.shape)
+        for mask, (top, left, height, width) in zip(masks, windows, strict=True):
+            part = truth[top : top + height, left : left + width]
+            mask[: part.shape[0], : part.shape[1]] = torch.from_numpy(part)
+    return list(zip(tiles, masks, strict=True))
+
+
 class ImageBatches(Dataset[Batch]):
     """Give samples as ready batches: from memory, or decoded when asked for.
 
@@ -73,14 +101,19 @@ class ImageBatches(Dataset[Batch]):
         images = torch.empty(len(self.samples), 3, *self.size, dtype=torch.uint8)
         masks = torch.empty(len(self.samples), *self.size, dtype=torch.bool)
         with ThreadPoolExecutor() as pool:
-            for i, (image, mask) in enumerate(pool.map(self._load, self.samples)):
+            # Tiles of one picture follow one another.
+            files = [list(group) for _, group in groupby(self.samples, lambda sample: sample.path)]
+            loaded = (pair for pairs in pool.map(self._load, files) for pair in pairs)
+            for i, (image, mask) in enumerate(loaded):
                 images[i] = image
                 masks[i] = mask
         return images, masks
 
-    def _load(self, sample: Sample) -> tuple[Tensor, Tensor]:
-        """Read one sample and its mask."""
-        return load_sample(sample, self.size, self.training)
+    def _load(self, samples: list[Sample]) -> list[tuple[Tensor, Tensor]]:
+        """Read the samples of one file and their masks."""
+        if samples[0].window is not None:
+            return load_tiles(samples, self.training)
+        return [load_sample(sample, self.size, self.training) for sample in samples]
 
     @property
     def in_memory(self) -> bool:
@@ -97,9 +130,53 @@ class ImageBatches(Dataset[Batch]):
         if self._memory is not None:
             image, mask = (part[index] for part in self._memory)
         else:
-            pairs = [self._load(self.samples[i]) for i in indices]
+            pairs = [pair for i in indices for pair in self._load([self.samples[i]])]
             image, mask = (torch.stack(part) for part in zip(*pairs, strict=True))
         return {"image": image, "label": self.labels[index], "mask": mask, "index": index}
+
+
+class PictureBatches(Dataset[Batch]):
+    """Give whole pictures that the detector cuts into tiles, as `Picture`s, which decode themselves.
+
+    Args:
+        samples: which pictures.
+        geometry: of the tiles.
+        seed: of synthetic defects, one on every picture; None for pictures as they are.
+    """
+
+    in_memory = True  # nothing to do for worker processes
+
+    def __init__(self, samples: list[Sample], geometry: Geometry, seed: int | None = None):
+        self.samples = samples
+        self.geometry = geometry
+        self.seed = seed
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.samples)
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """Return the batch of these pictures; masks have the size of the geometry's view."""
+        pictures = [self._picture(i) for i in indices]
+        labels = [self.samples[i].label if self.seed is None else 1 for i in indices]
+        masks = [self._mask(self.samples[i], picture) for i, picture in zip(indices, pictures, strict=True)]
+        return {
+            "image": pictures,
+            "label": torch.tensor(labels),
+            "mask": torch.stack(masks),
+            "index": torch.tensor(indices),
+        }
+
+    def _picture(self, number: int) -> Picture:
+        path = self.samples[number].path
+        if self.seed is None:
+            return Picture(path)
+        return DamagedPicture(path, self.geometry.size, self.seed * SEED_STEP + number)
+
+    def _mask(self, sample: Sample, picture: Picture) -> Tensor:
+        if sample.mask is None:
+            return torch.zeros(self.geometry.view, dtype=torch.bool)
+        return resize_mask(read_mask(sample.mask, picture.shape), self.geometry.view)
 
 
 class WithSyntheticDefects(Dataset[Batch]):

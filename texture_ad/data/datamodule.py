@@ -2,24 +2,47 @@
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import lightning as L
+import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
 from texture_ad.data import embedded
-from texture_ad.data.batches import Batch, EpochShuffle, ImageBatches, Order, SharedBatches, WithSyntheticDefects
-from texture_ad.data.geometry import Geometry, Shape, checked_shape, same_aspect, scaled_shape
-from texture_ad.data.images import shapes_of
+from texture_ad.data.batches import (
+    Batch,
+    EpochShuffle,
+    ImageBatches,
+    Order,
+    PictureBatches,
+    SharedBatches,
+    WithSyntheticDefects,
+    load_tiles,
+)
+from texture_ad.data.geometry import (
+    Geometry,
+    Shape,
+    Window,
+    checked_shape,
+    grid_windows,
+    same_aspect,
+    scaled_shape,
+    tiles,
+)
+from texture_ad.data.images import read_mask, shapes_of
 from texture_ad.data.layouts import Layout, Sample, fingerprint, scan, split_calibration
+from texture_ad.data.pictures import Picture
 from texture_ad.errors import ParameterError, UserError
-from texture_ad.parameters import Count, NonNegativeInt, Range, checked
+from texture_ad.parameters import Count, NonNegativeInt, Range, check, checked
 
 T = TypeVar("T")
+Images = ImageBatches | PictureBatches | WithSyntheticDefects
 Source = Literal["auto", "mvtec", "folder", "embedded"]
 
 
@@ -91,6 +114,10 @@ class TextureDataModule(L.LightningDataModule):
         category: the texture; for "folder" a name, None for the folder's.
         size: of the images in pixels: the shorter side, or [height, width]. A side alone keeps the median aspect of the
             training images; images of another aspect are scaled to the same size.
+        tile: size in pixels of the tiles that pictures are cut into at their own resolution, a side or [height, width];
+            None scales whole pictures to `size`.
+        overlap: of neighbouring tiles in pixels.
+        max_tiles: training tiles; of more, so many are drawn at random.
         batch_size: of training.
         eval_batch_size: of everything else.
         calibration_fraction: share of the normal images that are calibration images.
@@ -105,7 +132,7 @@ class TextureDataModule(L.LightningDataModule):
         layout: the images of the category, once `setup` has run, as the attributes below.
         geometry: from photographs to images.
         stretched: (height, width) of each image whose aspect is not that of the geometry.
-        train_samples: the normal images for training.
+        train_samples: the normal images for training, or their tiles.
         calibration_samples: the normal images for calibration.
         test_samples: the images of the test folder.
         has_masks: whether the anomalous test images have masks.
@@ -129,6 +156,9 @@ class TextureDataModule(L.LightningDataModule):
         root: str | None,
         category: str | None,
         size: int | Sequence[int],
+        tile: int | Sequence[int] | None,
+        overlap: NonNegativeInt,
+        max_tiles: Count,
         batch_size: Count,
         eval_batch_size: Count,
         calibration_fraction: Annotated[float, Range(0, 0.9, above=True)],
@@ -141,6 +171,11 @@ class TextureDataModule(L.LightningDataModule):
         self.root = root
         checked_shape("size", size)
         self.size = size
+        self.tile = None if tile is None else checked_shape("tile", tile)
+        if self.tile is not None:
+            check("overlap", overlap, Annotated[int, Range(0, min(self.tile) - 1)])
+        self.overlap = overlap
+        self.max_tiles = max_tiles
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.calibration_fraction = calibration_fraction
@@ -174,24 +209,58 @@ class TextureDataModule(L.LightningDataModule):
     def _find_geometry(self) -> Geometry:
         """Return the geometry that `size` asks for, and note which images have another aspect."""
         shapes = shapes_of([sample.path for sample in self.layout.train + self.test_samples])
-        trained = [shapes[sample.path] for sample in self.layout.train if sample.path in shapes]
-        if isinstance(self.size, int):
-            size = scaled_shape(self.size, trained or [(1, 1)])
-        else:
-            size = checked_shape("size", self.size)
+        trained = [shapes[sample.path] for sample in self.layout.train if sample.path in shapes] or [(1, 1)]
+        self.stretched = {}
+        if self.tile is not None:
+            return tiles(self.tile, self.overlap, trained)
+        size = scaled_shape(self.size, trained) if isinstance(self.size, int) else checked_shape("size", self.size)
         self.stretched = {path: shape for path, shape in shapes.items() if not same_aspect(shape, size)}
         return Geometry(size)
 
     def _make_batches(self) -> None:
         """Make the data sets of training, calibration and test images."""
-        count = len(self.layout.train) + len(self.test_samples)
+        held_out = self.calibration_samples
+        if self.geometry.tiled:
+            self.train_samples = self._tiles(self.train_samples, self.max_tiles)
+            held_out = self._tiles(held_out, max(1, round(self.max_tiles * self.calibration_fraction)))
+        count = len(self.train_samples) + len(held_out) + (0 if self.geometry.tiled else len(self.test_samples))
         # An image has three bytes a pixel, its mask one.
         size = self.geometry.size
         in_memory = count * 4 * math.prod(size) <= self.cache_mb * 2**20
         self._train = ImageBatches(self.train_samples, size, in_memory, training=True)
-        self._calibration = ImageBatches(self.calibration_samples, size, in_memory, training=True)
+        self._calibration = ImageBatches(held_out, size, in_memory, training=True)
         self._validation = WithSyntheticDefects(self._calibration, self.seed)
-        self._test = ImageBatches(self.test_samples, size, in_memory)
+        self._test: Images = (
+            PictureBatches(self.test_samples, self.geometry)
+            if self.geometry.tiled
+            else ImageBatches(self.test_samples, size, in_memory)
+        )
+
+    def _tiles(self, samples: list[Sample], most: int) -> list[Sample]:
+        """Return tiles of pictures as samples, `most` of them drawn at random where there are more, in order."""
+        shapes = shapes_of([sample.path for sample in samples])
+        found = [
+            replace(sample, window=window)
+            for sample in samples
+            for window in grid_windows(shapes.get(sample.path, (1, 1)), self.geometry.size, self.overlap)
+        ]
+        generator = torch.Generator().manual_seed(self.seed)
+        chosen = torch.randperm(len(found), generator=generator)[:most].sort().values
+        return [found[i] for i in chosen.tolist()]
+
+    @property
+    def training_paths(self) -> list[Path]:
+        """Return the files of the training images, each once, in order."""
+        return list(dict.fromkeys(sample.path for sample in self.train_samples))
+
+    def training_views(self) -> Iterator[Tensor]:
+        """Yield whole training images as they are shown, uint8 (B, 3, H, W); of several processes each its own part."""
+        if not self.geometry.tiled:
+            yield from (batch["image"] for batch in self.normal_dataloader())
+            return
+        pictures = PictureBatches([Sample(path) for path in self.training_paths], self.geometry)
+        for batch in self._loader(pictures, self.eval_batch_size):
+            yield torch.stack([picture.view(self.geometry.view) for picture in batch["image"]])
 
     @cached_property
     def fingerprint(self) -> str:
@@ -211,9 +280,7 @@ class TextureDataModule(L.LightningDataModule):
         if state_dict["fingerprint"] != self.fingerprint:
             raise UserError(f"{self.folder}: its images changed since this run's last checkpoint; start another run")
 
-    def _loader(
-        self, dataset: ImageBatches | WithSyntheticDefects, size: int, order: Order | None = None
-    ) -> DataLoader:
+    def _loader(self, dataset: Images, size: int, order: Order | None = None) -> DataLoader:
         """Return a loader of batches of `size` images over all devices, in fixed order where no other is given."""
         order = SequentialSampler(dataset) if order is None else order
         workers = 0 if dataset.in_memory else self.num_workers
@@ -235,15 +302,24 @@ class TextureDataModule(L.LightningDataModule):
         return self._loader(self._train, self.eval_batch_size)
 
     def calibration_dataloader(self) -> DataLoader:
-        """Return a loader of the calibration images alone, for thresholds and standardisation."""
+        """Return a loader of the calibration images as the method is given them: scaled, or tiles of them."""
         return self._loader(self._calibration, self.eval_batch_size)
+
+    def picture_dataloader(self) -> DataLoader:
+        """Return a loader of the calibration images, for thresholds and standardisation; not of their tiles."""
+        if self.geometry.tiled:
+            return self._loader(PictureBatches(self.calibration_samples, self.geometry), self.eval_batch_size)
+        return self.calibration_dataloader()
 
     def val_dataloader(self) -> DataLoader:
         """Return a loader of the validation images: calibration images, then the same with synthetic defects."""
         return self._loader(self._validation, self.eval_batch_size)
 
     def synthetic_dataloader(self) -> DataLoader:
-        """Return a loader of the calibration images with synthetic defects, those of the validation images."""
+        """Return a loader of the calibration images with synthetic defects; not of their tiles."""
+        if self.geometry.tiled:
+            damaged = PictureBatches(self.calibration_samples, self.geometry, self.seed)
+            return self._loader(damaged, self.eval_batch_size)
         count = len(self._calibration)
         return self._loader(self._validation, self.eval_batch_size, range(count, 2 * count))
 
@@ -252,5 +328,36 @@ class TextureDataModule(L.LightningDataModule):
         return self._loader(self._test, self.eval_batch_size)
 
     def test_batch(self, indices: list[int]) -> Batch:
-        """Return the test images of these numbers as one batch."""
-        return self._test.__getitems__(indices)
+        """Return the test images of these numbers as the method is given them; of pictures that are cut, a tile each.
+
+        Raises:
+            UserError: it is not known which tile of an anomalous picture holds the defect.
+        """
+        if not self.geometry.tiled:
+            return self._test.__getitems__(indices)
+        found = [load_tiles([self._telling_tile(self.test_samples[i])])[0] for i in indices]
+        image, mask = (torch.stack(part) for part in zip(*found, strict=True))
+        labels = torch.tensor([self.test_samples[i].label for i in indices])
+        return {"image": image, "label": labels, "mask": mask, "index": torch.tensor(indices)}
+
+    def _telling_tile(self, sample: Sample) -> Sample:
+        """Return the tile round the middle of a picture's defect, or of a normal picture the tile in its middle."""
+        if sample.label and sample.mask is None:
+            raise UserError(f"{sample.path}: without a mask it is not known which tile holds the defect")
+        shape = Picture(sample.path).shape
+        middle: Sequence[float] = [side / 2 for side in shape]
+        if sample.mask is not None:
+            middle = [float(np.median(where)) for where in read_mask(sample.mask, shape).nonzero()]
+        top, left = (
+            min(max(0, round(at - length / 2)), max(0, side - length))
+            for at, side, length in zip(middle, shape, self.geometry.size, strict=True)
+        )
+        return replace(sample, window=Window(top, left, *self.geometry.size))
+
+    def test_view(self, number: int) -> np.ndarray:
+        """Return the test image of this number for drawings, uint8 (H, W, 3) of the geometry's view."""
+        if self.geometry.tiled:
+            view = Picture(self.test_samples[number].path).view(self.geometry.view)
+        else:
+            view = self._test.__getitems__([number])["image"][0]
+        return view.permute(1, 2, 0).numpy()

@@ -36,8 +36,11 @@ def _check_header(path: Path, image: Image.Image) -> None:
         raise UserError(f"{path}: {frames} frames, expected one; save the frames as single images")
 
 
-def _open(path: Path) -> Image.Image:
+def open_image(path: Path) -> Image.Image:
     """Decode one image; its header is checked before any pixel is decoded.
+
+    Returns:
+        The image as shown: EXIF's orientation is applied.
 
     Raises:
         UserError: the file can't be read as one image, or is refused by `_check_header`.
@@ -50,7 +53,8 @@ def _open(path: Path) -> Image.Image:
             image = Image.open(path)
             _check_header(path, image)
             image.load()
-            return ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)
+            return image
     except UserError:
         raise
     except Image.DecompressionBombError as error:
@@ -112,8 +116,11 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         UserError: missing, empty, truncated, animated, over MAX_PIXELS, under MIN_SIDE, or no image at all.
     """
-    path = Path(path)
-    image = _open(path)
+    return rgb_bytes(open_image(Path(path)))
+
+
+def rgb_bytes(image: Image.Image) -> np.ndarray:
+    """Return a decoded image, or a part of it, as RGB, uint8 (H, W, 3); see `read_image`."""
     if image.mode.startswith("I") or image.mode == "F":
         return np.repeat(_grey_bytes(image)[..., None], 3, 2)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -137,7 +144,7 @@ def read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
     Raises:
         UserError: unreadable, of another size than its image, without a defect pixel, or not binary.
     """
-    image = _open(Path(path))
+    image = open_image(Path(path))
     values = np.asarray(image if image.mode.startswith("I") else image.convert("L"))
     if values.shape != tuple(shape):
         raise UserError(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from texture_ad.data.geometry import Window
 from texture_ad.data.images import IMAGE_SUFFIXES
 from texture_ad.errors import UserError
 
@@ -25,12 +26,14 @@ class Sample:
         label: 0 for normal, 1 for anomalous.
         kind: "good", or the name of the defect's folder.
         mask: file of its ground truth, None without one.
+        window: the tile of it that is meant, None for all of it.
     """
 
     path: Path
     label: int = 0
     kind: str = "good"
     mask: Path | None = None
+    window: Window | None = None
 
 
 @dataclass(frozen=True)

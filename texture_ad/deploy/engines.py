@@ -5,6 +5,7 @@ A runtime's file is made from the detector once, compared with it, and kept besi
 
 import hashlib
 import importlib.util
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -14,17 +15,17 @@ from torch import Tensor
 
 from texture_ad.deploy.export import (
     TOLERANCE,
+    Outputs,
     batches,
     deciding_otherwise,
-    example_photographs,
     expected_outputs,
     joined,
     largest_difference,
-    resized,
 )
 from texture_ad.deploy.graph import MeasuringGraph, trace
 from texture_ad.deploy.runtimes import FORMATS, check_packages
 from texture_ad.errors import ParameterError
+from texture_ad.evaluation.calibration import Decision
 from texture_ad.methods.base import AnomalyDetector, Measurement
 
 EngineName = Literal["auto", "torch", "onnx", "openvino"]
@@ -75,6 +76,8 @@ def _use_runtime(detector: AnomalyDetector, file: Path, name: str) -> str:
     if detector.device.type != "cpu":
         raise ParameterError("engine", name, f"runs on a CPU, the detector is on {detector.device}; use engine=torch")
     check_packages("engine", name, FORMATS[name].packages)
+    if not len(detector.examples):
+        raise ParameterError("engine", name, "the detector's file holds no examples to compare on; use engine=torch")
     path = engine_file(file, name)
     if not path.exists():
         print(f"engine   {name} is made from {file} once, which takes about a minute", flush=True)
@@ -123,16 +126,23 @@ def _compare(detector: AnomalyDetector, path: Path, name: str) -> None:
         ParameterError: it doesn't.
     """
     decision = detector.decision()
-    compared = [resized(batch, detector.geometry.size) for batch in batches(example_photographs(detector))]
-    expected = joined([expected_outputs(detector(batch), decision) for batch in compared])
+    compared = batches(detector.examples)
+    expected = _outputs(detector, compared, decision)
     _open(detector, path, name)
-    found = joined([expected_outputs(detector(batch), decision) for batch in compared])
+    found = _outputs(detector, compared, decision)
     difference = largest_difference(found, expected)
     others = deciding_otherwise(found, expected, decision.threshold, TOLERANCE["fp32"])
     if others or not difference <= TOLERANCE["fp32"]:
         del detector.measure  # torch's again
         problem = f"{others} of {len(expected['labels'])} decisions differ, scores by {difference:.1e} of their range"
         raise ParameterError("engine", name, f"{problem}; use engine=torch")
+
+
+def _outputs(detector: AnomalyDetector, compared: Sequence[Tensor], decision: Decision) -> Outputs:
+    """Return what a detector says of batches of images of its size, or of tiles."""
+    size = detector.geometry.size
+    predictions = [detector.predict(detector.measure_tiles(batch), size) for batch in compared]
+    return joined([expected_outputs(prediction, decision) for prediction in predictions])
 
 
 @torch.no_grad()

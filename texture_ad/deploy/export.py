@@ -142,6 +142,11 @@ def export(
     if precision == "int8":
         check_packages("precision", precision, ("nncf",))
         _check_enough(photographs)
+    if detector.geometry.tiled:
+        problem = (
+            "a detector with tiles joins their maps outside of any graph; use predict, whose engines work on tiles"
+        )
+        raise ParameterError("format", format, problem)
     decision = decision or detector.decision()
     graph = DecidingGraph(detector, decision)
     compared = batches(photographs)

@@ -31,7 +31,7 @@ def linear_weights(inside: int, outside: int) -> Tensor:
 def resize_images(images: Tensor, size: Shape) -> Tensor:
     """Return images, uint8 (B, 3, H, W), at another size, uint8 (B, 3, h, w), as `data.images.resize` does.
 
-    At most a few pixels in a hundred differ, by 1 of 255, where its integers round otherwise.
+    Few pixels differ, by 1 of 255, where its integers round otherwise.
     """
     height, width = size
     rows = _rounded(images.float() @ linear_weights(images.shape[3], width).T)

@@ -1,16 +1,25 @@
 """What is said of one photograph, the same everywhere: in files, in the watched folder, in the service, in Python."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from texture_ad.errors import UserError
 from texture_ad.evaluation.calibration import Decision
 from texture_ad.evaluation.regions import Region, find_regions
 from texture_ad.methods.base import Prediction
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+ENLARGED = 2**24  # pixels up to which a map is enlarged to its photograph before regions are looked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +37,8 @@ class Result:
         mask: (H, W) bool in pixels of the photograph, True where a region is; None for a method without maps.
         warning: how the photograph differs from the training images, "" where it doesn't.
         error: why it can't be read, "" where it can.
+        path: of its file, None where it came otherwise.
+        write_panel: writes its panel to a file, None where maps were not kept or there are none.
     """
 
     name: str
@@ -36,10 +47,12 @@ class Result:
     anomalous: bool | None = None
     size: tuple[int, int] | None = None
     regions: tuple[Region, ...] = ()
-    anomaly_map: np.ndarray | None = None
-    mask: np.ndarray | None = None
+    anomaly_map: np.ndarray | None = field(default=None, repr=False)
+    mask: np.ndarray | None = field(default=None, repr=False)
     warning: str = ""
     error: str = ""
+    path: Path | None = None
+    write_panel: Callable[[Path], object] | None = field(default=None, repr=False)
 
     @property
     def label(self) -> str:
@@ -50,6 +63,34 @@ class Result:
     def area(self) -> float:
         """Return the share of the photograph's pixels that lie in regions, in [0, 1]."""
         return sum(region.area for region in self.regions) / (self.size[0] * self.size[1]) if self.size else 0.0
+
+    def save(self, path: Path | str) -> None:
+        """Write its panel, the photograph beside its anomaly map and its regions, as the suffix says.
+
+        Raises:
+            UserError: there is nothing to draw.
+        """
+        if self.write_panel is None:
+            reason = self.error or "no map was kept, or its method has none"
+            raise UserError(f"{self.name}: can't be drawn: {reason}")
+        self.write_panel(Path(path))
+
+    def draw(self) -> "Image":
+        """Return its panel as a picture; see `save`."""
+        from PIL import Image
+
+        with TemporaryDirectory() as folder:
+            self.save(Path(folder) / "panel.png")
+            with Image.open(Path(folder) / "panel.png") as panel:
+                return panel.copy()
+
+    def _repr_png_(self) -> bytes | None:
+        """Return its panel as a notebook shows it, or None where there is none."""
+        if self.write_panel is None:
+            return None
+        with TemporaryDirectory() as folder:
+            self.save(Path(folder) / "panel.png")
+            return (Path(folder) / "panel.png").read_bytes()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, without map and mask."""
@@ -110,7 +151,21 @@ def locate(
     # Between pixels a map is never higher than on them: most maps need not be enlarged.
     if (anomaly_map <= pixel_threshold).all():
         return np.zeros(size, bool), ()
-    return find_regions(resize_map(anomaly_map, size), pixel_threshold, min_area)
+    if math.prod(size) <= ENLARGED:
+        return find_regions(resize_map(anomaly_map, size), pixel_threshold, min_area)
+    down, across = (n / m for n, m in zip(size, anomaly_map.shape, strict=True))
+    mask, regions = find_regions(anomaly_map, pixel_threshold, math.ceil(min_area / (down * across)))
+    rows, columns = (np.arange(n) * m // n for n, m in zip(size, mask.shape, strict=True))
+    return mask[rows][:, columns], tuple(scale_region(region, down, across) for region in regions)
+
+
+def scale_region(region: Region, down: float, across: float) -> Region:
+    """Return a region of a map in pixels of a photograph that is so many times as high and as wide."""
+    x, y, width, height = region.box
+    left, top = round(x * across), round(y * down)
+    box = (left, top, round((x + width) * across) - left, round((y + height) * down) - top)
+    centre = ((region.centre[0] + 0.5) * across - 0.5, (region.centre[1] + 0.5) * down - 0.5)
+    return Region(box, round(region.area * down * across), region.peak, centre)
 
 
 def resize_map(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -5,17 +5,22 @@ Order of reading: `find_images`, `Scorer.score`, `predict`. `texture_ad.deploy.w
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from texture_ad.data.drift import brightness, differences
 from texture_ad.data.images import IMAGE_SUFFIXES, read_image, resize
+from texture_ad.data.pictures import Picture
+from texture_ad.deploy.outputs import Wanted, write_files, write_regions
 from texture_ad.deploy.results import Result, decide
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.evaluation.calibration import Decision
@@ -28,15 +33,18 @@ class Photograph(NamedTuple):
     """Hold a photograph as the detector wants it.
 
     Attributes:
-        image: uint8 (3, h, w).
+        image: uint8 (3, h, w), as it is shown.
         size: (H, W) of the file in pixels.
+        picture: to be cut into tiles, None where the image itself is scored.
     """
 
     image: Tensor
     size: tuple[int, int]
+    picture: Picture | None = None
 
 
-Content = Photograph | UserError  # or why it can't be read
+PICTURES = Wanted(pictures=True)
+Content = Photograph | Picture | UserError  # a picture that is not decoded yet, or why it can't be read
 
 
 class Row(NamedTuple):
@@ -124,8 +132,10 @@ class Scorer:
     Args:
         detector: loaded, on its device.
         source: the folder, or the single file, that is scored; names in the results are relative to it.
-        output: folder of the overlays, or None for none.
+        output: folder of what is written beside scores.csv, or None for nothing.
         decision: thresholds, None for the detector's own.
+        wanted: which files.
+        keep_maps: whether results keep map, mask and panel, which can be large.
 
     Attributes:
         images: how many images were scored.
@@ -135,11 +145,21 @@ class Scorer:
         first: the description of the first such image, by respect.
     """
 
-    def __init__(self, detector: AnomalyDetector, source: Path, output: Path | None, decision: Decision | None = None):
+    def __init__(
+        self,
+        detector: AnomalyDetector,
+        source: Path,
+        output: Path | None,
+        decision: Decision | None = None,
+        wanted: Wanted = PICTURES,
+        keep_maps: bool = False,
+    ):
         self.detector = detector
+        self.keep_maps = keep_maps
         self.root = source if source.is_dir() else source.parent
         self.output = output
-        self.size = detector.geometry.size
+        self.wanted = wanted
+        self.size = detector.geometry.view
         self.decision = decision or detector.decision()
         self.provenance = detector.provenance
         self.source = f"detector of {self.provenance.data_source if self.provenance else 'unknown data'}"
@@ -160,13 +180,15 @@ class Scorer:
     def _read(self, path: Path) -> Content:
         """Return one image, or why it can't be read."""
         try:
+            if self.detector.geometry.tiled:  # large, so that only the one that is scored is decoded
+                return Picture(path)
             pixels = read_image(path)
             return Photograph(resize(pixels, self.size), pixels.shape[:2])
         except UserError as error:
             return error
 
     def score(self, paths: list[Path], contents: list[Content]) -> list[Result]:
-        """Return the result of every file, in order, without map and mask; of one that can't be read it says why.
+        """Return the result of every file, in order; of one that can't be read it says why.
 
         Args:
             paths: of the files.
@@ -187,10 +209,12 @@ class Scorer:
         try:
             if isinstance(content, UserError):
                 raise content
+            if isinstance(content, Picture):
+                content = Photograph(content.view(self.size), content.shape, content)
             return content, self._compare(path, brightness(content.image[None])[0])
         except UserError as error:
             self.failed.append(str(error))
-            return Result(self.name(path), error=str(error))
+            return Result(self.name(path), error=str(error), path=path)
 
     def _compare(self, path: Path, levels: Tensor) -> str:
         """Return and count how an image, by its file and its brightness (2,), differs from the training images."""
@@ -206,35 +230,57 @@ class Scorer:
         if not photographs:
             return {}
         images, warnings = zip(*photographs.values(), strict=True)
-        batch = torch.stack([photograph.image for photograph in images]).to(self.detector.device)
         names = [self.name(path) for path in photographs]
         sizes = [photograph.size for photograph in images]
         found = {}
-        prediction = self.detector(batch)
+        prediction = self.detector(_batch(images))
         decided = decide(prediction, self.decision, names, sizes, warnings)
         drawn = []
         with ThreadPoolExecutor(torch.get_num_threads()) as painters:
             for i, (path, result) in enumerate(zip(photographs, decided, strict=True)):
                 self.images += 1
                 self.anomalous += bool(result.anomalous)
+                write_panel = self._panel(images[i], result, prediction, i)
                 if self.output is not None:
-                    drawn.append(painters.submit(self._draw, path, images[i], result, prediction, i, self.output))
-                found[path] = replace(result, anomaly_map=None, mask=None)
-        for picture in drawn:
-            picture.result()
+                    if self.wanted.pictures and write_panel is not None:
+                        drawn.append(painters.submit(write_panel, self._overlay(path, self.output)))
+                    write_files(result, path.relative_to(self.root), self.root, self.output, self.wanted)
+                if self.keep_maps:
+                    found[path] = replace(result, path=path, write_panel=write_panel)
+                else:
+                    found[path] = replace(result, path=path, anomaly_map=None, mask=None)
+        for panel in drawn:
+            panel.result()
         return found
 
-    def _draw(
-        self, path: Path, photograph: Photograph, result: Result, prediction: Prediction, i: int, output: Path
-    ) -> None:
-        """Write the overlay of photograph `i` of a batch below `output`, where its method has a map."""
-        from texture_ad.reporting.panels import colour_scale, localization_panel, overlay_path, shown_region
+    def _overlay(self, path: Path, output: Path) -> Path:
+        """Return where the overlay of a file lies below `output`."""
+        from texture_ad.reporting.panels import overlay_path
 
+        return output / overlay_path(path.relative_to(self.root))
+
+    def _panel(
+        self, photograph: Photograph, result: Result, prediction: Prediction, i: int
+    ) -> Callable[[Path], object] | None:
+        """Return what writes the panel of photograph `i` of a batch to a file, None where its method has no map."""
         anomaly_map = result.anomaly_map
-        if anomaly_map is None or prediction.positions is None or prediction.grid is None or result.score is None:
-            return
+        if anomaly_map is None or prediction.positions is None or prediction.grid is None:
+            return None
         positions = prediction.positions[i].cpu().numpy()
-        region, region_name = shown_region(anomaly_map, positions, prediction.grid, result.score, self.decision)
+        return partial(self._write_panel, photograph, result, positions, prediction.grid)
+
+    def _write_panel(
+        self, photograph: Photograph, result: Result, positions: np.ndarray, grid: tuple[int, int], path: Path
+    ) -> None:
+        from texture_ad.reporting.panels import colour_scale, localization_panel, shown_region
+
+        assert result.mask is not None and result.anomaly_map is not None and result.score is not None
+        anomaly_map = result.anomaly_map
+        # The highest of the pixels that a smaller picture joins: no region vanishes.
+        mask = torch.from_numpy(result.mask)[None].float()
+        shown = F.adaptive_max_pool2d(mask, anomaly_map.shape)[0].bool().numpy()
+        called = bool(result.anomalous)
+        region, region_name = shown_region(shown, len(result.regions), positions, grid, called)
         vmin, vmax = colour_scale(float(self.detector.map_floor), self.decision.pixel_threshold or 0)
         localization_panel(
             photograph.image.permute(1, 2, 0).numpy(),
@@ -245,7 +291,7 @@ class Scorer:
             score=result.score,
             threshold=self.decision.threshold,
             label=None,
-            path=output / overlay_path(path.relative_to(self.root)),
+            path=path,
             vmin=vmin,
             vmax=vmax,
             source=self.source,
@@ -259,10 +305,10 @@ class Scorer:
             f"{self.decision.threshold:.4g}; {self.decision.promise()}",
             flush=True,
         )
-        for warning in self._warnings():
+        for warning in self.warnings():
             print(f"warning: {warning}", file=sys.stderr)
 
-    def _warnings(self) -> Iterator[str]:
+    def warnings(self) -> Iterator[str]:
         """Yield a sentence for each respect in which images differ from the training images."""
         for respect, count in self.unlike.items():
             yield (
@@ -271,6 +317,12 @@ class Scorer:
             )
         if self.provenance is None or self.provenance.training_images is None:
             yield "the detector holds no statistics of its training images; a drift would go unseen"
+
+
+def _batch(photographs: Sequence[Photograph]) -> Tensor | list[Picture]:
+    """Return photographs as a detector takes them, all of them pictures or none."""
+    pictures = [photograph.picture for photograph in photographs if photograph.picture is not None]
+    return pictures or torch.stack([photograph.image for photograph in photographs])
 
 
 def score_in_batches(scorer: Scorer, paths: list[Path], batch_size: int) -> Iterator[list[Result]]:
@@ -297,8 +349,10 @@ def predict(scorer: Scorer, paths: list[Path], output: Path, batch_size: Count) 
     Raises:
         UserError: after everything is written, if a file could not be read.
     """
-    rows = [scorer.row(result) for batch in score_in_batches(scorer, paths, batch_size) for result in batch]
-    write_atomic(output / "scores.csv", csv_text([COLUMNS, *rows]))
+    results = [result for batch in score_in_batches(scorer, paths, batch_size) for result in batch]
+    write_atomic(output / "scores.csv", csv_text([COLUMNS, *(scorer.row(result) for result in results)]))
+    if scorer.wanted.regions:
+        write_regions(results, output)
     scorer.report()
     print(f"scores   {output / 'scores.csv'}")
     if scorer.failed:

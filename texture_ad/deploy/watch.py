@@ -34,6 +34,16 @@ def check_folder(source: Path) -> None:
         raise ParameterError("input", source, "not a folder")
 
 
+def check_endless(regions: bool) -> None:
+    """Check that nothing is asked for that is written at an end.
+
+    Raises:
+        ParameterError: regions.json.
+    """
+    if regions:
+        raise ParameterError("regions", regions, "a watched folder has no end at which to write them; use masks=true")
+
+
 def bytes_of_complete_rows(lines: Iterable[bytes]) -> int:
     """Return how many bytes the complete rows of a CSV take; a torn last row is left out.
 

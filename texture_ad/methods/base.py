@@ -4,6 +4,7 @@ A method is built, then `fit`. Calibration images are measured once (`measure`);
 from there. A finished detector is called with images and returns a `Prediction`.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from texture_ad.data.drift import ImageStatistics
-from texture_ad.data.geometry import Geometry, Shape
+from texture_ad.data.geometry import Geometry, Shape, Tiling
 from texture_ad.data.images import read_image, resize
+from texture_ad.data.pictures import Picture
 from texture_ad.errors import ParameterError
 from texture_ad.evaluation.calibration import Decision, FalseAlarmRate, conformal_threshold, false_alarms, spread_of
 from texture_ad.evaluation.localization import top_positions
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 
 FORMAT = "texture_ad.detector"
 VERSION = 5
+CPU_PIXELS = 2**20  # of the tiles that are measured at a time
+GPU_PIXELS = 2**22
+TILE_PRIOR = 8  # tiles: how much all positions weigh at each single one
 
 
 class Prediction(NamedTuple):
@@ -49,6 +54,19 @@ class Prediction(NamedTuple):
     anomaly_maps: Tensor | None
     positions: Tensor | None
     grid: tuple[int, int] | None
+
+    @staticmethod
+    def cat(predictions: "Sequence[Prediction]") -> "Prediction":
+        """Join the predictions of several batches, all by one detector."""
+        if len(predictions) == 1:
+            return predictions[0]
+        scores, maps, positions, grids = zip(*predictions, strict=True)
+        return Prediction(
+            torch.cat(scores),
+            None if maps[0] is None else torch.cat(maps),
+            None if positions[0] is None else torch.cat(positions),
+            grids[0],
+        )
 
 
 class Measurement(NamedTuple):
@@ -70,10 +88,6 @@ class Measurement(NamedTuple):
             None if scores[0] is None else torch.cat(scores),
             None if parts[0] is None else torch.cat(parts),
         )
-
-    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> "Measurement":
-        """Return the measurement with `function` applied to each tensor that is there."""
-        return Measurement(*(None if value is None else function(value) for value in self))
 
 
 @dataclass(frozen=True)
@@ -157,6 +171,11 @@ class Fitting(Protocol):
         """Return what `create` returns for the untrained modules' `state`, from the cache where it is there."""
 
 
+def enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Return maps (B, h, w) at another size, (B, H, W), bilinear."""
+    return F.interpolate(maps[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
+
+
 def smooth(maps: Tensor, sigma: float) -> Tensor:
     """Return maps (B, H, W) smoothed by a Gaussian of `sigma` pixels."""
     side = 2 * int(4 * sigma + 0.5) + 1
@@ -198,8 +217,10 @@ class AnomalyDetector(nn.Module, ABC):
     Attributes:
         name: of the method.
         uses_backbone: its first argument is a Backbone.
+        uses_spams: whether SPAMS, which is GPL-3, learns its dictionary.
         mixed_precision: whether it can be trained in mixed precision.
         several_processes: whether several processes can fit it together.
+        uses_positions: whether it learns every position of an image by itself, so that it can't work on tiles.
         top: highest positions that are located.
         min_distance: between two of them, in positions.
         sigma: Gaussian smoothing of the anomaly map, in pixels at a size of 224; 0 for none.
@@ -211,13 +232,16 @@ class AnomalyDetector(nn.Module, ABC):
         pixel_threshold: (), a pixel is called anomalous where its score is greater; NaN for a method without maps.
         calibration_scores: (n,), image scores of the calibration images.
         calibration_maxima: (n,), the highest score in each one's anomaly map; empty for a method without maps.
+        tile_levels: (2 P h w,), mean and deviation of each part at each position of a tile; empty without tiles.
         map_floor: (), score of a typical normal position; pictures draw it dark.
     """
 
     name: ClassVar[str]
     uses_backbone: ClassVar[bool] = False
+    uses_spams: bool = False
     mixed_precision: ClassVar[bool] = False
     several_processes: ClassVar[bool] = False
+    uses_positions: ClassVar[bool] = False
     top: int
     min_distance: int
     sigma: float = 0.0
@@ -227,6 +251,7 @@ class AnomalyDetector(nn.Module, ABC):
     pixel_threshold: Tensor
     calibration_scores: Tensor
     calibration_maxima: Tensor
+    tile_levels: Tensor
     map_floor: Tensor
 
     def __init__(self) -> None:
@@ -234,9 +259,10 @@ class AnomalyDetector(nn.Module, ABC):
         self.settings = {name: _plain(value) for name, value in arguments_of(self).items() if name != "backbone"}
         self.provenance: Provenance | None = None
         self.examples = torch.zeros(0, dtype=torch.uint8, device="cpu")
+        self._tile_grid: Shape | None = None
         for name in ("threshold", "pixel_threshold", "map_floor"):
             self.register_buffer(name, torch.tensor(float("nan")))
-        for name in ("calibration_scores", "calibration_maxima"):
+        for name in ("calibration_scores", "calibration_maxima", "tile_levels"):
             self.register_buffer(name, torch.zeros(0))
 
     @classmethod
@@ -265,6 +291,10 @@ class AnomalyDetector(nn.Module, ABC):
         Raises:
             ParameterError: the method can't work with it.
         """
+        if geometry.tiled and self.uses_positions:
+            raise ParameterError(
+                "tile", list(geometry.size), f"{self.name} learns every position of an image by itself; expected null"
+            )
         self.geometry = geometry
 
     @property
@@ -323,20 +353,126 @@ class AnomalyDetector(nn.Module, ABC):
             return Prediction(measured.scores, None, None, None)
         patch_maps = self.fuse(measured.parts)
         positions, top_scores = peaks(patch_maps, self.top, self.min_distance)
-        maps = F.interpolate(patch_maps[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
+        maps = enlarge(patch_maps, size)
         if self.sigma:
             maps = smooth(maps, self.sigma * min(size) / 224)
         scores = self.score(maps, top_scores) if measured.scores is None else measured.scores
         return Prediction(scores, maps, positions, (patch_maps.shape[-2], patch_maps.shape[-1]))
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Prediction:
-        """Score images, uint8 (B, 3, H, W).
+    def forward(self, images: Tensor | Sequence[Picture]) -> Prediction:
+        """Score images, uint8 (B, 3, H, W), or whole pictures that are cut into tiles; both are what `read` returns.
 
         Raises:
-            UserError: scores that are not finite.
+            UserError: scores that are not finite, or a picture that can't be read.
         """
-        return self.predict(self.measure(images), images.shape[-2:])
+        return Prediction.cat([self.conclude(*measured) for measured in self.measure_all(images)])
+
+    @torch.no_grad()
+    def measure_all(self, images: Tensor | Sequence[Picture]) -> list[tuple[Measurement, Shape]]:
+        """Measure images at once, or whole pictures one after the other; return the size with each measurement.
+
+        Raises:
+            UserError: a picture that can't be read.
+        """
+        if isinstance(images, Tensor):
+            return [(self.measure(images.to(self.device)), (images.shape[-2], images.shape[-1]))]
+        return [(self.measure_picture(picture), picture.shape) for picture in images]
+
+    def conclude(self, measured: Measurement, size: Shape) -> Prediction:
+        """Return the prediction of a measurement that `measure_all` returned with this size."""
+        return self.predict_picture(measured, size) if self.geometry.tiled else self.predict(measured, size)
+
+    def measure_picture(self, picture: Picture) -> Measurement:
+        """Measure a picture tile by tile: its tiles' patch maps joined, (1, P, h, w), or the highest of their scores.
+
+        Raises:
+            UserError: a picture that can't be read.
+        """
+        pixels = CPU_PIXELS if self.device.type == "cpu" else GPU_PIXELS
+        count = max(1, pixels // math.prod(self.geometry.size))
+        tiling = self._tiling(picture.shape)
+        windows = list(tiling.windows())
+        found = []
+        for start in range(0, len(windows), count):
+            tiles = torch.stack([picture.window(window) for window in windows[start : start + count]])
+            found.append(self.measure_tiles(tiles.to(self.device)))
+        picture.release()
+        scores, parts = Measurement.cat(found)
+        return Measurement(
+            None if scores is None else scores.amax(0, keepdim=True),
+            None if parts is None else tiling.join(parts)[None],
+        )
+
+    def measure_tiles(self, tiles: Tensor) -> Measurement:
+        """Measure tiles, uint8 (B, 3, h, w), by `measure`, and make their positions equal: see `level_tiles`."""
+        measured = self.measure(tiles)
+        if measured.parts is None or not len(self.tile_levels):
+            return measured
+        mean, deviation = self.tile_levels.view(2, *measured.parts.shape[1:])
+        return measured._replace(parts=(measured.parts - mean) / deviation)
+
+    @torch.no_grad()
+    def level_tiles(self, parts: Sequence[Tensor]) -> None:
+        """Learn how each position of a tile is measured, since backbones see padding at the edges of every tile.
+
+        Mean and deviation at a position are brought to those of all positions. They are drawn towards the latter, as if
+        TILE_PRIOR more tiles had shown them.
+
+        Args:
+            parts: by `measure`, of batches of normal tiles, (B, P, h, w) each.
+        """
+        values = torch.cat(list(parts)).double()
+        own = len(values) / (len(values) + TILE_PRIOR)
+        mean = values.mean(0)
+        square = values.square().mean(0)
+        overall, overall_square = (value.mean((1, 2), keepdim=True) for value in (mean, square))
+        spread = (overall_square - overall.square()).clamp(min=1e-12).sqrt()
+        deviation = torch.lerp(spread.expand_as(mean), (square - mean.square()).clamp(min=0).sqrt(), own) / spread
+        shift = torch.lerp(overall.expand_as(mean), mean, own)
+        levels = torch.stack((shift - overall * deviation, deviation))
+        self.tile_levels = levels.flatten().float().to(self.device)
+
+    def predict_picture(self, measured: Measurement, picture: Shape) -> Prediction:
+        """Return the prediction of a whole picture, whose map has the size of the geometry's view.
+
+        Args:
+            measured: by `measure_picture`.
+            picture: its (H, W) in pixels.
+
+        Raises:
+            UserError: maps that are not finite.
+        """
+        if measured.parts is None:
+            assert measured.scores is not None
+            return Prediction(measured.scores, None, None, None)
+        patch_maps = self.fuse(measured.parts)
+        positions, top_scores = top_positions(patch_maps, self.top, self.min_distance)
+        height, width = view = self.geometry.view
+        covered = self._tiling(picture).covered(view)
+        if covered[0] < patch_maps.shape[-2] or covered[1] < patch_maps.shape[-1]:
+            maps = F.adaptive_max_pool2d(patch_maps[:, None], covered)[:, 0]  # so that no peak is lost
+        else:
+            maps = enlarge(patch_maps, covered)
+        maps = maps[:, :height, :width]
+        if self.sigma:
+            maps = smooth(maps, self.sigma * min(self.geometry.size) / 224 * height / picture[0])
+        scores = self.score(maps, top_scores) if measured.scores is None else measured.scores
+        # Pictures differ in size: positions are those of a typical one's map.
+        assert self.geometry.picture is not None
+        grid = self._tiling(self.geometry.picture).shape
+        scale = torch.tensor([n / m for n, m in zip(grid, patch_maps.shape[-2:], strict=True)])
+        located = ((positions + 0.5) * scale.to(positions.device)).long().masked_fill(positions < 0, -1)
+        return Prediction(scores, maps, located, grid)
+
+    @torch.no_grad()
+    def _tiling(self, picture: Shape) -> Tiling:
+        """Return where the tiles of a picture lie; the grid of a tile's map is found by an empty one."""
+        if self._tile_grid is None:
+            height, width = self.geometry.size
+            parts = self.measure(torch.zeros(1, 3, height, width, dtype=torch.uint8, device=self.device)).parts
+            self._tile_grid = (height, width) if parts is None else (parts.shape[2], parts.shape[3])
+        return self.geometry.tiling(picture, self._tile_grid)
 
     def calibrate(self, scores: Tensor, maxima: Tensor | None, false_alarm_rate: float) -> None:
         """Set both thresholds by the scores of calibration images, and keep these for other decisions.
@@ -390,12 +526,14 @@ class AnomalyDetector(nn.Module, ABC):
             false_alarm_rate=None if told else false_alarm_rate or own,
         )
 
-    def read(self, *paths: Path | str) -> Tensor:
-        """Read photographs as this detector wants them: uint8 (B, 3, H, W) on its device.
+    def read(self, *paths: Path | str) -> Tensor | list[Picture]:
+        """Read photographs for `forward`: uint8 (B, 3, H, W) on its device, or pictures that it cuts into tiles.
 
         Raises:
             UserError: a file that can't be read as an image.
         """
+        if self.geometry.tiled:
+            return [Picture(Path(path)) for path in paths]
         images = [resize(read_image(Path(path)), self.geometry.size) for path in paths]
         return torch.stack(images).to(self.device)
 

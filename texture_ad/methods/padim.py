@@ -36,6 +36,7 @@ class PaDiM(Baseline):
 
     name = "padim"
     uses_backbone = True
+    uses_positions = True
     sigma = 4.0
     chosen: Tensor  # (channels,)
     mean: Tensor  # (positions, channels)

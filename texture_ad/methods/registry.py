@@ -1,9 +1,10 @@
-"""The methods by name: building them, and loading a saved detector, which someone else may have written."""
+"""The methods by name, of plugins too: building them, and loading a saved detector, which a stranger may have made."""
 
 import inspect
 import zipfile
 from collections.abc import Callable
 from importlib import import_module
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from texture_ad.data.geometry import Geometry
+from texture_ad.environment import plugins
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.methods.base import FORMAT, VERSION, AnomalyDetector
 
@@ -33,12 +35,31 @@ def method_class(name: str) -> type[AnomalyDetector]:
     """Return the class of a method; import its module alone.
 
     Raises:
-        ParameterError: another name than those of METHODS.
+        ParameterError: another name than those of METHODS and of installed plugins.
     """
-    if name not in METHODS:
-        raise ParameterError("name", name, f"expected one of {', '.join(METHODS)}")
-    module, _, kind = METHODS[name].rpartition(".")
-    return getattr(import_module(f"texture_ad.methods.{module}"), kind)
+    if name in METHODS:
+        module, _, kind = METHODS[name].rpartition(".")
+        return getattr(import_module(f"texture_ad.methods.{module}"), kind)
+    points = {point.name: point for point in plugins()}
+    if name not in points:
+        raise ParameterError("name", name, f"expected one of {', '.join([*METHODS, *points])}")
+    return _plugin_class(points[name])
+
+
+def _plugin_class(point: EntryPoint) -> type[AnomalyDetector]:
+    """Return the class that an installed package offers as a method.
+
+    Raises:
+        ParameterError: it can't be imported, or is no method of this name.
+    """
+    try:
+        kind = point.load()
+    except Exception as error:
+        raise ParameterError("name", point.name, f"{point.value} can't be imported ({error})") from error
+    if not (inspect.isclass(kind) and issubclass(kind, AnomalyDetector) and kind.name == point.name):
+        problem = f"{point.value} is no subclass of AnomalyDetector with the name {point.name!r}"
+        raise ParameterError("name", point.name, problem)
+    return kind
 
 
 def build(name: str, make: Callable[..., Any], geometry: Geometry, **options: Any) -> AnomalyDetector:

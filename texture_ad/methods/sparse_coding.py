@@ -40,6 +40,7 @@ class SparseCoding(Baseline):
     """
 
     name = "sparse_coding"
+    uses_spams = True
     atoms: Tensor  # (K, 3 patch^2), unit-norm rows
 
     def __init__(

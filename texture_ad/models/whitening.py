@@ -30,8 +30,9 @@ class Whitening(nn.Module):
     Args:
         channels: of each layer in the patch features; their sum is C. Layers are brought to the same mean squared
             length, so that none outweighs another.
-        mode: "position", by the covariance of the same position of the image; "global", by that of all positions; or
-            "none", which centres and scales all features alike.
+        mode: "position", by the covariance of the same position of the image; "global", by that of all positions;
+            "none", which centres and scales all features alike; or "auto", which is "position" unless the fit is told
+            that positions mean nothing.
         components: directions that whitening keeps.
 
     Attributes:
@@ -53,7 +54,7 @@ class Whitening(nn.Module):
     def __init__(
         self,
         channels: Sequence[int],
-        mode: Literal["position", "global", "none"],
+        mode: Literal["auto", "position", "global", "none"],
         components: Count,
     ):
         super().__init__()
@@ -62,7 +63,8 @@ class Whitening(nn.Module):
         dim = sum(channels)
         self.settings = arguments_of(self) | {"channels": list(channels)}
         self.channels = list(channels)
-        self.mode = mode
+        self.may_change = mode == "auto"
+        self.mode = self.settings["mode"] = "position" if mode == "auto" else mode
         self.length = dim if mode == "none" else min(components, dim)
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("basis", torch.eye(dim, self.length))
@@ -72,6 +74,18 @@ class Whitening(nn.Module):
         self.register_buffer("count", torch.tensor(0))
         self.register_buffer("energy", torch.tensor(1.0))
         self.folds: list[tuple[Tensor, Tensor]] = []
+
+    def ignore_positions(self) -> None:
+        """Whiten by all positions, before the fit; their places in the images mean nothing.
+
+        Raises:
+            ParameterError: whitening by position was asked for.
+        """
+        if self.mode == "position" and not self.may_change:
+            problem = "positions of tiles are no places of the picture; expected auto, global or none with tiles"
+            raise ParameterError("mode", "position", problem)
+        if self.mode == "position":
+            self.mode = self.settings["mode"] = "global"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in ("center", "matrix"):  # of one position or of many
@@ -163,12 +177,10 @@ class Whitening(nn.Module):
         if self.mode != "none":  # those features keep their spectrum
             spectrum = everything.overall().diagonal().clamp(min=0).sqrt()
             self.spectrum = spectrum / spectrum.square().mean().clamp(min=1e-12).sqrt()
-        del everything
         self.folds = []
         if self.mode != "none" and number >= 2 * FOLDS:
-            for fold in range(FOLDS):
-                others = _Moments.sum([part for i, part in enumerate(parts) if i != fold])
-                center, matrix, _ = self._statistics(others)
+            while parts:
+                center, matrix, _ = self._statistics(everything.without(parts.pop(0)))
                 self.folds.append((center, matrix.div_(energy)))
 
     def _by_position(self, x: Tensor) -> Tensor:
@@ -181,9 +193,9 @@ class Whitening(nn.Module):
         overall = moments.overall()
         identity = torch.eye(self.length, device=overall.device)
         ridge = RIDGE * overall.diagonal().mean() * identity
-        matrices = []
+        matrices = moments.outer.new_empty(moments.outer.shape)
         energies = []
-        for part in moments.split(POSITIONS):
+        for part, found in zip(moments.split(POSITIONS), matrices.split(POSITIONS), strict=True):
             covariance = part.covariance()
             matrix = identity[None]
             if self.mode != "none":
@@ -191,8 +203,8 @@ class Whitening(nn.Module):
                 factor = torch.linalg.cholesky(covariance + ridge)
                 matrix = torch.linalg.solve_triangular(factor, identity, upper=False).transpose(1, 2)
             energies.append((matrix * (covariance @ matrix)).sum((1, 2)))
-            matrices.append(matrix)
-        return own * moments.mean(), torch.cat(matrices), torch.cat(energies).mean().clamp(min=1e-12).sqrt()
+            found.copy_(matrix)
+        return own * moments.mean(), matrices, torch.cat(energies).mean().clamp(min=1e-12).sqrt()
 
     @torch.no_grad()
     def cross_fitted(self, patches: Tensor, numbers: Tensor) -> Tensor:
@@ -255,6 +267,11 @@ class _Moments:
             found.total += part.total
             found.outer += part.outer
         return found
+
+    def without(self, part: "_Moments") -> "_Moments":
+        """Return the moments without those of a part, whose memory they take."""
+        total = torch.sub(self.total, part.total, out=part.total)
+        return _Moments(self.count - part.count, total, torch.sub(self.outer, part.outer, out=part.outer))
 
     def split(self, positions: int) -> "list[_Moments]":
         """Return the moments of a few positions each."""

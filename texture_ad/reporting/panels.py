@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from texture_ad.errors import UserError
-from texture_ad.evaluation.calibration import Decision
 from texture_ad.evaluation.localization import region_mask
 from texture_ad.evaluation.metrics import outcome
-from texture_ad.evaluation.regions import find_regions
 from texture_ad.files import atomic_path
 
 if TYPE_CHECKING:
@@ -31,7 +29,8 @@ _GAP = 8  # pixels between the pictures of a page
 _LINE = 16  # pixels from one line of a caption to the next
 _HEADING_LINE = 20  # pixels from one line of a heading to the next
 _OUTCOMES = {"correct": "(correct)", "false alarm": "(FALSE ALARM)", "missed": "(MISSED DEFECT)"}
-_TRUTHS = {0: "truth: no defect", 1: "truth: a defect, no mask given"}
+_TRUTHS: dict[int | None, str] = {0: "truth: no defect", 1: "truth: a defect, no mask given"}
+WIDE = 2  # times as wide as high: such pictures stand below each other
 _ATOMS = 64  # drawn at most; as many as explain.ATOMS gives
 
 
@@ -61,7 +60,7 @@ def colour_scale(floor: float, threshold: float) -> tuple[float, float]:
 
 
 def shown_region(
-    anomaly_map: np.ndarray, positions: np.ndarray, grid: tuple[int, int], score: float, decision: Decision
+    mask: np.ndarray, count: int, positions: np.ndarray, grid: tuple[int, int], called: bool
 ) -> tuple[np.ndarray, str]:
     """Return what a panel encloses, (H, W) bool, and what it is called.
 
@@ -69,20 +68,15 @@ def shown_region(
     positions instead, since its score is made of them; one that is called normal shows nothing then.
 
     Args:
-        anomaly_map: (H, W).
+        mask: (H, W) bool of the regions.
+        count: of the regions.
         positions: (k, 2) of the patch map.
         grid: (h, w) of the patch map.
-        score: of the image.
-        decision: thresholds and smallest area.
+        called: whether the image is called anomalous.
     """
-    mask = np.zeros(anomaly_map.shape, bool)
-    if decision.pixel_threshold is not None:
-        mask, regions = find_regions(anomaly_map, decision.pixel_threshold, decision.min_area)
-        if regions:
-            return mask, "region" if len(regions) == 1 else f"{len(regions)} regions"
-    if decision.is_anomalous(score):
-        return region_mask(positions, grid, anomaly_map.shape), "no region; the highest positions"
-    return mask, "no region"
+    if count or not called:
+        return mask, "region" if count == 1 else f"{count or 'no'} regions"
+    return region_mask(positions, grid, (mask.shape[0], mask.shape[1])), "no region; the highest positions"
 
 
 def localization_panel(
@@ -100,6 +94,8 @@ def localization_panel(
     source: str,
 ) -> list[np.ndarray]:
     """Draw side by side the image, the true defect's outline, the anomaly map over the image, the located region.
+
+    Pictures of wide images stand below each other.
 
     The second picture is left out where nothing is known of the truth. Uses no matplotlib, since every image gets one.
     Images much narrower than 256 pixels are enlarged by a whole factor.
@@ -134,7 +130,9 @@ def localization_panel(
         region_name,
     ]
     shown = [0, 2, 3] if label is None and mask is None else [0, 1, 2, 3]
-    _sheet([tiles[i] for i in shown], [captions[i] for i in shown], 4, _verdict(score, threshold, label), source, path)
+    columns = 1 if image.shape[1] > WIDE * image.shape[0] else 4
+    verdict = _verdict(score, threshold, label)
+    _sheet([tiles[i] for i in shown], [captions[i] for i in shown], columns, verdict, source, path)
     return tiles
 
 

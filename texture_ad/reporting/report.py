@@ -20,6 +20,7 @@ import numpy as np
 
 from texture_ad.evaluation.metrics import outcome
 from texture_ad.files import write_text
+from texture_ad.reporting.cards import Card
 from texture_ad.reporting.tables import cell, metrics_rows
 
 if TYPE_CHECKING:
@@ -75,7 +76,9 @@ class Cell(NamedTuple):
     key: float | str
 
 
-def write_report(folder: Path, metrics: Mapping, images: Sequence[GalleryImage], command: str) -> Path:
+def write_report(
+    folder: Path, metrics: Mapping, images: Sequence[GalleryImage], command: str, cards: Sequence[Card] = ()
+) -> Path:
     """Write report.html into a run folder, from the figures and the configuration that are there.
 
     Args:
@@ -83,6 +86,7 @@ def write_report(folder: Path, metrics: Mapping, images: Sequence[GalleryImage],
         metrics: what metrics.json holds.
         images: the test images; empty for a report without a gallery.
         command: for the shell, repeats the run.
+        cards: shown folded.
 
     Returns:
         The file's path.
@@ -100,6 +104,7 @@ def write_report(folder: Path, metrics: Mapping, images: Sequence[GalleryImage],
         f'<h2 id="figures">Figures</h2>{shown}' if shown else "",
         _gallery(images, metrics["threshold"], source) if images else "",
         f'<h2 id="repeat">How to repeat it</h2>{_repeat(command, metrics.get("data_fingerprint"))}',
+        *map(_folded, cards),
         f"<details><summary>Versions</summary>{_rows(metrics.get('versions', {}))}</details>",
         f"<details><summary>Configuration</summary><pre>{_text(_read(folder / 'config.yaml'))}</pre></details>",
     ]
@@ -277,6 +282,16 @@ def _card(image: GalleryImage, threshold: float) -> str:
         f'<p><span class="outcome">{words}</span>, score {image["score"]:.4g}</p>'
         f'<p class="note">{_text(image["path"])}</p></article>'
     )
+
+
+def _folded(card: Card) -> str:
+    parts = []
+    for section in card.sections:
+        parts.append(f"<h3>{_text(section.heading)}</h3>")
+        parts += [f"<p>{_text(sentence)}</p>" for sentence in section.sentences]
+        parts.append(_rows({name: cell(value) for name, value in section.rows.items()}) if section.rows else "")
+        parts.append(f"<pre>{_text(section.command)}</pre>" if section.command else "")
+    return f"<details><summary>{_text(card.title)}</summary>{''.join(parts)}</details>"
 
 
 def _repeat(command: str, fingerprint: str | None) -> str:

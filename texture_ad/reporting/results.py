@@ -12,8 +12,10 @@ from texture_ad.data.layouts import Sample
 from texture_ad.evaluation.calibration import Decision
 from texture_ad.evaluation.curves import bin_scores, precision_recall_curve, roc_curve
 from texture_ad.evaluation.metrics import Predictions
+from texture_ad.evaluation.regions import find_regions
 from texture_ad.files import csv_text, write_atomic, write_text
 from texture_ad.reporting import charts
+from texture_ad.reporting.cards import Card
 from texture_ad.reporting.panels import colour_scale, localization_panel, overlay_path, shown_region
 from texture_ad.reporting.report import GalleryImage, thumbnail, write_report
 
@@ -27,6 +29,7 @@ def write_results(
     folder: Path,
     pictures: bool,
     command: str,
+    cards: Sequence[Card],
 ) -> None:
     """Write scores.csv, the pictures, report.html and metrics.json of n test images.
 
@@ -39,6 +42,7 @@ def write_results(
         folder: the run folder.
         pictures: draw overlays, figures and the report's gallery.
         command: for the shell, repeats the run.
+        cards: of the detector and the images, for the report.
     """
     samples = [data.test_samples[number] for number in predictions["index"]]
     write_atomic(folder / "scores.csv", _scores_csv(predictions, samples, decision, data))
@@ -46,7 +50,7 @@ def write_results(
     if pictures:
         images = _Overlays(predictions, floor, decision, data, folder).write()
         _write_charts(predictions, metrics, data.source_name, folder)
-    write_report(folder, metrics, images, command)
+    write_report(folder, metrics, images, command, cards)
     # Last: a run folder with metrics.json is finished.
     write_text(folder / "metrics.json", json.dumps(metrics, indent=2, default=float) + "\n")
 
@@ -98,7 +102,7 @@ class _Overlays:
 
     def _gallery_image(self, row: int, number: int) -> GalleryImage:
         sample = self.data.test_samples[number]
-        image = self.data.test_batch([number])["image"][0].permute(1, 2, 0).numpy()
+        image = self.data.test_view(number)
         return {
             "path": str(sample.path.relative_to(self.data.folder)),
             "kind": sample.kind,
@@ -116,7 +120,9 @@ class _Overlays:
             return [image]
         vmin, vmax = colour_scale(self.floor, self.decision.pixel_threshold)
         score = float(self.predictions["score"][row])
-        region, region_name = shown_region(maps[row], positions[row], grid, score, self.decision)
+        found, regions = find_regions(maps[row], self.decision.pixel_threshold, self.decision.min_area)
+        called = self.decision.is_anomalous(score)
+        region, region_name = shown_region(found, len(regions), positions[row], grid, called)
         tiles = localization_panel(
             image,
             maps[row],

@@ -23,6 +23,7 @@ from texture_ad.training.schedules import one_cycle
 
 PASTED = 0.25  # share of a position's cell from which on it counts as pasted
 POOL = 200_000  # normal feature vectors, about, that are kept to draw from
+WHITENING = "whitening."  # begins its keys in a checkpoint
 CHUNK = 16  # images that are pasted on and extracted at a time
 WATCHED = 20_000  # calibration patches, about, whose likelihood says when training ends
 
@@ -171,11 +172,11 @@ class Density(L.LightningModule):
             for number, image in zip(batch["index"].tolist(), batch["image"], strict=True)
             if number in wanted
         }
-        chosen = torch.stack([images[number] for number in numbers]).float() / 255
+        chosen = torch.stack([images[number] for number in numbers])
         on = []
         around = []
         for part in chosen.split(CHUNK):
-            damaged, mask = paste_all(part)
+            damaged, mask = paste_all(part.float() / 255)
             maps = self.detector.patch_features((damaged * 255).round().to(torch.uint8).to(device))
             grid = (maps.shape[2], maps.shape[3])
             cover = F.adaptive_avg_pool2d(mask[:, None].float().to(device), grid).flatten()
@@ -189,12 +190,18 @@ class Density(L.LightningModule):
         return pasted, others
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the images' fingerprint, which a fit without a data module leaves out."""
+        """Save the images' fingerprint, which a fit without a data module leaves out, but no whitening.
+
+        It is large, and fitted before the first step of a resumed run too.
+        """
         checkpoint["images"] = self._data.state_dict()
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {key: state[key] for key in state if not key.startswith(WHITENING)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the images are those of the checkpoint."""
+        """Check that the images are those of the checkpoint, and add the whitening that it lacks."""
         self._data.load_state_dict(checkpoint["images"])
+        checkpoint["state_dict"] |= self.whitening.state_dict(prefix=WHITENING)
 
     def on_train_epoch_start(self) -> None:
         """Draw what belongs to this epoch."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from texture_ad.data.geometry import Geometry
 from texture_ad.errors import ParameterError
 from texture_ad.evaluation.localization import image_scores
 from texture_ad.methods.base import AnomalyDetector, Measurement
@@ -97,6 +98,16 @@ class FusionModel(AnomalyDetector):
         self.register_buffer("patch_statistics", torch.tensor([[0.0, 1.0]] * len(PARTS)))
         self.register_buffer("learnt", torch.tensor(1.0))
 
+    def set_geometry(self, geometry: Geometry) -> None:
+        """Set what the detector sees of a photograph, and how patch features of tiles are whitened.
+
+        Raises:
+            ParameterError: whitening by position where the images are tiles.
+        """
+        if geometry.tiled:
+            self.whitening.ignore_positions()
+        super().set_geometry(geometry)
+
     @classmethod
     def assemble(cls, make: Callable[..., Any], **options: Any) -> "FusionModel":
         """Return an untrained detector; see AnomalyDetector.assemble."""
@@ -104,6 +115,11 @@ class FusionModel(AnomalyDetector):
         whitening = make("whitening", channels=backbone.num_channels)
         parts = {name: make(name, dim=whitening.length) for name in ("head", "flow", "dictionary")}
         return make("score", backbone=backbone, whitening=whitening, **parts, **options)
+
+    @property
+    def uses_spams(self) -> bool:  # type: ignore[override]
+        """Return whether SPAMS learns its dictionary."""
+        return self.weight("dictionary") > 0
 
     def weight(self, part: str) -> float:
         """Return the weight of one of PARTS before the number of training images is known."""

@@ -113,7 +113,9 @@ def _load_best(module: Density | Representation, folder: Path) -> None:
     # Not the callback's own path: the folder may have been moved since.
     path = folder / "best.ckpt"
     if path.is_file():
-        module.load_state_dict(AtomicCheckpoints().load_checkpoint(str(path))["state_dict"])
+        checkpoint = AtomicCheckpoints().load_checkpoint(str(path))
+        module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(checkpoint["state_dict"])
 
 
 def train_dictionary(detector: FusionModel, features: TrainingFeatures, fitting: Fitting) -> None:

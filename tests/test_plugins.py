@@ -1,0 +1,118 @@
+"""Methods of installed packages, and classes of a user's own: the example plugin installed as its page says."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import arguments, few_photographs
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+import texture_ad
+from texture_ad.cli.compose import compose
+from texture_ad.environment import plugins
+from texture_ad.errors import ParameterError, UserError
+from texture_ad.methods.registry import method_class
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    return few_photographs(tmp_path_factory.mktemp("data") / "carpet")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The folder into which pip installed the example."""
+    folder = tmp_path_factory.mktemp("installed")
+    install = ["-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, ROOT / "examples" / "plugin"]
+    subprocess.run([sys.executable, *install], check=True, timeout=300)
+    return folder
+
+
+@pytest.fixture
+def example(installed, monkeypatch):
+    monkeypatch.syspath_prepend(installed)
+    yield
+    sys.modules.pop("texture_ad_mean_distance", None)
+    ConfigStore.instance().repo["method"].pop("mean_distance.yaml", None)
+
+
+def test_an_installed_plugin_is_a_method_like_ours(example, photographs, command, tmp_path):
+    assert [point.name for point in plugins()] == ["mean_distance"]
+    quick = arguments(photographs, tmp_path, "method=mean_distance", "method.sigma=2", "pictures=false")
+    code, out, errors = command("run", *quick)
+    assert code == 0, errors
+    assert "fit      mean_distance" in out
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["method"] == "mean_distance" and metrics["image_auroc"] > 0.5
+    config = OmegaConf.load(tmp_path / "config.yaml").method
+    assert config == {"_target_": "texture_ad.methods.registry.build", "name": "mean_distance", "sigma": 2}
+    detector = texture_ad.load(tmp_path / "detector.pt")
+    assert type(detector.module).__module__ == "texture_ad_mean_distance" and detector.module.settings["sigma"] == 2
+    found = {f"test/{r.name}": r.score for r in detector.predict(photographs / "test")}
+    lines = (tmp_path / "scores.csv").read_text().splitlines()
+    expected = {line.split(",")[0]: float(line.split(",")[3]) for line in lines[1:]}
+    assert found == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(UserError, match=r"method.sigma=-1: expected"):
+        texture_ad.fit(photographs, method="mean_distance", progress=False, overrides=["method.sigma=-1", *quick[2:-3]])
+
+
+def test_without_the_plugin_its_method_is_refused():
+    with pytest.raises(HydraException, match="Could not find 'method/mean_distance'"):
+        compose(["method=mean_distance"])
+    with pytest.raises(ParameterError, match="name=mean_distance: expected one of fusion"):
+        method_class("mean_distance")
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("raise ImportError('its part is missing')", "can't be imported .its part is missing"),
+        ("Odd = 1", "no subclass of AnomalyDetector with the name 'odd'"),
+        ("from texture_ad.methods.padim import PaDiM as Odd", "with the name 'odd'"),
+    ],
+)
+def test_a_plugin_that_is_no_method_is_named(tmp_path, monkeypatch, code, message):
+    (tmp_path / "odd.py").write_text(code)
+    (tmp_path / "odd.yaml").write_text("- a list")
+    info = tmp_path / "odd-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: odd\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[texture_ad.methods]\nodd = odd:Odd\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ParameterError, match=message):
+        method_class("odd")
+    with pytest.raises(UserError, match=r"odd.yaml: expected keys and values"):
+        compose([])
+    sys.modules.pop("odd", None)
+
+
+OWN = """
+from texture_ad.data.datamodule import TextureDataModule
+
+class Mine(TextureDataModule):
+    def setup(self, stage=None):
+        super().setup(stage)
+        self.source_name = "mine"
+"""
+
+
+def test_a_class_of_ones_own_runs_where_it_is_allowed(photographs, tmp_path, monkeypatch, command):
+    (tmp_path / "own_data.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    quick = arguments(photographs, tmp_path / "run", "method=padim", "pictures=false", "data._target_=own_data.Mine")
+    code, _, errors = command("run", *quick)
+    assert code == 2 and "if you trust its code, add allow=[own_data]" in errors
+    assert "own_data" not in sys.modules
+    code, out, errors = command("run", *quick, "allow=[own_data]")
+    assert code == 0, errors
+    assert out.startswith("data     mine:")
+    assert OmegaConf.load(tmp_path / "run" / "config.yaml").allow == ["own_data"]
+    importlib.invalidate_caches()
+    sys.modules.pop("own_data", None)

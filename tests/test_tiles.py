@@ -1,0 +1,222 @@
+"""Pictures of any size cut into tiles: where tiles lie, how their maps are joined, and whole runs on strips."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import arguments, baseline, make, untrained_detector
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from texture_ad.data.geometry import VIEW, Geometry, Tiling, Window, grid_windows, tiles
+from texture_ad.data.pictures import DamagedPicture, Picture
+from texture_ad.errors import ParameterError
+from texture_ad.methods.base import Measurement
+from texture_ad.methods.registry import load
+
+shapes = st.tuples(st.integers(1, 700), st.integers(1, 700))
+tile_shapes = st.tuples(st.integers(32, 200), st.integers(32, 200))
+grids = st.tuples(st.integers(2, 20), st.integers(2, 20))
+
+
+@settings(deadline=None)
+@given(shapes, tile_shapes, st.integers(0, 31), grids)
+def test_tiles_cover_a_picture_and_begin_at_whole_cells(picture, tile, overlap, grid):
+    tiling = Tiling(picture, tile, overlap, grid)
+    covered = np.zeros(picture, bool)
+    for (row, column), window in zip(tiling.starts, tiling.windows(), strict=True):
+        assert window[2:] == tile and 0 <= window.top < picture[0] and 0 <= window.left < picture[1]
+        assert abs(window.top - row * tile[0] / grid[0]) <= 0.5 and abs(window.left - column * tile[1] / grid[1]) <= 0.5
+        covered[window.top : window.top + tile[0], window.left : window.left + tile[1]] = True
+    assert covered.all() and len(tiling) == len(tiling.starts)
+    for side, cells, length, n in zip(picture, tiling.shape, tile, grid, strict=True):
+        assert cells - 1 < side * n / length + 1e-6 and cells >= side * n / length - 1e-6
+
+
+@settings(deadline=None)
+@given(shapes, tile_shapes, st.integers(0, 31), grids)
+def test_what_tiles_agree_on_is_joined_without_a_seam(picture, tile, overlap, grid):
+    tiling = Tiling(picture, tile, overlap, grid)
+    (height, width), (h, w) = tiling.shape, grid
+    whole = torch.rand(2, max(height, h), max(width, w), dtype=torch.float64)
+    maps = torch.stack([whole[:, row : row + h, column : column + w] for row, column in tiling.starts])
+    torch.testing.assert_close(tiling.join(maps), whole[:, :height, :width])
+
+
+@settings(deadline=None)
+@given(shapes, tile_shapes, st.integers(0, 31))
+def test_training_tiles_cover_a_picture_and_stay_inside(picture, tile, overlap):
+    covered = np.zeros(picture, bool)
+    windows = grid_windows(picture, tile, overlap)
+    for window in windows:
+        inside = [
+            start + length <= side or start == 0 for start, length, side in zip(window, tile, picture, strict=False)
+        ]
+        assert all(inside)
+        covered[window.top : window.top + tile[0], window.left : window.left + tile[1]] = True
+    assert covered.all() and len(set(windows)) == len(windows)
+
+
+@given(st.lists(st.tuples(st.integers(1, 30_000), st.integers(1, 30_000)), min_size=1, max_size=5))
+def test_the_view_is_small_and_of_the_pictures_aspect(pictures):
+    geometry = tiles((64, 64), 8, pictures)
+    (height, width), (h, w) = geometry.view, geometry.picture
+    assert height * width <= 1.1 * VIEW + h + w
+    assert height * width > VIEW / 2 or geometry.view == geometry.picture
+    assert Geometry.from_dict(geometry.to_dict()) == geometry
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"overlap": 64}, {"overlap": None}, {"picture": [64]}, {"picture": [0, 4]}, {"size": [64, 9]}, {"other": 1}],
+)
+def test_a_geometry_of_a_stranger_is_checked(change):
+    with pytest.raises((ParameterError, ValueError, TypeError)):
+        Geometry.from_dict(tiles((64, 64), 8, [(100, 100)]).to_dict() | change)
+
+
+@pytest.fixture(scope="module")
+def photograph(tmp_path_factory):
+    """Return the file and the pixels of a picture of 150 x 211."""
+    pixels = np.random.default_rng(0).integers(0, 256, (150, 211, 3), np.uint8)
+    path = tmp_path_factory.mktemp("photograph") / "a.png"
+    Image.fromarray(pixels).save(path)
+    return path, pixels
+
+
+def test_a_window_is_the_part_of_the_picture_that_it_says(photograph):
+    path, pixels = photograph
+    picture = Picture(path)
+    assert picture.shape == (150, 211)
+    found = picture.window(Window(20, 30, 40, 50)).permute(1, 2, 0).numpy()
+    assert (found == pixels[20:60, 30:80]).all()
+    beyond = picture.window(Window(130, 200, 40, 50)).permute(1, 2, 0).numpy()
+    assert (beyond == np.pad(pixels[130:, 200:], ((0, 20), (0, 39), (0, 0)), mode="symmetric")).all()
+    picture.release()
+    assert picture.scaled((150, 211)).permute(1, 2, 0).numpy().tolist() == pixels.tolist()
+
+
+def test_a_large_picture_is_reduced_in_strips_as_in_one_piece(photograph, monkeypatch):
+    path, pixels = photograph
+    monkeypatch.setattr("texture_ad.data.pictures.WHOLE", 0)
+    monkeypatch.setattr("texture_ad.data.pictures.STRIP", 211 * 4 * 3)
+    strips = Picture(path).scaled((30, 40))
+    monkeypatch.setattr("texture_ad.data.pictures.STRIP", 10**9)
+    assert torch.equal(strips, Picture(path).scaled((30, 40)))
+    assert abs(strips.float().mean() - pixels.mean()) < 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_damaged_picture_has_one_defect_in_one_tile(photograph, seed):
+    path, pixels = photograph
+    whole = Window(0, 0, 150, 211)
+    damaged = DamagedPicture(path, (64, 64), seed).window(whole).permute(1, 2, 0).numpy()
+    rows, columns, _ = np.nonzero(damaged != pixels)
+    assert 0 < np.ptp(rows) < 64 and 0 < np.ptp(columns) < 64
+    assert (DamagedPicture(path, (64, 64), seed).window(whole).permute(1, 2, 0).numpy() == damaged).all()
+
+
+def test_tiles_measure_what_the_whole_picture_measures(photograph):
+    """Sparse codes of patches are local, so that tiles see what the whole picture shows: not a digit may differ."""
+    path, pixels = photograph
+    detector = baseline("sparse_coding", patch=8, stride=8, num_atoms=20)
+    detector.atoms.copy_(torch.nn.functional.normalize(torch.randn(detector.atoms.shape), dim=1))
+    whole = detector.measure(torch.from_numpy(pixels[:144, :208].copy()).permute(2, 0, 1)[None]).parts
+    detector.set_geometry(tiles((64, 64), 8, [(150, 211)]))
+    joined = detector.measure_picture(Picture(path)).parts
+    assert joined.shape == (1, 1, 19, 27)
+    torch.testing.assert_close(joined[:, :, :18, :26], whole)
+    prediction = detector([Picture(path)])
+    assert prediction.anomaly_maps.shape == (1, 150, 211) and prediction.grid == (19, 27)
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (64, 64), (300, 70)])
+def test_a_detector_scores_pictures_of_any_size(shape, tmp_path):
+    detector = untrained_detector()
+    detector.set_geometry(tiles((64, 64), 16, [(128, 128), (100, 140), (128, 128)]))
+    pixels = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    prediction = detector(detector.read(tmp_path / "a.png", tmp_path / "a.png"))
+    assert prediction.anomaly_maps.shape == (2, 128, 128) and prediction.scores.isfinite().all()
+    assert prediction.scores[0] == prediction.scores[1]
+    assert (prediction.positions < torch.tensor(prediction.grid)).all() and (prediction.positions >= -1).all()
+
+
+def test_what_padding_does_at_every_tile_s_edges_is_taken_back():
+    """Whatever bias and scale a position has in all tiles, it is as all others afterwards; and nothing else changes."""
+    torch.manual_seed(0)
+    detector = baseline("sparse_coding", patch=8, stride=8, num_atoms=20)
+    bias, scale = torch.randn(1, 8, 8), torch.rand(1, 8, 8) + 0.5
+    normal = torch.randn(4000, 1, 8, 8) * scale + bias
+    detector.level_tiles(normal.split(500))
+    detector.measure = lambda tiles: Measurement(None, tiles)
+    levelled = detector.measure_tiles(normal).parts
+    assert levelled.mean(0).std() < 0.02 and levelled.std(0).std() < 0.05
+    assert levelled.mean() == pytest.approx(float(normal.mean()), abs=0.02)
+    assert levelled.std() == pytest.approx(float(normal.std()), rel=0.05)
+
+
+def test_what_learns_positions_refuses_tiles(tmp_path):
+    geometry = tiles((64, 64), 8, [(100, 100)])
+    with pytest.raises(ParameterError, match=r"^tile=\[64, 64\]: padim learns every position"):
+        baseline("padim", make("backbone", ["backbone.weights=none"])).set_geometry(geometry)
+
+
+def strips(root, normal=8):
+    """Return a folder of strips of 48 x 400 pixels, and one of 48 x 300; anomalous ones have a white spot."""
+    generator = np.random.default_rng(0)
+    for name, count in (("train/good", normal), ("test/good", 3), ("test/spot", 3), ("ground_truth/spot", 3)):
+        folder = root / name
+        folder.mkdir(parents=True)
+        for i in range(count):
+            pixels = generator.integers(90, 110, (48, 300 if name == "test/good" and i == 0 else 400, 3), np.uint8)
+            mask = np.zeros(pixels.shape[:2], np.uint8)
+            if "spot" in name:
+                pixels[20:34, 100 * i + 60 : 100 * i + 76] = mask[20:34, 100 * i + 60 : 100 * i + 76] = 255
+            Image.fromarray(mask if "truth" in name else pixels).save(folder / f"{i}.png")
+    return root
+
+
+def test_a_run_on_strips_finds_and_locates_the_spots(tmp_path, command):
+    data = strips(tmp_path / "strips")
+    own = ["data.tile=48", "data.overlap=16", "data.max_tiles=40", "backbone.min_size=0"]
+    code, out, errors = command("run", *arguments(data, tmp_path / "run", *own))
+    assert code == 0, errors
+    assert "6 training (40 tiles), 2 calibration" in out and "48 x 48 px" in out
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["image_auroc"] == 1.0 and metrics["pixel_auroc"] > 0.9 and metrics["synthetic_auroc"] > 0.5
+    detector = load(tmp_path / "run/detector.pt")
+    assert detector.geometry == Geometry((48, 48), 16, (48, 400)) and detector.whitening.mode == "global"
+    prediction = detector(detector.read(*sorted((data / "test/spot").iterdir())))
+    for i, one in enumerate(prediction.anomaly_maps):
+        column = int(one.mean(0).argmax())
+        assert 100 * i + 50 <= column <= 100 * i + 86
+    code, _, errors = command(
+        "predict", f"detector={tmp_path / 'run/detector.pt'}", f"input={data / 'test'}", f"output={tmp_path / 'out'}"
+    )
+    assert code == 0, errors
+    scores = [
+        {
+            Path(row["path"]).name + Path(row["path"]).parent.name: float(row["score"])
+            for row in csv.DictReader(file.open())
+        }
+        for file in (tmp_path / "run/scores.csv", tmp_path / "out/scores.csv")
+    ]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-4) and len(scores[0]) == 6
+    # The shorter strip is stretched where it is shown; nothing is where it is measured.
+    assert "differ in size" in errors or "differ in size" in out
+
+
+def test_positions_are_not_learnt_from_tiles(tmp_path, command):
+    data = strips(tmp_path / "strips", normal=3)
+    for own, message in (
+        (["whitening.mode=position"], "whitening.mode=position: positions of tiles are no places of the picture"),
+        (["method=padim"], "data.tile=[48, 48]: padim learns every position of an image by itself"),
+        (["data.overlap=48"], "data.overlap=48: expected an integer from 0 to 47"),
+    ):
+        code, _, errors = command("run", *arguments(data, tmp_path / "run", "data.tile=48", *own))
+        assert code == 2 and message in errors, errors

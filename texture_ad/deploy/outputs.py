@@ -1,0 +1,103 @@
+"""Files of what was found, where they are asked for: masks, anomaly maps, lists of regions, MVTec AD 2's submission.
+
+All of them are in pixels of the photographs. tifffile and Pillow are imported where they are used.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from texture_ad.deploy.results import Result, resize_map
+from texture_ad.files import atomic_path, write_text
+
+
+class Wanted(NamedTuple):
+    """Say which files are written beside scores.csv.
+
+    Attributes:
+        pictures: overlays/, a panel of each photograph.
+        masks: masks/, PNG, 255 where a region is, else 0.
+        maps: maps/, TIFF of float16 scores.
+        regions: regions.json, and coco.json for tools that read COCO's format.
+        submission: anomaly_images/ and anomaly_images_thresholded/ as MVTec AD 2's server wants them.
+    """
+
+    pictures: bool = False
+    masks: bool = False
+    maps: bool = False
+    regions: bool = False
+    submission: bool = False
+
+
+def write_files(result: Result, name: Path, source: Path, output: Path, wanted: Wanted) -> None:
+    """Write mask and map of a photograph below `output`, where they are wanted and its method has a map.
+
+    Args:
+        result: with its map and mask.
+        name: of the photograph, relative to `source`.
+        source: the folder that is scored; a submission names <object>/<split>, its last two parts.
+        output: folder.
+        wanted: which files.
+    """
+    if result.anomaly_map is None or result.mask is None or result.size is None:
+        return
+    masks = [Path("masks", f"{name}.png")] if wanted.masks else []
+    maps = [Path("maps", f"{name}.tiff")] if wanted.maps else []
+    if wanted.submission:
+        place = Path(*source.resolve().parts[-2:], name)
+        masks.append(Path("anomaly_images_thresholded", place.with_suffix(".png")))
+        maps.append(Path("anomaly_images", place.with_suffix(".tiff")))
+    for path in masks:
+        write_mask(output / path, result.mask)
+    for path in maps:
+        write_map(output / path, resize_map(result.anomaly_map, result.size))
+
+
+def write_mask(path: Path, mask: np.ndarray) -> None:
+    """Write a mask (H, W) bool as PNG, 255 where it is True."""
+    from PIL import Image
+
+    with atomic_path(path) as temporary:
+        Image.fromarray(mask).save(temporary, format="PNG")
+
+
+def write_map(path: Path, anomaly_map: np.ndarray) -> None:
+    """Write an anomaly map (H, W) as TIFF of float16; scores beyond float16's range become its largest."""
+    import tifffile
+
+    limit = float(np.finfo(np.float16).max)
+    with atomic_path(path) as temporary:
+        tifffile.imwrite(temporary, anomaly_map.clip(-limit, limit).astype(np.float16), compression="zlib")
+
+
+def write_regions(results: Sequence[Result], output: Path) -> None:
+    """Write regions.json, the results as `Result.to_dict` has them, and coco.json."""
+    write_text(output / "regions.json", json.dumps([result.to_dict() for result in results], indent=1) + "\n")
+    write_text(output / "coco.json", json.dumps(coco(results), indent=1) + "\n")
+
+
+def coco(results: Sequence[Result]) -> dict[str, list[dict[str, Any]]]:
+    """Return images and regions in COCO's format of detections; each region's `score` is its peak."""
+    sizes = {result.name: result.size for result in results if result.size}
+    images = [
+        {"id": number, "file_name": name, "height": height, "width": width}
+        for number, (name, (height, width)) in enumerate(sizes.items(), 1)
+    ]
+    numbers = {image["file_name"]: image["id"] for image in images}
+    found = [(numbers[result.name], region) for result in results for region in result.regions]
+    annotations = [
+        {
+            "id": number,
+            "image_id": image,
+            "category_id": 1,
+            "bbox": list(region.box),
+            "area": region.area,
+            "score": region.peak,
+            "iscrowd": 0,
+        }
+        for number, (image, region) in enumerate(found, 1)
+    ]
+    return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "anomaly"}]}
