@@ -1,6 +1,5 @@
 """`python -m texture_ad.predict detector=DETECTOR.pt input=FILE_OR_FOLDER`: score images with a saved detector."""
 
-from math import inf
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -14,7 +13,7 @@ DECISION = ("false_alarm_rate", "threshold", "pixel_threshold", "min_area")
 @hydra_main("predict")
 def main(config: DictConfig) -> None:
     """Score the file or folder that the configuration names, once or as new files arrive."""
-    from texture_ad.deploy.engines import EngineName, use_engine
+    from texture_ad.deploy.engines import FEW, EngineName, use_engine
     from texture_ad.deploy.outputs import Wanted
     from texture_ad.deploy.scorer import Scorer, predict, require_images
     from texture_ad.deploy.watch import check_endless, check_folder, watch
@@ -33,7 +32,9 @@ def main(config: DictConfig) -> None:
         check_endless(config.regions)
     keep_freed_memory()
     detector = load(config.detector, config.device)
-    engine = use_engine(detector, Path(config.detector), config.engine, inf if config.watch else len(paths))
+    # A watched folder begins at once: by itself it uses an engine's file, and makes none.
+    count = FEW if config.watch else len(paths)
+    engine = use_engine(detector, Path(config.detector), config.engine, count)
     print(f"engine   {engine}", flush=True)
     decision = detector.decision(**{name: config[name] for name in DECISION})
     wanted = Wanted(**{name: config[name] for name in Wanted._fields})

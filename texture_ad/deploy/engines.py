@@ -35,7 +35,7 @@ FEW = 100  # images to score, below which `auto` doesn't even open a file: it ta
 MANY = 1000  # images to score, from which on `auto` makes a file that is not there yet
 
 
-def use_engine(detector: AnomalyDetector, file: Path, name: EngineName, images: float) -> str:
+def use_engine(detector: AnomalyDetector, file: Path, name: EngineName, images: int) -> str:
     """Let an engine measure images for a detector from now on; return a line that says which one, and why.
 
     Args:
@@ -43,7 +43,7 @@ def use_engine(detector: AnomalyDetector, file: Path, name: EngineName, images: 
         file: that it was loaded from; the runtime's file lies in a folder beside it.
         name: of the engine; "auto" takes torch for few images, else the fastest that is installed where its file is
             there already or many images are to be scored.
-        images: how many are to be scored, infinity for a watched folder.
+        images: how many are to be scored.
 
     Raises:
         ParameterError: a package is missing, the detector is not on a CPU, or the runtime gives other decisions.
@@ -55,7 +55,7 @@ def use_engine(detector: AnomalyDetector, file: Path, name: EngineName, images: 
     return _use_runtime(detector, file, name)
 
 
-def _use_fastest(detector: AnomalyDetector, file: Path, images: float) -> str:
+def _use_fastest(detector: AnomalyDetector, file: Path, images: int) -> str:
     """Use the fastest engine that is there, or that pays to wait for."""
     if detector.device.type != "cpu":
         return f"torch on {detector.device}"
