@@ -6,7 +6,7 @@ CATEGORIES := carpet grid leather tile wood
 # The pages are written for mkdocs 1; without this each build prints a notice about its successor.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help setup test bench bench-scale lint format docs clean $(CATEGORIES)
+.PHONY: help setup test bench bench-scale mvtec lint format docs clean $(CATEGORIES)
 .DEFAULT_GOAL := help
 
 help: ## list these targets
@@ -30,6 +30,9 @@ bench: setup ## measure speed beside baselines, about 15 minutes; writes benchma
 
 bench-scale: setup ## measure time against images, size and atoms; writes benchmarks/results/bench_scale.png
 	$(BIN)/python -m benchmarks.bench_scale
+
+mvtec: setup ## compare methods on MVTec AD's five textures, beside printed figures; MVTEC_AD_ROOT names its folder
+	$(BIN)/python -m experiments.mvtec root=$(MVTEC_AD_ROOT)
 
 lint: setup ## check format, rules, types and layers, and that the pages build
 	$(BIN)/ruff format --check .

@@ -7,7 +7,8 @@
 
 Both sides of a ratio are measured in one call, most by turns, so that load falls on both alike.
 
-Writes benchmarks/results/bench.json and bench.md, and says which goals fall short. TEXTURE_AD_REAL_DATA may name a
+Writes benchmarks/results/bench.json and bench.md, says which goals fall short, and which rows are slower than in the
+results that were there, beyond the noise. TEXTURE_AD_REAL_DATA may name a
 folder of photographs for the rows that compare accuracy; without it they use embedded data. Rows of another machine or
 other versions are left out of the results.
 """
@@ -15,7 +16,7 @@ other versions are left out of the results.
 import argparse
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -71,17 +72,29 @@ def print_goals(found: dict[str, Any], path: Path) -> None:
         print(f"  {row['work']}, beside {row['beside']}: {row['ratio']:.3g}, goal {row['goal']:.3g} {row['note']}")
 
 
+def print_regressions(before: dict[str, Any], found: dict[str, Any], names: Sequence[str]) -> None:
+    """Print which rows of the measured groups are slower than in the results that were there, beyond the noise."""
+    measured = {"groups": {name: found["groups"][name] for name in names}}
+    slower = results.regressions(before, measured)
+    where = "" if before["machine"] in (None, found["machine"]) else " of another machine or other versions"
+    print(f"beside the earlier results{where}: {len(slower)} rows are slower beyond the noise")
+    for line in slower:
+        print(f"  {line}")
+
+
 def main() -> None:
     """Measure groups of rows, and write the results after each."""
     args = arguments()
     prepare_process()
     torch.manual_seed(0)
+    before = results.committed(args.output)
     found = results.read(args.output)
     for name in args.only:
         found["groups"][name] = measure(name, args.quick)
         found["groups"] = {key: found["groups"][key] for key in ROWS if key in found["groups"]}
         results.write(args.output, found)
     print_goals(found, args.output / "bench.md")
+    print_regressions(before, found, args.only)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ import torch
 from texture_ad.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
+NOISE = 0.1  # of a ratio, between two calls of the benchmarks
+NOISE_OF_ONE = 0.25  # the same where nothing was repeated
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "spams-bin", "scikit-learn", "numpy", "scipy")
 
 
@@ -35,6 +37,31 @@ def read(folder: Path) -> dict[str, Any]:
     path = folder / "bench.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return found if found.get("machine") == machine() else {"machine": machine(), "groups": {}}
+
+
+def committed(folder: Path) -> dict[str, Any]:
+    """Return the results that are there, of whatever machine and versions; without groups if there are none."""
+    path = folder / "bench.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"machine": None, "groups": {}}
+
+
+def regressions(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return a line for each row whose ratios all lie below those of earlier results, by more than the noise.
+
+    The noise is the spread over the repetitions, and beyond it NOISE, or where there was one repetition NOISE_OF_ONE.
+    Ratios of two pieces of work in one call are compared, so that another machine's say something too.
+    """
+    earlier = {
+        (group, row["work"], row["beside"]): row for group, found in before["groups"].items() for row in found["rows"]
+    }
+    lines = []
+    for group, found in now["groups"].items():
+        for row in found["rows"]:
+            old = earlier.get((group, row["work"], row["beside"]))
+            noise = NOISE if len(row["ours"]) > 1 else NOISE_OF_ONE
+            if old and row["high"] < (1 - noise) * old["low"]:
+                lines.append(f"{row['work']}, beside {row['beside']}: {row['ratio']:.3g}, before {old['ratio']:.3g}")
+    return lines
 
 
 def write(folder: Path, results: dict[str, Any]) -> None:

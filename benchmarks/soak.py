@@ -23,16 +23,16 @@ from texture_ad.files import write_text
 from texture_ad.methods.registry import load
 
 WARM_UP = 100
-STATM = Path("/proc/self/statm")
 MAX_GROWTH = 0.05  # of the resident memory
 MAX_P99 = 3  # medians
 
 
-def resident() -> float | None:
-    """Return how much of this process is in memory, in MiB, or None where the system does not tell."""
-    if not STATM.exists():
+def resident(process: int | None = None) -> float | None:
+    """Return how much of a process, by default this one, is in memory, in MiB; None where the system does not tell."""
+    statm = Path(f"/proc/{process or os.getpid()}/statm")
+    if not statm.exists():
         return None
-    pages = int(STATM.read_text(encoding="ascii").split()[1])
+    pages = int(statm.read_text(encoding="ascii").split()[1])
     return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
 
 

@@ -46,7 +46,7 @@ def test_the_commands_are_listed_one_line_each(monkeypatch, capsys, args):
     code, out, errors = console(monkeypatch, capsys, *args)
     assert code == 0 and errors == ""
     lines = {line.split()[0]: line for line in out.splitlines() if line.startswith("  ")}
-    assert list(lines) == ["run", "predict", "export", "import", "workspace"]
+    assert list(lines) == ["run", "predict", "serve", "update", "export", "import", "workspace"]
     assert all(len(line) <= 100 for line in out.splitlines())
 
 

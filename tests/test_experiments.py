@@ -3,10 +3,15 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from helpers import environment, few_photographs, untrained_detector
+
+from benchmarks.comparison import Row
+from benchmarks.results import regressions
+from experiments.mvtec import table as mvtec_table
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["data.size=64", "backbone=resnet18", "backbone.weights=none", "backbone.layers=[layer1]"]
@@ -94,6 +99,40 @@ def test_benchmarks_leave_out_the_rows_of_another_machine(tmp_path):
     assert done.returncode == 0, done.stderr
     assert list(json.loads(results.read_text())["groups"]) == ["embedded_data"]
     assert "| embedded data set carpet | 5 seconds |" in (tmp_path / "bench.md").read_text(encoding="utf-8")
+
+
+def row(ratios: list[float], beside: str = "b") -> dict:
+    return asdict(Row("a", beside, None, [1.0] * len(ratios), ratios))
+
+
+def test_a_regression_is_slower_beyond_the_noise():
+    before = {"groups": {"g": {"rows": [row([2.0, 2.2, 2.4]), row([2.0], "c")]}}}
+    for now, expected in (
+        ([row([1.5, 1.6, 1.7])], ["a, beside b: 1.6, before 2.2"]),
+        ([row([1.7, 1.8, 1.9])], []),  # within a tenth of the lowest of before
+        ([row([1.5, 1.6, 2.5])], []),  # as fast at times
+        ([row([1.6], "c")], []),  # once alone: noise
+        ([row([1.4], "c")], ["a, beside c: 1.4, before 2"]),
+        ([row([0.1, 0.1], "new")], []),
+    ):
+        assert regressions(before, {"groups": {"g": {"rows": now}}}) == expected
+
+
+def test_printed_figures_stand_beside_ours_with_their_means():
+    runs = [
+        {"texture": texture, "method": "fusion", "seed": seed, "image_auroc": auroc}
+        for texture, aurocs in (("carpet", (0.9, 1.0)), ("grid", (0.8, 0.8)))
+        for seed, auroc in enumerate(aurocs)
+    ]
+    ours, *printed = mvtec_table(runs, ["fusion", "padim"], ["carpet", "grid"])
+    assert ours == {
+        "image AUROC": "fusion, here",
+        "carpet": [0.9, 1.0],
+        "grid": [0.8, 0.8],
+        "mean": pytest.approx(0.875),
+    }
+    assert printed[0]["carpet"] == 0.997 and printed[0]["mean"] == pytest.approx((0.997 + 0.957) / 2)
+    assert mvtec_table(runs, ["fusion"], ["carpet", "wood"])[0]["mean"] is None
 
 
 def test_soak_measures_a_saved_detector(tmp_path):

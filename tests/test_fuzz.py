@@ -22,7 +22,7 @@ from texture_ad.cli.explain import explain
 from texture_ad.data.cutpaste import AREA, KINDS, cutpaste
 from texture_ad.data.geometry import Geometry
 from texture_ad.data.images import read_image, read_mask, resize, resize_mask
-from texture_ad.deploy.scorer import COLUMNS
+from texture_ad.deploy.scorer import COLUMNS, Row
 from texture_ad.deploy.watch import Rows
 from texture_ad.errors import UserError
 from texture_ad.files import csv_text
@@ -225,11 +225,12 @@ def test_rows_survive_a_cut_anywhere(names, cut):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scores.csv"
         names = [n.encode("utf-8", "backslashreplace").decode() for n in names]
-        content = csv_text([COLUMNS, *((n, "1.5", "2", 0, "") for n in names)])
+        content = csv_text([COLUMNS, *(Row(n, "1.5", anomalous="0") for n in names)])
         path.write_bytes(content[: min(cut, len(content))])
         rows = Rows(path)
         kept = [n for n in names if n in rows.names]
         assert kept == names[: len(kept)] and rows.names == set(kept)
-        rows.append([(n, "1.5", "2", 0, "") for n in names[len(kept) :]])
+        rows.append([Row(n, "1.5", anomalous="0") for n in names[len(kept) :]])
+        assert rows.stream.counts["scored"] == len(rows.stream.recent) == len(names)
         rows.close()
         assert path.read_bytes() == content

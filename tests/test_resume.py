@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers import arguments, environment, few_photographs, printed_random, repeatable, run_command
 
+from texture_ad.deploy.scorer import Row
 from texture_ad.deploy.watch import Rows
 from texture_ad.errors import UserError
 
@@ -260,7 +261,7 @@ def test_a_watched_folder_is_scored_once_each_over_kills(undisturbed, data, tmp_
 @pytest.mark.parametrize("torn", [b"c.png,1.0,2", b'"na\nme', b"c.png,1,2,0,\xc3"])
 def test_a_torn_row_is_cut_off(tmp_path, torn):
     first = Rows(tmp_path / "scores.csv")
-    first.append([("a.png", 1, 2, 0, ""), ("b\nb.png", 1, 2, 0, "")])
+    first.append([Row("a.png", "1", "0.5"), Row("b\nb.png", "1", "0.5")])
     first.close()
     whole = (tmp_path / "scores.csv").read_bytes()
     (tmp_path / "scores.csv").write_bytes(whole + torn)

@@ -23,13 +23,13 @@ from torch import Tensor
 from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.data.drift import brightness, training_statistics
 from texture_ad.data.layouts import duplicates
-from texture_ad.environment import versions
+from texture_ad.environment import available_memory, versions
 from texture_ad.errors import DivergenceError, ParameterError, UserError
 from texture_ad.evaluation.calibration import FalseAlarmRate
 from texture_ad.evaluation.embedding import embed
 from texture_ad.evaluation.metrics import Predictions, image_metrics, prediction_metrics
 from texture_ad.files import csv_text, write_atomic, write_text
-from texture_ad.methods.base import AnomalyDetector, Prediction, Provenance
+from texture_ad.methods.base import AnomalyDetector, Provenance
 from texture_ad.methods.evaluation import Evaluation
 from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.explain import atom_crops, sample_features
@@ -45,6 +45,8 @@ from texture_ad.training.cache import Cache, digest
 from texture_ad.training.distributed import check_processes, gather, is_rank_zero
 from texture_ad.training.resources import peak_memory, reset_peak_memory
 from texture_ad.training.run_folder import prepare_folder
+
+MUCH = 2**30  # bytes of statistics from which on they are told beforehand
 
 
 def make(group: str, options: Mapping[str, Any], **arguments: Any) -> Any:
@@ -251,9 +253,31 @@ def fit(run: Run) -> AnomalyDetector:
     precision = run.config.trainer.precision
     if precision != "32-true" and not detector.mixed_precision:
         raise ParameterError("trainer.precision", precision, f"expected 32-true with method={detector.name}")
+    _tell_memory(detector)
     run.metrics |= detector.fit(run)
     run.metrics["fit_seconds"] = run.clock() - start
     return detector
+
+
+def _tell_memory(detector: AnomalyDetector) -> None:
+    """Say what statistics of single positions will take, where that is much.
+
+    Raises:
+        UserError: more than there is.
+    """
+    kept, most = detector.fit_memory()
+    free = available_memory()
+    line = (
+        f"statistics of every position of {detector.geometry.size[1]} x {detector.geometry.size[0]} px take "
+        f"{kept / 2**30:.1f} GiB in the detector and up to {most / 2**30:.1f} GiB while they are fitted"
+    )
+    if free is not None and most > free:
+        raise UserError(
+            f"{line}, {free / 2**30:.1f} GiB are free; use whitening.mode=global (method=fusion), a smaller data.size, "
+            "or data.tile"
+        )
+    if most > MUCH:
+        print(f"memory   {line}", flush=True)
 
 
 @torch.no_grad()
@@ -269,15 +293,8 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
         if levels:
             detector.level_tiles(levels)
     measured = [one for batch in run.data.picture_dataloader() for one in detector.measure_all(batch["image"])]
-    rows = [one.parts.transpose(0, 1).flatten(1) for one, _ in measured if one.parts is not None]
-    if rows:
-        # Pictures may differ in size: the values of all their positions in one row, (1, P, positions, 1).
-        values = gather(torch.cat(rows, 1).T).T[None, :, :, None]
-        detector.standardise(values)
-        detector.map_floor.copy_(detector.fuse(values).median())
-    found = [_highest(detector.conclude(*one)) for one in measured]
-    normal, maxima = (gather(torch.cat(values)) for values in zip(*found, strict=True))
-    detector.calibrate(normal, maxima if len(maxima) else None, run.config.false_alarm_rate)
+    detector.calibrate_on(measured, run.config.false_alarm_rate, gather)
+    normal = detector.calibration_scores
     run.metrics["fit_seconds"] = run.metrics.get("fit_seconds", 0) + run.clock() - start
     defects = gather(torch.cat([detector(batch["image"]).scores for batch in run.data.synthetic_dataloader()]))
     labels = [0] * len(normal) + [1] * len(defects)
@@ -295,12 +312,6 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
     }
     if is_rank_zero():
         detector.save(run.folder / "detector.pt")
-
-
-def _highest(prediction: Prediction) -> tuple[Tensor, Tensor]:
-    """Return the image scores (B,) and the highest score of each map, (B,), or (0,) without maps."""
-    maps = prediction.anomaly_maps
-    return prediction.scores, prediction.scores[:0] if maps is None else maps.amax((1, 2))
 
 
 def _examples(run: Run) -> Tensor:
@@ -334,7 +345,9 @@ def evaluate(run: Run, detector: AnomalyDetector) -> Predictions | None:
     predictions = evaluation.predictions()
     run.metrics["test_seconds_per_image"] = (run.clock() - start) / len(run.data.test_samples)
     run.metrics |= {key: max(value, run.metrics.get(key, 0)) for key, value in peak_memory().items()}
-    run.metrics |= prediction_metrics(predictions, float(detector.threshold), run.data.has_masks)
+    run.metrics |= prediction_metrics(
+        predictions, detector.decision(), run.data.true_masks(predictions["index"]) if run.data.has_masks else None
+    )
     return predictions
 
 

@@ -14,6 +14,7 @@ DECISION = ("false_alarm_rate", "threshold", "pixel_threshold", "min_area")
 def main(config: DictConfig) -> None:
     """Score the file or folder that the configuration names, once or as new files arrive."""
     from texture_ad.deploy.engines import FEW, EngineName, use_engine
+    from texture_ad.deploy.notify import notifier
     from texture_ad.deploy.outputs import Wanted
     from texture_ad.deploy.scorer import Scorer, predict, require_images
     from texture_ad.deploy.watch import check_endless, check_folder, watch
@@ -38,9 +39,10 @@ def main(config: DictConfig) -> None:
     print(f"engine   {engine}", flush=True)
     decision = detector.decision(**{name: config[name] for name in DECISION})
     wanted = Wanted(**{name: config[name] for name in Wanted._fields})
-    scorer = Scorer(detector, source, output, decision, wanted)
+    scorer = Scorer(detector, source, output, decision, wanted, unsure=config.unsure)
     if config.watch:
-        watch(scorer, source, output, config.batch_size, config.interval)
+        with notifier(config.webhook, config.mqtt) as tell:
+            watch(scorer, source, output, config.batch_size, config.interval, config.report, tell)
     else:
         predict(scorer, paths, output, config.batch_size)
 

@@ -115,6 +115,23 @@ def training_statistics(paths: list[Path], levels: Tensor) -> ImageStatistics:
     )
 
 
+def either(first: ImageStatistics, second: ImageStatistics) -> ImageStatistics:
+    """Return statistics that find no difference where either of these finds none, nor in between."""
+
+    def levels(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
+        low = min(mean - DEVIATIONS * spread for mean, spread in (a, b))
+        high = max(mean + DEVIATIONS * spread for mean, spread in (a, b))
+        return (low + high) / 2, (high - low) / 2 / DEVIATIONS
+
+    return ImageStatistics(
+        width=(min(first.width[0], second.width[0]), max(first.width[1], second.width[1])),
+        height=(min(first.height[0], second.height[0]), max(first.height[1], second.height[1])),
+        modes=tuple(sorted({*first.modes, *second.modes})),
+        brightness=levels(first.brightness, second.brightness),
+        contrast=levels(first.contrast, second.contrast),
+    )
+
+
 def differences(statistics: ImageStatistics, path: Path, levels: Tensor) -> dict[str, str]:
     """Return a sentence for each respect in which an image differs from the training images.
 

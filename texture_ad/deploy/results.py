@@ -8,12 +8,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from texture_ad.errors import UserError
 from texture_ad.evaluation.calibration import Decision
-from texture_ad.evaluation.regions import Region, find_regions
+from texture_ad.evaluation.regions import Region, find_regions, resize_map
 from texture_ad.methods.base import Prediction
 
 if TYPE_CHECKING:
@@ -36,6 +34,7 @@ class Result:
         anomaly_map: (h, w) float32 at the detector's resolution, None for a method without maps.
         mask: (H, W) bool in pixels of the photograph, True where a region is; None for a method without maps.
         warning: how the photograph differs from the training images, "" where it doesn't.
+        unsure: whether it differs so that neither verdict is given.
         error: why it can't be read, "" where it can.
         path: of its file, None where it came otherwise.
         write_panel: writes its panel to a file, None where maps were not kept or there are none.
@@ -50,14 +49,17 @@ class Result:
     anomaly_map: np.ndarray | None = field(default=None, repr=False)
     mask: np.ndarray | None = field(default=None, repr=False)
     warning: str = ""
+    unsure: bool = False
     error: str = ""
     path: Path | None = None
     write_panel: Callable[[Path], object] | None = field(default=None, repr=False)
 
     @property
     def label(self) -> str:
-        """Return "anomalous" or "normal", or "" where the photograph can't be read."""
-        return "" if self.anomalous is None else "anomalous" if self.anomalous else "normal"
+        """Return "anomalous", "normal" or "unsure", or "" where the photograph can't be read."""
+        if self.anomalous is None:
+            return ""
+        return "unsure" if self.unsure else "anomalous" if self.anomalous else "normal"
 
     @property
     def area(self) -> float:
@@ -166,11 +168,3 @@ def scale_region(region: Region, down: float, across: float) -> Region:
     box = (left, top, round((x + width) * across) - left, round((y + height) * down) - top)
     centre = ((region.centre[0] + 0.5) * across - 0.5, (region.centre[1] + 0.5) * down - 0.5)
     return Region(box, round(region.area * down * across), region.peak, centre)
-
-
-def resize_map(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return an anomaly map (h, w) as float32 (H, W) of `size`, bilinear."""
-    if anomaly_map.shape == tuple(size):
-        return anomaly_map
-    enlarged = F.interpolate(torch.from_numpy(anomaly_map)[None, None], size, mode="bilinear", align_corners=False)
-    return enlarged[0, 0].numpy()

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from texture_ad.data.drift import brightness, differences
-from texture_ad.data.images import IMAGE_SUFFIXES, read_image, resize
-from texture_ad.data.pictures import Picture
+from texture_ad.data.images import IMAGE_SUFFIXES
+from texture_ad.data.pictures import Picture, read_scaled
 from texture_ad.deploy.outputs import Wanted, write_files, write_regions
 from texture_ad.deploy.results import Result, decide
 from texture_ad.errors import ParameterError, UserError
@@ -56,6 +56,7 @@ class Row(NamedTuple):
         level: the score on a scale for people, 0.5 at the threshold.
         threshold: of the scores.
         anomalous: 1 where the score is above the threshold, else 0.
+        label: "normal", "anomalous" or, where that is asked for, "unsure".
         regions: how many regions were found.
         area: share of the image's pixels in them.
         warning: how the image differs from the training images, or why it can't be read.
@@ -66,6 +67,7 @@ class Row(NamedTuple):
     level: str = ""
     threshold: str = ""
     anomalous: str = ""
+    label: str = ""
     regions: str = ""
     area: str = ""
     warning: str = ""
@@ -85,6 +87,7 @@ def row(result: Result, decision: Decision) -> Row:
         level=f"{result.level:.4f}",
         threshold=f"{decision.threshold:.8g}",
         anomalous=str(int(decision.is_anomalous(result.score))),
+        label=result.label,
         regions=str(len(result.regions)) if located else "",
         area=f"{result.area:.6f}" if located else "",
         warning=result.warning,
@@ -135,6 +138,7 @@ class Scorer:
         output: folder of what is written beside scores.csv, or None for nothing.
         decision: thresholds, None for the detector's own.
         wanted: which files.
+        unsure: whether an image that is unlike the training images is neither called normal nor anomalous.
         keep_maps: whether results keep map, mask and panel, which can be large.
 
     Attributes:
@@ -152,9 +156,11 @@ class Scorer:
         output: Path | None,
         decision: Decision | None = None,
         wanted: Wanted = PICTURES,
+        unsure: bool = False,
         keep_maps: bool = False,
     ):
         self.detector = detector
+        self.unsure = unsure
         self.keep_maps = keep_maps
         self.root = source if source.is_dir() else source.parent
         self.output = output
@@ -182,8 +188,7 @@ class Scorer:
         try:
             if self.detector.geometry.tiled:  # large, so that only the one that is scored is decoded
                 return Picture(path)
-            pixels = read_image(path)
-            return Photograph(resize(pixels, self.size), pixels.shape[:2])
+            return Photograph(*read_scaled(path, self.size))
         except UserError as error:
             return error
 
@@ -241,14 +246,15 @@ class Scorer:
                 self.images += 1
                 self.anomalous += bool(result.anomalous)
                 write_panel = self._panel(images[i], result, prediction, i)
+                result = replace(result, path=path, unsure=self.unsure and bool(result.warning))
                 if self.output is not None:
                     if self.wanted.pictures and write_panel is not None:
                         drawn.append(painters.submit(write_panel, self._overlay(path, self.output)))
                     write_files(result, path.relative_to(self.root), self.root, self.output, self.wanted)
                 if self.keep_maps:
-                    found[path] = replace(result, path=path, write_panel=write_panel)
+                    found[path] = replace(result, write_panel=write_panel)
                 else:
-                    found[path] = replace(result, path=path, anomaly_map=None, mask=None)
+                    found[path] = replace(result, anomaly_map=None, mask=None)
         for panel in drawn:
             panel.result()
         return found
@@ -310,10 +316,11 @@ class Scorer:
 
     def warnings(self) -> Iterator[str]:
         """Yield a sentence for each respect in which images differ from the training images."""
+        means = "they are labelled unsure" if self.unsure else "their scores may mean little"
         for respect, count in self.unlike.items():
             yield (
                 f"{count} of {self.images} images differ in {respect} from the training images, first "
-                f"{self.first[respect]}; their scores may mean little"
+                f"{self.first[respect]}; {means}"
             )
         if self.provenance is None or self.provenance.training_images is None:
             yield "the detector holds no statistics of its training images; a drift would go unseen"

@@ -9,17 +9,20 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from texture_ad.deploy.scorer import COLUMNS, Row, Scorer, check_source, find_images
+from texture_ad.deploy.stream import Stream, write_report
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.files import csv_text
 from texture_ad.parameters import Count, Positive, checked
 
 HEADER = csv_text([COLUMNS])
+Tell = Callable[[Mapping[str, Any]], None]
 State = tuple[int, int]  # of a file: its size in bytes and the time of its last change in nanoseconds
 
 
@@ -89,6 +92,7 @@ class Rows:
 
     Attributes:
         names: of the files that have a row.
+        stream: what the rows say.
 
     Raises:
         UserError: another process has it open, or it is a file of another kind.
@@ -98,6 +102,7 @@ class Rows:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.names: set[str] = set()
+        self.stream = Stream()
         self._lock = lock(path)
         self._file = open(path, "a+b")  # noqa: SIM115, it stays open with its lock
         self._take_over()
@@ -127,11 +132,13 @@ class Rows:
             self._write(HEADER)
         rows = list(csv.reader(io.StringIO(complete.decode("utf-8", "replace"), newline="")))
         self.names = {row[0] for row in rows[1:]}
+        self.stream.add(Row(*row) for row in rows[1:] if len(row) == len(COLUMNS))
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add rows in one write and wait until they are on the disk."""
         self._write(csv_text(rows))
         self.names |= {row[0] for row in rows}
+        self.stream.add(rows)
 
     def _write(self, content: bytes) -> None:
         """Write at the end of the file and wait until it is on the disk."""
@@ -174,7 +181,7 @@ def states(paths: Iterable[Path]) -> dict[Path, State]:
     return found
 
 
-def _score_new(scorer: Scorer, rows: Rows, paths: list[Path], batch_size: int, stop: Stop) -> None:
+def _score_new(scorer: Scorer, rows: Rows, paths: list[Path], batch_size: int, stop: Stop, tell: Tell) -> None:
     """Score files in batches and append their rows, until all are done or the process is asked to stop."""
     for start in range(0, len(paths), batch_size):
         if stop.asked:
@@ -182,11 +189,21 @@ def _score_new(scorer: Scorer, rows: Rows, paths: list[Path], batch_size: int, s
         batch = paths[start : start + batch_size]
         scored = scorer.score(batch, scorer.read(batch))
         rows.append([scorer.row(result) for result in scored])
+        for result in scored:
+            tell(result.to_dict())
         print(f"{scorer.images} images, {scorer.anomalous} above the threshold, last {scored[-1].name}", flush=True)
 
 
 @checked
-def watch(scorer: Scorer, folder: Path, output: Path, batch_size: Count, interval: Positive) -> None:
+def watch(
+    scorer: Scorer,
+    folder: Path,
+    output: Path,
+    batch_size: Count,
+    interval: Positive,
+    report: Positive | None = None,
+    tell: Tell = lambda _: None,
+) -> None:
     """Score every new file once, by its name, as it arrives, until SIGINT or SIGTERM.
 
     A file counts as complete when its size and time are as they were one interval before. Rows are appended after
@@ -198,6 +215,9 @@ def watch(scorer: Scorer, folder: Path, output: Path, batch_size: Count, interva
         output: folder of scores.csv.
         batch_size: images that are scored together, at most.
         interval: seconds between looks at the folder.
+        report: seconds between reports of the stream, stream.html, of which one is written at the end as well; None
+            for none.
+        tell: called with each result as plain values, once its row is on the disk.
 
     Raises:
         UserError: another process writes to the same scores.csv, or it is a file of another kind.
@@ -206,10 +226,16 @@ def watch(scorer: Scorer, folder: Path, output: Path, batch_size: Count, interva
     seen: dict[Path, State] = {}
     with Rows(output / "scores.csv") as rows:
         print(f"watching {folder}, {len(rows.names)} images scored before; Ctrl-C ends", flush=True)
+        reported = time.monotonic()
         while not stop.asked:
             now = states(path for path in find_images(folder, output) if scorer.name(path) not in rows.names)
             settled = [path for path, state in now.items() if seen.get(path) == state]
             seen = now
-            _score_new(scorer, rows, settled, batch_size, stop)
+            _score_new(scorer, rows, settled, batch_size, stop, tell)
+            if report is not None and time.monotonic() >= reported + report:
+                write_report(rows.stream, scorer, output / "stream.html")
+                reported = time.monotonic()
             stop.wait(interval)
+        if report is not None:
+            write_report(rows.stream, scorer, output / "stream.html")
     scorer.report()

@@ -18,8 +18,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from texture_ad.data.drift import ImageStatistics
 from texture_ad.data.geometry import Geometry, Shape, Tiling
-from texture_ad.data.images import read_image, resize
-from texture_ad.data.pictures import Picture
+from texture_ad.data.pictures import Picture, read_scaled
 from texture_ad.errors import ParameterError
 from texture_ad.evaluation.calibration import Decision, FalseAlarmRate, conformal_threshold, false_alarms, spread_of
 from texture_ad.evaluation.localization import top_positions
@@ -187,6 +186,12 @@ def _threshold_at(own: Tensor, scores: Tensor, false_alarm_rate: float | None) -
     return float(own) if false_alarm_rate is None else conformal_threshold(scores, false_alarm_rate)
 
 
+def _highest(prediction: Prediction) -> tuple[Tensor, Tensor]:
+    """Return the image scores (B,) and the highest score of each map, (B,), or (0,) without maps."""
+    maps = prediction.anomaly_maps
+    return prediction.scores, prediction.scores[:0] if maps is None else maps.amax((1, 2))
+
+
 def _plain(value: Any) -> Any:
     """Return an argument as a file holds it: a part by its settings, a sequence as a list."""
     if isinstance(value, nn.Module):
@@ -301,6 +306,10 @@ class AnomalyDetector(nn.Module, ABC):
     def device(self) -> torch.device:
         """Return where the detector's tensors are."""
         return self.threshold.device
+
+    def fit_memory(self) -> tuple[int, int]:
+        """Return the bytes that statistics of single positions take in the detector, and at most while it is fitted."""
+        return 0, 0
 
     @abstractmethod
     def fit(self, fitting: Fitting) -> dict[str, float]:
@@ -474,6 +483,34 @@ class AnomalyDetector(nn.Module, ABC):
             self._tile_grid = (height, width) if parts is None else (parts.shape[2], parts.shape[3])
         return self.geometry.tiling(picture, self._tile_grid)
 
+    @torch.no_grad()
+    def calibrate_on(
+        self,
+        measured: Sequence[tuple[Measurement, Shape]],
+        false_alarm_rate: float,
+        gather: Callable[[Tensor], Tensor] = lambda values: values,
+    ) -> None:
+        """Bring the scores to one scale and set both thresholds by what was measured of calibration images.
+
+        Args:
+            measured: by `measure_all`.
+            false_alarm_rate: share of normal images above either threshold.
+            gather: returns the rows of all processes.
+
+        Raises:
+            ParameterError: a rate out of its range.
+            UserError: scores that are not finite.
+        """
+        rows = [one.parts.transpose(0, 1).flatten(1) for one, _ in measured if one.parts is not None]
+        if rows:
+            # Pictures may differ in size: the values of all their positions in one row, (1, P, positions, 1).
+            values = gather(torch.cat(rows, 1).T).T[None, :, :, None]
+            self.standardise(values)
+            self.map_floor.copy_(self.fuse(values).median())
+        found = [_highest(self.conclude(*one)) for one in measured]
+        scores, maxima = (gather(torch.cat(values)) for values in zip(*found, strict=True))
+        self.calibrate(scores, maxima if len(maxima) else None, false_alarm_rate)
+
     def calibrate(self, scores: Tensor, maxima: Tensor | None, false_alarm_rate: float) -> None:
         """Set both thresholds by the scores of calibration images, and keep these for other decisions.
 
@@ -534,7 +571,7 @@ class AnomalyDetector(nn.Module, ABC):
         """
         if self.geometry.tiled:
             return [Picture(Path(path)) for path in paths]
-        images = [resize(read_image(Path(path)), self.geometry.size) for path in paths]
+        images = [read_scaled(Path(path), self.geometry.size)[0] for path in paths]
         return torch.stack(images).to(self.device)
 
     def save(self, path: Path) -> None:

@@ -25,6 +25,8 @@ from texture_ad.reporting.metrics import DRAWN
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from texture_ad.evaluation.stream import Chart
+
 NORMAL = "#CC3311"
 ANOMALOUS = "#0077BB"
 _CLASSES = ((0, "normal", NORMAL, "o"), (1, "anomalous", ANOMALOUS, "^"))
@@ -197,6 +199,48 @@ def _name_ticks(axes: "Axes", names: Sequence[str]) -> None:
     long = max(map(len, names)) > 6
     axes.set_xticks(range(len(names)), names, rotation=30 if long else 0, ha="right" if long else "center")
     axes.set_xlim(-0.5, len(names) - 0.5)
+
+
+def control_chart(chart: "Chart", value: str, path: Path, source: str) -> None:
+    """Draw a control chart of a stream: its values, where normal images would be, and the limits.
+
+    Args:
+        chart: from `evaluation.stream`.
+        value: what is controlled, for the axis.
+        path: PNG to write.
+        source: name of the data source.
+    """
+    with _chart(path, f"{value} along the stream", source, size=(8, 3.4)) as (axes,):
+        out = chart.out()
+        axes.fill_between(chart.number, chart.low, chart.high, color="grey", alpha=0.15, label="within the limits")
+        axes.axhline(chart.centre, color="grey", linewidth=1, label="expected of normal images")
+        axes.plot(chart.number, chart.value, color="black", linewidth=1, marker="." if len(out) < 200 else "")
+        axes.plot(chart.number[out], chart.value[out], "^", color=ANOMALOUS, markersize=5, label="out of control")
+        axes.set(xlabel="image", ylabel=value)
+        axes.locator_params(axis="x", integer=True)
+        _legend_below(axes)
+
+
+def stream_histogram(scores: ArrayLike, calibration: ArrayLike, threshold: float, path: Path, source: str) -> None:
+    """Draw how the scores of a stream are distributed beside those of the calibration images.
+
+    Args:
+        scores: of the stream (n,).
+        calibration: scores (m,) of the calibration images.
+        threshold: an image is called anomalous where its score is greater.
+        path: PNG to write.
+        source: name of the data source.
+    """
+    with _chart(path, "Scores of the stream and of the calibration images", source, size=(8, 3.4)) as (axes,):
+        edges = np.histogram_bin_edges(np.concatenate((scores, calibration)), bins=30)
+        for name, colour, found in (("calibration images", NORMAL, calibration), ("stream", ANOMALOUS, scores)):
+            found = np.asarray(found)
+            bars: Any = {"bins": edges, "weights": np.full(len(found), 100 / len(found)), "color": colour}
+            axes.hist(found, **bars, alpha=0.35, histtype="stepfilled", label=f"{name} ({len(found)})")
+            axes.hist(found, **bars, histtype="step", linewidth=1.4)
+        axes.axvline(threshold, **_THRESHOLD, label=f"threshold {threshold:.4g}")
+        axes.set(xlabel="image score", ylabel="% of the images")
+        _legend_below(axes)
 
 
 @contextmanager

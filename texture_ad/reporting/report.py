@@ -46,6 +46,21 @@ _FIGURES = {
         "The patches of training images that use each atom most: what the detector takes for normal.",
     ),
 }
+_STREAM = {
+    "ranks": (
+        "Are the scores still those of the calibration images?",
+        "The moving average of each score's rank among the calibration scores. Above the limits the stream scores "
+        "higher than normal images did, even if few reach the threshold: light, focus or material may have changed.",
+    ),
+    "shares": (
+        "How many images are above the threshold?",
+        "The share in blocks of images. Limits are those of normal images alone: defects lie above, too.",
+    ),
+    "histogram": (
+        "Scores",
+        "The stream and the calibration images lie over one another as long as both show the same kind of image.",
+    ),
+}
 _CONTENTS = """<nav><a href="#metrics">Metrics</a><a href="#figures">Figures</a><a href="#images">Test images</a>
 <a href="#repeat">How to repeat it</a></nav>"""
 _CLASSES = {"correct": "correct", "false alarm": "alarm", "missed": "missed"}  # of an outcome's card in report.css
@@ -145,6 +160,26 @@ def sweep_report(
     path = folder / "report.html"
     write_text(path, _page(f"{folder.name}: texture_ad's comparison", source, body))
     return path
+
+
+def stream_report(path: Path, sentences: Sequence[str], counts: Mapping[str, object], plots: Path, source: str) -> None:
+    """Write the report of a watched stream.
+
+    Args:
+        path: of the HTML file.
+        sentences: for the top of the page.
+        counts: name to number of images.
+        plots: folder of the charts, those of _STREAM that are there.
+        source: name of the data source.
+    """
+    figures = [(plots / f"{name}.png", *about) for name, about in _STREAM.items()]
+    body = [
+        _verdict(sentences),
+        f"<h2>Images</h2>{_rows(counts)}",
+        "<h2>Charts</h2>",
+        *(_figure(*figure) for figure in figures if figure[0].is_file()),
+    ]
+    write_text(path, _page("The stream: texture_ad's report", source, body))
 
 
 def verdict(metrics: Mapping) -> list[str]:

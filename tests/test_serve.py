@@ -1,0 +1,395 @@
+"""The web service: its answers beside the detector's own, what it refuses, its page in a browser, and many requests
+with bad ones and a kill among them."""
+
+import base64
+import contextlib
+import http.client
+import io
+import json
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from browser import CHROMIUM, Browser
+from helpers import untrained_detector
+from PIL import Image
+
+from benchmarks import serve_soak
+from texture_ad.data.images import read_image, resize
+from texture_ad.deploy.scorer import Scorer
+from texture_ad.errors import ParameterError, UserError
+
+pytest.importorskip("fastapi")
+uvicorn = pytest.importorskip("uvicorn")
+
+from texture_ad.deploy.service.app import Service, create_app  # noqa: E402
+from texture_ad.deploy.service.limits import Limits, RateLimit, Refusal, check_host, check_token  # noqa: E402
+from texture_ad.deploy.service.server import listen  # noqa: E402
+from texture_ad.deploy.service.worker import Worker  # noqa: E402
+
+TOKEN = "a-secret-of-this-test"
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photographs")
+    rng = np.random.default_rng(0)
+    for name in "abcd":
+        pixels = rng.integers(60, 180, (40, 45, 3), np.uint8)
+        if name == "d":
+            pixels[10:20, 10:20] = 255
+        Image.fromarray(pixels).resize((180, 160)).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def detector(photographs):
+    """The last photograph alone is anomalous."""
+    paths = sorted(photographs.iterdir())
+    found = untrained_detector(64, paths, torch.stack([resize(read_image(p), (64, 64)) for p in paths]))
+    prediction = found(found.read(*paths))
+    found.calibrate(prediction.scores[:3], prediction.anomaly_maps.amax((1, 2))[:3], 0.25)
+    return found
+
+
+@pytest.fixture(scope="module")
+def saved(detector, tmp_path_factory):
+    path = tmp_path_factory.mktemp("detector") / "detector.pt"
+    detector.save(path)
+    return path
+
+
+@contextlib.contextmanager
+def served(detector, folder, token=None, tell=lambda _: None, **limits):
+    """A service in a thread of this process; its port."""
+    given = {"max_mb": 0.3, "max_pixels": 100_000, "max_requests": 8, "rate": None, "timeout": 5, **limits}
+    scorer = Scorer(detector, folder, None, keep_maps=True)
+    app = create_app(Service(scorer, Limits(**given), token, "127.0.0.1", 4, tell))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    with listen("127.0.0.1", 0) as listening:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        yield listening.getsockname()[1]
+        server.should_exit = True
+        thread.join()
+    assert list(folder.iterdir()) == []  # nothing of a request stays
+
+
+@pytest.fixture(scope="module")
+def port(detector, tmp_path_factory):
+    with served(detector, tmp_path_factory.mktemp("bodies")) as number:
+        yield number
+
+
+def ask(port, method, path, body=None, **headers):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+    answer = connection.getresponse()
+    content = answer.read()
+    connection.close()
+    return answer.status, answer.headers, content
+
+
+def post(port, body, path="/predict", **headers):
+    status, found, content = ask(port, "POST", path, body, **({"Content_Type": "image/png"} | headers))
+    return status, found, json.loads(content)
+
+
+def decoded(picture):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))))
+
+
+# --- answers ------------------------------------------------------------------------------------------
+
+
+def test_the_answer_is_the_detectors(port, detector, photographs):
+    for name, label in (("a", "normal"), ("d", "anomalous")):
+        path = photographs / f"{name}.png"
+        expected = detector(detector.read(path))
+        status, _, answer = post(port, path.read_bytes(), f"/predict?name={name}%20%3C&mask=true&map=true")
+        assert status == 200 and answer["label"] == label and answer["name"] == f"{name} <"
+        assert answer["score"] == pytest.approx(float(expected.scores[0]), rel=1e-4)
+        assert answer["size"] == [160, 180] and (answer["level"] > 0.5) == (label == "anomalous")
+        mask, levels = decoded(answer["mask"]), decoded(answer["map"])
+        assert mask.shape == levels.shape == (160, 180)
+        assert bool(answer["regions"]) == bool(mask.any()) == (label == "anomalous")
+        assert sum(region["area"] for region in answer["regions"]) == mask.sum()
+        # The map's levels part the pixels where the mask does, but for their rounding.
+        assert np.array_equal((levels > 128)[levels != 128], mask[levels != 128])
+
+
+def test_pictures_only_where_they_are_asked_for(port, photographs):
+    _, _, answer = post(port, (photographs / "a.png").read_bytes())
+    assert "mask" not in answer and "map" not in answer
+
+
+def test_requests_side_by_side_have_their_own_answers(port, detector, photographs):
+    paths = sorted(photographs.iterdir()) * 4
+    expected = detector(detector.read(*paths)).scores.tolist()
+    found = [None] * len(paths)
+
+    def send(i):
+        for _ in range(100):
+            status, headers, answer = post(port, paths[i].read_bytes())
+            if status == 200:
+                found[i] = answer["score"]
+                return
+            assert status == 503 and headers["Retry-After"] == "1"
+            time.sleep(0.05)
+
+    threads = [threading.Thread(target=send, args=(i,)) for i in range(len(paths))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_health_metrics_and_the_detectors_description(port, detector, photographs):
+    post(port, (photographs / "d.png").read_bytes())
+    post(port, b"")
+    assert json.loads(ask(port, "GET", "/health")[2]) == {"status": "ok"}
+    metrics = ask(port, "GET", "/metrics")[2].decode()
+    for name in ('requests_total{status="200"}', 'requests_total{status="422"}', 'images_total{label="anomalous"}'):
+        assert float(metrics.split(f"texture_ad_{name} ")[1].split()[0]) >= 1
+    about = json.loads(ask(port, "GET", "/detector")[2])
+    assert about["threshold"] == pytest.approx(float(detector.threshold)) and len(about["calibration_levels"]) == 3
+    assert json.loads(ask(port, "GET", "/openapi.json")[2])["paths"].keys() == {
+        "/predict",
+        "/health",
+        "/detector",
+        "/metrics",
+    }
+
+
+# --- refusals -----------------------------------------------------------------------------------------
+
+
+def picture(width, height, kind="PNG"):
+    content = io.BytesIO()
+    Image.new("RGB", (width, height), (90, 90, 90)).save(content, kind)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status", "problem"),
+    [
+        (b"", "image/png", 422, "the body is empty"),
+        (b"not a picture", "image/png", 422, "can't be read as an image"),
+        (picture(60, 60)[:100], "image/png", 422, "can't be read as an image"),
+        (b"a text", "text/plain", 415, "Content-Type text/plain"),
+        (b"a form", "application/x-www-form-urlencoded", 415, "image/png"),
+        (bytes(400_000), "image/png", 413, "more than 0.3 MB"),
+        (iter([bytes(100_000)] * 4), "image/png", 413, "more than 0.3 MB"),
+        (picture(400, 300), "image/png", 413, "400 x 300 pixels, at most 100000"),
+    ],
+)
+def test_bad_requests_are_told_what_is_wrong(port, body, kind, status, problem, photographs):
+    found, _, answer = post(port, body, Content_Type=kind)
+    assert (
+        found == status
+        and problem in answer["error"]
+        and "/" not in answer["error"].replace("image/", "").replace("text/", "").replace("application/", "")
+    )
+    assert post(port, (photographs / "a.png").read_bytes())[0] == 200
+
+
+def test_a_slow_request_is_given_up_and_a_full_house_says_so(detector, photographs, tmp_path):
+    with served(detector, tmp_path, timeout=1, max_requests=1) as port:
+        with socket.create_connection(("127.0.0.1", port)) as waiting:
+            waiting.sendall(
+                b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\n1"
+            )
+            time.sleep(0.2)
+            status, headers, _ = post(port, (photographs / "a.png").read_bytes())
+            assert status == 503 and headers["Retry-After"] == "1"
+            assert b" 408 " in waiting.recv(100)
+        assert post(port, (photographs / "a.png").read_bytes())[0] == 200
+
+
+def test_a_client_that_sends_too_fast_waits(detector, photographs, tmp_path):
+    with served(detector, tmp_path, rate=2) as port:
+        found = [post(port, b"x")[0] for _ in range(4)]
+        assert found == [422, 422, 429, 429]
+        headers = post(port, b"x")[1]
+        assert headers["Retry-After"] == "1"
+
+
+def test_the_rate_is_each_clients_own_and_clients_are_forgotten():
+    now = [0.0]
+    rate = RateLimit(10, lambda: now[0])
+    for moment in range(100):  # a steady client may go on for ever
+        now[0] = 0.1 * moment
+        rate.check("steady")
+    for _ in range(9):
+        rate.check("other")
+    rate.check("other")
+    with pytest.raises(Refusal, match="429"):
+        rate.check("other")
+    for number in range(3000):
+        now[0] += 1
+        rate.check(f"client {number}")
+    assert len(rate.due) < 1100
+    slow = RateLimit(0.5, lambda: now[0])
+    slow.check("a")
+    with pytest.raises(Refusal) as refusal:
+        slow.check("a")
+    assert refusal.value.retry_after == pytest.approx(2)
+
+
+def test_a_token_is_asked_for(detector, photographs, tmp_path):
+    body = (photographs / "a.png").read_bytes()
+    with served(detector, tmp_path, TOKEN) as port:
+        assert post(port, body)[0] == post(port, body, Authorization="Bearer wrong")[0] == 401
+        assert post(port, body, Authorization=f"Bearer {TOKEN}")[0] == 200
+        assert ask(port, "GET", "/metrics")[0] == ask(port, "GET", "/detector")[0] == 401
+        assert ask(port, "GET", "/metrics", Authorization=f"Bearer {TOKEN}")[0] == 200
+        assert ask(port, "GET", "/health")[0] == ask(port, "GET", "/")[0] == 200
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::", "factory.example"])
+def test_others_reach_it_with_a_token_alone(host, saved, command):
+    code, _, errors = command("serve", f"detector={saved}", f"host='{host}'")
+    assert code == 2 and f"token=None: host={host} can be reached from other machines" in errors
+    check_token(host, TOKEN)
+    with pytest.raises(ParameterError, match="at least 16 characters"):
+        check_token(host, "short")
+
+
+def test_a_port_that_is_taken(saved, command):
+    with listen("127.0.0.1", 0) as taken:
+        number = taken.getsockname()[1]
+        code, _, errors = command("serve", f"detector={saved}", f"port={number}")
+    assert code == 2 and f"port={number}: can't listen at 127.0.0.1" in errors
+
+
+def test_a_name_that_points_here_is_not_ours(port):
+    assert ask(port, "GET", "/health", Host="attacker.example")[0] == 400
+    for name in ("localhost", "localhost:8000", "127.0.0.1:8000", "[::1]:8000", "[::1]"):
+        check_host(name, "127.0.0.1")
+    check_host("factory.example", "0.0.0.0")  # there the token counts
+
+
+# --- one worker ---------------------------------------------------------------------------------------
+
+
+def test_the_worker_scores_what_waits_together_and_a_bad_job_spoils_no_other():
+    release = threading.Event()
+    batches = []
+
+    def work(jobs):
+        release.wait()
+        batches.append(list(jobs))
+        if "bad" in jobs:
+            raise UserError("broken")
+        return [job.upper() for job in jobs]
+
+    worker = Worker(work, batch_size=3)
+    futures = [worker.submit(job) for job in ("a", "b", "bad", "c", "d")]
+    release.set()
+    worker.close()  # after what waits
+    assert [f.result() for f in futures if f is not futures[2]] == ["A", "B", "C", "D"]
+    assert isinstance(futures[2].exception(), UserError)
+    assert max(map(len, batches)) == 3 and [len(b) for b in batches].count(1) >= 1
+
+
+# --- the page -----------------------------------------------------------------------------------------
+
+
+class Window(Browser):
+    """A page of a service."""
+
+    def visit(self, url, width):
+        self.events = []
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
+        )
+        self.call("Page.navigate", url=url)
+        self.until("document.readyState === 'complete' && !/Connecting/.test(document.body.textContent)")
+
+    def until(self, script):
+        end = time.monotonic() + 60
+        while not self.evaluate(script):
+            assert time.monotonic() < end, script
+            time.sleep(0.05)
+
+    def choose(self, paths):
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector="#files")["nodeId"]
+        self.call("DOM.setFileInputFiles", files=[str(path) for path in paths], nodeId=node)
+        self.until("!/waiting|None/.test(document.getElementById('summary').textContent)")
+
+    def press(self, key):
+        for kind in ("rawKeyDown", "keyUp"):
+            code = {"Tab": 9, "Home": 36, "ArrowRight": 39}[key]
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+
+    def text(self, selector):
+        return self.evaluate(f"document.querySelector({json.dumps(selector)}).textContent")
+
+    def problems(self):
+        """What the browser complained of, but for answers that are errors."""
+        entries = [e["params"]["entry"] for e in self.events if e["method"] == "Log.entryAdded"]
+        thrown = [e for e in self.events if e["method"] == "Runtime.exceptionThrown"]
+        return thrown + [e for e in entries if e["level"] == "error" and e["source"] != "network"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_the_page_in_a_browser(detector, photographs, tmp_path):
+    (tmp_path / "bodies").mkdir()
+    bad = tmp_path / "<b>bad.png"
+    bad.write_bytes(b"no picture")
+    files = [*sorted(photographs.iterdir()), bad]
+    with served(detector, tmp_path / "bodies", TOKEN) as port, Window(tmp_path / "profile") as page:
+        url = f"http://127.0.0.1:{port}/"
+        page.visit(url, 1200)
+        assert page.evaluate("document.getElementById('main').hidden")
+        page.evaluate(f"get('token').value = '{TOKEN}'; get('login').requestSubmit()")
+        page.until("!document.getElementById('main').hidden")
+        for width in (1200, 390):
+            page.visit(url, width)  # the token is remembered
+            page.choose(files)
+            assert page.text("#summary") == "5 photographs: 3 normal, 1 anomalous, 1 not scored."
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+        # What a verdict is does not depend on colours, what a control is not on its place.
+        assert page.text("#cards li:nth-child(4) .verdict") == "anomalous"
+        assert "can't be read as an image" in page.text("#cards li:nth-child(5) .warning")
+        assert page.text("#cards li:nth-child(5) h3") == "<b>bad.png"
+        unnamed = "[...document.querySelectorAll('input, select')].filter((e) => !e.labels.length).length"
+        assert page.evaluate(unnamed) == 0
+        pictures = "[...document.querySelectorAll('#cards canvas')].filter((e) => e.checkVisibility())"
+        assert page.evaluate(f"{pictures}.length") == 12
+        assert page.evaluate(f"{pictures}.every((e) => e.ariaLabel && e.width > 100)")
+        # The keyboard moves the threshold: everything is above its lowest place.
+        page.evaluate("get('threshold').focus()")
+        page.press("Home")
+        assert page.text("#level") == "0.01"
+        assert page.text("#summary").endswith("4 anomalous, 1 not scored; the moved threshold changes 3.")
+        assert page.text("#cards li:nth-child(1) .was") == "normal at the detector's own threshold"
+        assert "100.0 % of normal photographs" in page.text("#promise")
+        page.evaluate("get('changed').click()")
+        assert page.evaluate("document.querySelectorAll('#cards li:not([hidden])').length") == 3
+        page.evaluate("get('reset').click(); get('changed').click()")
+        assert page.text("#summary") == "5 photographs: 3 normal, 1 anomalous, 1 not scored."
+        page.evaluate("get('order').value = 'high'; get('order').dispatchEvent(new Event('change'))")
+        assert page.text("#cards li:nth-child(1) h3") == "d.png"
+        rows = page.evaluate("csv()").splitlines()
+        assert len(rows) == 6 and rows[4].startswith('"d.png","anomalous","0.') and "can't be read" in rows[5]
+        assert page.evaluate("rows()[3].regions.length > 0 && !('map' in rows()[3])")
+        assert page.problems() == []
+
+
+# --- many requests ------------------------------------------------------------------------------------
+
+
+def test_a_miniature_of_the_soak_keeps_its_bounds(saved, photographs, monkeypatch):
+    """From the command line, with bad requests and a kill among them, to an orderly end."""
+    monkeypatch.setattr(serve_soak, "MAX_GROWTH", 0.5)  # of the first few requests
+    monkeypatch.setattr(serve_soak, "SLOW_SHARE", 0.2)
+    monkeypatch.setattr(serve_soak, "TIMEOUT", 0.5)
+    result = serve_soak.soak(saved, photographs, count=80, clients=4)
+    assert result["kept"], result
+    assert sum(result["kinds"].values()) == 80 and len(result["kinds"]) >= 7 and result["exit_code"] == 0

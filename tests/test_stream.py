@@ -1,0 +1,197 @@
+"""The report of a watched stream: its control charts against simulated streams, its page, its memory over restarts."""
+
+import json
+import re
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from texture_ad.deploy.notify import notifier
+from texture_ad.deploy.scorer import Row
+from texture_ad.deploy.stream import RECENT, Stream, write_report
+from texture_ad.deploy.watch import Rows
+from texture_ad.errors import ParameterError
+from texture_ad.evaluation.calibration import Decision, conformal_threshold, false_alarms
+from texture_ad.evaluation.stream import BLOCK, rank_chart, ranks, share_chart
+
+
+def test_ranks_are_uniform_for_normal_images_whatever_their_scores():
+    rng = np.random.default_rng(0)
+    calibration, stream = np.exp(rng.normal(size=(2, 3000)))
+    found = ranks(stream, calibration)
+    assert found.mean() == pytest.approx(0.5, abs=0.02) and found.var() == pytest.approx(1 / 12, abs=0.005)
+    assert np.allclose(ranks([0.5, 2.0, 9.0], [1.0, 2.0, 3.0]), [0.125, 0.5, 0.875])
+
+
+@pytest.mark.parametrize("count", [20, 200])
+def test_a_normal_stream_stays_in_control(count):
+    """Few calibration images are no reason for an alarm: the limits know how few they are."""
+    rng = np.random.default_rng(1)
+    out = [rank_chart(rng.normal(size=300), rng.normal(size=count)).out().mean() for _ in range(200)]
+    assert np.mean(out) < 0.01
+
+
+def test_a_drift_below_the_threshold_is_seen_in_the_ranks_and_not_in_the_shares():
+    rng = np.random.default_rng(2)
+    calibration = rng.normal(size=200)
+    stream = np.concatenate((rng.normal(size=300), rng.normal(loc=1.0, size=100)))
+    chart = rank_chart(stream, calibration, first=1001)
+    assert not chart.out()[:300].any() and chart.out()[-50:].mean() > 0.9 and chart.number[-1] == 1400
+    assert not share_chart(stream > 4, 1 / 201).out().any()
+
+
+def test_shares_are_those_of_blocks():
+    above = np.zeros(2 * BLOCK + 10, bool)
+    above[BLOCK : BLOCK + 20] = True
+    chart = share_chart(above, 0.05, first=11)
+    assert np.array_equal(chart.value, [0, 20 / BLOCK, 0]) and np.array_equal(chart.out(), [False, True, False])
+    assert chart.number.tolist() == [10 + BLOCK, 10 + 2 * BLOCK, 20 + 2 * BLOCK]
+    assert chart.high[2] > chart.high[0]  # a block of few images says less
+
+
+# --- the report of a watched folder -------------------------------------------------------------------
+
+
+class Calibrated:
+    """What a stream's report wants of a scorer."""
+
+    source = "detector of a test <b>"
+
+    def __init__(self, calibration, rate):
+        scores = torch.tensor(calibration)
+        threshold = conformal_threshold(scores, rate)
+        told = false_alarms(scores, threshold)
+        self.decision = Decision(threshold, None, 1, 1.0, told, rate)
+        self.detector = SimpleNamespace(calibration_scores=scores)
+
+
+def rows(scores, threshold, warning=""):
+    return [
+        Row(f"{i}.png", f"{s:.8g}", anomalous=str(int(s > threshold)), warning=warning) for i, s in enumerate(scores)
+    ]
+
+
+def test_the_report_says_whether_the_stream_is_in_control(tmp_path):
+    rng = np.random.default_rng(3)
+    scorer = Calibrated(rng.normal(size=200), 0.05)
+    stream = Stream()
+    path = tmp_path / "stream.html"
+    write_report(stream, scorer, path)
+    assert not path.exists()  # nothing to tell
+    stream.add([*rows(rng.normal(size=300), scorer.decision.threshold), Row("broken.png", warning="empty")])
+    write_report(stream, scorer, path)
+    page = path.read_text(encoding="utf-8")
+    assert "In control" in page and "of 300 images" in page and page.count("<figure>") == 3
+    assert "detector of a test &lt;b&gt;" in page and "http" not in page.split("</style>")[1].split("<script>")[0]
+    stream.add(rows(rng.normal(loc=1.5, size=100), scorer.decision.threshold, "brightness 9"))
+    write_report(stream, scorer, path)
+    page = path.read_text(encoding="utf-8")
+    since = int(re.search(r"Out of control since image (\d+): the scores are higher", page)[1])
+    assert 300 < since < 320 and "100 images differ from the training images" in page
+    assert [p.name for p in tmp_path.iterdir()] == ["stream.html"]
+
+
+def test_a_long_stream_takes_no_more_memory_and_keeps_its_counts(tmp_path):
+    stream = Stream()
+    stream.add(rows(np.zeros(RECENT + 10), 1.0))
+    assert len(stream.recent) == RECENT and stream.counts["scored"] == RECENT + 10
+
+
+def test_a_restart_remembers_the_stream(tmp_path):
+    with Rows(tmp_path / "scores.csv") as first:
+        first.append([*rows([0.5, 2.0], 1.0), Row("broken.png", warning="empty")])
+    with Rows(tmp_path / "scores.csv") as second:
+        assert second.stream.counts == first.stream.counts and second.stream.recent == first.stream.recent
+        assert list(second.stream.counts.values()) == [2, 1, 0, 1]
+
+
+# --- news for other programs --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def receiver():
+    """A web server that remembers what is posted to it."""
+    taken = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            taken.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(500 if self.path == "/broken" else 200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", taken
+        server.shutdown()
+
+
+def test_a_web_hook_gets_every_result(receiver):
+    url, taken = receiver
+    with notifier(f"{url}/results", None) as tell:
+        for i in range(3):
+            tell({"name": f"{i}.png", "score": i / 2})
+    assert taken == [{"name": f"{i}.png", "score": i / 2} for i in range(3)]
+
+
+def test_what_a_receiver_does_not_take_is_counted_and_stops_nothing(receiver, capsys):
+    url, _ = receiver
+    with notifier(f"{url}/broken", None) as tell:
+        tell({"name": "a"})
+        tell({"name": "b"})
+    errors = capsys.readouterr().err
+    assert "a message was lost (HTTPError: HTTP Error 500" in errors and "2 messages were lost" in errors
+
+
+def test_a_broker_gets_every_result():
+    """As much of MQTT 3.1.1 as a publication takes: CONNECT and CONNACK, PUBLISH and PUBACK."""
+    pytest.importorskip("paho.mqtt.client")
+    packets = []
+
+    def broker():
+        connection, _ = listening.accept()
+        stream = connection.makefile("rb")
+        while head := stream.read(1):
+            length = stream.read(1)[0]  # of packets below 128 bytes
+            body = stream.read(length)
+            packets.append((head[0] >> 4, body))
+            if head[0] >> 4 == 1:
+                connection.sendall(bytes([0x20, 2, 0, 0]))
+            elif head[0] >> 4 == 3:
+                topic = int.from_bytes(body[:2], "big")
+                connection.sendall(bytes([0x40, 2]) + body[2 + topic : 4 + topic])
+                if len([kind for kind, _ in packets if kind == 3]) == 2:
+                    return
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=broker, daemon=True)
+        thread.start()
+        with notifier(None, f"mqtt://user:secret@127.0.0.1:{listening.getsockname()[1]}/line/1") as tell:
+            tell({"score": 1})
+            tell({"score": 2})
+        thread.join(10)
+    assert packets[0][0] == 1 and b"user" in packets[0][1] and b"secret" in packets[0][1]
+    published = [body for kind, body in packets if kind == 3]
+    assert [body[2:8] for body in published] == [b"line/1"] * 2
+    assert [body[10:] for body in published] == [b'{"score": 1}', b'{"score": 2}']
+
+
+@pytest.mark.parametrize(
+    ("webhook", "mqtt", "problem"),
+    [
+        ("ftp://host/x", None, "webhook=ftp://host/x: expected a URL"),
+        (None, "mqtt://host", "mqtt=host: expected a URL"),
+        (None, "http://user:secret@host/topic", "mqtt=host: expected a URL"),
+    ],
+)
+def test_receivers_that_are_none(webhook, mqtt, problem):
+    with pytest.raises(ParameterError, match=problem) as error:
+        notifier(webhook, mqtt)
+    assert "secret" not in str(error.value)

@@ -1,0 +1,132 @@
+"""A saved detector that learns from more photographs: its promise for images to come, and the command's file."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import baseline, tiny_backbone, untrained_detector
+from PIL import Image
+
+from texture_ad.data.drift import brightness, differences, either, training_statistics
+from texture_ad.data.geometry import Geometry
+from texture_ad.deploy.update import update
+from texture_ad.errors import ParameterError
+from texture_ad.methods.base import Provenance
+from texture_ad.methods.registry import load
+
+SIZE = 32
+
+
+def draw(folder, count, seed, light=0):
+    """Photographs of noise, all of one kind; `light` makes another kind of it."""
+    folder.mkdir()
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        pixels = rng.integers(40, 120, (SIZE // 4, SIZE // 4, 3)).repeat(4, 0).repeat(4, 1) + rng.integers(0, 20)
+        Image.fromarray((pixels + light).astype(np.uint8)).save(folder / f"{i:03}.png")
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("update")
+    return {
+        "fit": draw(root / "fit", 30, seed=0),
+        "calibration": draw(root / "calibration", 19, seed=1),
+        "new": draw(root / "new", 59, seed=2, light=90),
+        "later": draw(root / "later", 200, seed=3, light=90),
+    }
+
+
+@pytest.fixture(scope="module")
+def saved(folders, tmp_path_factory):
+    """A PaDiM that knows the dark photographs alone."""
+    torch.manual_seed(0)
+    detector = baseline("padim", tiny_backbone("resnet18", ["layer1"]).eval(), size=SIZE, channels=6)
+    detector.set_geometry(Geometry((SIZE, SIZE)))
+    detector.eval().requires_grad_(False)
+    images = detector.read(*folders["fit"])
+    detector.learn([{"image": images}])
+    detector.calibrate_on(detector.measure_all(detector.read(*folders["calibration"])), 0.05)
+    statistics = training_statistics(folders["fit"], brightness(images))
+    detector.provenance = Provenance("a test", "test", "0" * 16, 0, 0.05, {}, statistics)
+    path = tmp_path_factory.mktemp("detector") / "detector.pt"
+    detector.save(path)
+    return path
+
+
+def share_above(detector, paths):
+    return float((detector(detector.read(*paths)).scores > detector.threshold).float().mean())
+
+
+def test_the_promise_holds_for_new_images_of_the_kind_that_was_added(saved, folders):
+    detector = load(saved)
+    assert share_above(detector, folders["later"]) > 0.9  # to the detector of then, all of them are anomalous
+    change = update(detector, folders["new"][0].parent, folders["new"], 16, 0.05)
+    told = detector.decision().false_alarms
+    assert told.images == change.images == 59 and told.expected == pytest.approx(0.05)
+    assert told.low <= share_above(detector, folders["later"]) <= told.high
+    assert change.above_before > 50 and change.above == 2
+    assert len(detector.calibration_maxima) == 59
+
+
+def test_scores_of_their_own_update_would_promise_too_much(saved, folders):
+    """Why each new photograph is measured by what the others taught: its own moments know it too well."""
+    detector = load(saved)
+    update(detector, folders["new"][0].parent, folders["new"], 64, 0.05)
+    cross_fitted = detector.calibration_scores.median()
+    own = detector(detector.read(*folders["new"])).scores.median()
+    later = detector(detector.read(*folders["later"])).scores.median()
+    assert abs(cross_fitted - later) < abs(own - later) and own < later
+
+
+def test_the_command_writes_another_file_and_says_what_changed(saved, folders, command):
+    target = saved.with_name("detector_updated.pt")
+    before = saved.read_bytes()
+    images = folders["new"][0].parent
+    code, out, errors = command("update", f"detector={saved}", f"images={images}")
+    assert code == 0, errors
+    assert "59 photographs" in out and "of 59 were above the threshold before, 2 are now" in out
+    assert "of normal images 5.0% (95% interval" in out and str(target) in out
+    detector = load(target)
+    assert saved.read_bytes() == before and int(detector.count) == 30 + 59
+    assert detector.provenance.data_source == "a test and 59 photographs of new"
+    assert detector.provenance.data_fingerprint != "0" * 16
+    # Neither the old nor the new kind is warned of.
+    for name in ("fit", "later"):
+        path = folders[name][0]
+        levels = brightness(detector.read(path))[0]
+        assert differences(detector.provenance.training_images, path, levels) == {}
+    code, _, errors = command("update", f"detector={saved}", f"images={images}")
+    assert code == 2 and f"output={target}: exists; give another file, or overwrite=true" in errors
+    assert command("update", f"detector={saved}", f"images={images}", "overwrite=true")[0] == 0
+    target.unlink()
+
+
+def test_too_few_photographs_for_a_rate(saved, folders, command):
+    few = folders["calibration"][0].parent
+    code, _, errors = command("update", f"detector={saved}", f"images={few}", "false_alarm_rate=0.01")
+    assert code == 2 and not saved.with_name("detector_updated.pt").exists()
+    assert "false_alarm_rate=0.01: 19 photographs promise no less than 0.05; give at least 99" in errors
+
+
+def test_what_cannot_grow_says_so(folders):
+    detector = untrained_detector(SIZE)
+    with pytest.raises(ParameterError, match="mode=none: keeps no covariance to add to; fit again on all images"):
+        update(detector, folders["new"][0].parent, folders["new"], 64, 0.05)
+
+
+def test_either_of_two_statistics(folders):
+    dark, light = (
+        training_statistics(p, torch.tensor([[b - 1.0, 20], [b + 1.0, 20]]))
+        for p, b in ((folders["fit"], 80), (folders["new"], 170))
+    )
+    both = either(dark, light)
+    for level, found in ((74, {"brightness"}), (76, set()), (120, set()), (174, set()), (176, {"brightness"})):
+        assert differences(both, folders["fit"][0], torch.tensor([float(level), 20])).keys() == found
+
+
+def test_a_detector_of_tiles_says_so(folders):
+    detector = untrained_detector(SIZE)
+    detector.set_geometry(Geometry((SIZE, SIZE), 8, (2 * SIZE, 2 * SIZE)))
+    with pytest.raises(ParameterError, match="cuts pictures into tiles and can't be updated"):
+        update(detector, folders["new"][0].parent, folders["new"], 64, 0.05)

@@ -1,0 +1,137 @@
+"""Tell other programs of results: a web hook by HTTP, a broker by MQTT.
+
+A message is news, not a record: scores.csv is. What can't be delivered is counted and dropped, so that scoring never
+waits for a receiver.
+"""
+
+import json
+import queue
+import sys
+import threading
+import urllib.request
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from texture_ad.errors import ParameterError
+
+WAITING = 1000  # messages, at most
+TIMEOUT = 5  # seconds for one delivery
+
+Send = Callable[[bytes], None]
+
+
+def webhook(url: str) -> Send:
+    """Return a function that posts a JSON message to a URL.
+
+    Raises:
+        ParameterError: no URL of HTTP.
+    """
+    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+        raise ParameterError("webhook", url, "expected a URL as http://HOST/PATH")
+
+    def send(content: bytes) -> None:
+        request = urllib.request.Request(url, content, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+            answer.read(1024)
+
+    return send
+
+
+def mqtt(url: str) -> Send:
+    """Return a function that publishes a message at least once (QoS 1).
+
+    Args:
+        url: mqtt://[USER:PASSWORD@]HOST[:PORT]/TOPIC, or mqtts:// for TLS.
+
+    Raises:
+        ParameterError: another URL, or paho-mqtt is not installed.
+    """
+    where = urlsplit(url)
+    topic = unquote(where.path.lstrip("/"))
+    if where.scheme not in ("mqtt", "mqtts") or not where.hostname or not topic:
+        raise ParameterError("mqtt", where.hostname, "expected a URL as mqtt://HOST/TOPIC")
+    try:
+        from paho.mqtt.client import Client
+        from paho.mqtt.enums import CallbackAPIVersion
+    except ImportError as error:
+        raise ParameterError("mqtt", where.hostname, 'pip install "texture_ad[mqtt]"') from error
+    client = Client(CallbackAPIVersion.VERSION2)
+    client.max_queued_messages_set(WAITING)
+    if where.username:
+        client.username_pw_set(unquote(where.username), unquote(where.password or ""))
+    if where.scheme == "mqtts":
+        client.tls_set()
+    client.connect_async(where.hostname, where.port or (8883 if where.scheme == "mqtts" else 1883))
+    client.loop_start()
+
+    def send(content: bytes) -> None:
+        message = client.publish(topic, content, qos=1)
+        message.wait_for_publish(TIMEOUT)
+        if not message.is_published():
+            raise TimeoutError(f"no answer of {where.hostname} within {TIMEOUT} seconds")
+
+    return send
+
+
+class Notifier:
+    """Send messages in a thread of its own.
+
+    Args:
+        sends: of the receivers.
+
+    Attributes:
+        lost: how many messages some receiver did not get.
+        problem: why the last of them was lost.
+    """
+
+    def __init__(self, *sends: Send):
+        self.sends = sends
+        self.lost = 0
+        self.problem = ""
+        self._waiting: queue.Queue[bytes | None] = queue.Queue(WAITING)
+        self._thread = threading.Thread(target=self._run, name="notifier", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> "Notifier":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Send what is waiting, and tell what was lost."""
+        self._waiting.put(None)
+        self._thread.join()
+        if self.lost:
+            print(f"warning: {self.lost} messages were lost, last: {self.problem}", file=sys.stderr)
+
+    def __call__(self, message: Mapping[str, Any]) -> None:
+        """Take a message, or drop it where too many are waiting."""
+        if not self.sends:
+            return
+        try:
+            self._waiting.put_nowait(json.dumps(message).encode())
+        except queue.Full:
+            self._lose(f"{WAITING} messages are waiting")
+
+    def _run(self) -> None:
+        while (content := self._waiting.get()) is not None:
+            for send in self.sends:
+                try:
+                    send(content)
+                except Exception as error:  # whatever a receiver does, scoring continues
+                    self._lose(f"{type(error).__name__}: {error}")
+
+    def _lose(self, problem: str) -> None:
+        if not self.lost:
+            print(f"warning: a message was lost ({problem}); scoring continues", file=sys.stderr, flush=True)
+        self.lost += 1
+        self.problem = problem
+
+
+def notifier(webhook_url: str | None, mqtt_url: str | None) -> Notifier:
+    """Return a notifier of these receivers, None for none.
+
+    Raises:
+        ParameterError: a URL that is none.
+    """
+    sends = [make(url) for make, url in ((webhook, webhook_url), (mqtt, mqtt_url)) if url is not None]
+    return Notifier(*sends)

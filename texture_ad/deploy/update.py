@@ -1,0 +1,148 @@
+"""Add good photographs to a saved detector and calibrate it anew, without the photographs that it was fitted on.
+
+Order of reading: `update`, then `cross_fit`.
+"""
+
+import copy
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from texture_ad.data.drift import brightness, either, training_statistics
+from texture_ad.data.geometry import Shape
+from texture_ad.environment import versions
+from texture_ad.errors import ParameterError
+from texture_ad.evaluation.calibration import FalseAlarmRate, images_needed
+from texture_ad.methods.base import AnomalyDetector, Measurement, Provenance
+from texture_ad.parameters import Count, checked
+
+FOLDS = 5  # of the new photographs, for measuring each by a detector that has not learnt from it
+
+
+class Change(NamedTuple):
+    """Say what an update changed.
+
+    Attributes:
+        images: how many were added.
+        threshold_before: of the image scores.
+        threshold: now.
+        above_before: how many of the new photographs the detector called anomalous before.
+        above: now, each by a detector that has not learnt from it.
+    """
+
+    images: int
+    threshold_before: float
+    threshold: float
+    above_before: int
+    above: int
+
+
+@checked
+def update(
+    detector: AnomalyDetector,
+    source: Path,
+    paths: Sequence[Path],
+    batch_size: Count,
+    false_alarm_rate: FalseAlarmRate | None,
+) -> Change:
+    """Add photographs to what a detector learnt, and set its thresholds by them.
+
+    The scores of the first calibration images belong to the moments of then, so the new photographs alone calibrate:
+    the promise is about images like them. Each is measured by a detector that was updated with the others (see
+    `cross_fit`), to which it is as new as an image to come.
+
+    Args:
+        detector: loaded; it is changed.
+        source: folder of the photographs, for the detector's provenance.
+        paths: of good photographs.
+        batch_size: photographs that are read at a time.
+        false_alarm_rate: share of normal images above the thresholds, None for the one that was asked for before.
+
+    Raises:
+        ParameterError: a method or a geometry that can't be updated, or too few photographs for the rate.
+        UserError: a photograph that can't be read.
+    """
+    if detector.geometry.tiled:
+        raise ParameterError("detector", detector.name, "cuts pictures into tiles and can't be updated; fit it again")
+    rate = false_alarm_rate or (detector.provenance.false_alarm_rate if detector.provenance else None)
+    if rate is None:
+        raise ParameterError("false_alarm_rate", rate, "the detector holds none; give a share of normal images")
+    check_count(len(paths), rate)
+    before = detector.threshold.item()
+    scores = torch.cat([detector(images).scores for images in read(detector, paths, batch_size)])
+    measured = cross_fit(detector, paths, batch_size)
+    detector.update(read(detector, paths, batch_size))
+    detector.calibrate_on(measured, rate)
+    if detector.provenance is not None:
+        detector.provenance = extended(detector.provenance, detector, source, paths, batch_size, rate)
+    return Change(
+        images=len(paths),
+        threshold_before=before,
+        threshold=detector.threshold.item(),
+        above_before=int((scores > before).sum()),
+        above=int((detector.calibration_scores > detector.threshold).sum()),
+    )
+
+
+def check_count(count: int, false_alarm_rate: float) -> None:
+    """Check that this many photographs can promise a false-alarm rate.
+
+    Raises:
+        ParameterError: they can't.
+    """
+    needed = images_needed(false_alarm_rate)
+    if count < needed:
+        found = f"{count} photographs promise no less than {1 / (count + 1):.2g}"
+        raise ParameterError("false_alarm_rate", false_alarm_rate, f"{found}; give at least {needed}, or a higher rate")
+
+
+def read(detector: AnomalyDetector, paths: Sequence[Path], batch_size: int) -> Iterator[Tensor]:
+    """Yield files as batches of images."""
+    for start in range(0, len(paths), batch_size):
+        images = detector.read(*paths[start : start + batch_size])
+        assert isinstance(images, Tensor)  # tiles are refused by `update`
+        yield images
+
+
+@torch.no_grad()
+def cross_fit(detector: AnomalyDetector, paths: Sequence[Path], batch_size: int) -> list[tuple[Measurement, Shape]]:
+    """Measure each photograph by a copy of the detector that was updated with the photographs of the other folds."""
+    measured: list[tuple[Measurement, Shape]] = []
+    for fold in range(FOLDS):
+        inside = paths[fold::FOLDS]
+        outside = [path for number, path in enumerate(paths) if number % FOLDS != fold]
+        other = copy.deepcopy(detector)
+        other.update(read(other, outside, batch_size))
+        for images in read(other, inside, batch_size):
+            measured += other.measure_all(images)
+    return measured
+
+
+def extended(
+    provenance: Provenance,
+    detector: AnomalyDetector,
+    source: Path,
+    paths: Sequence[Path],
+    batch_size: int,
+    false_alarm_rate: float,
+) -> Provenance:
+    """Return what a detector was made from, after an update."""
+    levels = torch.cat([brightness(images).cpu() for images in read(detector, paths, batch_size)])
+    new = training_statistics(list(paths), levels)
+    old = provenance.training_images
+    digest = hashlib.sha256(provenance.data_fingerprint.encode())
+    for path in paths:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return replace(
+        provenance,
+        data_source=f"{provenance.data_source} and {len(paths)} photographs of {source.name}",
+        data_fingerprint=digest.hexdigest()[:16],
+        false_alarm_rate=float(false_alarm_rate),
+        versions=versions(),
+        training_images=old and either(old, new),
+    )

@@ -1,0 +1,36 @@
+"""`python -m texture_ad.serve detector=DETECTOR.pt`: a web service, and a page for people, over a saved detector."""
+
+from omegaconf import DictConfig
+
+from texture_ad.cli.entry import hydra_main
+from texture_ad.errors import ParameterError
+from texture_ad.parameters import Count, check
+
+
+@hydra_main("serve")
+def main(config: DictConfig) -> None:
+    """Serve the detector that the configuration names until Ctrl-C."""
+    try:
+        from texture_ad.deploy.service.server import serve
+    except ImportError as error:
+        raise ParameterError("serve", error.name, 'is not installed; in a checkout, pip install ".[serve]"') from error
+    from texture_ad.deploy.notify import notifier
+    from texture_ad.deploy.service.limits import Limits, check_token
+    from texture_ad.methods.registry import load
+    from texture_ad.training.resources import keep_freed_memory
+
+    # Before the detector is read, which takes seconds.
+    check_token(config.host, config.token)
+    check("batch_size", config.batch_size, Count)
+    limits = Limits(config.max_mb, config.max_pixels, config.max_requests, config.rate, config.timeout)
+    keep_freed_memory()
+    detector = load(config.detector, config.device)
+    decision = detector.decision(config.false_alarm_rate, config.threshold, config.pixel_threshold, config.min_area)
+    with notifier(config.webhook, config.mqtt) as tell:
+        serve(
+            detector, decision, limits, config.host, config.port, config.token, config.batch_size, config.unsure, tell
+        )
+
+
+if __name__ == "__main__":
+    main()

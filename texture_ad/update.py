@@ -1,0 +1,39 @@
+"""`python -m texture_ad.update detector=DETECTOR.pt images=FOLDER`: add good photographs to a saved detector."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from texture_ad.cli.entry import hydra_main
+from texture_ad.errors import ParameterError
+
+
+@hydra_main("update")
+def main(config: DictConfig) -> None:
+    """Write a detector that has learnt from more photographs, and print what changed."""
+    from texture_ad.deploy.scorer import find_images
+    from texture_ad.deploy.update import update
+    from texture_ad.methods.registry import load
+
+    before = Path(config.detector)
+    target = Path(config.output or before.with_name(f"{before.stem}_updated{before.suffix}"))
+    if target.exists() and not config.overwrite:
+        raise ParameterError("output", target, "exists; give another file, or overwrite=true")
+    source = Path(config.images)
+    if not source.exists():
+        raise ParameterError("images", source, "no such file or folder")
+    paths = find_images(source, target)
+    detector = load(before, config.device)
+    change = update(detector, source, paths, config.batch_size, config.false_alarm_rate)
+    detector.save(target)
+    decision = detector.decision()
+    print(
+        f"update   {before} and {change.images} photographs of {source}\n"
+        f"new ones {change.above_before} of {change.images} were above the threshold before, {change.above} are now\n"
+        f"decision threshold {change.threshold_before:.4g} before, {change.threshold:.4g} now; {decision.promise()}\n"
+        f"detector {target}"
+    )
+
+
+if __name__ == "__main__":
+    main()
