@@ -11,6 +11,8 @@ from texture_ad.parameters import check
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from texture_ad.methods.base import AnomalyDetector
+
 MAX_PHOTOGRAPHS = 64  # that the graph is compared on; reading and scoring more takes long
 
 
@@ -24,7 +26,7 @@ def main(config: DictConfig) -> None:
     check("format", config.format, FormatName)
     check("precision", config.precision, Precision)
     detector = load(config.detector)
-    photographs = _photographs(Path(config.images)) if config.images else example_photographs(detector)
+    photographs = _photographs(detector, Path(config.images)) if config.images else example_photographs(detector)
     target = Path(config.output or Path(config.detector).with_suffix(FORMATS[config.format].suffix))
     decision = detector.decision(config.false_alarm_rate)
     written = export(detector, target, config.format, photographs, config.precision, decision)
@@ -36,15 +38,15 @@ def main(config: DictConfig) -> None:
     )
 
 
-def _photographs(folder: Path) -> list["Tensor"]:
-    """Return the first MAX_PHOTOGRAPHS photographs below a folder, uint8 (3, H, W) each."""
+def _photographs(detector: "AnomalyDetector", folder: Path) -> list["Tensor"]:
+    """Return the first MAX_PHOTOGRAPHS photographs below a folder, read as the detector reads them, uint8 (3, H, W) each."""
     import torch
 
     from texture_ad.data.images import read_image
     from texture_ad.deploy.scorer import require_images
 
     paths = require_images(folder, folder / "overlays")
-    return [torch.from_numpy(read_image(path)).permute(2, 0, 1) for path in paths[:MAX_PHOTOGRAPHS]]
+    return [torch.from_numpy(read_image(path, detector.reading)).permute(2, 0, 1) for path in paths[:MAX_PHOTOGRAPHS]]
 
 
 if __name__ == "__main__":
