@@ -39,7 +39,7 @@ def main(config: DictConfig) -> None:
 
 
 def _photographs(detector: "AnomalyDetector", folder: Path) -> list["Tensor"]:
-    """Return the first MAX_PHOTOGRAPHS photographs below a folder, read as the detector reads them, uint8 (3, H, W) each."""
+    """Return the first MAX_PHOTOGRAPHS photographs below a folder, as the detector reads them, uint8 (3, H, W)."""
     import torch
 
     from texture_ad.data.images import read_image
