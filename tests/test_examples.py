@@ -163,7 +163,7 @@ def test_results_are_a_table_and_the_files_of_predict(executed, folder):
 def test_own_photographs_get_a_card_a_threshold_and_a_warning(executed):
     cells = executed("own_photographs")
     (card,) = shown(cells["card"], "text/markdown")
-    assert card.startswith("# Model card: fusion on folder my\\_photographs") and "24 photographs" in card
+    assert card.startswith("# Model card: padim on folder my\\_photographs") and "24 photographs" in card
     found = re.findall(r"threshold (\S+), (\d+) of 6", printed(cells["threshold"]))
     thresholds, alarms = [float(t) for t, _ in found], [int(n) for _, n in found]
     assert len(found) == 3 and thresholds == sorted(thresholds, reverse=True) and alarms == sorted(alarms)
@@ -176,8 +176,8 @@ def test_methods_are_compared_in_a_loop_and_by_a_sweep(executed, folder):
     assert [row[0] for row in table(markdown)] == ["method", "padim", "one_nn"]
     (markdown,) = shown(cells["comparison"], "text/markdown")
     headings, *rows = table(markdown)
-    assert headings[:2] == ["dictionary.nonzeros", "image AUROC"]
-    assert [row[0] for row in rows] == ["2", "8"]
+    assert headings[:2] == ["method.channels", "image AUROC"]
+    assert [row[0] for row in rows] == ["25", "100"]
     assert "2 of 2 jobs finished" in re.sub(r"\s+", " ", printed(cells["sweep"]))
     assert (folder / "compare_methods" / "runs" / "sweep" / "comparison.md").is_file()
 
