@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from helpers import arguments, make
+from helpers import arguments, make, tiny_backbone
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from texture_ad.data.geometry import STRIDE, Geometry, same_aspect, scaled_shape
-from texture_ad.data.images import header
-from texture_ad.errors import ParameterError
+from texture_ad.data.images import header, read_image
+from texture_ad.errors import ParameterError, UserError
 from texture_ad.methods.registry import load
 
 sides = st.integers(4, 20_000)
@@ -93,3 +93,31 @@ def test_square_pictures_give_the_batches_that_they_gave_before(tmp_path):
     batch = data.test_batch([0])
     assert batch["image"].shape == (1, 3, 64, 64) and batch["mask"].shape == (1, 64, 64)
     assert batch["image"].dtype == torch.uint8
+
+
+@pytest.mark.parametrize("size", [(64, 96), (100, 70)])
+def test_the_grid_is_known_before_anything_is_computed(size):
+    backbone = tiny_backbone("efficientnet_lite0", ["block2", "block4"]).eval()
+    maps = backbone(torch.zeros(1, 3, *size, dtype=torch.uint8))
+    assert backbone.grid_of(size) == maps[0].shape[-2:] and backbone.grid_of(size, -1) == maps[1].shape[-2:]
+
+
+@pytest.mark.parametrize("name", ["position", "global"])
+def test_statistics_of_positions_take_what_was_told(name):
+    whitening = make("whitening", channels=[12], mode=name)
+    whitening.fit(lambda: iter([torch.randn(7, 20, 12)]))
+    assert whitening.memory(20)[0] == whitening.matrix.nbytes
+
+
+def test_a_fit_that_memory_does_not_hold_is_refused_before_it_begins(tmp_path, command, monkeypatch):
+    folder = wide_photographs(tmp_path / "wide")
+    monkeypatch.setattr("texture_ad.pipeline.available_memory", lambda: 10**6)
+    code, _, errors = command("run", *arguments(folder, tmp_path / "run", "data.size=128"))
+    assert code == 2 and "256 x 128 px take" in errors and "whitening.mode=global" in errors
+
+
+def test_a_picture_that_memory_does_not_hold_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    Image.new("L", (40, 20)).save(tmp_path / "a.png")
+    monkeypatch.setattr("texture_ad.data.images.available_memory", lambda: 40 * 20 * 4 - 1)
+    with pytest.raises(UserError, match="40 x 20 pixels need 0.0 GiB"):
+        read_image(tmp_path / "a.png")

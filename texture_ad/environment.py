@@ -2,10 +2,11 @@
 
 import os
 import platform
+from contextlib import suppress
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from pathlib import Path
 
-PACKAGES = ("texture_ad", "torch", "torchvision", "lightning", "spams-bin", "numpy", "efficientnet-lite-pytorch")
+PACKAGES = ("texture_ad", "torch", "torchvision", "lightning", "spams-bin", "numpy", "timm")
 
 
 def cache_folder() -> Path:
@@ -27,3 +28,20 @@ def versions() -> dict[str, str]:
 def plugins() -> list[EntryPoint]:
     """Return the methods that installed packages offer: the entry points of the group `texture_ad.methods`."""
     return list(entry_points(group="texture_ad.methods"))
+
+
+def available_memory() -> int | None:
+    """Return the bytes of memory that this process can still take, or None where the system doesn't tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        try:
+            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (ValueError, OSError, AttributeError):
+            return None
+    with suppress(OSError, ValueError):  # of a container; "max" is no number
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
+        free = min(free, limit - used)
+    return free

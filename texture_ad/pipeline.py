@@ -23,7 +23,7 @@ from torch import Tensor
 from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.data.drift import brightness, training_statistics
 from texture_ad.data.layouts import duplicates
-from texture_ad.environment import versions
+from texture_ad.environment import available_memory, versions
 from texture_ad.errors import DivergenceError, ParameterError, UserError
 from texture_ad.evaluation.calibration import FalseAlarmRate
 from texture_ad.evaluation.embedding import embed
@@ -45,6 +45,8 @@ from texture_ad.training.cache import Cache, digest
 from texture_ad.training.distributed import check_processes, gather, is_rank_zero
 from texture_ad.training.resources import peak_memory, reset_peak_memory
 from texture_ad.training.run_folder import prepare_folder
+
+MUCH = 2**30  # bytes of statistics from which on they are told beforehand
 
 
 def make(group: str, options: Mapping[str, Any], **arguments: Any) -> Any:
@@ -250,9 +252,31 @@ def fit(run: Run) -> AnomalyDetector:
     precision = run.config.trainer.precision
     if precision != "32-true" and not detector.mixed_precision:
         raise ParameterError("trainer.precision", precision, f"expected 32-true with method={detector.name}")
+    _tell_memory(detector)
     run.metrics |= detector.fit(run)
     run.metrics["fit_seconds"] = run.clock() - start
     return detector
+
+
+def _tell_memory(detector: AnomalyDetector) -> None:
+    """Say what statistics of single positions will take, where that is much.
+
+    Raises:
+        UserError: more than there is.
+    """
+    kept, most = detector.fit_memory()
+    free = available_memory()
+    line = (
+        f"statistics of every position of {detector.geometry.size[1]} x {detector.geometry.size[0]} px take "
+        f"{kept / 2**30:.1f} GiB in the detector and up to {most / 2**30:.1f} GiB while they are fitted"
+    )
+    if free is not None and most > free:
+        raise UserError(
+            f"{line}, {free / 2**30:.1f} GiB are free; use whitening.mode=global (method=fusion), a smaller data.size, "
+            "or data.tile"
+        )
+    if most > MUCH:
+        print(f"memory   {line}", flush=True)
 
 
 @torch.no_grad()
@@ -313,7 +337,9 @@ def evaluate(run: Run, detector: AnomalyDetector) -> Predictions | None:
     predictions = evaluation.predictions()
     run.metrics["test_seconds_per_image"] = (run.clock() - start) / len(run.data.test_samples)
     run.metrics |= {key: max(value, run.metrics.get(key, 0)) for key, value in peak_memory().items()}
-    run.metrics |= prediction_metrics(predictions, float(detector.threshold), run.data.has_masks)
+    run.metrics |= prediction_metrics(
+        predictions, detector.decision(), run.data.true_masks(predictions["index"]) if run.data.has_masks else None
+    )
     return predictions
 
 

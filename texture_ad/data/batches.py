@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, RandomSampler, Sampler
 
 from texture_ad.data.geometry import Geometry, Shape
-from texture_ad.data.images import read_image, read_mask, resize, resize_mask
+from texture_ad.data.images import read_mask, resize_mask
 from texture_ad.data.layouts import Sample
-from texture_ad.data.pictures import DamagedPicture, Picture
+from texture_ad.data.pictures import DamagedPicture, Picture, read_scaled
 from texture_ad.data.synthetic import synthetic_defects
 from texture_ad.errors import ParameterError, UserError
 
@@ -39,14 +39,13 @@ def load_sample(sample: Sample, size: Shape, training: bool = False) -> tuple[Te
     Raises:
         UserError: unreadable, or a training image of one colour.
     """
-    image = read_image(sample.path)
-    if training and (image == image[0, 0]).all():
+    image, shape = read_scaled(sample.path, size)
+    if training and (image == image[:, :1, :1]).all():
         raise UserError(f"{sample.path}: one colour all over, nothing to learn from; remove this exposure")
     mask = torch.zeros(size, dtype=torch.bool)
     if sample.mask:
-        height, width = image.shape[:2]
-        mask = resize_mask(read_mask(sample.mask, (height, width)), size)
-    return resize(image, size), mask
+        mask = resize_mask(read_mask(sample.mask, shape), size)
+    return image, mask
 
 
 def load_tiles(samples: Sequence[Sample], training: bool = False) -> list[tuple[Tensor, Tensor]]:

@@ -10,10 +10,13 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from texture_ad.environment import available_memory
 from texture_ad.errors import UserError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif"})
-MAX_PIXELS = 100_000_000
+MAX_PIXELS = 500_000_000
+DECODED = 4  # bytes of a pixel, at most, as Pillow holds it
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower; `_check_header` looks at every file
 MIN_SIDE = 4
 ORIENTATION = 0x0112  # of EXIF
 TURNED = (5, 6, 7, 8)  # orientations that swap width and height
@@ -24,11 +27,17 @@ def _check_header(path: Path, image: Image.Image) -> None:
     """Check the size and the number of frames that an image's header states.
 
     Raises:
-        UserError: over MAX_PIXELS, under MIN_SIDE, or animated.
+        UserError: over MAX_PIXELS or what memory holds, under MIN_SIDE, or animated.
     """
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise UserError(f"{path}: {width} x {height} pixels, more than {MAX_PIXELS:,}; scale the image down or cut it")
+    memory = available_memory()
+    if memory is not None and width * height * DECODED > memory:
+        raise UserError(
+            f"{path}: {width} x {height} pixels need {width * height * DECODED / 2**30:.1f} GiB, {memory / 2**30:.1f} "
+            "GiB of memory are free; scale the image down or cut it"
+        )
     if min(width, height) < MIN_SIDE:
         raise UserError(f"{path}: {width} x {height} pixels, expected at least {MIN_SIDE} a side; remove it")
     frames = getattr(image, "n_frames", 1)  # after the sizes: counting the frames reads more of the file

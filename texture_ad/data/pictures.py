@@ -12,7 +12,17 @@ from texture_ad.data.images import header, open_image, resize, rgb_bytes
 from texture_ad.data.synthetic import synthetic_defects
 
 STRIP = 2**24  # pixels that are reduced at a time
-WHOLE = 2**24  # pixels up to which a picture is resized in one piece
+WHOLE = 10**8  # pixels up to which a picture is resized in one piece
+
+
+def read_scaled(path: Path, size: Shape) -> tuple[Tensor, Shape]:
+    """Return a photograph scaled to a size, uint8 (3, h, w), and its own size.
+
+    Raises:
+        UserError: a file that can't be read as an image.
+    """
+    picture = Picture(path)
+    return picture.view(size), picture.shape
 
 
 class Picture:

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from texture_ad.data.drift import brightness, differences
-from texture_ad.data.images import IMAGE_SUFFIXES, read_image, resize
-from texture_ad.data.pictures import Picture
+from texture_ad.data.images import IMAGE_SUFFIXES
+from texture_ad.data.pictures import Picture, read_scaled
 from texture_ad.deploy.outputs import Wanted, write_files, write_regions
 from texture_ad.deploy.results import Result, decide
 from texture_ad.errors import ParameterError, UserError
@@ -188,8 +188,7 @@ class Scorer:
         try:
             if self.detector.geometry.tiled:  # large, so that only the one that is scored is decoded
                 return Picture(path)
-            pixels = read_image(path)
-            return Photograph(resize(pixels, self.size), pixels.shape[:2])
+            return Photograph(*read_scaled(path, self.size))
         except UserError as error:
             return error
 

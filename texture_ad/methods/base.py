@@ -18,8 +18,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from texture_ad.data.drift import ImageStatistics
 from texture_ad.data.geometry import Geometry, Shape, Tiling
-from texture_ad.data.images import read_image, resize
-from texture_ad.data.pictures import Picture
+from texture_ad.data.pictures import Picture, read_scaled
 from texture_ad.errors import ParameterError
 from texture_ad.evaluation.calibration import Decision, FalseAlarmRate, conformal_threshold, false_alarms, spread_of
 from texture_ad.evaluation.localization import separate_positions, top_positions
@@ -293,6 +292,10 @@ class AnomalyDetector(nn.Module, ABC):
         """Return where the detector's tensors are."""
         return self.threshold.device
 
+    def fit_memory(self) -> tuple[int, int]:
+        """Return the bytes that statistics of single positions take in the detector, and at most while it is fitted."""
+        return 0, 0
+
     @abstractmethod
     def fit(self, fitting: Fitting) -> dict[str, float]:
         """Learn from the training images; return what was measured on the way."""
@@ -557,7 +560,7 @@ class AnomalyDetector(nn.Module, ABC):
         """
         if self.geometry.tiled:
             return [Picture(Path(path)) for path in paths]
-        images = [resize(read_image(Path(path)), self.geometry.size) for path in paths]
+        images = [read_scaled(Path(path), self.geometry.size)[0] for path in paths]
         return torch.stack(images).to(self.device)
 
     def save(self, path: Path) -> None:

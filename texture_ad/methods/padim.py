@@ -6,6 +6,7 @@ channels, a mean and a covariance (0.01 added to its diagonal) at every position
 smoothing of 4 pixels, the map's maximum as the image's score. The backbone and its layers are ours.
 """
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -18,6 +19,7 @@ from texture_ad.models.backbone import Backbone
 from texture_ad.parameters import Count, NonNegativeInt, checked
 
 RIDGE = 0.01
+FITTING = 12  # times the kept matrices that a fit holds at once
 
 
 @checked
@@ -64,6 +66,12 @@ class PaDiM(Baseline):
 
         maps = self.backbone.in_slices(joined, images)
         return maps.flatten(2).transpose(1, 2), (maps.shape[2], maps.shape[3])
+
+    def fit_memory(self) -> tuple[int, int]:
+        """Return the bytes of the Gaussians of all positions, kept and while they are fitted in double precision."""
+        first = -min(self.settings["last"], len(self.backbone.taps))
+        matrix = 4 * len(self.chosen) ** 2 * math.prod(self.backbone.grid_of(self.geometry.size, first))
+        return matrix, FITTING * matrix
 
     def learn(self, batches: Batches) -> None:
         """Fit a mean and a covariance at every position."""

@@ -16,6 +16,7 @@ from texture_ad.parameters import Count, arguments_of, check, checked
 RIDGE = 0.03  # times the features' mean variance
 PRIOR = 8  # images: how much the statistics of all positions weigh at each single one
 POSITIONS = 64  # whose matrices are computed at a time
+FITTING = 16  # matrices of each position that a fit holds at once, with those of its folds
 FOLDS = 3  # of the training images, for whitening each by statistics of the others
 
 
@@ -74,6 +75,11 @@ class Whitening(nn.Module):
         self.register_buffer("count", torch.tensor(0))
         self.register_buffer("energy", torch.tensor(1.0))
         self.folds: list[tuple[Tensor, Tensor]] = []
+
+    def memory(self, positions: int) -> tuple[int, int]:
+        """Return the bytes that the statistics of so many positions take once fitted, and at most while they are."""
+        matrix = 4 * self.length**2 * (positions if self.mode == "position" else 1)
+        return matrix, FITTING * matrix
 
     def ignore_positions(self) -> None:
         """Whiten by all positions, before the fit; their places in the images mean nothing.

@@ -4,6 +4,7 @@ Loading a detector needs neither Hydra, Lightning nor SPAMS. The order of `measu
 backbone, patch features, whitening, Gaussian, head, flow and dictionary; then `fuse`, the highest positions, the score.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -107,6 +108,10 @@ class FusionModel(AnomalyDetector):
         if geometry.tiled:
             self.whitening.ignore_positions()
         super().set_geometry(geometry)
+
+    def fit_memory(self) -> tuple[int, int]:
+        """Return the bytes of the statistics of all positions, kept and while they are fitted."""
+        return self.whitening.memory(math.prod(self.backbone.grid_of(self.geometry.size)))
 
     @classmethod
     def assemble(cls, make: Callable[..., Any], **options: Any) -> "FusionModel":
