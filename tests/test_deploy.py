@@ -160,6 +160,19 @@ def test_images_unlike_the_training_images_are_warned_of(predict, photographs, t
         assert re.search(rf"warning: \d of 4 images differ in {respect}", errors)
 
 
+def test_an_image_unlike_the_training_images_is_neither_where_that_is_asked_for(predict, photographs, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    pixels = read_image(photographs / "0.png")
+    Image.fromarray(pixels).save(folder / "alike.png")
+    Image.fromarray(pixels // 4).save(folder / "dark.png")
+    for told, labels in (("false", {"normal", "anomalous"}), ("true", {"unsure"})):
+        code, _, errors, rows = predict(folder, f"unsure={told}", "pictures=false")
+        found = {r["path"]: r["label"] for r in rows}
+        assert code == 0 and found["dark.png"] in labels and found["alike.png"] in ("normal", "anomalous")
+        assert rows[1]["anomalous"] in "01" and ("labelled unsure" in errors) == (told == "true")
+
+
 def test_an_unreadable_image_fails_after_all_others_are_scored(predict, photographs, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()

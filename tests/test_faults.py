@@ -246,7 +246,7 @@ def test_weights_that_cant_be_downloaded(run, monkeypatch, error):
 
     monkeypatch.setattr(torchvision.models, "get_model", lost)
     refused(
-        run("backbone=resnet18", "backbone.layers=[layer1]", "backbone.weights=imagenet"),
+        run("backbone=resnet18", "backbone.layers=[layer1]", "backbone.weights=pretrained"),
         "could not be downloaded",
         "backbone.weights=FILE",
     )

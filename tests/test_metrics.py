@@ -2,11 +2,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+from torchmetrics.functional.classification import binary_average_precision
 
 from texture_ad.errors import UserError
-from texture_ad.evaluation.metrics import aupro, image_metrics, pixel_metrics
+from texture_ad.evaluation.metrics import aupro, image_intervals, image_metrics, pixel_metrics
 
 
 def brute_force_aupro(maps, masks, limit):
@@ -46,6 +48,74 @@ def test_aupro_equals_brute_force(levels, limit):
         maps, masks = random_case(seed, levels)
         expected = brute_force_aupro(maps, masks, limit)
         assert aupro(maps, masks, limit) == pytest.approx(expected, abs=1e-9), seed
+
+
+@pytest.mark.parametrize("levels", [None, 4])
+def test_metrics_of_pixels_equal_independent_ones(levels):
+    for seed in range(8):
+        maps, masks = random_case(seed, levels)
+        found = pixel_metrics(maps, masks, 0.5)
+        truth, scores = masks.ravel(), maps.ravel()
+        assert found["pixel_ap"] == pytest.approx(average_precision_score(truth, scores), abs=1e-12)
+        assert found["pixel_ap"] == pytest.approx(
+            float(
+                binary_average_precision(torch.from_numpy(1 / (1 + np.exp(-scores))), torch.from_numpy(truth).long())
+            ),
+            abs=1e-4,
+        )
+        assert found["aupro_05"] == pytest.approx(brute_force_aupro(maps, masks, 0.05), abs=1e-9)
+        assert found["seg_f1"] == pytest.approx(f1_score(truth, scores > 0.5))
+        low, high = found["seg_f1_interval"]
+        assert low <= found["seg_f1"] <= high
+
+
+def test_images_of_different_sizes_come_one_by_one():
+    maps, masks = random_case(5)
+    again = pixel_metrics((m for m in maps), (m for m in masks), 0.5)
+    assert again == pixel_metrics(maps, masks, 0.5)
+    wide = pixel_metrics([maps[0], np.repeat(maps[0], 2, 1)], [masks[0], np.repeat(masks[0], 2, 1)])
+    assert wide["pixel_auroc"] == pytest.approx(pixel_metrics(maps[:1], masks[:1])["pixel_auroc"])
+
+
+def test_a_share_of_the_normal_pixels_stands_for_all(monkeypatch):
+    rng = np.random.default_rng(0)
+    masks = np.zeros((4, 300, 300), bool)
+    masks[:, 40:60, 50:70] = True
+    maps = (ndimage.gaussian_filter(rng.standard_normal(masks.shape), (0, 2, 2)) * 3 + masks).astype(np.float32)
+    exact = pixel_metrics(maps, masks, 1.0)
+    monkeypatch.setattr("texture_ad.evaluation.metrics.NORMAL_PIXELS", 100_000)
+    fewer = pixel_metrics(maps, masks, 1.0)
+    assert fewer != exact
+    for name in ("pixel_auroc", "pixel_ap", "aupro", "aupro_05", "seg_f1"):
+        assert fewer[name] == pytest.approx(exact[name], abs=1e-2), name
+
+
+def test_best_f1_equals_the_best_of_all_thresholds():
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        labels = rng.integers(0, 2, 30)
+        scores = np.round(rng.standard_normal(30) + labels, 1)
+        best = max(f1_score(labels, scores >= t) for t in scores)
+        assert image_metrics(scores, labels, 0.0)["image_f1_max"] == pytest.approx(best)
+
+
+def test_intervals_are_those_of_a_plain_bootstrap(monkeypatch):
+    monkeypatch.setattr("texture_ad.evaluation.metrics.BOOTSTRAPS", 60)
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 2, 50)
+    scores = np.round(rng.standard_normal(50) + labels, 1)
+    found = image_intervals(scores, labels, 0.5)
+    draws = np.random.default_rng(0).integers(50, size=(60, 50))
+    for name, metric in (
+        ("image_auroc", lambda d: roc_auc_score(labels[d], scores[d])),
+        ("image_ap", lambda d: average_precision_score(labels[d], scores[d])),
+        ("image_f1", lambda d: f1_score(labels[d], scores[d] > 0.5)),
+    ):
+        expected = np.quantile([metric(d) for d in draws], (0.025, 0.975))
+        assert found[f"{name}_interval"] == pytest.approx(expected)
+        low, high = found[f"{name}_interval"]
+        assert low < image_metrics(scores, labels, 0.5)[name] < high
+    assert set(image_intervals([1.0, 2.0], [1, 1], 0.5).values()) == {None}
 
 
 def test_aupro_of_a_perfect_a_constant_and_an_inverted_map():

@@ -1,9 +1,11 @@
 """A saved detector that learns from more photographs: its promise for images to come, and the command's file."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
-from helpers import baseline, tiny_backbone, untrained_detector
+from helpers import baseline, make, tiny_backbone, untrained_detector, untrained_fusion
 from PIL import Image
 
 from texture_ad.data.drift import brightness, differences, either, training_statistics
@@ -12,6 +14,7 @@ from texture_ad.deploy.update import update
 from texture_ad.errors import ParameterError
 from texture_ad.methods.base import Provenance
 from texture_ad.methods.registry import load
+from texture_ad.models.backbone import flatten_patches
 
 SIZE = 32
 
@@ -107,6 +110,29 @@ def test_too_few_photographs_for_a_rate(saved, folders, command):
     code, _, errors = command("update", f"detector={saved}", f"images={few}", "false_alarm_rate=0.01")
     assert code == 2 and not saved.with_name("detector_updated.pt").exists()
     assert "false_alarm_rate=0.01: 19 photographs promise no less than 0.05; give at least 99" in errors
+
+
+def test_the_fusions_whitening_grows_and_nothing_else_does(folders):
+    torch.manual_seed(0)
+    detector = untrained_fusion(tiny_backbone("resnet18", ["layer1"]).eval(), SIZE)
+    detector.whitening = make("whitening", channels=[64], mode="position")
+    images = detector.read(*folders["fit"])
+
+    def patches(*batches):
+        return [flatten_patches(detector.patch_features(b)).unflatten(0, (len(b), -1)) for b in batches]
+
+    with torch.no_grad():
+        detector.whitening.fit(lambda: patches(images[:20]))
+        before = copy.deepcopy(detector)
+        expected = copy.deepcopy(detector.whitening)
+        expected.refit(patches(images))
+    detector.update(images[20:].split(4))
+    for name, tensor in detector.state_dict().items():
+        if name.startswith("whitening."):
+            right = expected.state_dict()[name.removeprefix("whitening.")]
+            assert torch.allclose(tensor, right, rtol=1e-3, atol=1e-3 * float(right.abs().max())), name
+        else:
+            assert torch.equal(tensor.nan_to_num(), before.state_dict()[name].nan_to_num()), name
 
 
 def test_what_cannot_grow_says_so(folders):

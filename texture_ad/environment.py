@@ -6,7 +6,7 @@ from contextlib import suppress
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from pathlib import Path
 
-PACKAGES = ("texture_ad", "torch", "torchvision", "lightning", "spams-bin", "numpy", "efficientnet-lite-pytorch")
+PACKAGES = ("texture_ad", "torch", "torchvision", "lightning", "spams-bin", "numpy", "timm")
 
 
 def cache_folder() -> Path:

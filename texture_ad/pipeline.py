@@ -337,7 +337,9 @@ def evaluate(run: Run, detector: AnomalyDetector) -> Predictions | None:
     predictions = evaluation.predictions()
     run.metrics["test_seconds_per_image"] = (run.clock() - start) / len(run.data.test_samples)
     run.metrics |= {key: max(value, run.metrics.get(key, 0)) for key, value in peak_memory().items()}
-    run.metrics |= prediction_metrics(predictions, float(detector.threshold), run.data.has_masks)
+    run.metrics |= prediction_metrics(
+        predictions, detector.decision(), run.data.true_masks(predictions["index"]) if run.data.has_masks else None
+    )
     return predictions
 
 

@@ -19,7 +19,7 @@ ADVICE = (
         "give a local file with backbone.weights=FILE, or use backbone=efficientnet_lite0, whose weights are in a "
         "package",
     ),
-    ("backbone.weights", "not a state dict", "or backbone.weights=imagenet"),
+    ("backbone.weights", "not a state dict", "or backbone.weights=pretrained"),
     ("data.root", "no such folder", "import MVTec AD by python -m texture_ad.data.mvtec ARCHIVE ROOT"),
     ("input", "not a folder", "watch=true needs one"),
     ("trainer.devices", "a sweep's job takes one device", "or several jobs side by side with hydra/launcher=joblib"),

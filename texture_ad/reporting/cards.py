@@ -203,7 +203,7 @@ def _weights_licence(backbone: Mapping[str, Any]) -> str:
     name = backbone["name"]
     if backbone["weights"] == "none":
         return "random ones to begin with, so that no licence is attached"
-    if backbone["weights"] not in ("imagenet", "pretrained"):
+    if backbone["weights"] != "pretrained":
         return f"those of the file {backbone['weights']}, whose licence is not known to the run"
     if backbone.get("library") == "timm":
         return f"timm's for {name}, with the licence that its page on the hub states"

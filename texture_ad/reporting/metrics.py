@@ -35,11 +35,15 @@ ACCURACIES = {
     "image_auroc": Metric("image AUROC", drawn=True),
     "image_ap": Metric("image average precision"),
     "image_f1": Metric("image F1 at the threshold"),
+    "image_f1_max": Metric("image F1 at the best threshold (by test labels)", compared=False),
     "precision": Metric("precision at the threshold", compared=False),
     "recall": Metric("recall at the threshold", compared=False),
     "false_positive_rate": Metric("false positive rate at the threshold", compared=False),
     "pixel_auroc": Metric("pixel AUROC"),
+    "pixel_ap": Metric("pixel average precision"),
     "aupro": Metric("AUPRO (FPR ≤ 0.3)", drawn=True),
+    "aupro_05": Metric("AUPRO (FPR ≤ 0.05)"),
+    "seg_f1": Metric("F1 of pixels at the pixel threshold"),
     "synthetic_auroc": Metric("AUROC on synthetic defects"),
 }
 COSTS = {

@@ -17,7 +17,11 @@ _IN_HEADER = (
 )
 _UNDEFINED = {
     "pixel_auroc": "n/a (needs masks of defects)",
+    "pixel_ap": "n/a (needs masks of defects)",
     "aupro": "n/a (needs masks of defects)",
+    "aupro_05": "n/a (needs masks of defects)",
+    "seg_f1": "n/a (needs masks of defects)",
+    "image_f1_max": "n/a (needs anomalous images)",
     "precision": "n/a (no image was called anomalous)",
     "false_positive_rate": "n/a (needs normal images)",
     "recall": "n/a (needs anomalous images)",
@@ -46,11 +50,19 @@ def metrics_table(metrics: Mapping, source: str) -> str:
 
 def metrics_rows(metrics: Mapping, source: str) -> tuple[dict[str, str], dict[str, str]]:
     """Return both parts of `metrics_table`, each a name to a text: what was evaluated, and the metrics."""
-    rows = {about.title: _value(metrics[key], key) for key, about in ACCURACIES.items() if key in metrics}
+    rows = {
+        about.title: _value(metrics[key], key) + _interval(metrics.get(f"{key}_interval"))
+        for key, about in ACCURACIES.items()
+        if key in metrics
+    }
     for key, value in metrics.items():
         if key not in ACCURACIES and key not in _IN_HEADER and isinstance(value, Real | str):
             rows[key] = cell(value)
     return _heading(metrics, source), rows
+
+
+def _interval(ends: Sequence[float] | None) -> str:
+    return f" (95 % {ends[0]:.3f} to {ends[1]:.3f})" if ends else ""
 
 
 def _heading(metrics: Mapping, source: str) -> dict[str, str]:

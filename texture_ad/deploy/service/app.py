@@ -125,6 +125,7 @@ class Service:
     def _score(self, jobs: Sequence[Job]) -> list[Result]:
         """Return the results of a batch; called in the scorer's thread alone."""
         results = self.scorer.score([job.path for job in jobs], [job.content for job in jobs])
+        self.scorer.failed.clear()  # each client is told of its own
         self.metrics.batches.observe(len(jobs))
         return results
 
@@ -141,8 +142,8 @@ class Service:
                 await receive(chunks, path, self.limits)
                 return await self._answer(path, name, mask, map)
         except Refusal as error:
-            # A client that is still sending would not see the answer.
-            if error.status != 408 and "expect" not in request.headers:
+            # A client that is still sending would not see the answer; strangers are not waited for.
+            if error.status not in (401, 408) and "expect" not in request.headers:
                 await drain(chunks, self.limits)
             raise
 
