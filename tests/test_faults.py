@@ -79,12 +79,12 @@ def refused(outcome, *messages):
 
 
 def bomb(path):
-    """A PNG of some hundred bytes that claims 20 000 x 20 000 pixels."""
+    """A PNG of some hundred bytes that claims 30 000 x 30 000 pixels."""
 
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)
     data = zlib.compress(bytes(50_000), 9)
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b""))
 
@@ -100,7 +100,6 @@ BAD_IMAGES = {
     "no image": (lambda p: p.write_text("<html>not found</html>"), "can't be read as an image"),
     "one pixel": (lambda p: noise(0, 1, 1).save(p), "1 x 1 pixels, expected at least 4"),
     "a bomb": (bomb, "scale the image down or cut it"),
-    "animated": (animation, "3 frames, expected one"),
     "constant": (lambda p: Image.new("RGB", (40, 40), (9, 9, 9)).save(p), "one colour all over"),
 }
 
@@ -151,10 +150,8 @@ def test_every_mode_and_name_is_worked_with(run, folder, tmp_path):
 
 
 MASKS = {
-    "missing": (lambda p: p.unlink(), "has no mask"),
     "misaligned": (lambda p: Image.new("L", (40, 39), 255).save(p), "the mask has 40 x 39 pixels, its image 40 x 40"),
-    "not binary": (lambda p: noise(0).convert("L").save(p), "not a binary mask"),
-    "empty": (lambda p: Image.new("L", (40, 40)).save(p), "marks no pixel"),
+    "not binary": (lambda p: noise(0).convert("L").save(p), "not a mask but a picture"),
     "truncated": (lambda p: p.write_bytes(p.read_bytes()[:40]), "can't be read as an image"),
 }
 
@@ -163,7 +160,25 @@ MASKS = {
 def test_bad_masks_are_named(run, folder, kind):
     harm, message = MASKS[kind]
     harm(folder / "ground_truth/hole/1_mask.png")
-    refused(run(), message, "1.png" if kind == "missing" else "1_mask.png")
+    refused(run(), message, "1_mask.png")
+
+
+@pytest.mark.parametrize("harm", [lambda p: p.unlink(), lambda p: Image.new("L", (40, 40)).save(p)])
+def test_a_missing_or_empty_mask_is_told_and_strictly_refused(run, folder, harm):
+    harm(folder / "ground_truth/hole/1_mask.png")
+    path = folder / "test/hole/1.png"
+    refused(run("data.strict=true"), "1 anomalous images have no mask", str(path))
+    code, out, errors = run()
+    assert code == 0, errors
+    assert out.count("warning: 1 anomalous images have no mask, or one that marks no pixel") == 1 and str(path) in out
+
+
+def test_a_file_of_several_images(run, folder):
+    path = folder / "train/good/3.png"
+    animation(path)
+    refused(run("data.frames=error"), "3 frames, expected one", str(path))
+    code, out, errors = run("data.frames=first")
+    assert code == 0 and "5 training, 1 calibration" in out and "the first alone is read" in out, errors
 
 
 def test_defects_in_the_training_folder(run, folder):

@@ -98,7 +98,8 @@ def test_any_bytes_as_an_image(content, suffix):
         except UserError as error:
             assert str(path) in str(error)
             return
-    assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
+    assert pixels.dtype in (np.uint8, np.float32) and pixels.ndim == 3 and pixels.shape[2] == 3
+    assert 0 <= pixels.min() <= pixels.max() <= 255
     assert resize(pixels, (32, 32)).shape == (3, 32, 32)
 
 
@@ -113,7 +114,7 @@ def test_any_bytes_as_a_mask(content):
         except UserError as error:
             assert str(path) in str(error)
             return
-    assert mask.dtype == bool and mask.shape == (12, 10) and mask.any()
+    assert mask.dtype == bool and mask.shape == (12, 10)
 
 
 @cases(60, 5_000)

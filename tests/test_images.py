@@ -1,11 +1,24 @@
+import struct
+import zlib
+
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
 from texture_ad.data import images
-from texture_ad.data.images import read_image, read_mask, resize, resize_mask
-from texture_ad.errors import UserError
+from texture_ad.data.images import (
+    IMAGE_SUFFIXES,
+    Reading,
+    frames_of,
+    read_image,
+    read_mask,
+    resize,
+    resize_mask,
+    training_levels,
+)
+from texture_ad.errors import ParameterError, UserError
 
 RGB = np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, 4, 3) * 4
 
@@ -28,13 +41,91 @@ def test_grey_and_bilevel(tmp_path):
 
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     values = np.tile(np.array([0, 256 * 100, 65535, 65535], np.uint16), (4, 1))
-    for name in ("a.png", "a.tif"):
-        assert read_image(saved(tmp_path, Image.fromarray(values), name))[0, :, 0].tolist() == [0, 99, 255, 255]
+    for name in ("a.png", "a.tif", "a.pgm", "a.jp2"):
+        found = read_image(saved(tmp_path, Image.fromarray(values), name))[0, :, 0]
+        assert found.tolist() == pytest.approx([0, 25600 / 65535 * 255, 255, 255])
 
 
 def test_float_tiff(tmp_path):
-    values = np.tile(np.array([0, 0.5, 1, 1], np.float32), (4, 1))
-    assert read_image(saved(tmp_path, Image.fromarray(values), "a.tif"))[0, :, 0].tolist() == [0, 127, 255, 255]
+    values = np.tile(np.array([0, 0.5, 1, np.nan], np.float32), (4, 1))
+    path = saved(tmp_path, Image.fromarray(values), "a.tif")
+    assert read_image(path)[0, :, 0].tolist() == [0, 127.5, 255, 0]
+    assert read_image(path, Reading(levels=(-1, 1)))[0, :, 0].tolist() == [127.5, 191.25, 255, 0]
+
+
+def deep_png(path, values):
+    """Write uint16 (H, W, 3) as a PNG, which Pillow can't."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+    return path
+
+
+def test_twelve_bits_in_sixteen_keep_all_their_levels(tmp_path):
+    rng = np.random.default_rng(0)
+    grey = rng.integers(1000, 1500, (40, 40)).astype(np.uint16)
+    colour = rng.integers(1000, 1500, (40, 40, 3)).astype(np.uint16)
+    paths = [saved(tmp_path, Image.fromarray(grey), f"a.{suffix}") for suffix in ("png", "tif", "pgm")]
+    paths.append(deep_png(tmp_path / "colour.png", colour))
+    tifffile.imwrite(tmp_path / "colour.tif", colour, photometric="rgb")
+    paths.append(tmp_path / "colour.tif")
+    for path in paths:
+        low, high = training_levels([(path, 0)])
+        assert 800 < low < 1000 and 1500 < high < 1700, path
+        found = read_image(path, Reading((low, high)))
+        expected = colour if "colour" in path.name else np.stack([grey] * 3, -1)
+        assert np.abs(found - (expected - low) * (255 / (high - low))).max() < 1e-3, path
+        assert len(np.unique(found)) > 400
+
+
+def test_hot_pixels_and_defects_do_not_narrow_the_levels(tmp_path):
+    values = np.random.default_rng(0).integers(1000, 1500, (100, 100)).astype(np.uint16)
+    values[0, 0] = 65535
+    assert training_levels([(saved(tmp_path, Image.fromarray(values)), 0)])[1] < 1700
+    assert training_levels([(saved(tmp_path, Image.fromarray(RGB), "b.png"), 0)]) is None
+
+
+def test_rounding_comes_last():
+    """Averages of pixels between two levels are rounded, not the pixels: 0.4 everywhere in places gives 0.4's mean."""
+    deep = np.zeros((64, 64, 3), np.float32)
+    deep[::2] = 101.4
+    deep[1::2] = 101.0
+    assert (resize(deep, (32, 32)) == 101).all()
+    deep[1::2] = 101.9
+    assert (resize(deep, (32, 32)) == 102).all()  # bytes rounded first would also average 101 and 102
+
+
+@pytest.mark.parametrize("suffix", ["ppm", "pnm", "jp2", "tga", "pcx", "qoi", "dib", "jfif"])
+def test_every_format_that_pillow_reads(tmp_path, suffix):
+    path = saved(tmp_path, Image.fromarray(RGB), f"a.{suffix}")
+    assert path.suffix in IMAGE_SUFFIXES and read_image(path).shape == (5, 4, 3)
+
+
+def test_programs_are_no_images(tmp_path):
+    path = saved(tmp_path, Image.fromarray(RGB), "a.eps")
+    assert ".eps" not in IMAGE_SUFFIXES and ".pdf" not in IMAGE_SUFFIXES
+    path.rename(tmp_path / "a.png")
+    with pytest.raises(UserError, match="can't be read"):
+        read_image(tmp_path / "a.png")
+
+
+def test_a_reading_survives_its_file():
+    for reading in (Reading(), Reading((0.0, 4095.0), "all")):
+        assert Reading.from_dict(reading.to_dict()) == reading
+    for wrong in (
+        {},
+        {"levels": [1, 0], "frames": "all"},
+        {"levels": "ab", "frames": "all"},
+        {"levels": None, "frames": 3},
+    ):
+        with pytest.raises((TypeError, ParameterError)):
+            Reading.from_dict(wrong)
 
 
 def test_palette(tmp_path):
@@ -90,11 +181,15 @@ def test_too_many_pixels_are_refused_before_decoding(tmp_path, monkeypatch):
         read_image(path)
 
 
-def test_animation_is_refused(tmp_path):
+def test_frames(tmp_path):
     frames = [Image.new("L", (8, 8), v) for v in (0, 100, 200)]
-    path = saved(tmp_path, frames[0], "a.gif", save_all=True, append_images=frames[1:])
-    with pytest.raises(UserError, match="3 frames"):
-        read_image(path)
+    for name in ("a.gif", "a.tif", "a.webp"):
+        path = saved(tmp_path, frames[0], name, save_all=True, append_images=frames[1:])
+        assert frames_of([path]) == {path: 3}
+        found = [int(read_image(path, frame=i)[4, 4, 0]) for i in range(3)]
+        assert found == pytest.approx([0, 100, 200], abs=2)
+        with pytest.raises(UserError, match="3 frames"):
+            read_image(path, Reading(frames="error"))
 
 
 def test_masks(tmp_path):
@@ -105,8 +200,28 @@ def test_masks(tmp_path):
     assert np.array_equal(read_mask(saved(tmp_path, Image.fromarray(mask // 255)), (5, 4)), mask > 0)
     with pytest.raises(UserError, match="4 x 5 pixels, its image 5 x 5"):
         read_mask(path, (5, 5))
-    with pytest.raises(UserError, match="marks no pixel"):
-        read_mask(saved(tmp_path, Image.fromarray(mask * 0)), (5, 4))
+    assert not read_mask(saved(tmp_path, Image.fromarray(mask * 0)), (5, 4)).any()
+
+
+def test_every_pixel_that_is_not_zero_is_a_defect(tmp_path):
+    classes = np.zeros((20, 20), np.uint8)
+    classes[:5] = 1
+    classes[5:9, 3:6] = 3
+    palette = Image.fromarray(classes).convert("P")
+    palette.putpalette([0, 0, 0, 0, 0, 9, 255, 255, 255, 128, 0, 0])
+    deep = Image.fromarray(classes.astype(np.uint16) * 7)
+    for image in (Image.fromarray(classes), palette, deep):
+        assert np.array_equal(read_mask(saved(tmp_path, image), (20, 20)), classes > 0)
+
+
+def test_a_mask_with_soft_edges_is_one_and_a_picture_is_none(tmp_path):
+    mask = np.zeros((64, 64), np.uint8)
+    mask[20:40, 20:40] = 255
+    found = read_mask(saved(tmp_path, Image.fromarray(mask), "a.jpg", quality=60), (64, 64))
+    assert np.array_equal(found, mask > 0)
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
+    with pytest.raises(UserError, match="not a mask but a picture"):
+        read_mask(saved(tmp_path, Image.fromarray(picture)), (64, 64))
 
 
 def test_resizing_keeps_constants_and_thin_defects():

@@ -53,7 +53,6 @@ def test_masks_and_tests_are_optional(folder):
         (lambda f: [p.unlink() for p in (f / "train/good").iterdir()], "0 images; at least 2"),
         (lambda f: [(f / "train/good/0.png").unlink(), (f / "train/good/1.png").unlink()], "1 images; at least 2"),
         (lambda f: picture(f / "train/hole/0.png", 5), "defect-free images only"),
-        (lambda f: (f / "ground_truth/hole/1_mask.png").unlink(), "1.png: has no mask"),
     ],
 )
 def test_a_wrong_layout_is_named(folder, harm, message):

@@ -202,8 +202,12 @@ def prepare_data(run: Run) -> None:
         f"data     {data.source_name}: {len(data.training_paths)} training{tiles}, "
         f"{len(data.calibration_samples)} calibration, {len(data.test_samples)} test images, {pixels}"
     )
+    if data.reading.levels is not None:
+        print("levels   black is {:g}, white {:g} in images of more than 8 bits".format(*data.reading.levels))
     print(f"run      {run.folder}", flush=True)
     if is_rank_zero():
+        for warning in data.warnings:
+            print(f"warning: {warning}", flush=True)
         _warn_of_duplicates(run)
         _warn_of_stretched(run)
         write_text(run.folder / "config.yaml", OmegaConf.to_yaml(run.config, resolve=True))
@@ -249,6 +253,7 @@ def fit(run: Run) -> AnomalyDetector:
     """Build and fit the detector (step 2)."""
     start = run.clock()
     detector = run.make("method", make=run.make, geometry=run.data.geometry)
+    detector.reading = run.data.reading
     precision = run.config.trainer.precision
     if precision != "32-true" and not detector.mixed_precision:
         raise ParameterError("trainer.precision", precision, f"expected 32-true with method={detector.name}")

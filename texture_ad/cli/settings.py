@@ -37,6 +37,7 @@ INFLUENCES = {
     "name": Influence(result=False, stage1=False),
     "data.root": Influence(result=False, stage1=False),  # the images' fingerprint stands for it
     "data.num_workers": Influence(result=False, stage1=False),
+    "data.strict": Influence(result=False, stage1=False),
     "data.cache_mb": Influence(result=False, stage1=False),
     "features.memory_mb": Influence(result=False, stage1=False),
     "detection.threads": Influence(result=False, stage1=False),

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, RandomSampler, Sampler
 
 from texture_ad.data.augmentation import Augmentation
 from texture_ad.data.geometry import Geometry, Shape
-from texture_ad.data.images import read_mask, resize_mask
+from texture_ad.data.images import Reading, read_mask, resize_mask
 from texture_ad.data.layouts import Sample
 from texture_ad.data.pictures import DamagedPicture, Picture, read_scaled
 from texture_ad.data.synthetic import synthetic_defects
@@ -26,13 +26,16 @@ Batch = dict[str, Any]
 SEED_STEP = 1_000_003  # between the random streams of two seeds, more than there are epochs or images
 
 
-def load_sample(sample: Sample, size: Shape, training: bool = False) -> tuple[Tensor, Tensor]:
+def load_sample(
+    sample: Sample, size: Shape, training: bool = False, reading: Reading | None = None
+) -> tuple[Tensor, Tensor]:
     """Read one sample and its mask.
 
     Args:
         sample: which files to read.
         size: (h, w) of the image in pixels.
         training: refuse an image of one colour.
+        reading: how files are read, None for the limits of their types.
 
     Returns:
         The image, uint8 (3, h, w), and its mask, bool (h, w), False everywhere if it has none.
@@ -40,7 +43,7 @@ def load_sample(sample: Sample, size: Shape, training: bool = False) -> tuple[Te
     Raises:
         UserError: unreadable, or a training image of one colour.
     """
-    image, shape = read_scaled(sample.path, size)
+    image, shape = read_scaled(sample.path, size, reading, sample.frame)
     if training and (image == image[:, :1, :1]).all():
         raise UserError(f"{sample.path}: one colour all over, nothing to learn from; remove this exposure")
     mask = torch.zeros(size, dtype=torch.bool)
@@ -49,12 +52,15 @@ def load_sample(sample: Sample, size: Shape, training: bool = False) -> tuple[Te
     return image, mask
 
 
-def load_tiles(samples: Sequence[Sample], training: bool = False) -> list[tuple[Tensor, Tensor]]:
+def load_tiles(
+    samples: Sequence[Sample], training: bool = False, reading: Reading | None = None
+) -> list[tuple[Tensor, Tensor]]:
     """Read tiles of one picture, which is decoded once.
 
     Args:
         samples: the picture's, each with its window.
         training: refuse a picture of one colour.
+        reading: how files are read, None for the limits of their types.
 
     Returns:
         Each tile, uint8 (3, h, w), and its mask, bool (h, w), False everywhere if the picture has none.
@@ -62,7 +68,7 @@ def load_tiles(samples: Sequence[Sample], training: bool = False) -> list[tuple[
     Raises:
         UserError: unreadable, or a training picture whose tiles are all of one colour.
     """
-    picture = Picture(samples[0].path)
+    picture = Picture(samples[0].path, reading, samples[0].frame)
     windows = [sample.window for sample in samples if sample.window is not None]
     tiles = [picture.window(window) for window in windows]
     if training and all((tile == tiles[0][:, :1, :1]).all() for tile in tiles):
@@ -84,13 +90,22 @@ class ImageBatches(Dataset[Batch]):
         size: (h, w) of the images in pixels.
         in_memory: decode all images now and keep them.
         training: refuse images of one colour.
+        reading: how files are read, None for the limits of their types.
 
     Raises:
         UserError: an image that can't be worked with, now or when it is asked for.
     """
 
-    def __init__(self, samples: list[Sample], size: Shape, in_memory: bool, training: bool = False):
+    def __init__(
+        self,
+        samples: list[Sample],
+        size: Shape,
+        in_memory: bool,
+        training: bool = False,
+        reading: Reading | None = None,
+    ):
         self.samples = samples
+        self.reading = reading
         self.size = size
         self.training = training
         self.labels = torch.tensor([s.label for s in samples])
@@ -102,7 +117,7 @@ class ImageBatches(Dataset[Batch]):
         masks = torch.empty(len(self.samples), *self.size, dtype=torch.bool)
         with ThreadPoolExecutor() as pool:
             # Tiles of one picture follow one another.
-            files = [list(group) for _, group in groupby(self.samples, lambda sample: sample.path)]
+            files = [list(group) for _, group in groupby(self.samples, lambda sample: (sample.path, sample.frame))]
             loaded = (pair for pairs in pool.map(self._load, files) for pair in pairs)
             for i, (image, mask) in enumerate(loaded):
                 images[i] = image
@@ -112,8 +127,8 @@ class ImageBatches(Dataset[Batch]):
     def _load(self, samples: list[Sample]) -> list[tuple[Tensor, Tensor]]:
         """Read the samples of one file and their masks."""
         if samples[0].window is not None:
-            return load_tiles(samples, self.training)
-        return [load_sample(sample, self.size, self.training) for sample in samples]
+            return load_tiles(samples, self.training, self.reading)
+        return [load_sample(sample, self.size, self.training, self.reading) for sample in samples]
 
     @property
     def in_memory(self) -> bool:
@@ -174,12 +189,16 @@ class PictureBatches(Dataset[Batch]):
         samples: which pictures.
         geometry: of the tiles.
         seed: of synthetic defects, one on every picture; None for pictures as they are.
+        reading: how files are read, None for the limits of their types.
     """
 
     in_memory = True  # nothing to do for worker processes
 
-    def __init__(self, samples: list[Sample], geometry: Geometry, seed: int | None = None):
+    def __init__(
+        self, samples: list[Sample], geometry: Geometry, seed: int | None = None, reading: Reading | None = None
+    ):
         self.samples = samples
+        self.reading = reading
         self.geometry = geometry
         self.seed = seed
 
@@ -200,10 +219,11 @@ class PictureBatches(Dataset[Batch]):
         }
 
     def _picture(self, number: int) -> Picture:
-        path = self.samples[number].path
+        sample = self.samples[number]
         if self.seed is None:
-            return Picture(path)
-        return DamagedPicture(path, self.geometry.size, self.seed * SEED_STEP + number)
+            return Picture(sample.path, self.reading, sample.frame)
+        seed = self.seed * SEED_STEP + number
+        return DamagedPicture(sample.path, self.geometry.size, seed, self.reading, sample.frame)
 
     def _mask(self, sample: Sample, picture: Picture) -> Tensor:
         if sample.mask is None:

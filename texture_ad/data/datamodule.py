@@ -37,8 +37,25 @@ from texture_ad.data.geometry import (
     scaled_shape,
     tiles,
 )
-from texture_ad.data.images import read_mask, shapes_of
-from texture_ad.data.layouts import Layout, Sample, fingerprint, scan, split_calibration
+from texture_ad.data.images import (
+    Frames,
+    Reading,
+    checked_levels,
+    frames_of,
+    read_mask,
+    shapes_of,
+    training_levels,
+)
+from texture_ad.data.layouts import (
+    Layout,
+    Sample,
+    check_masks,
+    fingerprint,
+    listed,
+    scan,
+    split_calibration,
+    with_frames,
+)
 from texture_ad.data.pictures import Picture
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.parameters import Count, NonNegativeInt, Range, check, checked
@@ -123,6 +140,10 @@ class TextureDataModule(L.LightningDataModule):
         batch_size: of training.
         eval_batch_size: of everything else.
         calibration_fraction: share of the normal images that are calibration images.
+        range: [low, high], the values of images with more than 8 bits that become black and white; None takes them from
+            the training images.
+        frames: which images are read of a file that holds several: the "first", or "all"; "error" refuses it.
+        strict: refuse anomalous images without a mask where others have one.
         cache_mb: MiB that decoded images may take; if they need more, they are decoded again in every epoch.
         num_workers: processes that decode when the images don't fit.
         seed: of the split, the shuffling, the synthetic defects and the changed copies.
@@ -133,13 +154,15 @@ class TextureDataModule(L.LightningDataModule):
         category: the texture's name.
         source_name: the source's name as every table and figure shows it.
         layout: the images of the category, once `setup` has run, as the attributes below.
+        reading: how files are read.
+        warnings: what was left out, or is not as it should be, a sentence each.
         geometry: from photographs to images.
         stretched: (height, width) of each image whose aspect is not that of the geometry.
         train_samples: the normal images for training, or their tiles, and once more for each changed copy.
         num_originals: how many of them are no copies.
         calibration_samples: the normal images for calibration.
         test_samples: the images of the test folder.
-        has_masks: whether the anomalous test images have masks.
+        has_masks: whether any anomalous test image has a mask.
 
     Raises:
         ParameterError: a parameter out of its range, or a root or category that is missing or wrong.
@@ -147,6 +170,8 @@ class TextureDataModule(L.LightningDataModule):
     """
 
     layout: Layout
+    reading: Reading
+    warnings: list[str]
     geometry: Geometry
     stretched: dict[Path, Shape]
     train_samples: list[Sample]
@@ -167,6 +192,9 @@ class TextureDataModule(L.LightningDataModule):
         batch_size: Count,
         eval_batch_size: Count,
         calibration_fraction: Annotated[float, Range(0, 0.9, above=True)],
+        range: Sequence[float] | None,
+        frames: Frames,
+        strict: bool,
         cache_mb: NonNegativeInt,
         num_workers: NonNegativeInt,
         seed: NonNegativeInt,
@@ -185,6 +213,9 @@ class TextureDataModule(L.LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.calibration_fraction = calibration_fraction
+        self.range = checked_levels("range", range)
+        self.frames = frames
+        self.strict = strict
         self.cache_mb = cache_mb
         self.num_workers = num_workers
         self.seed = seed
@@ -204,14 +235,44 @@ class TextureDataModule(L.LightningDataModule):
         if self._ready:
             return
         self.layout = scan(self.folder)
+        self.warnings = [*self._left_out(), *self._choose_frames()]
         self.train_samples, self.calibration_samples = split_calibration(
             self.layout.train, self.calibration_fraction, self.seed
         )
-        self.test_samples = self.layout.test
-        self.has_masks = self.layout.has_masks
+        self.test_samples, without = check_masks(self.layout.test)
+        self.warnings += self._without_mask(without)
+        self.has_masks = any(sample.mask for sample in self.test_samples)
+        levels = self.range or training_levels((sample.path, sample.frame) for sample in self.train_samples)
+        self.reading = Reading(levels, self.frames)
         self.geometry = self._find_geometry()
         self._make_batches()
         self._ready = True
+
+    def _left_out(self) -> Iterator[str]:
+        """Yield a sentence about the files that are used for nothing, but for those that describe the folder."""
+        files = [path.relative_to(self.folder) for path in self.layout.left_out]
+        files = [path for path in files if path.suffix not in (".md", ".txt") or len(path.parts) > 1]
+        if files:
+            yield f"{len(files)} files of {self.folder} are used for nothing: {listed(files)}"
+
+    def _choose_frames(self) -> Iterator[str]:
+        """Make all frames of a file samples where that is asked for, or yield a sentence about those not read."""
+        if self.frames == "all":
+            self.layout = with_frames(self.layout)
+        elif self.frames == "first":
+            counts = frames_of(sample.path for sample in self.layout.samples)
+            several = [path for path, count in counts.items() if count > 1]
+            if several:
+                yield f"{len(several)} files hold several images, of which the first alone is read: {listed(several)}"
+
+    def _without_mask(self, samples: list[Sample]) -> Iterator[str]:
+        """Yield a sentence about anomalous images without a mask where others have one, or refuse them."""
+        if samples:
+            problem = f"{len(samples)} anomalous images have no mask, or one that marks no pixel"
+            files = listed([sample.path for sample in samples])
+            if self.strict:
+                raise UserError(f"{problem}: {files}; add their masks, or remove the images")
+            yield f"{problem}; pixel metrics are without them: {files}"
 
     def _find_geometry(self) -> Geometry:
         """Return the geometry that `size` asks for, and note which images have another aspect."""
@@ -234,18 +295,18 @@ class TextureDataModule(L.LightningDataModule):
         # An image has three bytes a pixel, its mask one.
         size = self.geometry.size
         in_memory = count * 4 * math.prod(size) <= self.cache_mb * 2**20
-        originals = ImageBatches(self.train_samples, size, in_memory, training=True)
+        originals = ImageBatches(self.train_samples, size, in_memory, training=True, reading=self.reading)
         self.num_originals = len(originals)
         self._train: Images = originals
         if self.augmentation is not None and self.augmentation.copies:
             self._train = WithCopies(originals, self.augmentation, self.seed)
             self.train_samples = self.train_samples * (1 + self.augmentation.copies)
-        self._calibration = ImageBatches(held_out, size, in_memory, training=True)
+        self._calibration = ImageBatches(held_out, size, in_memory, training=True, reading=self.reading)
         self._validation = WithSyntheticDefects(self._calibration, self.seed)
         self._test: Images = (
-            PictureBatches(self.test_samples, self.geometry)
+            PictureBatches(self.test_samples, self.geometry, reading=self.reading)
             if self.geometry.tiled
-            else ImageBatches(self.test_samples, size, in_memory)
+            else ImageBatches(self.test_samples, size, in_memory, reading=self.reading)
         )
 
     def _tiles(self, samples: list[Sample], most: int) -> list[Sample]:
@@ -270,7 +331,8 @@ class TextureDataModule(L.LightningDataModule):
         if not self.geometry.tiled:
             yield from (batch["image"] for batch in self.normal_dataloader())
             return
-        pictures = PictureBatches([Sample(path) for path in self.training_paths], self.geometry)
+        whole = list(dict.fromkeys(replace(sample, window=None) for sample in self.train_samples))
+        pictures = PictureBatches(whole, self.geometry, reading=self.reading)
         for batch in self._loader(pictures, self.eval_batch_size):
             yield torch.stack([picture.view(self.geometry.view) for picture in batch["image"]])
 
@@ -320,7 +382,8 @@ class TextureDataModule(L.LightningDataModule):
     def picture_dataloader(self) -> DataLoader:
         """Return a loader of the calibration images, for thresholds and standardisation; not of their tiles."""
         if self.geometry.tiled:
-            return self._loader(PictureBatches(self.calibration_samples, self.geometry), self.eval_batch_size)
+            pictures = PictureBatches(self.calibration_samples, self.geometry, reading=self.reading)
+            return self._loader(pictures, self.eval_batch_size)
         return self.calibration_dataloader()
 
     def val_dataloader(self) -> DataLoader:
@@ -330,7 +393,7 @@ class TextureDataModule(L.LightningDataModule):
     def synthetic_dataloader(self) -> DataLoader:
         """Return a loader of the calibration images with synthetic defects; not of their tiles."""
         if self.geometry.tiled:
-            damaged = PictureBatches(self.calibration_samples, self.geometry, self.seed)
+            damaged = PictureBatches(self.calibration_samples, self.geometry, self.seed, self.reading)
             return self._loader(damaged, self.eval_batch_size)
         count = len(self._calibration)
         return self._loader(self._validation, self.eval_batch_size, range(count, 2 * count))
@@ -339,11 +402,15 @@ class TextureDataModule(L.LightningDataModule):
         """Return a loader of the test images in fixed order."""
         return self._loader(self._test, self.eval_batch_size)
 
-    def true_masks(self, indices: Iterable[int]) -> Iterator[np.ndarray]:
-        """Yield the masks of these test images one by one, (H, W) bool in pixels of the files, True = defect."""
+    def true_masks(self, indices: Iterable[int]) -> Iterator[np.ndarray | None]:
+        """Yield the masks of these test images one by one, (H, W) bool in pixels of the files, True = defect.
+
+        That of an anomalous image without a mask is None.
+        """
         for sample in (self.test_samples[index] for index in indices):
             shape = shapes_of([sample.path])[sample.path]
-            yield read_mask(sample.mask, shape) if sample.mask else np.zeros(shape, bool)
+            normal = None if sample.label else np.zeros(shape, bool)
+            yield read_mask(sample.mask, shape) if sample.mask else normal
 
     def test_batch(self, indices: list[int]) -> Batch:
         """Return the test images of these numbers as the method is given them; of pictures that are cut, a tile each.
@@ -353,7 +420,7 @@ class TextureDataModule(L.LightningDataModule):
         """
         if not self.geometry.tiled:
             return self._test.__getitems__(indices)
-        found = [load_tiles([self._telling_tile(self.test_samples[i])])[0] for i in indices]
+        found = [load_tiles([self._telling_tile(self.test_samples[i])], reading=self.reading)[0] for i in indices]
         image, mask = (torch.stack(part) for part in zip(*found, strict=True))
         labels = torch.tensor([self.test_samples[i].label for i in indices])
         return {"image": image, "label": labels, "mask": mask, "index": torch.tensor(indices)}
@@ -362,7 +429,7 @@ class TextureDataModule(L.LightningDataModule):
         """Return the tile round the middle of a picture's defect, or of a normal picture the tile in its middle."""
         if sample.label and sample.mask is None:
             raise UserError(f"{sample.path}: without a mask it is not known which tile holds the defect")
-        shape = Picture(sample.path).shape
+        shape = Picture(sample.path, self.reading, sample.frame).shape
         middle: Sequence[float] = [side / 2 for side in shape]
         if sample.mask is not None:
             middle = [float(np.median(where)) for where in read_mask(sample.mask, shape).nonzero()]
@@ -375,7 +442,8 @@ class TextureDataModule(L.LightningDataModule):
     def test_view(self, number: int) -> np.ndarray:
         """Return the test image of this number for drawings, uint8 (H, W, 3) of the geometry's view."""
         if self.geometry.tiled:
-            view = Picture(self.test_samples[number].path).view(self.geometry.view)
+            sample = self.test_samples[number]
+            view = Picture(sample.path, self.reading, sample.frame).view(self.geometry.view)
         else:
             view = self._test.__getitems__([number])["image"][0]
         return view.permute(1, 2, 0).numpy()

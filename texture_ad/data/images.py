@@ -1,9 +1,16 @@
-"""Reading of photographs and masks: every common format and mode becomes RGB bytes or an error that helps."""
+"""Reading of photographs and masks: every format and mode becomes RGB of levels 0 to 255, or an error that helps.
+
+An image of 8 bits a channel is read as bytes. One of more bits (16-bit integers, floats) keeps its depth until `resize`
+rounds: a detector's images are bytes, but they are rounded once and last.
+"""
 
 import warnings
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,25 +18,82 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from texture_ad.environment import available_memory
-from texture_ad.errors import UserError
+from texture_ad.errors import ParameterError, UserError
+from texture_ad.parameters import check
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif"})
+# Formats of Pillow that hold no picture, need another program, or run what they hold.
+_NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+Image.init()
+FORMATS = tuple(name for name in Image.ID if name not in _NO_PICTURES)
+IMAGE_SUFFIXES = frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS)
+
 MAX_PIXELS = 500_000_000
 DECODED = 4  # bytes of a pixel, at most, as Pillow holds it
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower; `_check_header` looks at every file
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower; `check_size` looks at every file
 MIN_SIDE = 4
 ORIENTATION = 0x0112  # of EXIF
 TURNED = (5, 6, 7, 8)  # orientations that swap width and height
 MAX_GREY = 0.05  # of a mask's pixels between black and white: soft edges, not a picture
+MAX_CLASSES = 16  # values of a mask that count as numbers of classes, not as levels of grey
+MARGIN = 0.25  # of the training images' range, that is kept below and above it for what defects add
+TAIL = 0.1  # per cent of an image's values at either end that don't widen the range: hot and dead pixels
+
+Frames = Literal["first", "all", "error"]
+Levels = tuple[float, float]
 
 
-def _check_header(path: Path, image: Image.Image) -> None:
-    """Check the size and the number of frames that an image's header states.
+@dataclass(frozen=True)
+class Reading:
+    """Say how files are read: the same for the training images and for all that a detector is given later.
+
+    Args:
+        levels: values of images with more than 8 bits that become black and white; None for the limits of their type.
+        frames: which are read of a file that holds several: the "first", or "all"; "error" refuses it.
+    """
+
+    levels: Levels | None = None
+    frames: Frames = "first"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for a file."""
+        return {"levels": self.levels and list(self.levels), "frames": self.frames}
+
+    @classmethod
+    def from_dict(cls, values: object) -> "Reading":
+        """Check and take over what `to_dict` returned; a stranger may have written it.
+
+        Raises:
+            TypeError, ParameterError: another content.
+        """
+        if not isinstance(values, dict) or values.keys() != {"levels", "frames"}:
+            raise TypeError("its reading is none")
+        check("frames", values["frames"], Frames)
+        return cls(checked_levels("levels", values["levels"]), values["frames"])
+
+
+def checked_levels(name: str, values: object) -> Levels | None:
+    """Return two numbers, the first below the second, as floats; None stays None.
 
     Raises:
-        UserError: over MAX_PIXELS or what memory holds, under MIN_SIDE, or animated.
+        ParameterError: another kind of value.
     """
-    width, height = image.size
+    if values is None:
+        return None
+    numbers = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else []
+    if len(numbers) != 2 or not all(type(number) in (int, float) and np.isfinite(number) for number in numbers):
+        raise ParameterError(name, values, "expected [low, high], two numbers")
+    low, high = map(float, numbers)
+    if not low < high:
+        raise ParameterError(name, values, "expected [low, high] with low below high")
+    return low, high
+
+
+def check_size(path: Path, width: int, height: int) -> None:
+    """Check the size that an image's header states.
+
+    Raises:
+        UserError: over MAX_PIXELS or what memory holds, or under MIN_SIDE.
+    """
     if width * height > MAX_PIXELS:
         raise UserError(f"{path}: {width} x {height} pixels, more than {MAX_PIXELS:,}; scale the image down or cut it")
     memory = available_memory()
@@ -40,30 +104,32 @@ def _check_header(path: Path, image: Image.Image) -> None:
         )
     if min(width, height) < MIN_SIDE:
         raise UserError(f"{path}: {width} x {height} pixels, expected at least {MIN_SIDE} a side; remove it")
-    frames = getattr(image, "n_frames", 1)  # after the sizes: counting the frames reads more of the file
-    if frames > 1:
-        raise UserError(f"{path}: {frames} frames, expected one; save the frames as single images")
 
 
-def open_image(path: Path) -> Image.Image:
-    """Decode one image; its header is checked before any pixel is decoded.
+def open_image(path: Path, frame: int = 0, frames: Frames = "first") -> Image.Image | np.ndarray:
+    """Decode one image, turned as EXIF says; its header is checked before any pixel is decoded.
 
     Returns:
-        The image as shown: EXIF's orientation is applied.
+        The image; of one with more than 8 bits a channel its values, integers or floats (H, W) or (H, W, 3).
 
     Raises:
-        UserError: the file can't be read as one image, or is refused by `_check_header`.
+        UserError: the file can't be read as an image, is refused by `check_size`, or holds several where `frames`
+            is "error".
     """
     try:
         if path.stat().st_size == 0:
             raise UserError(f"{path}: the file is empty; copy it again or remove it")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(path)
-            _check_header(path, image)
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return image
+            image = Image.open(path, formats=FORMATS)
+            check_size(path, *image.size)
+            if frames == "error" and count_frames(image) > 1:
+                problem = f"{count_frames(image)} frames, expected one"
+                raise UserError(f"{path}: {problem}; read the first or all of them, or save them as single images")
+            if frame:
+                image.seek(frame)
+                check_size(path, *image.size)
+            return _decode(path, image, frame)
     except UserError:
         raise
     except Image.DecompressionBombError as error:
@@ -73,6 +139,57 @@ def open_image(path: Path) -> Image.Image:
         raise UserError(f"{path}: can't be read as an image ({reason}); copy it again or remove it") from error
 
 
+def count_frames(image: Image.Image) -> int:
+    """Return how many images a file holds."""
+    return getattr(image, "n_frames", 1)
+
+
+def _decode(path: Path, image: Image.Image, frame: int) -> Image.Image | np.ndarray:
+    """Return an opened image, turned as EXIF says; of a deep one its values."""
+    deep = is_deep(image)
+    if deep and image.mode in ("RGB", "RGBA", "LA"):
+        orientation = image.getexif().get(ORIENTATION, 1)
+        values = _colour_values(path, image, frame)
+        return np.stack([_turned(values[..., c], orientation) for c in range(3)], -1).astype(np.uint16)
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)  # a copy would forget its format
+    return np.asarray(image) if deep else image
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Return whether an opened image has more than 8 bits a channel; it is not decoded."""
+    # Pillow keeps 8 bits of each colour; its raw mode tells what the file has.
+    return (
+        image.mode.startswith("I")
+        or image.mode == "F"
+        or any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+    )
+
+
+def _colour_values(path: Path, image: Image.Image, frame: int) -> np.ndarray:
+    """Return the 16-bit values of a PNG or TIFF in colour, float32 (H, W, 3), laid over black where it has an alpha."""
+    if image.format == "PNG":
+        from torchvision.io import ImageReadMode, decode_png, read_file
+
+        values = decode_png(read_file(str(path)), ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
+    else:
+        import tifffile
+
+        values = tifffile.imread(path, key=frame)
+        if values.shape[-1] > 4:  # a plane for each channel
+            values = np.moveaxis(values, 0, -1)
+    values = values.astype(np.float32)
+    colour = values[..., :3] if values.shape[-1] > 2 else values[..., :1].repeat(3, -1)
+    return colour * values[..., -1:] / 65535 if values.shape[-1] in (2, 4) else colour
+
+
+def _turned(values: np.ndarray, orientation: int) -> np.ndarray:
+    """Return float32 values (H, W) turned as EXIF's orientation says."""
+    image = Image.fromarray(values)
+    image.getexif()[ORIENTATION] = orientation
+    return np.asarray(ImageOps.exif_transpose(image))
+
+
 def header(path: Path) -> tuple[int, int, str]:
     """Return width and height in pixels, as shown by EXIF's orientation, and the mode of an image; nothing is decoded.
 
@@ -80,13 +197,17 @@ def header(path: Path) -> tuple[int, int, str]:
         UserError: no image.
     """
     try:
+        if path.stat().st_size == 0:
+            raise UserError(f"{path}: the file is empty; copy it again or remove it")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 # Pillow has turned a TIFF's size already, and would decode a PNG to look for EXIF behind its pixels.
                 exif = image.getexif() if "exif" in image.info else {}
                 width, height = image.size[::-1] if exif.get(ORIENTATION, 1) in TURNED else image.size
                 return width, height, image.mode
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"{path}: can't be read as an image; copy it again or remove it") from error
 
@@ -101,37 +222,108 @@ def shapes_of(paths: Iterable[Path]) -> dict[Path, tuple[int, int]]:
     return found
 
 
-def _grey_bytes(image: Image.Image) -> np.ndarray:
-    """Return a grey image of 16-bit integers or floats as uint8 (H, W)."""
-    values = np.asarray(image).astype(np.float64)
-    high = 65535.0
-    if image.mode == "F":
-        high = 1.0 if np.nanmax(values) <= 1 else 255.0
-    return np.nan_to_num(values / high * 255).clip(0, 255).astype(np.uint8)
+def frames_of(paths: Iterable[Path]) -> dict[Path, int]:
+    """Return how many images each file holds; one that can't be read counts as one, its reader says why."""
+    paths = list(paths)
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(paths, pool.map(_frames_in, paths), strict=True))
 
 
-def read_image(path: Path) -> np.ndarray:
+def _frames_in(path: Path) -> int:
+    """Return how many images a file holds, 1 where it can't be read."""
+    with suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(path, formats=FORMATS) as image:
+            return count_frames(image)
+    return 1
+
+
+def training_levels(pictures: Iterable[tuple[Path, int]]) -> Levels | None:
+    """Return the levels that become black and white for images of more than 8 bits, from those of training.
+
+    They are the smallest and the largest value of all images, but for a thousandth of each image's pixels at either
+    end, and a margin beyond them in which defects may be darker or brighter.
+
+    Args:
+        pictures: files of normal images, and which frame of each.
+
+    Returns:
+        The low and the high level, None where no image has more than 8 bits.
+
+    Raises:
+        UserError: an image that can't be read.
+    """
+    with ThreadPoolExecutor() as pool:
+        found = [levels for levels in pool.map(lambda picture: _levels(*picture), pictures) if levels is not None]
+    if not found:
+        return None
+    low = min(levels[0] for levels in found)
+    high = max(levels[1] for levels in found)
+    margin = MARGIN * (high - low) or 1.0
+    # Counts of light have no values below 0.
+    return (max(0.0, low - margin) if low >= 0 else low - margin), high + margin
+
+
+def _levels(path: Path, frame: int) -> Levels | None:
+    """Return the range of an image's values but for its tails, None for an image of 8 bits."""
+    with suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(path, formats=FORMATS) as image:
+            if not is_deep(image):
+                return None
+    values = open_image(path, frame)
+    assert isinstance(values, np.ndarray)
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        raise UserError(f"{path}: no value is finite; remove the image")
+    low, high = np.percentile(finite, [TAIL, 100 - TAIL])
+    return float(low), float(high)
+
+
+def _scaled(values: np.ndarray, levels: Levels) -> np.ndarray:
+    """Return values (H, W) or (H, W, 3) between two levels as float32 (H, W, 3) from 0 to 255."""
+    low, high = levels
+    scaled = np.nan_to_num((values.astype(np.float32) - low) * (255 / (high - low))).clip(0, 255)
+    return scaled if scaled.ndim == 3 else np.repeat(scaled[..., None], 3, 2)
+
+
+def levels_of(image: Image.Image | np.ndarray, reading: Reading) -> Levels:
+    """Return which values of a decoded image become black and white: the reading's levels, or what its type allows."""
+    if isinstance(image, Image.Image):
+        return 0.0, 255.0
+    if reading.levels is not None:
+        return reading.levels
+    if np.issubdtype(image.dtype, np.integer):
+        return 0.0, 65535.0
+    return 0.0, 1.0 if np.nanmax(image, initial=0) <= 1 else 255.0
+
+
+def read_image(path: Path, reading: Reading | None = None, frame: int = 0) -> np.ndarray:
     """Read one photograph as RGB.
 
-    16-bit values are scaled by 255/65535, floats from [0, 1] or [0, 255]. Transparent images are laid over black.
-    EXIF's orientation is applied.
+    Values of more than 8 bits are scaled by the reading's levels. Transparent images are laid over black. EXIF's
+    orientation is applied.
 
     Args:
         path: of the file.
+        reading: how it is read, None for the limits of its type and its first frame.
+        frame: which one of a file that holds several.
 
     Returns:
-        uint8 (H, W, 3).
+        (H, W, 3) from 0 to 255: uint8, or float32 of an image with more than 8 bits.
 
     Raises:
-        UserError: missing, empty, truncated, animated, over MAX_PIXELS, under MIN_SIDE, or no image at all.
+        UserError: missing, empty, truncated, over MAX_PIXELS, under MIN_SIDE, or no image at all.
     """
-    return rgb_bytes(open_image(Path(path)))
+    reading = reading or Reading()
+    image = open_image(Path(path), frame, reading.frames)
+    return rgb(image, levels_of(image, reading))
 
 
-def rgb_bytes(image: Image.Image) -> np.ndarray:
-    """Return a decoded image, or a part of it, as RGB, uint8 (H, W, 3); see `read_image`."""
-    if image.mode.startswith("I") or image.mode == "F":
-        return np.repeat(_grey_bytes(image)[..., None], 3, 2)
+def rgb(image: Image.Image | np.ndarray, levels: Levels) -> np.ndarray:
+    """Return what `open_image` decoded, or a part of it, as RGB; see `read_image`."""
+    if isinstance(image, np.ndarray):
+        return _scaled(image, levels)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
@@ -139,49 +331,53 @@ def rgb_bytes(image: Image.Image) -> np.ndarray:
 
 
 def read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    """Read a ground-truth mask of two values: 0, and any other for the pixels of the defect.
+    """Read a ground-truth mask: every pixel that is not 0 belongs to a defect.
 
-    JPEG and resampling blur the two values: whatever lies within a tenth of the range of either counts as that value.
+    So the numbers of several classes may stand in one mask. JPEG and resampling blur black and white: in a mask of more
+    than MAX_CLASSES values, or of a lossy format, a pixel above half of the largest value counts.
 
     Args:
         path: of the mask's file.
         shape: (H, W) of its image.
 
     Returns:
-        bool (H, W).
+        bool (H, W), False everywhere where the mask marks no pixel.
 
     Raises:
-        UserError: unreadable, of another size than its image, without a defect pixel, or not binary.
+        UserError: unreadable, of another size than its image, or a picture.
     """
     image = open_image(Path(path))
-    values = np.asarray(image if image.mode.startswith("I") else image.convert("L"))
+    lossy = isinstance(image, Image.Image) and image.format in ("JPEG", "MPO", "WEBP")
+    values = image if isinstance(image, np.ndarray) else np.asarray(image.convert("RGB"))
+    values = values.max(-1) if values.ndim == 3 else values
     if values.shape != tuple(shape):
         raise UserError(
             f"{path}: the mask has {values.shape[1]} x {values.shape[0]} pixels, its image {shape[1]} x {shape[0]}; "
             "make the mask anew at the image's size"
         )
-    if values.max() == 0:
-        raise UserError(f"{path}: the mask of a defect image marks no pixel; mend it or remove the image")
-    share = values / values.max()
+    if not lossy and len(np.unique(values)) <= MAX_CLASSES:
+        return values != 0
+    share = values / max(values.max(), 1)
     between = ((share > 0.1) & (share < 0.9)).mean()
     if between > MAX_GREY:
         raise UserError(
-            f"{path}: not a binary mask, {between:.0%} of its pixels are neither 0 nor {values.max()}; make it black "
-            "and white"
+            f"{path}: not a mask but a picture, {between:.0%} of its pixels are neither 0 nor {values.max():g}; make "
+            "it black and white"
         )
     return share > 0.5
 
 
 def resize(image: np.ndarray, size: Sequence[int]) -> Tensor:
-    """Return an image, uint8 (H, W, 3), at another size, uint8 (3, h, w): bilinear with antialiasing.
+    """Return an image at another size, uint8 (3, h, w): bilinear with antialiasing, rounded last.
 
     Args:
-        image: uint8 (H, W, 3).
+        image: (H, W, 3) from 0 to 255, uint8 or float32.
         size: (h, w) in pixels.
     """
     from torchvision.transforms.v2 import functional as F
 
-    return F.resize(torch.from_numpy(image).permute(2, 0, 1), list(size), antialias=True)
+    resized = F.resize(torch.from_numpy(image).permute(2, 0, 1), list(size), antialias=True)
+    return resized if resized.dtype == torch.uint8 else resized.round().clamp(0, 255).byte()
 
 
 def resize_mask(mask: np.ndarray, size: Sequence[int]) -> Tensor:

@@ -8,20 +8,20 @@ from PIL import Image
 from torch import Tensor
 
 from texture_ad.data.geometry import Shape, Window
-from texture_ad.data.images import header, open_image, resize, rgb_bytes
+from texture_ad.data.images import Levels, Reading, header, levels_of, open_image, resize, rgb
 from texture_ad.data.synthetic import synthetic_defects
 
 STRIP = 2**22  # pixels that are reduced at a time
 WHOLE = 10**8  # pixels up to which a picture is resized in one piece
 
 
-def read_scaled(path: Path, size: Shape) -> tuple[Tensor, Shape]:
-    """Return a photograph scaled to a size, uint8 (3, h, w), and its own size.
+def read_scaled(path: Path, size: Shape, reading: Reading | None = None, frame: int = 0) -> tuple[Tensor, Shape]:
+    """Return a photograph scaled to a size, uint8 (3, h, w), and its own size; see `Picture`.
 
     Raises:
         UserError: a file that can't be read as an image.
     """
-    picture = Picture(path)
+    picture = Picture(path, reading, frame)
     return picture.view(size), picture.shape
 
 
@@ -30,6 +30,8 @@ class Picture:
 
     Args:
         path: of the file.
+        reading: how it is read, None for the limits of its type and its first frame.
+        frame: which one of a file that holds several.
 
     Attributes:
         shape: (H, W) in pixels.
@@ -38,20 +40,22 @@ class Picture:
         UserError: at once or when it is decoded, a file that can't be read as an image.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, reading: Reading | None = None, frame: int = 0):
         self.path = Path(path)
+        self.reading = reading or Reading()
+        self.frame = frame
         width, height, _ = header(self.path)
         self.shape: Shape = (height, width)
-        self._image: Image.Image | None = None
+        self.levels: Levels = (0.0, 255.0)
+        self._image: Image.Image | np.ndarray | None = None
 
     @property
-    def image(self) -> Image.Image:
-        """Return the decoded picture."""
+    def image(self) -> Image.Image | np.ndarray:
+        """Return the decoded picture; of one with more than 8 bits a channel its values."""
         if self._image is None:
-            image = open_image(self.path)
-            # The range of floats is that of the whole picture.
-            self._image = Image.fromarray(rgb_bytes(image)) if image.mode == "F" else image
-            self.shape = self._image.size[::-1]
+            self._image = image = open_image(self.path, self.frame, self.reading.frames)
+            self.levels = levels_of(image, self.reading)
+            self.shape = image.shape[:2] if isinstance(image, np.ndarray) else image.size[::-1]
         return self._image
 
     def release(self) -> None:
@@ -59,14 +63,17 @@ class Picture:
         self._image = None
 
     def pixels(self, window: Window) -> np.ndarray:
-        """Return the part of a window that lies in the picture, uint8 (h, w, 3)."""
+        """Return the part of a window that lies in the picture, (h, w, 3) as `rgb` does."""
+        image = self.image
         (height, width) = self.shape
-        box = (window.left, window.top, min(window.left + window.width, width), min(window.top + window.height, height))
-        return rgb_bytes(self.image.crop(box))
+        right, bottom = min(window.left + window.width, width), min(window.top + window.height, height)
+        if isinstance(image, np.ndarray):
+            return rgb(image[window.top : bottom, window.left : right], self.levels)
+        return rgb(image.crop((window.left, window.top, right, bottom)), self.levels)
 
     def window(self, window: Window) -> Tensor:
         """Return a window, uint8 (3, height, width); beyond the picture's edges it is mirrored."""
-        pixels = self.pixels(window)
+        pixels = rounded(self.pixels(window))
         rest = (window.height - pixels.shape[0], window.width - pixels.shape[1])
         if any(rest):
             pixels = np.pad(pixels, ((0, rest[0]), (0, rest[1]), (0, 0)), mode="symmetric")
@@ -74,7 +81,8 @@ class Picture:
 
     def scaled(self, size: Shape) -> Tensor:
         """Return the whole picture at another size, uint8 (3, h, w); a large one is first reduced by a whole factor."""
-        (height, width) = self.image.size[::-1]
+        _ = self.image
+        (height, width) = self.shape
         factor = min(height // size[0], width // size[1]) // 2
         if height * width <= WHOLE or factor < 2:
             return resize(self.pixels(Window(0, 0, height, width)), size)
@@ -90,7 +98,7 @@ class Picture:
 
     def _reduced(self, window: Window, factor: int) -> np.ndarray:
         """Return the means of squares of `factor` pixels; those at the edges may be smaller."""
-        return np.asarray(Image.fromarray(self.pixels(window)).reduce(factor))
+        return np.asarray(Image.fromarray(rounded(self.pixels(window))).reduce(factor))
 
 
 class DamagedPicture(Picture):
@@ -100,10 +108,12 @@ class DamagedPicture(Picture):
         path: of the file.
         tile: size of a tile.
         seed: of the defect and its place.
+        reading: how it is read, None for the limits of its type and its first frame.
+        frame: which one of a file that holds several.
     """
 
-    def __init__(self, path: Path, tile: Shape, seed: int):
-        super().__init__(path)
+    def __init__(self, path: Path, tile: Shape, seed: int, reading: Reading | None = None, frame: int = 0):
+        super().__init__(path, reading, frame)
         self.tile = tile
         self.seed = seed
 
@@ -112,7 +122,7 @@ class DamagedPicture(Picture):
         """Return the decoded picture with its defect."""
         if self._image is None:
             image = Picture.image.fget(self)  # type: ignore[attr-defined]
-            self._image = image = _plain(image)
+            self._image = image = _plain(image, self.levels)
             generator = torch.Generator().manual_seed(self.seed)
             height, width = (min(pair) for pair in zip(self.shape, self.tile, strict=True))
             top, left = (
@@ -121,9 +131,17 @@ class DamagedPicture(Picture):
             )
             damaged, _ = synthetic_defects(self.window(Window(top, left, height, width))[None], generator)
             image.paste(Image.fromarray(damaged[0].permute(1, 2, 0).numpy()).convert(image.mode), (left, top))
+        assert isinstance(self._image, Image.Image)
         return self._image
 
 
-def _plain(image: Image.Image) -> Image.Image:
+def rounded(pixels: np.ndarray) -> np.ndarray:
+    """Return pixels from 0 to 255 as uint8."""
+    return pixels if pixels.dtype == np.uint8 else pixels.round().astype(np.uint8)
+
+
+def _plain(image: Image.Image | np.ndarray, levels: Levels) -> Image.Image:
     """Return a picture in a mode that bytes can be pasted into."""
-    return image if image.mode in ("L", "RGB") else Image.fromarray(rgb_bytes(image))
+    if isinstance(image, Image.Image) and image.mode in ("L", "RGB"):
+        return image
+    return Image.fromarray(rounded(rgb(image, levels)))

@@ -187,8 +187,8 @@ class Scorer:
         """Return one image, or why it can't be read."""
         try:
             if self.detector.geometry.tiled:  # large, so that only the one that is scored is decoded
-                return Picture(path)
-            return Photograph(*read_scaled(path, self.size))
+                return Picture(path, self.detector.reading)
+            return Photograph(*read_scaled(path, self.size, self.detector.reading))
         except UserError as error:
             return error
 

@@ -46,15 +46,15 @@ class Predictions(TypedDict):
 
 
 def prediction_metrics(
-    predictions: Predictions, decision: Decision, masks: Iterable[np.ndarray] | None
+    predictions: Predictions, decision: Decision, masks: Iterable[np.ndarray | None] | None
 ) -> dict[str, Any]:
     """Return the metrics of the images and, where there are maps and masks, of the pixels.
 
     Args:
         predictions: of all test images.
         decision: thresholds for images and pixels.
-        masks: the true mask of each test image, (H, W) bool at its own resolution, to which its map is brought; None
-            without masks.
+        masks: the true mask of each test image, (H, W) bool at its own resolution, to which its map is brought, or None
+            where its pixels have no labels; None without masks.
     """
     metrics: dict[str, Any] = image_metrics(predictions["score"], predictions["label"], decision.threshold)
     metrics |= image_intervals(predictions["score"], predictions["label"], decision.threshold)
@@ -64,10 +64,12 @@ def prediction_metrics(
     return metrics
 
 
-def _at_masks(maps: np.ndarray, masks: Iterable[np.ndarray]) -> tuple[Iterator[np.ndarray], Iterator[np.ndarray]]:
-    """Return the maps (n, h, w) one by one at the size of their masks, and the masks."""
-    sized, given = tee(masks)
-    return (resize_map(one, mask.shape) for one, mask in zip(maps, sized, strict=True)), given
+def _at_masks(
+    maps: np.ndarray, masks: Iterable[np.ndarray | None]
+) -> tuple[Iterator[np.ndarray], Iterator[np.ndarray]]:
+    """Return the maps (n, h, w) that have a mask one by one at its size, and the masks."""
+    known, again = tee((one, mask) for one, mask in zip(maps, masks, strict=True) if mask is not None)
+    return (resize_map(one, mask.shape) for one, mask in known), (mask for _, mask in again)
 
 
 def outcome(anomalous: bool, label: int) -> str:

@@ -18,6 +18,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from texture_ad.data.drift import ImageStatistics
 from texture_ad.data.geometry import Geometry, Shape, Tiling
+from texture_ad.data.images import Reading
 from texture_ad.data.pictures import Picture, read_scaled
 from texture_ad.errors import ParameterError
 from texture_ad.evaluation.calibration import Decision, FalseAlarmRate, conformal_threshold, false_alarms, spread_of
@@ -218,6 +219,7 @@ class AnomalyDetector(nn.Module, ABC):
         sigma: Gaussian smoothing of the anomaly map, in pixels at a size of 224; 0 for none.
         settings: the arguments as plain values, but for the backbone; those of a part are its own settings.
         geometry: from photographs to the images that it scores; `build` sets it.
+        reading: how files of photographs are read.
         provenance: what it was made from, None before it was.
         threshold: (), an image is called anomalous where its score is greater.
         pixel_threshold: (), a pixel is called anomalous where its score is greater; NaN for a method without maps.
@@ -249,6 +251,7 @@ class AnomalyDetector(nn.Module, ABC):
         super().__init__()
         self.settings = {name: _plain(value) for name, value in arguments_of(self).items() if name != "backbone"}
         self.provenance: Provenance | None = None
+        self.reading = Reading()
         self._tile_grid: Shape | None = None
         for name in ("threshold", "pixel_threshold", "map_floor"):
             self.register_buffer(name, torch.tensor(float("nan")))
@@ -559,8 +562,8 @@ class AnomalyDetector(nn.Module, ABC):
             UserError: a file that can't be read as an image.
         """
         if self.geometry.tiled:
-            return [Picture(Path(path)) for path in paths]
-        images = [read_scaled(Path(path), self.geometry.size)[0] for path in paths]
+            return [Picture(Path(path), self.reading) for path in paths]
+        images = [read_scaled(Path(path), self.geometry.size, self.reading)[0] for path in paths]
         return torch.stack(images).to(self.device)
 
     def save(self, path: Path) -> None:
@@ -571,6 +574,7 @@ class AnomalyDetector(nn.Module, ABC):
             "method": self.name,
             "settings": self.settings,
             "geometry": self.geometry.to_dict(),
+            "reading": self.reading.to_dict(),
             "backbone": self.backbone.settings if self.uses_backbone else None,
             "provenance": self.provenance and self.provenance.to_dict(),
             "state": {key: value.contiguous() for key, value in self.state_dict().items()},
@@ -604,6 +608,7 @@ class AnomalyDetector(nn.Module, ABC):
         with torch.device("meta"):
             detector = cls.from_settings(content["settings"], state, **parts)
         detector.set_geometry(Geometry.from_dict(content["geometry"]))
+        detector.reading = Reading.from_dict(content["reading"])
         for name, buffer in list(detector.named_buffers()):
             if buffer.shape[:1] == (0,):  # filled by `fit`, of any length
                 setattr(detector, name, buffer.new_empty(len(state[name]), *buffer.shape[1:]))

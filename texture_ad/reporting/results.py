@@ -61,7 +61,7 @@ def _scores_csv(
     rows: list[tuple] = [("path", "kind", "label", "score", "level", "threshold", "anomalous", "source")]
     threshold = f"{decision.threshold:.8g}"
     for sample, score, label in zip(samples, predictions["score"], predictions["label"], strict=True):
-        name = sample.path.relative_to(data.folder)
+        name = sample.below(data.folder)
         told = (f"{score:.8g}", f"{decision.level(score):.4f}", threshold, int(decision.is_anomalous(score)))
         rows.append((name, sample.kind, label, *told, data.source_name))
     return csv_text(rows)
@@ -104,7 +104,7 @@ class _Overlays:
         sample = self.data.test_samples[number]
         image = self.data.test_view(number)
         return {
-            "path": str(sample.path.relative_to(self.data.folder)),
+            "path": sample.below(self.data.folder),
             "kind": sample.kind,
             "label": int(self.predictions["label"][row]),
             "score": float(self.predictions["score"][row]),
@@ -132,7 +132,7 @@ class _Overlays:
             score=score,
             threshold=self.decision.threshold,
             label=int(self.predictions["label"][row]),
-            path=self.folder / overlay_path(Path(sample.kind, sample.path.name)),
+            path=self.folder / overlay_path(Path(sample.kind, sample.name)),
             vmin=vmin,
             vmax=vmax,
             source=self.data.source_name,
