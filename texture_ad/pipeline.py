@@ -35,7 +35,7 @@ from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.explain import atom_crops, sample_features
 from texture_ad.methods.registry import method_class
 from texture_ad.models.backbone import Backbone
-from texture_ad.parameters import Range, check
+from texture_ad.parameters import NonNegativeInt, Range, check
 from texture_ad.reporting import charts, panels
 from texture_ad.reporting.cards import Card, Facts, data_card, markdown, model_card
 from texture_ad.reporting.loggers import log_results, open_loggers
@@ -176,6 +176,7 @@ def run(
     reset_peak_memory()
     check("seed", config.seed, Annotated[int, Range(0, 2**32 - 1)])
     check("false_alarm_rate", config.false_alarm_rate, FalseAlarmRate)
+    check("examples", config.examples, NonNegativeInt)
     this = Run(config, Path(config.run_dir), command, cache, stage1_settings or {}, in_sweep)
     if is_rank_zero():
         prepare_folder(this.folder)
@@ -304,6 +305,7 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
     labels = [0] * len(normal) + [1] * len(defects)
     synthetic = image_metrics(torch.cat((normal, defects)).cpu().numpy(), labels, float(detector.threshold))
     detector.provenance = _provenance(run, detector.device)
+    detector.examples = _examples(run)
     decision = detector.decision()
     run.metrics |= {
         "synthetic_auroc": synthetic["image_auroc"],
@@ -315,6 +317,12 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
     }
     if is_rank_zero():
         detector.save(run.folder / "detector.pt")
+
+
+def _examples(run: Run) -> Tensor:
+    """Return calibration images that the detector's file keeps, uint8 (n, 3, H, W)."""
+    batch = next(iter(run.data.calibration_dataloader()))["image"]
+    return batch[: run.config.examples].clone()
 
 
 def _provenance(run: Run, device: torch.device) -> Provenance:
