@@ -194,11 +194,11 @@ def run(
 
 def prepare_data(run: Run) -> None:
     """Find and split the images, and record what is known of the run before it starts (step 1)."""
-    run.data = run.make("data")
+    run.data = run.make("data", augmentation=run.make("augmentation"))
     run.data.setup()
     data = run.data
     pixels = "{1} x {0} px".format(*data.geometry.size)
-    tiles = f" ({len(data.train_samples)} tiles)" if data.geometry.tiled else ""
+    tiles = f" ({data.num_originals} tiles)" if data.geometry.tiled else ""
     print(
         f"data     {data.source_name}: {len(data.training_paths)} training{tiles}, "
         f"{len(data.calibration_samples)} calibration, {len(data.test_samples)} test images, {pixels}"
