@@ -78,8 +78,9 @@ def judge(folder: Path, settings: Sequence[tuple[str, float]]) -> list[dict[str,
             maxima = torch.tensor([float(m.max()) for m in anomaly_maps(calibration, size, upsampling, sigma)])
             threshold = conformal_threshold(maxima, FALSE_ALARM_RATE)
             made = anomaly_maps(test, size, upsampling, sigma)
-            sized = (resize_map(one, mask.shape) for one, mask in zip(made, masks, strict=True))
-            found = pixel_metrics(sized, masks, threshold)
+            pairs = [(one, mask) for one, mask in zip(made, masks, strict=True) if mask is not None]
+            sized = (resize_map(one, mask.shape) for one, mask in pairs)
+            found = pixel_metrics(sized, (mask for _, mask in pairs), threshold)
             known.append({"upsampling": upsampling, "sigma": sigma, **{name: found[name] for name in JUDGED}})
             write_text(path, json.dumps(known, indent=1) + "\n")
     return [known for known in known if (known["upsampling"], known["sigma"]) in settings]
