@@ -21,6 +21,7 @@ from benchmarks.comparison import Row, by_turns
 from benchmarks.material import default_detector, images, make, photographs
 from texture_ad.data import embedded
 from texture_ad.data.layouts import scan
+from texture_ad.deploy.graph import MeasuringGraph
 from texture_ad.deploy.scorer import Scorer, predict
 from texture_ad.evaluation.localization import image_scores, top_positions
 from texture_ad.evaluation.metrics import image_metrics
@@ -196,7 +197,7 @@ def compiled(quick: bool) -> list[Row]:
     backbone = make("backbone", min_size=0, frozen=0).eval()
     return [
         _compiled_row(
-            "detector end to end, batches of 16", default_detector().graph(), partial(score, pictures), quick
+            "detector end to end, batches of 16", MeasuringGraph(default_detector()), partial(score, pictures), quick
         ),
         _compiled_row(
             "forward and backward of the backbone, 16 images",

@@ -229,7 +229,7 @@ class Clients:
             try:
                 reply, status = bad(self.server, body) if bad else (self.server.post(body), 200)
             except (OSError, http.client.HTTPException) as error:  # killed, or not up again yet
-                if attempt > 600:
+                if attempt > 3000:  # five minutes: a busy machine starts slowly
                     raise SystemExit(f"request {number}: no answer ({error})") from error
                 time.sleep(0.1)
                 continue

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -119,6 +120,7 @@ def run_all(jobs: Sequence[Job], workers: int, done: Callable[[], object] = lamb
     """
     failures: list[UserError] = []
     results: dict[Path, Metrics] = {}
+    writing = threading.Lock()
 
     def one(job: Job) -> None:
         try:
@@ -128,7 +130,8 @@ def run_all(jobs: Sequence[Job], workers: int, done: Callable[[], object] = lamb
             print(f"failed   {error}", flush=True)
             return
         print(_line(job, found), flush=True)
-        done()
+        with writing:  # one table is written by one thread at a time
+            done()
 
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(one, jobs))

@@ -90,13 +90,25 @@ def untrained_fusion(backbone: Backbone, size: int, **options: Any) -> FusionDet
 
 
 def untrained_detector(
-    size: int = 64, paths: Sequence[Path] = (), images: torch.Tensor | None = None, **options: Any
+    size: int = 64,
+    paths: Sequence[Path] = (),
+    images: torch.Tensor | None = None,
+    backbone: tuple[str, Sequence[str]] = ("efficientnet_lite0", ("block2", "block4")),
+    **options: Any,
 ) -> FusionDetector:
-    """Return a detector of random weights, its scores about standardised; `paths` and `images` make its statistics."""
+    """Return a detector of random weights, its scores about standardised; `paths` and `images` make its statistics.
+
+    Args:
+        size: of the images.
+        paths: of photographs.
+        images: of the same.
+        backbone: name and layers.
+        options: of `untrained_fusion`.
+    """
     torch.manual_seed(0)
-    backbone = tiny_backbone("efficientnet_lite0", ["block2", "block4"]).eval()
+    network = tiny_backbone(*backbone).eval()
     probe = torch.randint(0, 256, (4, 3, size, size), dtype=torch.uint8)
-    detector = untrained_fusion(backbone, size, **options)
+    detector = untrained_fusion(network, size, **options)
     with torch.no_grad():
         detector.dictionary.set_atoms(F.normalize(torch.randn(detector.dictionary.atoms.shape), dim=1))
         measured = detector.measure(probe)
@@ -104,6 +116,7 @@ def untrained_detector(
         detector.map_floor.copy_(detector.fuse(measured.parts).median())
         prediction = detector(probe)
         detector.calibrate(prediction.scores, prediction.anomaly_maps.amax((1, 2)), 0.05)
+    detector.examples = probe if images is None else images
     statistics = training_statistics(paths, brightness(images)) if images is not None else None
     detector.provenance = Provenance("a test", "test", "0" * 16, 0, 0.05, {}, statistics)
     return detector.requires_grad_(False)

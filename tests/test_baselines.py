@@ -266,12 +266,14 @@ def test_every_method_is_one_graph(name, loader, tmp_path):
     if name == "dsebm":
         detector.scale.fill_(0.2)  # which training takes from its first batch
     detector = fitted(detector, loader).requires_grad_(False)
-    written = export(detector, tmp_path / "graph", "torch_export")
-    assert written.outputs == (("scores",) if name in WITHOUT_MAP else ("scores", "anomaly_maps"))
+    written = export(detector, tmp_path / "graph", "torch_export", list(textures(4, seed=2)))
+    maps = () if name in WITHOUT_MAP else ("anomaly_maps", "masks")
+    assert written.outputs == ("scores", "labels", *maps) and written.photographs == 8
     graph = torch.export.load(tmp_path / "graph").module()
     for count in (1, 30):
         images = textures(count, seed=3)
-        for found, expected in zip(graph(images), detector(images)[:2], strict=False):
+        scores, _, *maps = graph(images)
+        for found, expected in zip((scores, *maps), detector(images)[:2], strict=False):
             assert torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 

@@ -1,5 +1,5 @@
-"""The detector away from its training: in a process without the training's packages, as a graph, on a stream of
-photographs, and as a file that someone else wrote."""
+"""The detector away from its training: in a process without the training's packages, on a stream of photographs,
+and as a file that someone else wrote."""
 
 import csv
 import io
@@ -89,34 +89,6 @@ def test_gpu_and_cpu_agree(saved):
 def test_a_device_that_is_not_there(saved, device):
     with pytest.raises(UserError, match=f"device={device}: not available .* use device=cpu"):
         load(saved, device)
-
-
-# --- as one graph -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("format", ["onnx", "torch_export"])
-def test_export_equals_the_detector(saved, tmp_path, format, command):
-    target = tmp_path / "graph"
-    code, out, errors = command("export", f"detector={saved}", f"format={format}", f"output={target}")
-    assert code == 0, errors
-    assert "of the detector" in out and os.listdir(tmp_path) == ["graph"]
-    detector = load(saved)
-    for batch in (1, 5):
-        images = torch.randint(0, 256, (batch, 3, 64, 64), dtype=torch.uint8)
-        if format == "onnx":
-            onnxruntime = pytest.importorskip("onnxruntime")
-            session = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
-            found = [torch.from_numpy(v) for v in session.run(["scores", "anomaly_maps"], {"images": images.numpy()})]
-        else:
-            found = torch.export.load(target).module()(images)
-        expected = detector(images)
-        assert torch.allclose(found[0], expected.scores, rtol=1e-4, atol=1e-4)
-        assert torch.allclose(found[1], expected.anomaly_maps, rtol=1e-4, atol=1e-4)
-
-
-def test_an_unknown_format_is_named(saved, command):
-    code, _, errors = command("export", f"detector={saved}", "format=tflite")
-    assert code == 2 and "format=tflite: expected one of onnx, torch_export" in errors
 
 
 # --- a stream of photographs --------------------------------------------------------------------------
@@ -269,6 +241,10 @@ HOSTILE = {
     "unknown setting": lambda s, p: altered(s, p, lambda c: c["settings"].update(colour="red")),
     "a file's name as weights": lambda s, p: altered(s, p, lambda c: c["backbone"].update(weights="/etc/passwd")),
     "another backbone": lambda s, p: altered(s, p, lambda c: c["backbone"].update(name="alexnet")),
+    "examples": lambda s, p: altered(s, p, lambda c: c.update(examples=[1])),
+    "large examples": lambda s, p: altered(
+        s, p, lambda c: c.update(examples=torch.zeros(1, dtype=torch.uint8).expand(10**9, 3, 64, 64))
+    ),
     "provenance": lambda s, p: altered(s, p, lambda c: c.update(provenance=[1])),
     "truncated": lambda s, p: p.write_bytes(s.read_bytes()[:-1000]),
 }

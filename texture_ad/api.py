@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from os import PathLike
 from pathlib import Path
@@ -22,8 +22,8 @@ def fit(
     photographs: str | PathLike | None = None,
     /,
     *,
-    method: str | None = None,
-    backbone: str | None = None,
+    method: str | Mapping[str, Any] | None = None,
+    backbone: str | Mapping[str, Any] | None = None,
     seed: int | None = None,
     overrides: Sequence[str] = (),
     progress: bool = True,

@@ -1,28 +1,52 @@
 """`python -m texture_ad.export detector=DETECTOR.pt format=onnx`: write a detector as one graph for other runtimes."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from texture_ad.cli.entry import hydra_main
 from texture_ad.parameters import check
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from texture_ad.methods.base import AnomalyDetector
+
+MAX_PHOTOGRAPHS = 64  # that the graph is compared on; reading and scoring more takes long
+
 
 @hydra_main("export")
 def main(config: DictConfig) -> None:
     """Write the graph of the detector that the configuration names, and print what it takes and returns."""
-    from texture_ad.deploy.export import FORMATS, FormatName, export
+    from texture_ad.deploy.export import example_photographs, export
+    from texture_ad.deploy.runtimes import FORMATS, FormatName, Precision
     from texture_ad.methods.registry import load
 
     check("format", config.format, FormatName)
+    check("precision", config.precision, Precision)
     detector = load(config.detector)
+    photographs = _photographs(detector, Path(config.images)) if config.images else example_photographs(detector)
     target = Path(config.output or Path(config.detector).with_suffix(FORMATS[config.format].suffix))
-    written = export(detector, target, config.format)
-    height, width = detector.geometry.size
+    decision = detector.decision(config.false_alarm_rate)
+    written = export(detector, target, config.format, photographs, config.precision, decision)
+    loss = "" if written.loss is None else f", AUROC lower by {written.loss:.4f}"
     print(
-        f"{config.format} {target}: images uint8 (B, 3, {height}, {width}) to "
-        f"{' and '.join(written.outputs)}, within {written.difference:.1e} of the detector"
+        f"{config.format} {config.precision} {target}: images uint8 (B, 3, H, W) to {', '.join(written.outputs)}; on "
+        f"{written.photographs} photographs, half of them with synthetic defects, within {written.difference:.1e} of "
+        f"the detector's range of scores{loss}"
     )
+
+
+def _photographs(detector: "AnomalyDetector", folder: Path) -> list["Tensor"]:
+    """Return the first MAX_PHOTOGRAPHS photographs below a folder, as the detector reads them, uint8 (3, H, W)."""
+    import torch
+
+    from texture_ad.data.images import read_image
+    from texture_ad.deploy.scorer import require_images
+
+    paths = require_images(folder, folder / "overlays")
+    return [torch.from_numpy(read_image(path, detector.reading)).permute(2, 0, 1) for path in paths[:MAX_PHOTOGRAPHS]]
 
 
 if __name__ == "__main__":

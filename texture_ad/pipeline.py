@@ -35,7 +35,7 @@ from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.explain import atom_crops, sample_features
 from texture_ad.methods.registry import method_class
 from texture_ad.models.backbone import Backbone
-from texture_ad.parameters import Range, check
+from texture_ad.parameters import NonNegativeInt, Range, check
 from texture_ad.reporting import charts, panels
 from texture_ad.reporting.cards import Card, Facts, data_card, markdown, model_card
 from texture_ad.reporting.loggers import log_results, open_loggers
@@ -176,6 +176,7 @@ def run(
     reset_peak_memory()
     check("seed", config.seed, Annotated[int, Range(0, 2**32 - 1)])
     check("false_alarm_rate", config.false_alarm_rate, FalseAlarmRate)
+    check("examples", config.examples, NonNegativeInt)
     this = Run(config, Path(config.run_dir), command, cache, stage1_settings or {}, in_sweep)
     if is_rank_zero():
         prepare_folder(this.folder)
@@ -193,11 +194,11 @@ def run(
 
 def prepare_data(run: Run) -> None:
     """Find and split the images, and record what is known of the run before it starts (step 1)."""
-    run.data = run.make("data")
+    run.data = run.make("data", augmentation=run.make("augmentation"))
     run.data.setup()
     data = run.data
     pixels = "{1} x {0} px".format(*data.geometry.size)
-    tiles = f" ({len(data.train_samples)} tiles)" if data.geometry.tiled else ""
+    tiles = f" ({data.num_originals} tiles)" if data.geometry.tiled else ""
     print(
         f"data     {data.source_name}: {len(data.training_paths)} training{tiles}, "
         f"{len(data.calibration_samples)} calibration, {len(data.test_samples)} test images, {pixels}"
@@ -304,6 +305,7 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
     labels = [0] * len(normal) + [1] * len(defects)
     synthetic = image_metrics(torch.cat((normal, defects)).cpu().numpy(), labels, float(detector.threshold))
     detector.provenance = _provenance(run, detector.device)
+    detector.examples = _examples(run)
     decision = detector.decision()
     run.metrics |= {
         "synthetic_auroc": synthetic["image_auroc"],
@@ -315,6 +317,12 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
     }
     if is_rank_zero():
         detector.save(run.folder / "detector.pt")
+
+
+def _examples(run: Run) -> Tensor:
+    """Return calibration images that the detector's file keeps, uint8 (n, 3, H, W)."""
+    batch = next(iter(run.data.calibration_dataloader()))["image"]
+    return batch[: run.config.examples].clone()
 
 
 def _provenance(run: Run, device: torch.device) -> Provenance:

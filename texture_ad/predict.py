@@ -13,6 +13,7 @@ DECISION = ("false_alarm_rate", "threshold", "pixel_threshold", "min_area")
 @hydra_main("predict")
 def main(config: DictConfig) -> None:
     """Score the file or folder that the configuration names, once or as new files arrive."""
+    from texture_ad.deploy.engines import FEW, EngineName, use_engine
     from texture_ad.deploy.notify import notifier
     from texture_ad.deploy.outputs import Wanted
     from texture_ad.deploy.scorer import Scorer, predict, require_images
@@ -23,6 +24,7 @@ def main(config: DictConfig) -> None:
     # Before the detector is read, which takes seconds.
     check("batch_size", config.batch_size, Count)
     check("interval", config.interval, Positive)
+    check("engine", config.engine, EngineName)
     source = Path(config.input)
     output = Path(config.output)
     paths = [] if config.watch else require_images(source, output)
@@ -31,6 +33,10 @@ def main(config: DictConfig) -> None:
         check_endless(config.regions)
     keep_freed_memory()
     detector = load(config.detector, config.device)
+    # A watched folder begins at once: by itself it uses an engine's file, and makes none.
+    count = FEW if config.watch else len(paths)
+    engine = use_engine(detector, Path(config.detector), config.engine, count)
+    print(f"engine   {engine}", flush=True)
     decision = detector.decision(**{name: config[name] for name in DECISION})
     wanted = Wanted(**{name: config[name] for name in Wanted._fields})
     scorer = Scorer(detector, source, output, decision, wanted, unsure=config.unsure)

@@ -31,6 +31,7 @@ INFLUENCES = {
     "logger": Influence(result=False, stage1=False, name=False),
     "allow": Influence(result=False, stage1=False, name=False),
     "pictures": Influence(result=False, stage1=False, name=False),
+    "examples": Influence(stage1=False, name=False),
     "cache": Influence(result=False, stage1=False, name=False),
     "cache_gb": Influence(result=False, stage1=False, name=False),
     "trainer.enable_progress_bar": Influence(result=False, stage1=False, name=False),
@@ -52,6 +53,7 @@ INFLUENCES = {
     "score.flow_weight": Influence(stage1=False),
     "score.dictionary_weight": Influence(stage1=False),
     "score.trust": Influence(stage1=False),
+    "score.sigma": Influence(stage1=False),
 }
 
 

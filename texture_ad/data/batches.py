@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Dataset, RandomSampler, Sampler
 
+from texture_ad.data.augmentation import Augmentation
 from texture_ad.data.geometry import Geometry, Shape
 from texture_ad.data.images import Reading, read_mask, resize_mask
 from texture_ad.data.layouts import Sample
@@ -147,6 +148,38 @@ class ImageBatches(Dataset[Batch]):
             pairs = [pair for i in indices for pair in self._load([self.samples[i]])]
             image, mask = (torch.stack(part) for part in zip(*pairs, strict=True))
         return {"image": image, "label": self.labels[index], "mask": mask, "index": index}
+
+
+class WithCopies(Dataset[Batch]):
+    """Give training images, then changed copies of them, the same ones in every epoch.
+
+    Args:
+        images: the training images.
+        augmentation: changes them.
+        seed: of the changes.
+    """
+
+    in_memory = False  # worker processes can change them
+
+    def __init__(self, images: ImageBatches, augmentation: Augmentation, seed: int):
+        self.images = images
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def __len__(self) -> int:
+        """Return the number of images and copies."""
+        return len(self.images) * (1 + self.augmentation.copies)
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """Return the batch of these images; those after the training images are copies."""
+        n = len(self.images)
+        batch = self.images.__getitems__([i % n for i in indices])
+        for row, i in enumerate(indices):
+            if i >= n:
+                generator = torch.Generator().manual_seed(self.seed * SEED_STEP + i)
+                batch["image"][row] = self.augmentation(batch["image"][row], generator)
+        batch["index"] = torch.tensor(indices)
+        return batch
 
 
 class PictureBatches(Dataset[Batch]):

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
 from texture_ad.data import embedded
+from texture_ad.data.augmentation import Augmentation
 from texture_ad.data.batches import (
     Batch,
     EpochShuffle,
@@ -22,6 +23,7 @@ from texture_ad.data.batches import (
     Order,
     PictureBatches,
     SharedBatches,
+    WithCopies,
     WithSyntheticDefects,
     load_tiles,
 )
@@ -59,7 +61,7 @@ from texture_ad.errors import ParameterError, UserError
 from texture_ad.parameters import Count, NonNegativeInt, Range, check, checked
 
 T = TypeVar("T")
-Images = ImageBatches | PictureBatches | WithSyntheticDefects
+Images = ImageBatches | WithCopies | PictureBatches | WithSyntheticDefects
 Source = Literal["auto", "mvtec", "folder", "embedded"]
 
 
@@ -144,7 +146,8 @@ class TextureDataModule(L.LightningDataModule):
         strict: refuse anomalous images without a mask where others have one.
         cache_mb: MiB that decoded images may take; if they need more, they are decoded again in every epoch.
         num_workers: processes that decode when the images don't fit.
-        seed: of the split, the shuffling and the synthetic defects.
+        seed: of the split, the shuffling, the synthetic defects and the changed copies.
+        augmentation: changes copies of the training images, which every fit sees beside them; None for none.
 
     Attributes:
         folder: of the category.
@@ -155,7 +158,8 @@ class TextureDataModule(L.LightningDataModule):
         warnings: what was left out, or is not as it should be, a sentence each.
         geometry: from photographs to images.
         stretched: (height, width) of each image whose aspect is not that of the geometry.
-        train_samples: the normal images for training, or their tiles.
+        train_samples: the normal images for training, or their tiles, and once more for each changed copy.
+        num_originals: how many of them are no copies.
         calibration_samples: the normal images for calibration.
         test_samples: the images of the test folder.
         has_masks: whether any anomalous test image has a mask.
@@ -171,6 +175,7 @@ class TextureDataModule(L.LightningDataModule):
     geometry: Geometry
     stretched: dict[Path, Shape]
     train_samples: list[Sample]
+    num_originals: int
     calibration_samples: list[Sample]
     test_samples: list[Sample]
     has_masks: bool
@@ -193,6 +198,7 @@ class TextureDataModule(L.LightningDataModule):
         cache_mb: NonNegativeInt,
         num_workers: NonNegativeInt,
         seed: NonNegativeInt,
+        augmentation: Augmentation | None = None,
     ):
         super().__init__()
         self.source = source
@@ -213,6 +219,7 @@ class TextureDataModule(L.LightningDataModule):
         self.cache_mb = cache_mb
         self.num_workers = num_workers
         self.seed = seed
+        self.augmentation = augmentation
         self.folder, self.category, self.source_name = locate(source, root, category)
         self._ready = False
 
@@ -288,7 +295,12 @@ class TextureDataModule(L.LightningDataModule):
         # An image has three bytes a pixel, its mask one.
         size = self.geometry.size
         in_memory = count * 4 * math.prod(size) <= self.cache_mb * 2**20
-        self._train = ImageBatches(self.train_samples, size, in_memory, training=True, reading=self.reading)
+        originals = ImageBatches(self.train_samples, size, in_memory, training=True, reading=self.reading)
+        self.num_originals = len(originals)
+        self._train: Images = originals
+        if self.augmentation is not None and self.augmentation.copies:
+            self._train = WithCopies(originals, self.augmentation, self.seed)
+            self.train_samples = self.train_samples * (1 + self.augmentation.copies)
         self._calibration = ImageBatches(held_out, size, in_memory, training=True, reading=self.reading)
         self._validation = WithSyntheticDefects(self._calibration, self.seed)
         self._test: Images = (

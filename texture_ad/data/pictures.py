@@ -11,7 +11,7 @@ from texture_ad.data.geometry import Shape, Window
 from texture_ad.data.images import Levels, Reading, header, levels_of, open_image, resize, rgb
 from texture_ad.data.synthetic import synthetic_defects
 
-STRIP = 2**24  # pixels that are reduced at a time
+STRIP = 2**22  # pixels that are reduced at a time
 WHOLE = 10**8  # pixels up to which a picture is resized in one piece
 
 

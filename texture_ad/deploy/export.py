@@ -1,77 +1,34 @@
-"""Write a detector as one graph for other runtimes, after comparing the graph with the detector.
+"""Write a detector as one graph for other runtimes, after comparing what the file says with what the detector says.
 
-The graph takes `images`, uint8 (B, 3, H, W) RGB, and returns `scores` (B,) and, where the method has a map,
-`anomaly_maps` (B, H, W).
+The graph takes `images`, uint8 (B, 3, H, W) RGB of any size, and returns `scores` (B,), `labels` (B,) and, where the
+method has a map, `anomaly_maps` (B, h, w) and `masks` (B, h, w): resizing and thresholds are inside.
 """
 
-import contextlib
-import io
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.export import ExportedProgram
+from torch import Tensor
 
-from texture_ad.data.geometry import Shape
+from texture_ad.data.images import resize
+from texture_ad.data.synthetic import synthetic_defects
+from texture_ad.deploy.graph import DecidingGraph, trace
+from texture_ad.deploy.runtimes import FORMATS, FormatName, Precision, check_packages, save_openvino
 from texture_ad.errors import ParameterError
-from texture_ad.files import atomic_path
-from texture_ad.methods.base import AnomalyDetector
+from texture_ad.evaluation.calibration import Decision
+from texture_ad.evaluation.metrics import image_metrics
+from texture_ad.methods.base import AnomalyDetector, Prediction
 from texture_ad.parameters import checked
 
-OUTPUTS = ("scores", "anomaly_maps")
-TOLERANCE = 1e-4  # of scores and maps, relative to their own size where that is above 1
-MAX_BATCH = 4096  # images
+# Of scores and maps, relative to the range that they have over the compared photographs.
+TOLERANCE = {"fp32": 1e-3, "fp16": 1e-2}
+MAX_LOSS = 0.005  # of the AUROC by int8
+MIN_IMAGES = 16  # normal photographs for int8: with fewer an AUROC says little
 
-FormatName = Literal["onnx", "torch_export"]
-
-
-class Format(NamedTuple):
-    """Say how a graph is written to a file, and how a file is run.
-
-    Attributes:
-        suffix: of the file's name.
-        write: writes a program with these names of outputs to a path.
-        run: returns the outputs of the file at a path for images, uint8 (B, 3, H, W).
-    """
-
-    suffix: str
-    write: Callable[[ExportedProgram, Sequence[str], Path], None]
-    run: Callable[[Path, Tensor], Sequence[Tensor]]
-
-
-def write_onnx(program: ExportedProgram, outputs: Sequence[str], path: Path) -> None:
-    """Write a program as one ONNX file, its weights inside."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        torch.onnx.export(
-            program,
-            f=str(path),
-            dynamo=True,
-            input_names=["images"],
-            output_names=list(outputs),
-            external_data=False,
-        )
-
-
-def run_onnx(path: Path, images: Tensor) -> list[Tensor]:
-    """Return the outputs of an ONNX file on the CPU."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return [torch.from_numpy(value) for value in session.run(None, {"images": images.numpy()})]
-
-
-def write_torch_export(program: ExportedProgram, outputs: Sequence[str], path: Path) -> None:
-    """Write a program as an archive of torch.export, which numbers its outputs instead of naming them."""
-    with open(path, "wb") as sink:
-        torch.export.save(program, sink)
-
-
-def run_torch_export(path: Path, images: Tensor) -> Sequence[Tensor]:
-    """Return the outputs of an archive of torch.export."""
-    with open(path, "rb") as source:
-        return torch.export.load(source).module()(images)
+Outputs = dict[str, Tensor]
 
 
 class Exported(NamedTuple):
@@ -79,90 +36,216 @@ class Exported(NamedTuple):
 
     Attributes:
         outputs: names of the graph's outputs.
-        difference: the largest one between the graph and the detector, relative where the detector's is above 1.
+        photographs: how many the file was compared on, half of them with a synthetic defect.
+        difference: the largest one of a score or of a map, relative to their range over the photographs.
+        loss: of the AUROC of synthetic defects, above 0 where the file's is lower; None but for int8.
     """
 
     outputs: tuple[str, ...]
+    photographs: int
     difference: float
+    loss: float | None = None
 
 
-FORMATS = {
-    "onnx": Format(".onnx", write_onnx, run_onnx),
-    "torch_export": Format(".pt2", write_torch_export, run_torch_export),
-}
-
-
-def check_packages(format: FormatName) -> None:
-    """Check that the packages which a format needs are installed.
+def example_photographs(detector: AnomalyDetector) -> list[Tensor]:
+    """Return the calibration images that the detector's file holds, and one of them unevenly enlarged.
 
     Raises:
-        ParameterError: one is missing.
+        ParameterError: it holds none.
     """
-    if format != "onnx":
-        return
-    try:
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401, torch's exporter needs it
-    except ImportError as error:
-        raise ParameterError(
-            "format", format, f'{error.name} is not installed; in a checkout, pip install ".[export]"'
-        ) from error
+    examples = detector.examples
+    if not len(examples):
+        raise ParameterError("images", None, "the detector holds no examples; give a folder with normal photographs")
+    height, width = detector.geometry.size
+    return [*examples, resize(examples[0].permute(1, 2, 0).numpy(), (height + height // 2, 2 * width))]
 
 
-def random_images(count: int, size: Shape) -> Tensor:
-    """Return the same random images, uint8 (count, 3, H, W) of size (H, W), at every call."""
+def batches(photographs: Iterable[Tensor]) -> list[Tensor]:
+    """Return photographs, uint8 (3, H, W) each, as batches (B, 3, H, W) of one size each, without and with defects.
+
+    Every photograph is there once as it is, and once with a synthetic defect, so that both labels occur.
+    """
+    by_size = sorted(photographs, key=lambda photograph: photograph.shape)
+    normal = [torch.stack(list(group)) for _, group in groupby(by_size, key=lambda photograph: photograph.shape)]
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8, generator=generator)
+    return [*normal, *(synthetic_defects(batch, generator)[0] for batch in normal)]
 
 
-@torch.no_grad()
-def trace(module: nn.Module, size: Shape) -> ExportedProgram:
-    """Return a module as a program for batches of any number of images, up to MAX_BATCH.
+def resized(batch: Tensor, size: Sequence[int]) -> Tensor:
+    """Return a batch uint8 (B, 3, H, W) at the detector's size (h, w), as reading a file gives it."""
+    return torch.stack([resize(image.permute(1, 2, 0).numpy(), size) for image in batch])
 
-    Args:
-        module: takes images, uint8 (B, 3, H, W); looks at no value.
-        size: (H, W) of the images in pixels.
+
+def expected_outputs(prediction: Prediction, decision: Decision) -> Outputs:
+    """Return what a DecidingGraph returns, from the detector's own prediction."""
+    maps = prediction.anomaly_maps
+    found = {"scores": prediction.scores, "labels": (prediction.scores > decision.threshold).to(torch.uint8)}
+    if maps is None:
+        return found
+    threshold = float("nan") if decision.pixel_threshold is None else decision.pixel_threshold
+    return found | {"anomaly_maps": maps, "masks": (maps > threshold).to(torch.uint8)}
+
+
+def joined(parts: Sequence[Outputs]) -> Outputs:
+    """Return the outputs of several batches as those of one."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def largest_difference(found: Outputs, expected: Outputs) -> float:
+    """Return the largest difference of scores and maps, relative to the range of the expected ones."""
+    differences = []
+    for name in ("scores", "anomaly_maps"):
+        if name in expected:
+            span = (expected[name].max() - expected[name].min()).clamp(min=1e-12)
+            differences.append(float((found[name] - expected[name]).abs().max() / span))
+    return max(differences)
+
+
+def deciding_otherwise(found: Outputs, expected: Outputs, threshold: float, tolerance: float) -> int:
+    """Return how many labels differ, but for scores so near to the threshold that the tolerance covers both labels.
+
+    The threshold is itself the score of a calibration image.
     """
-    # Two images: a batch of one would be taken for a constant.
-    example = random_images(2, size)
-    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
-    return torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
-
-
-def largest_difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Return the largest difference of tensors in pairs, relative to the expected number where that is above 1."""
-    differences = [((a - b).abs() / b.abs().clamp(min=1)).max() for a, b in zip(found, expected, strict=True)]
-    return float(torch.stack(differences).max())
+    scores = expected["scores"]
+    near = (scores - threshold).abs() <= tolerance * (scores.max() - scores.min())
+    return int(((found["labels"] != expected["labels"]) & ~near).sum())
 
 
 @checked
-def export(detector: AnomalyDetector, target: Path, format: FormatName) -> Exported:
-    """Write a detector's graph to `target` after comparing it with the detector on random images.
+@torch.no_grad()
+def export(
+    detector: AnomalyDetector,
+    target: Path,
+    format: FormatName,
+    photographs: Sequence[Tensor],
+    precision: Precision = "fp32",
+    decision: Decision | None = None,
+) -> Exported:
+    """Write a detector's graph to `target` after comparing it with the detector, both on a CPU.
 
     Args:
         detector: loaded, on the CPU.
         target: the file; its folder is made.
         format: of the file.
+        photographs: normal ones, uint8 (3, H, W) RGB each, of any size; at least 1, for int8 at least MIN_IMAGES.
+        precision: fp32; fp16, weights stored in half precision; or int8, convolutions quantised by NNCF.
+        decision: thresholds in the graph, None for the detector's own.
 
     Raises:
-        ParameterError: a package is missing, or the graph differs by more than TOLERANCE; nothing is written.
+        ParameterError: a package is missing, the method has no such graph, or the file says something else than the
+            detector; nothing is written.
     """
-    check_packages(format)
-    size = detector.geometry.size
-    images = random_images(3, size)
-    expected = [output for output in detector(images)[: len(OUTPUTS)] if output is not None]
-    outputs = OUTPUTS[: len(expected)]
-    with atomic_path(target) as temporary:
-        try:
-            FORMATS[format].write(trace(detector.graph().eval(), size), outputs, temporary)
-        except (RuntimeError, TypeError, ValueError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise ParameterError("format", format, f"method {detector.name} has no such graph ({reason})") from error
-        difference = largest_difference(FORMATS[format].run(temporary, images), expected)
-        if not difference <= TOLERANCE:
-            raise ParameterError(
-                "format",
-                format,
-                f"the graph differs from the detector by {difference:.1e}, more than {TOLERANCE}; nothing was written",
-            )
-    return Exported(outputs, difference)
+    kind = FORMATS[format]
+    if precision not in kind.precisions:
+        raise ParameterError("precision", precision, f"format={format} has {', '.join(kind.precisions)}")
+    check_packages("format", format, kind.packages)
+    if precision == "int8":
+        check_packages("precision", precision, ("nncf",))
+        _check_enough(photographs)
+    if detector.geometry.tiled:
+        problem = (
+            "a detector with tiles joins their maps outside of any graph; use predict, whose engines work on tiles"
+        )
+        raise ParameterError("format", format, problem)
+    decision = decision or detector.decision()
+    graph = DecidingGraph(detector, decision)
+    compared = batches(photographs)
+    own = [detector(resized(batch, detector.geometry.size)) for batch in compared]
+    expected = joined([expected_outputs(prediction, decision) for prediction in own])
+    outputs = tuple(expected)
+    # The suffix says to OpenVINO what the file is.
+    temporary = target.with_name(f"{target.name}.partial{kind.suffix}")
+    try:
+        _write(detector, graph, outputs, format, precision, compared, temporary)
+        run = kind.open(temporary, outputs, 0)
+        found = joined([run(batch) for batch in compared])
+        del run  # closes the file, which some systems can't rename while it is open
+        written = _judged(found, expected, decision, precision)
+        for suffix in dict.fromkeys((".bin", kind.suffix)):
+            part = temporary.with_suffix(suffix)
+            if part.exists():
+                part.replace(target if suffix == kind.suffix else target.with_suffix(suffix))
+    finally:
+        for suffix in (".bin", kind.suffix):
+            temporary.with_suffix(suffix).unlink(missing_ok=True)
+    return written
+
+
+def _check_enough(photographs: Sequence[Tensor]) -> None:
+    if len(photographs) < MIN_IMAGES:
+        problem = f"{len(photographs)} photographs, int8 needs {MIN_IMAGES}; give images=FOLDER with normal ones"
+        raise ParameterError("precision", "int8", problem)
+
+
+def _write(
+    detector: AnomalyDetector,
+    graph: DecidingGraph,
+    outputs: Sequence[str],
+    format: FormatName,
+    precision: Precision,
+    compared: Sequence[Tensor],
+    path: Path,
+) -> None:
+    """Write the graph, not yet compared with the detector."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        program = trace(graph, graph.size)
+        FORMATS[format].write(program, outputs, path, "fp32" if precision == "int8" else precision)
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ParameterError("format", format, f"method {detector.name} has no such graph ({reason})") from error
+    if precision == "int8":
+        quantise(path, compared[: len(compared) // 2])
+
+
+def quantise(path: Path, normal: Sequence[Tensor]) -> None:
+    """Quantise the convolutions of OpenVINO's files in place, by the activations of normal photographs.
+
+    Whitening, flow and dictionary stay as they are: they amplify the directions of least variance, where eight bits
+    would be noise.
+    """
+    import nncf
+    import openvino
+
+    nncf.set_log_level(logging.ERROR)
+    model = openvino.Core().read_model(path)
+    images = [image[None].numpy() for batch in normal for image in batch]
+    others = sorted({node.get_type_name() for node in model.get_ops()} - {"Convolution", "GroupConvolution"})
+    quantised = nncf.quantize(
+        model,
+        nncf.Dataset(images),
+        subset_size=len(images),
+        ignored_scope=nncf.IgnoredScope(types=others, validate=False),
+    )
+    del model
+    save_openvino(quantised, path, half=False)
+
+
+def _judged(found: Outputs, expected: Outputs, decision: Decision, precision: Precision) -> Exported:
+    """Return what a file was found to be; refuse one that says something else than the detector."""
+    outputs = tuple(expected)
+    count = len(expected["scores"])
+    difference = largest_difference(found, expected)
+    if precision == "int8":
+        loss = _auroc(expected["scores"]) - _auroc(found["scores"])
+        if not loss < MAX_LOSS:
+            problem = f"loses {loss:.4f} of the AUROC on {count} photographs, {MAX_LOSS} or more; nothing was written"
+            raise ParameterError("precision", precision, problem)
+        return Exported(outputs, count, difference, loss)
+    tolerance = TOLERANCE[precision]
+    if not difference <= tolerance:
+        problem = f"differs from the detector by {difference:.1e} of the scores' range on {count} photographs"
+        raise ParameterError("precision", precision, f"{problem}, more than {tolerance}; nothing was written")
+    others = deciding_otherwise(found, expected, decision.threshold, tolerance)
+    if others:
+        problem = f"decides otherwise than the detector on {others} of {count} photographs; nothing was written"
+        raise ParameterError("precision", precision, problem)
+    return Exported(outputs, count, difference)
+
+
+def _auroc(scores: Tensor) -> float:
+    """Return the AUROC of scores (2n,) of n normal photographs and then n with a synthetic defect."""
+    count = len(scores) // 2
+    found = image_metrics(scores.numpy(), [0] * count + [1] * count, 0.0)["image_auroc"]
+    assert found is not None
+    return found

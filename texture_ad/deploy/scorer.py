@@ -240,19 +240,23 @@ class Scorer:
         found = {}
         prediction = self.detector(_batch(images))
         decided = decide(prediction, self.decision, names, sizes, warnings)
-        for i, (path, result) in enumerate(zip(photographs, decided, strict=True)):
-            self.images += 1
-            self.anomalous += bool(result.anomalous)
-            write_panel = self._panel(images[i], result, prediction, i)
-            result = replace(result, path=path, unsure=self.unsure and bool(result.warning))
-            if self.output is not None:
-                if self.wanted.pictures and write_panel is not None:
-                    write_panel(self._overlay(path, self.output))
-                write_files(result, path.relative_to(self.root), self.root, self.output, self.wanted)
-            if self.keep_maps:
-                found[path] = replace(result, write_panel=write_panel)
-            else:
-                found[path] = replace(result, anomaly_map=None, mask=None)
+        drawn = []
+        with ThreadPoolExecutor(torch.get_num_threads()) as painters:
+            for i, (path, result) in enumerate(zip(photographs, decided, strict=True)):
+                self.images += 1
+                self.anomalous += bool(result.anomalous)
+                write_panel = self._panel(images[i], result, prediction, i)
+                result = replace(result, path=path, unsure=self.unsure and bool(result.warning))
+                if self.output is not None:
+                    if self.wanted.pictures and write_panel is not None:
+                        drawn.append(painters.submit(write_panel, self._overlay(path, self.output)))
+                    write_files(result, path.relative_to(self.root), self.root, self.output, self.wanted)
+                if self.keep_maps:
+                    found[path] = replace(result, write_panel=write_panel)
+                else:
+                    found[path] = replace(result, anomaly_map=None, mask=None)
+        for panel in drawn:
+            panel.result()
         return found
 
     def _overlay(self, path: Path, output: Path) -> Path:

@@ -22,7 +22,7 @@ from texture_ad.data.images import Reading
 from texture_ad.data.pictures import Picture, read_scaled
 from texture_ad.errors import ParameterError
 from texture_ad.evaluation.calibration import Decision, FalseAlarmRate, conformal_threshold, false_alarms, spread_of
-from texture_ad.evaluation.localization import separate_positions, top_positions
+from texture_ad.evaluation.localization import top_positions
 from texture_ad.files import save_atomic
 from texture_ad.models.backbone import Backbone
 from texture_ad.parameters import Count, Finite, arguments_of, checked
@@ -200,6 +200,19 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, list | tuple) else value
 
 
+def _examples(found: object, size: Shape) -> Tensor:
+    """Check the example images of a file, uint8 (n, 3, H, W) of this size, none larger than the file.
+
+    Raises:
+        TypeError, ValueError: they are none.
+    """
+    if not isinstance(found, Tensor) or found.dtype != torch.uint8 or not found.is_contiguous():
+        raise TypeError("its examples are no images")
+    if len(found) and found.shape[1:] != (3, *size):
+        raise ValueError(f"its examples are {tuple(found.shape)}, not of its size {size}")
+    return found
+
+
 class AnomalyDetector(nn.Module, ABC):
     """Score images by one method.
 
@@ -221,6 +234,7 @@ class AnomalyDetector(nn.Module, ABC):
         geometry: from photographs to the images that it scores; `build` sets it.
         reading: how files of photographs are read.
         provenance: what it was made from, None before it was.
+        examples: (n, 3, H, W) uint8, some calibration images, on which other runtimes are compared with it.
         threshold: (), an image is called anomalous where its score is greater.
         pixel_threshold: (), a pixel is called anomalous where its score is greater; NaN for a method without maps.
         calibration_scores: (n,), image scores of the calibration images.
@@ -251,6 +265,7 @@ class AnomalyDetector(nn.Module, ABC):
         super().__init__()
         self.settings = {name: _plain(value) for name, value in arguments_of(self).items() if name != "backbone"}
         self.provenance: Provenance | None = None
+        self.examples = torch.zeros(0, dtype=torch.uint8, device="cpu")
         self.reading = Reading()
         self._tile_grid: Shape | None = None
         for name in ("threshold", "pixel_threshold", "map_floor"):
@@ -551,10 +566,6 @@ class AnomalyDetector(nn.Module, ABC):
             false_alarm_rate=None if told else false_alarm_rate or own,
         )
 
-    def graph(self) -> nn.Module:
-        """Return the module to export: images to (scores, anomaly_maps), or to (scores,) for a method without maps."""
-        return _Graph(self)
-
     def read(self, *paths: Path | str) -> Tensor | list[Picture]:
         """Read photographs for `forward`: uint8 (B, 3, H, W) on its device, or pictures that it cuts into tiles.
 
@@ -577,6 +588,7 @@ class AnomalyDetector(nn.Module, ABC):
             "reading": self.reading.to_dict(),
             "backbone": self.backbone.settings if self.uses_backbone else None,
             "provenance": self.provenance and self.provenance.to_dict(),
+            "examples": self.examples.contiguous(),
             "state": {key: value.contiguous() for key, value in self.state_dict().items()},
         }
         save_atomic(path, content)
@@ -615,19 +627,5 @@ class AnomalyDetector(nn.Module, ABC):
         detector.load_state_dict(state, assign=True)
         if content["provenance"] is not None:
             detector.provenance = Provenance.from_dict(content["provenance"])
+        detector.examples = _examples(content["examples"], detector.geometry.size)
         return detector
-
-
-class _Graph(nn.Module):
-    """Run a detector without checks that depend on values, which an exported graph can't hold."""
-
-    def __init__(self, detector: AnomalyDetector):
-        super().__init__()
-        self.detector = detector
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        measured = self.detector.measure_tiles(images)
-        prediction = self.detector.predict(measured, images.shape[-2:], separate_positions)
-        if prediction.anomaly_maps is None:
-            return (prediction.scores,)
-        return prediction.scores, prediction.anomaly_maps

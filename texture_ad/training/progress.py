@@ -3,6 +3,7 @@
 import sys
 import time
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import Any
 
 import lightning as L
@@ -51,7 +52,8 @@ class StageProgress(ProgressBar):
     def _open(self, name: str, total: int, done: int = 0) -> None:
         if not self._is_rank_zero:
             return
-        console = Console(file=sys.stdout)
+        # A notebook draws bars by widgets; without them it gets lines, as a file does.
+        console = Console(file=sys.stdout, force_jupyter=None if find_spec("ipywidgets") else False)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(20),

@@ -49,6 +49,7 @@ class FusionModel(AnomalyDetector):
             and the Gaussian none unless it is alone.
         top: highest positions of the patch map, whose mean is the image score.
         min_distance: between two of them, in positions.
+        sigma: Gaussian smoothing of the anomaly map, in pixels at a shorter side of 224; 0 for none.
 
     Attributes:
         patch_statistics: (4, 2), a row for each of PARTS: mean and standard deviation over calibration patches.
@@ -80,6 +81,7 @@ class FusionModel(AnomalyDetector):
         trust: NonNegative,
         top: Count,
         min_distance: Count,
+        sigma: NonNegative,
     ):
         super().__init__()
         if gaussian_weight + head_weight + flow_weight + dictionary_weight == 0:
@@ -95,6 +97,7 @@ class FusionModel(AnomalyDetector):
         self.trust = trust
         self.top = top
         self.min_distance = min_distance
+        self.sigma = sigma
         self.feature_cache: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor] | None = None
         self.register_buffer("patch_statistics", torch.tensor([[0.0, 1.0]] * len(PARTS)))
         self.register_buffer("learnt", torch.tensor(1.0))

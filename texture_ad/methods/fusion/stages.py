@@ -104,7 +104,7 @@ def _train_stage1(
         state = detector.backbone.state_dict(prefix="detector_backbone.") | module.state_dict()
         found = fitting.get_or_create_stage1(state, train)
         module.load_state_dict(found["state"])
-    detector.set_trust(len(fitting.data.train_samples))
+    detector.set_trust(fitting.data.num_originals)
     detector.to(trainer.strategy.root_device)  # Lightning left the module's parts of it on the CPU
     return found["metrics"]
 

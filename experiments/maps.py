@@ -1,0 +1,139 @@
+"""Compare how patch maps become anomaly maps: upsampling and smoothing, by AUPRO at 0.05 and the F1 of pixels.
+
+    python -m experiments.maps root=FOLDER                            # each folder in it is a texture, as MVTec AD's
+    python -m experiments.maps root=FOLDER textures=piped_btn01 methods=fusion seeds=0 sigmas=0,2,4
+
+Own keys: root, textures, methods, seeds, upsamplings, sigmas (pixels at a shorter side of 224; 0 for none), workers,
+runs (folder of the runs), output (without suffix: .json and .md are written). Every other key=value goes to each run.
+Each detector is fitted once, its patch maps are measured once, and every setting works on these. A run's figures are
+kept in its folder as maps.json and not computed again. The pixel threshold comes from calibration images alone, at a
+false-alarm rate of 0.05. No figure here chooses anything.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from experiments.runs import Job, arguments, run_all, script, write_table
+from experiments.textures import find_textures, options
+from texture_ad import pipeline
+from texture_ad.data.datamodule import TextureDataModule
+from texture_ad.evaluation.calibration import conformal_threshold
+from texture_ad.evaluation.metrics import pixel_metrics
+from texture_ad.evaluation.regions import resize_map
+from texture_ad.files import write_text
+from texture_ad.methods.base import AnomalyDetector, smooth
+from texture_ad.methods.registry import load
+from texture_ad.reporting.tables import markdown_table
+
+FALSE_ALARM_RATE = 0.05
+JUDGED = ("aupro_05", "seg_f1", "pixel_ap")
+
+
+@torch.no_grad()
+def patch_maps(detector: AnomalyDetector, batches: Any) -> Tensor:
+    """Return the patch maps (n, h, w) of all images of a loader, on the CPU."""
+    measured = (detector.measure(batch["image"].to(detector.device)).parts for batch in batches)
+    return torch.cat([detector.fuse(parts).cpu() for parts in measured if parts is not None])
+
+
+def anomaly_maps(maps: Tensor, size: Sequence[int], upsampling: str, sigma: float) -> Iterator[np.ndarray]:
+    """Yield the anomaly map (H, W) of each patch map (n, h, w), as `AnomalyDetector.predict` makes it.
+
+    Args:
+        maps: (n, h, w).
+        size: (H, W) of the images.
+        upsampling: "bilinear" or "bicubic".
+        sigma: of the Gaussian, in pixels at a shorter side of 224.
+    """
+    for one in maps.split(1):
+        enlarged = F.interpolate(one[:, None], tuple(size), mode=upsampling, align_corners=False)[:, 0]
+        yield (smooth(enlarged, sigma * min(size) / 224) if sigma else enlarged)[0].numpy()
+
+
+def judge(folder: Path, settings: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
+    """Return the metrics of each setting on a run's test images; only those that maps.json lacks are computed."""
+    path = folder / "maps.json"
+    known = json.loads(path.read_text("utf-8")) if path.is_file() else []
+    missing = [one for one in settings if not any((k["upsampling"], k["sigma"]) == one for k in known)]
+    if missing:
+        config = OmegaConf.load(folder / "config.yaml")
+        data: TextureDataModule = pipeline.make("data", OmegaConf.to_container(config.data, resolve=True))  # type: ignore[arg-type]
+        data.setup()
+        detector = load(folder / "detector.pt", "cuda" if torch.cuda.is_available() else "cpu")
+        calibration = patch_maps(detector, data.calibration_dataloader())
+        test = patch_maps(detector, data.test_dataloader())
+        masks = list(data.true_masks(range(len(data.test_samples))))
+        for upsampling, sigma in missing:
+            size = detector.geometry.size
+            maxima = torch.tensor([float(m.max()) for m in anomaly_maps(calibration, size, upsampling, sigma)])
+            threshold = conformal_threshold(maxima, FALSE_ALARM_RATE)
+            made = anomaly_maps(test, size, upsampling, sigma)
+            sized = (resize_map(one, mask.shape) for one, mask in zip(made, masks, strict=True))
+            found = pixel_metrics(sized, masks, threshold)
+            known.append({"upsampling": upsampling, "sigma": sigma, **{name: found[name] for name in JUDGED}})
+            write_text(path, json.dumps(known, indent=1) + "\n")
+    return [known for known in known if (known["upsampling"], known["sigma"]) in settings]
+
+
+def table(found: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Return a row for each method and setting: a metric of each texture, a list over seeds, and the mean of all."""
+    rows = []
+    for method, upsampling, sigma in dict.fromkeys((f["method"], f["upsampling"], f["sigma"]) for f in found):
+        own = [f for f in found if (f["method"], f["upsampling"], f["sigma"]) == (method, upsampling, sigma)]
+        of: dict[str, list[float]] = {}
+        for f in own:
+            of.setdefault(f["texture"], []).append(f[name])
+        mean = fmean(fmean(values) for values in of.values())
+        rows.append({name: method, "upsampling": upsampling, "sigma": f"{sigma:g}", **of, "mean": mean})
+    return rows
+
+
+def main() -> None:
+    """Make the runs, judge their maps, and write the tables."""
+    own, overrides = arguments(
+        {
+            "root": [""],
+            "textures": [],
+            "methods": ["fusion", "padim", "patchcore"],
+            "seeds": ["0", "1", "2"],
+            "upsamplings": ["bilinear", "bicubic"],
+            "sigmas": ["0", "1", "2", "4", "6"],
+            "workers": ["1"],
+            "runs": ["runs/experiments/textures"],
+            "output": ["experiments/results/maps"],
+        }
+    )
+    root = Path(own["root"][0]).expanduser()
+    settings = [(upsampling, float(sigma)) for upsampling, sigma in product(own["upsamplings"], own["sigmas"])]
+    jobs = {
+        (texture, method, seed): Job(
+            Path(own["runs"][0]) / f"{texture}-{method.replace('-', 'without_')}-seed{seed}",
+            ["data=folder", f"data.root={root / texture}", f"seed={seed}", *options(method), *overrides],
+        )
+        for texture in find_textures(root, own["textures"])
+        for method in own["methods"]
+        for seed in own["seeds"]
+    }
+    run_all(list(jobs.values()), int(own["workers"][0]))
+    found = []
+    for (texture, method, seed), job in jobs.items():
+        for one in judge(job.folder, settings):
+            found.append({"texture": texture, "method": method, "seed": int(seed), **one})
+        print(f"judged   {job.folder.name}", flush=True)
+    tables = [table(found, name) for name in JUDGED]
+    below = "\n\n".join(markdown_table(rows) for rows in tables[1:])
+    print(write_table(Path(own["output"][0]), found, tables[0], below))
+
+
+if __name__ == "__main__":
+    script(main)

@@ -1,0 +1,209 @@
+"""A detector as a file for other runtimes, and other runtimes as engines of predict: the same decisions or none."""
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import untrained_detector
+from PIL import Image
+
+from texture_ad.data.images import read_image, resize
+from texture_ad.deploy import engines
+from texture_ad.deploy import export as exporting
+from texture_ad.deploy.graph import DecidingGraph, resize_images, trace
+from texture_ad.deploy.runtimes import FORMATS
+from texture_ad.errors import UserError
+from texture_ad.methods.registry import load
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Photographs of one size, so that they are a batch too; half of them with a spot."""
+    folder = tmp_path_factory.mktemp("photographs")
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        pixels = rng.integers(60, 180, (80, 90, 3), np.uint8)
+        if i % 2:
+            pixels[20:50, 30:60] = 20 * i
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def saved(photographs, tmp_path_factory):
+    paths = sorted(photographs.iterdir())
+    images = torch.stack([resize(read_image(path), (64, 64)) for path in paths])
+    path = tmp_path_factory.mktemp("detector") / "detector.pt"
+    # A small network: to export one of many layers takes far longer.
+    detector = untrained_detector(64, paths, images, ("resnet18", ("layer1",)))
+    scores = detector(images).scores
+    detector.threshold.copy_(scores.sort().values[3:5].mean())
+    detector.pixel_threshold.copy_(detector(images).anomaly_maps.flatten().quantile(0.9))
+    detector.calibration_maxima = detector(images).anomaly_maps.amax((1, 2))
+    detector.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def onnx_file(saved, photographs, tmp_path_factory):
+    pytest.importorskip("onnxruntime")
+    target = tmp_path_factory.mktemp("onnx") / "detector.onnx"
+    exporting.export(load(saved), target, "onnx", pixels_of(photographs))
+    return target
+
+
+def spread(values):
+    return float(values.max() - values.min())
+
+
+def pixels_of(folder):
+    return [torch.from_numpy(read_image(path)).permute(2, 0, 1) for path in sorted(folder.iterdir())]
+
+
+@pytest.mark.parametrize("shape", [(80, 90), (64, 64), (200, 64), (40, 500)])
+def test_resizing_by_matrices_is_that_of_reading_a_file(shape):
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    expected = resize(image, (64, 96)).int()
+    found = resize_images(torch.from_numpy(image).permute(2, 0, 1)[None], (64, 96))[0].int()
+    assert (found - expected).abs().max() <= 1 and (found != expected).float().mean() < 0.1
+
+
+@pytest.mark.parametrize(("format", "precision"), [("onnx", "fp16"), ("openvino", "fp32"), ("torch_export", "fp32")])
+def test_the_file_decides_as_the_detector(saved, photographs, tmp_path, format, precision, command):
+    for package in FORMATS[format].packages:
+        pytest.importorskip(package)
+    target = tmp_path / f"graph{FORMATS[format].suffix}"
+    code, out, errors = command(
+        "export", f"detector={saved}", f"format={format}", f"precision={precision}", f"output={target}"
+    )
+    assert code == 0, errors
+    # Eight examples and an enlarged one, each once more with a defect.
+    assert "scores, labels, anomaly_maps, masks" in out and "on 18 photographs" in out
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == (
+        [".bin", ".xml"] if format == "openvino" else [target.suffix]
+    )
+    detector = load(saved)
+    outputs = ("scores", "labels", "anomaly_maps", "masks")
+    run = FORMATS[format].open(target, outputs, 1)
+    found = run(torch.stack(pixels_of(photographs)))
+    expected = detector(detector.read(*sorted(photographs.iterdir())))
+    near = 1e-2 if precision == "fp16" else 1e-3
+    assert (found["scores"] - expected.scores).abs().max() <= near * spread(expected.scores)
+    assert found["labels"].tolist() == (expected.scores > detector.threshold).tolist()
+    assert 0 < sum(found["labels"]) < 8
+    close = near * spread(expected.anomaly_maps)
+    assert torch.allclose(found["anomaly_maps"], expected.anomaly_maps, atol=close)
+    clear = (expected.anomaly_maps - detector.pixel_threshold).abs() > close
+    assert torch.equal(found["masks"][clear] > 0, (expected.anomaly_maps > detector.pixel_threshold)[clear])
+    one = run(torch.stack(pixels_of(photographs)[:1]))
+    assert (one["scores"] - found["scores"][:1]).abs().max() <= 1e-3 * spread(expected.scores)
+
+
+def test_the_pages_lines_of_python_use_the_file(saved, onnx_file, photographs, tmp_path, monkeypatch, capsys):
+    (tmp_path / "detector.onnx").write_bytes(onnx_file.read_bytes())
+    page = (Path(__file__).parents[1] / "docs/export.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    Image.open(photographs / "1.png").save("photograph.png")
+    scope = {}
+    exec(re.search(r"```python\n(.*?)```", page, re.S)[1], scope)
+    detector = load(saved)
+    expected = detector(detector.read("photograph.png"))
+    assert scope["score"] == pytest.approx(float(expected.scores), rel=2e-2, abs=1e-2)
+    assert ("anomalous" if scope["anomalous"] else "normal") in capsys.readouterr().out
+    assert Image.open("mask.png").size == (64, 64) and scope["anomaly_map"].shape == (64, 64)
+
+
+def test_a_file_that_says_something_else_is_refused(saved, photographs, tmp_path, monkeypatch):
+    detector = load(saved)
+    other = load(saved)
+    other.whitening.mean += 0.02
+    monkeypatch.setattr(exporting, "trace", lambda graph, size: trace(DecidingGraph(other, detector.decision()), size))
+    with pytest.raises(UserError, match=r"precision=fp32: differs from the detector by .* nothing was written"):
+        exporting.export(detector, tmp_path / "graph.pt2", "torch_export", pixels_of(photographs))
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_decisions_alone_are_refused_too(saved, photographs, tmp_path, monkeypatch):
+    detector = load(saved)
+    shifted = detector.decision(threshold=float(detector.threshold) + 0.3 * spread(detector(detector.examples).scores))
+    monkeypatch.setattr(exporting, "trace", lambda graph, size: trace(DecidingGraph(detector, shifted), size))
+    with pytest.raises(UserError, match=r"decides otherwise than the detector on \d+ of 16 photographs"):
+        exporting.export(detector, tmp_path / "graph.pt2", "torch_export", pixels_of(photographs))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["format=tflite"], "format=tflite: expected one of onnx, openvino, torch_export"),
+        (["format=onnx", "precision=int8"], "precision=int8: format=onnx has fp32, fp16"),
+        (["images=/nowhere"], "no such file or folder"),
+    ],
+)
+def test_bad_arguments_are_named(saved, command, arguments, message):
+    code, _, errors = command("export", f"detector={saved}", *arguments)
+    assert code == 2 and message in errors
+
+
+def test_int8_needs_photographs(saved, command, tmp_path):
+    pytest.importorskip("nncf")
+    pytest.importorskip("openvino")
+    arguments = ("format=openvino", "precision=int8", f"output={tmp_path / 'a.xml'}")
+    code, _, errors = command("export", f"detector={saved}", *arguments)
+    assert code == 2 and "9 photographs, int8 needs 16; give images=FOLDER" in errors
+
+
+def test_a_detector_without_examples_asks_for_photographs(saved, photographs, tmp_path, command):
+    detector = load(saved)
+    detector.examples = detector.examples[:0]
+    detector.save(tmp_path / "bare.pt")
+    arguments = (f"detector={tmp_path / 'bare.pt'}", "format=torch_export")
+    code, _, errors = command("export", *arguments)
+    assert code == 2 and "holds no examples; give a folder" in errors
+    code, _, errors = command("export", *arguments, f"images={photographs}")
+    assert code == 0 and (tmp_path / "bare.pt2").is_file(), errors
+
+
+# --- engines of predict -------------------------------------------------------------------------------
+
+
+def rows(path):
+    return list(csv.DictReader(path.open(newline="")))
+
+
+def test_an_engine_is_made_once_and_decides_as_torch(saved, photographs, tmp_path, command):
+    pytest.importorskip("onnxruntime")
+    outputs = {}
+    for number, name in enumerate(("torch", "onnx", "onnx")):
+        output = tmp_path / str(number)
+        code, outputs[number], errors = command(
+            "predict", f"detector={saved}", f"input={photographs}", f"output={output}", f"engine={name}"
+        )
+        assert code == 0, errors
+    assert "engine   torch" in outputs[0] and "is made from" in outputs[1] and "is made from" not in outputs[2]
+    expected, first, second = (rows(tmp_path / str(number) / "scores.csv") for number in range(3))
+    assert first == second and {row["anomalous"] for row in expected} == {"0", "1"}
+    for found, right in zip(first, expected, strict=True):
+        assert found["anomalous"] == right["anomalous"]
+        assert float(found["score"]) == pytest.approx(float(right["score"]), rel=1e-3, abs=1e-3)
+
+
+def test_an_engine_with_other_decisions_is_refused_and_auto_stays_with_torch(saved, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    file = tmp_path / "detector.pt"
+    file.write_bytes(saved.read_bytes())
+    other = load(saved)
+    other.whitening.mean += 0.02
+    real = engines.MeasuringGraph
+    wrong = type("Wrong", (real,), {"__init__": lambda self, detector: real.__init__(self, other)})
+    monkeypatch.setattr(engines, "MeasuringGraph", wrong)
+    monkeypatch.setattr(engines, "FASTEST", ("onnx",))
+    detector = load(file)
+    line = engines.use_engine(detector, file, "auto", 10**6)
+    assert re.fullmatch(r"torch, since engine=onnx: \d+ of 16 decisions differ, scores by .*; use engine=torch", line)
+    assert not list(tmp_path.glob("*.engines/*"))
+    assert torch.equal(detector(detector.examples).scores, load(saved)(detector.examples).scores)
+    assert engines.use_engine(detector, file, "auto", engines.FEW - 1) == "torch"

@@ -1,0 +1,157 @@
+"""Engines: what computes a detector's measurements, torch or another runtime that gives the same decisions.
+
+A runtime's file is made from the detector once, compared with it, and kept beside it.
+"""
+
+import hashlib
+import importlib.util
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from texture_ad.deploy.export import (
+    TOLERANCE,
+    Outputs,
+    batches,
+    deciding_otherwise,
+    expected_outputs,
+    joined,
+    largest_difference,
+)
+from texture_ad.deploy.graph import MeasuringGraph, trace
+from texture_ad.deploy.runtimes import FORMATS, check_packages
+from texture_ad.errors import ParameterError
+from texture_ad.evaluation.calibration import Decision
+from texture_ad.methods.base import AnomalyDetector, Measurement
+
+EngineName = Literal["auto", "torch", "onnx", "openvino"]
+
+FASTEST = ("openvino", "onnx")  # that beat torch on a CPU, the fastest first; see docs/speed.md
+FEW = 100  # images to score, below which `auto` doesn't even open a file: it takes seconds
+MANY = 1000  # images to score, from which on `auto` makes a file that is not there yet
+
+
+def use_engine(detector: AnomalyDetector, file: Path, name: EngineName, images: int) -> str:
+    """Let an engine measure images for a detector from now on; return a line that says which one, and why.
+
+    Args:
+        detector: loaded, on its device.
+        file: that it was loaded from; the runtime's file lies in a folder beside it.
+        name: of the engine; "auto" takes torch for few images, else the fastest that is installed where its file is
+            there already or many images are to be scored.
+        images: how many are to be scored.
+
+    Raises:
+        ParameterError: a package is missing, the detector is not on a CPU, or the runtime gives other decisions.
+    """
+    if name == "torch":
+        return "torch"
+    if name == "auto":
+        return _use_fastest(detector, file, images)
+    return _use_runtime(detector, file, name)
+
+
+def _use_fastest(detector: AnomalyDetector, file: Path, images: int) -> str:
+    """Use the fastest engine that is there, or that pays to wait for."""
+    if detector.device.type != "cpu":
+        return f"torch on {detector.device}"
+    installed = [name for name in FASTEST if all(importlib.util.find_spec(p) for p in FORMATS[name].packages)]
+    if not installed or images < FEW:
+        return "torch"
+    kept = [name for name in installed if engine_file(file, name).exists()]
+    if not kept and images < MANY:
+        return f"torch; engine={installed[0]} is faster, once it is made in about a minute"
+    try:
+        return _use_runtime(detector, file, (kept or installed)[0])
+    except ParameterError as error:
+        return f"torch, since {error}"
+
+
+def _use_runtime(detector: AnomalyDetector, file: Path, name: str) -> str:
+    """Use a runtime by its file, which is made where it is missing."""
+    if detector.device.type != "cpu":
+        raise ParameterError("engine", name, f"runs on a CPU, the detector is on {detector.device}; use engine=torch")
+    check_packages("engine", name, FORMATS[name].packages)
+    if not len(detector.examples):
+        raise ParameterError("engine", name, "the detector's file holds no examples to compare on; use engine=torch")
+    path = engine_file(file, name)
+    if not path.exists():
+        print(f"engine   {name} is made from {file} once, which takes about a minute", flush=True)
+        _make(detector, path, name)
+    _open(detector, path, name)
+    return f"{name}, kept in {path.parent}"
+
+
+def engine_file(file: Path, name: str) -> Path:
+    """Return where the file of a runtime lies, by the detector's content and the versions that make it."""
+    digest = hashlib.sha256()
+    with open(file, "rb") as source:
+        for block in iter(lambda: source.read(2**20), b""):
+            digest.update(block)
+    package = "onnxruntime" if name == "onnx" else name
+    digest.update(" ".join(version(one) for one in ("texture_ad", "torch", package)).encode())
+    return file.with_name(f"{file.name}.engines") / f"{name}-{digest.hexdigest()[:16]}{FORMATS[name].suffix}"
+
+
+def _make(detector: AnomalyDetector, path: Path, name: str) -> None:
+    """Write a runtime's file; remove it again where its decisions are others than the detector's."""
+    graph = MeasuringGraph(detector)
+    try:
+        program = trace(graph, detector.geometry.size)
+        FORMATS[name].write(program, graph.names(_measured(detector)), path, "fp32")
+        _compare(detector, path, name)
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        for part in (path, path.with_suffix(".bin")):
+            part.unlink(missing_ok=True)
+        if isinstance(error, ParameterError):
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        raise ParameterError("engine", name, f"can't be made ({reason}); use engine=torch") from error
+
+
+def _measured(detector: AnomalyDetector) -> Measurement:
+    """Return what a detector measures of a black image."""
+    return detector.measure(torch.zeros(1, 3, *detector.geometry.size, dtype=torch.uint8))
+
+
+@torch.no_grad()
+def _compare(detector: AnomalyDetector, path: Path, name: str) -> None:
+    """Check that a runtime decides as torch does on the detector's examples, without and with synthetic defects.
+
+    Raises:
+        ParameterError: it doesn't.
+    """
+    decision = detector.decision()
+    compared = batches(detector.examples)
+    expected = _outputs(detector, compared, decision)
+    _open(detector, path, name)
+    found = _outputs(detector, compared, decision)
+    difference = largest_difference(found, expected)
+    others = deciding_otherwise(found, expected, decision.threshold, TOLERANCE["fp32"])
+    if others or not difference <= TOLERANCE["fp32"]:
+        del detector.measure  # torch's again
+        problem = f"{others} of {len(expected['labels'])} decisions differ, scores by {difference:.1e} of their range"
+        raise ParameterError("engine", name, f"{problem}; use engine=torch")
+
+
+def _outputs(detector: AnomalyDetector, compared: Sequence[Tensor], decision: Decision) -> Outputs:
+    """Return what a detector says of batches of images of its size, or of tiles."""
+    size = detector.geometry.size
+    predictions = [detector.predict(detector.measure_tiles(batch), size) for batch in compared]
+    return joined([expected_outputs(prediction, decision) for prediction in predictions])
+
+
+@torch.no_grad()
+def _open(detector: AnomalyDetector, path: Path, name: str) -> None:
+    """Let the runtime's file measure for a detector, in torch's number of threads."""
+    run = FORMATS[name].open(path, MeasuringGraph.names(_measured(detector)), torch.get_num_threads())
+
+    def measure(images: Tensor) -> Measurement:
+        found = run(images)
+        return Measurement(found.get("scores"), found.get("parts"))
+
+    detector.measure = measure  # type: ignore[method-assign]

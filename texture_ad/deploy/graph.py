@@ -1,0 +1,102 @@
+"""A detector as modules that torch.export can trace: nothing in them looks at a value.
+
+Runtimes other than torch lack its antialiased resizing, and compute coordinates with fewer digits where they have it.
+Here it is two matrix products, which every runtime has.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from texture_ad.data.geometry import Shape
+from texture_ad.evaluation.calibration import Decision
+from texture_ad.evaluation.localization import separate_positions
+from texture_ad.methods.base import AnomalyDetector, Measurement
+
+MAX_BATCH = 4096  # images
+SIDES = (4, 32768)  # pixels of an image's side
+
+
+def linear_weights(inside: int, outside: int) -> Tensor:
+    """Return the matrix (outside, inside) that resizes a line of pixels: bilinear, antialiased where shorter."""
+    scale = torch.full((1,), inside, dtype=torch.float32) / outside
+    centre = (torch.arange(outside) + 0.5) * scale
+    distance = (torch.arange(inside) + 0.5 - centre[:, None]).abs()
+    weights = (1 - distance / scale.clamp(min=1)).clamp(min=0)
+    return weights / weights.sum(1, keepdim=True)
+
+
+def resize_images(images: Tensor, size: Shape) -> Tensor:
+    """Return images, uint8 (B, 3, H, W), at another size, uint8 (B, 3, h, w), as `data.images.resize` does.
+
+    Few pixels differ, by 1 of 255, where its integers round otherwise.
+    """
+    height, width = size
+    rows = _rounded(images.float() @ linear_weights(images.shape[3], width).T)
+    return _rounded(linear_weights(images.shape[2], height) @ rows).to(torch.uint8)
+
+
+def _rounded(values: Tensor) -> Tensor:
+    """Return the nearest whole numbers, halves upwards, as in torchvision's resizing of bytes."""
+    return (values + 0.5).floor()
+
+
+class MeasuringGraph(nn.Module):
+    """Turn images of the detector's size into what it measures of them: scores, part maps, or both."""
+
+    def __init__(self, detector: AnomalyDetector):
+        super().__init__()
+        self.detector = detector
+
+    @staticmethod
+    def names(measured: Measurement) -> tuple[str, ...]:
+        """Return the names of the outputs of a detector that measures this."""
+        return tuple(name for name, value in measured._asdict().items() if value is not None)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the scores (B,) and parts (B, P, h, w) that there are of images uint8 (B, 3, H, W)."""
+        return tuple(value for value in self.detector.measure(images) if value is not None)
+
+
+class DecidingGraph(nn.Module):
+    """Turn photographs of any size into scores and labels, and of a method with maps into anomaly maps and masks.
+
+    Args:
+        detector: its own `geometry` says to which size photographs are brought.
+        decision: thresholds of images and pixels.
+    """
+
+    def __init__(self, detector: AnomalyDetector, decision: Decision):
+        super().__init__()
+        self.detector = detector
+        self.size = detector.geometry.size
+        self.threshold = decision.threshold
+        self.pixel_threshold = float("nan") if decision.pixel_threshold is None else decision.pixel_threshold
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return scores (B,) and labels (B,), and maps and masks (B, h, w), of photographs uint8 (B, 3, H, W)."""
+        measured = self.detector.measure(resize_images(images, self.size))
+        scores, maps, *_ = self.detector.predict(measured, self.size, separate_positions)
+        labels = (scores > self.threshold).to(torch.uint8)
+        if maps is None:
+            return scores, labels
+        return scores, labels, maps, (maps > self.pixel_threshold).to(torch.uint8)
+
+
+@torch.no_grad()
+def trace(graph: MeasuringGraph | DecidingGraph, size: Sequence[int]) -> ExportedProgram:
+    """Return a graph as a program for batches of 1 to MAX_BATCH images.
+
+    Args:
+        graph: of a detector on the CPU. A DecidingGraph takes images of any size.
+        size: (H, W) of the example's images in pixels.
+    """
+    # Two images: a batch of one would be taken for a constant.
+    example = torch.zeros(2, 3, *size, dtype=torch.uint8)
+    dynamic = {0: Dim("batch", min=1, max=MAX_BATCH)}
+    if isinstance(graph, DecidingGraph):
+        low, high = SIDES
+        dynamic |= {2: Dim("height", min=low, max=high), 3: Dim("width", min=low, max=high)}
+    return torch.export.export(graph.eval(), (example,), dynamic_shapes=(dynamic,))
