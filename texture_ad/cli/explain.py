@@ -7,10 +7,11 @@ import errno
 import os
 import sys
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from texture_ad.cli.advice import advised
+from texture_ad.cli.quoting import unreadable
 from texture_ad.errors import UserError
 
 _DISK = {
@@ -43,6 +44,8 @@ def explain(error: BaseException) -> str | None:
         line = _explain_cause(cause)
         if line is not None:
             return line
+    if isinstance(error, OverrideParseException):
+        return unreadable(error.override)
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         # The innermost says what is wrong with which key.
         return f"{error} ({chain[-1]})" if len(chain) > 1 and str(chain[-1]) not in str(error) else str(error)

@@ -104,7 +104,7 @@ def _make(detector: AnomalyDetector, path: Path, name: str) -> None:
         program = trace(graph, detector.geometry.size)
         FORMATS[name].write(program, graph.names(_measured(detector)), path, "fp32")
         _compare(detector, path, name)
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
+    except (ParameterError, OSError, RuntimeError, TypeError, ValueError) as error:
         for part in (path, path.with_suffix(".bin")):
             part.unlink(missing_ok=True)
         if isinstance(error, ParameterError):

@@ -1,0 +1,68 @@
+"""Paths on the command line are taken to the letter."""
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
+from hypothesis import given
+from hypothesis import strategies as st
+
+from texture_ad.cli.explain import explain
+from texture_ad.cli.quoting import PATH_KEYS, quote_paths
+
+NAMES = [
+    "photos (1)",
+    "日本",
+    "é",
+    "it's",
+    "a,b",
+    "x=y",
+    "a[b]",
+    "tab#1",
+    "2024",
+    "true",
+    "1e3",
+    "C:\\d\\",
+    "{a",
+    " a ",
+]
+
+
+def parsed(argument):
+    (override,) = OverridesParser.create().parse_overrides([argument])
+    assert not override.is_sweep_override()
+    return override.value()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("key", sorted(PATH_KEYS))
+def test_a_path_is_taken_to_the_letter(name, key):
+    (argument,) = quote_paths([f"{key}={name}"])
+    assert parsed(argument) == name
+    assert quote_paths([argument]) == [argument]
+
+
+@given(st.text(min_size=1, max_size=9))
+def test_any_path_is_taken_to_the_letter(name):
+    quoted = len(name) > 1 and name[0] == name[-1] and name[0] in "'\""
+    if name not in ("null", "???") and "${" not in name and not quoted:
+        assert parsed(quote_paths([f"data.root={name}"])[0]) == name
+
+
+def test_what_is_no_path_stays(tmp_path):
+    kept = ["data.root=null", "data.root=${oc.env:HOME}", "data.root='a b'", "seed=0,1", "+experiment=wood", "-m"]
+    assert quote_paths(kept) == kept
+
+
+def test_a_sweep_of_paths_and_a_path_with_a_comma(tmp_path):
+    (tmp_path / "a,b").mkdir()
+    assert quote_paths(["-m", "data.root=x,y"])[1] == "data.root=x,y"
+    assert parsed(quote_paths(["-m", f"data.root={tmp_path}/a,b"])[1]) == f"{tmp_path}/a,b"
+    assert parsed(quote_paths(["-m", "run_dir=x,y"])[1]) == "x,y"
+
+
+def test_another_argument_is_shown_as_it_has_to_be_written():
+    with pytest.raises(OverrideParseException) as error:
+        OverridesParser.create().parse_overrides(["data.category=photos (1)"])
+    line = explain(error.value)
+    assert line.startswith("data.category=photos (1): ") and "https" not in line
+    assert "data.category=" in line and "photos (1)" in line.rpartition("write it ")[2]

@@ -1,0 +1,50 @@
+"""Take paths on the command line to the letter: quote them as Hydra's grammar asks before it parses them.
+
+Imports nothing heavy.
+"""
+
+import re
+import shlex
+from pathlib import Path
+
+from hydra.core.override_parser.types import Quote, QuotedString
+
+# Keys whose values are paths.
+PATH_KEYS = frozenset({"data.root", "detector", "input", "output", "run_dir"})
+# Paths that the grammar reads as they are.
+_PLAIN = re.compile(r"(?!(true|false|nan|inf)$)[A-Za-z_./][A-Za-z0-9_./-]*", re.IGNORECASE | re.ASCII)
+
+
+def quote_paths(arguments: list[str]) -> list[str]:
+    """Return the arguments of a command line with the values of keys that are paths in quotes.
+
+    Left as they are: null, interpolations (${...}), values in quotes, and in a sweep (-m) a list of values that is not
+    itself the name of something that exists. Where a run is written does not vary within a sweep.
+
+    Examples:
+        >>> quote_paths(["data.root=photos (1)", "seed=0,1"])
+        ["data.root='photos (1)'", 'seed=0,1']
+    """
+    sweep = any(argument in ("-m", "--multirun") for argument in arguments)
+    return [_quoted(argument, sweep) for argument in arguments]
+
+
+def _quoted(argument: str, sweep: bool) -> str:
+    key, equals, value = argument.partition("=")
+    name = key.lstrip("+")
+    if not equals or name not in PATH_KEYS or value in ("", "null", "???") or "${" in value or _PLAIN.fullmatch(value):
+        return argument
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+        return argument
+    if sweep and name != "run_dir" and "," in value and not Path(value).expanduser().exists():
+        return argument
+    return f"{key}={QuotedString(text=value, quote=Quote.single).with_quotes()}"
+
+
+def unreadable(argument: str) -> str:
+    """Return what is wrong with an argument that Hydra's grammar can't read, and how it has to be written."""
+    key, equals, value = argument.partition("=")
+    if not equals:
+        return f"{argument}: expected KEY=VALUE"
+    written = f"{key}={QuotedString(text=value, quote=Quote.single).with_quotes()}"
+    return f"{argument}: the value has characters with a meaning of their own; write it {shlex.quote(written)}"
