@@ -315,7 +315,7 @@ def test_every_number_is_checked_and_named_by_its_key(key, value, tmp_path):
     config = composed(*FIXED, f"{key}={value}", "data.cache_mb=0" if key != "data.cache_mb" else "pictures=false")
     run = Run(config, tmp_path)
     with pytest.raises(Exception) as error:
-        run.make("data")
+        run.make("data", augmentation=run.make("augmentation"))
         detector = run.make("method", make=run.make, geometry=Geometry((64, 64)))
         features = run.make("features", detector=detector)
         pretext = run.make("cutpaste", dim=8)
