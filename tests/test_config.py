@@ -24,10 +24,13 @@ CHOICES = [
     for file in sorted((Path(CONF) / group).glob("*.yaml"))
 ]
 
+# What a choice leaves to its user.
+GIVEN = {"backbone=timm": ["backbone.name=resnet10t", "backbone.layers=[layer1,layer2]"]}
+
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_composes_and_builds(choice, tmp_path):
-    config = composed(choice, "backbone.weights=none", "data.size=64")
+    config = composed(choice, *GIVEN.get(choice, []), "backbone.weights=none", "data.size=64")
     run = Run(config, tmp_path)
     detector = run.make("method", make=run.make, geometry=Geometry((64, 64)))
     assert detector.name == config.method.name and detector.geometry.size == (64, 64)
