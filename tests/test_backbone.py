@@ -173,7 +173,7 @@ def test_every_preset_through_fit_predict_save_load_export(name, tmp_path):
     assert found.anomaly_maps.shape == (6, 32, 32) and torch.equal(found.scores, again.scores)
     assert loaded.backbone.settings == backbone.settings
     if name not in ("efficientnet_lite1", "efficientnet_lite2", "wide_resnet50_2"):
-        assert export(loaded, tmp_path / "graph.pt2", "torch_export").difference < 1e-4
+        assert export(loaded, tmp_path / "graph.pt2", "torch_export", list(images)).difference < 1e-4
 
 
 @pytest.mark.parametrize("count", [0, 1, 4, 100])
