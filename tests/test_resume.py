@@ -71,7 +71,8 @@ def readable(run_dir):
         if path.exists():
             json.loads(path.read_text())
     if (run_dir / "scores.csv").exists():
-        assert all(len(row) == 7 for row in csv.reader((run_dir / "scores.csv").open()))
+        header, *rows = csv.reader((run_dir / "scores.csv").open())
+        assert header[0] == "path" and all(len(row) == len(header) for row in rows)
     if (run_dir / "detector.pt").exists():
         torch.load(run_dir / "detector.pt", weights_only=True)
 
