@@ -17,6 +17,7 @@ SMALL = [
     "trainer.max_epochs=1",
     "dictionary.num_atoms=32",
     "flow.blocks=2",
+    "detection.iterations=20",
     "trainer.enable_progress_bar=false",
 ]
 
