@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 import texture_ad
 from texture_ad.cli.compose import compose
+from texture_ad.cli.entry import check_targets
 from texture_ad.environment import plugins
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.methods.registry import method_class
@@ -116,3 +117,9 @@ def test_a_class_of_ones_own_runs_where_it_is_allowed(photographs, tmp_path, mon
     assert OmegaConf.load(tmp_path / "run" / "config.yaml").allow == ["own_data"]
     importlib.invalidate_caches()
     sys.modules.pop("own_data", None)
+
+
+def test_a_backbone_of_ones_own_is_refused_at_the_start():
+    config = OmegaConf.create({"backbone": {"_target_": "own_backbone.Net"}})
+    with pytest.raises(UserError, match="put it into a method of your own"):
+        check_targets(config, ["own_backbone"])
