@@ -52,7 +52,9 @@ def regressions(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     Ratios of two pieces of work in one call are compared, so that another machine's say something too.
     """
     earlier = {
-        (group, row["work"], row["beside"]): row for group, found in before["groups"].items() for row in found["rows"]
+        (group, row["work"], row["beside"]): row
+        for group, found in before["groups"].items()
+        for row in found.get("rows", [])
     }
     lines = []
     for group, found in now["groups"].items():
