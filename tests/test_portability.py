@@ -132,7 +132,7 @@ def test_a_watched_folder_is_scored_without_a_lock(run, data, tmp_path):
     out, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert f"of {wanted} images" in out and errors.count(NO_LOCK) == 1
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["scores.csv"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["scores.csv", "stream.html"]
 
 
 def imports(path: Path):
