@@ -207,3 +207,20 @@ def test_an_engine_with_other_decisions_is_refused_and_auto_stays_with_torch(sav
     assert not list(tmp_path.glob("*.engines/*"))
     assert torch.equal(detector(detector.examples).scores, load(saved)(detector.examples).scores)
     assert engines.use_engine(detector, file, "auto", engines.FEW - 1) == "torch"
+
+
+def test_an_engine_that_fails_in_its_comparison_leaves_torch_at_work(saved, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    file = tmp_path / "detector.pt"
+    file.write_bytes(saved.read_bytes())
+
+    def fails(images):
+        raise RuntimeError("out of registers")
+
+    broken = engines.FORMATS["onnx"]._replace(open=lambda path, outputs, threads: fails)
+    monkeypatch.setattr(engines, "FORMATS", {**engines.FORMATS, "onnx": broken})
+    monkeypatch.setattr(engines, "FASTEST", ("onnx",))
+    detector = load(file)
+    line = engines.use_engine(detector, file, "auto", 10**6)
+    assert line == "torch, since engine=onnx: can't be made (out of registers); use engine=torch"
+    assert torch.equal(detector(detector.examples).scores, load(saved)(detector.examples).scores)

@@ -79,10 +79,11 @@ def _use_runtime(detector: AnomalyDetector, file: Path, name: str) -> str:
     if not len(detector.examples):
         raise ParameterError("engine", name, "the detector's file holds no examples to compare on; use engine=torch")
     path = engine_file(file, name)
-    if not path.exists():
+    if path.exists():
+        _open(detector, path, name)
+    else:
         print(f"engine   {name} is made from {file} once, which takes about a minute", flush=True)
         _make(detector, path, name)
-    _open(detector, path, name)
     return f"{name}, kept in {path.parent}"
 
 
@@ -98,13 +99,14 @@ def engine_file(file: Path, name: str) -> Path:
 
 
 def _make(detector: AnomalyDetector, path: Path, name: str) -> None:
-    """Write a runtime's file; remove it again where its decisions are others than the detector's."""
+    """Write a runtime's file and use it; where its decisions are others than the detector's, remove it, use torch."""
     graph = MeasuringGraph(detector)
     try:
         program = trace(graph, detector.geometry.size)
         FORMATS[name].write(program, graph.names(_measured(detector)), path, "fp32")
         _compare(detector, path, name)
     except (ParameterError, OSError, RuntimeError, TypeError, ValueError) as error:
+        vars(detector).pop("measure", None)  # torch's again
         for part in (path, path.with_suffix(".bin")):
             part.unlink(missing_ok=True)
         if isinstance(error, ParameterError):
@@ -120,7 +122,7 @@ def _measured(detector: AnomalyDetector) -> Measurement:
 
 @torch.no_grad()
 def _compare(detector: AnomalyDetector, path: Path, name: str) -> None:
-    """Check that a runtime decides as torch does on the detector's examples, without and with synthetic defects.
+    """Use a runtime, if it decides as torch does on the detector's examples, without and with synthetic defects.
 
     Raises:
         ParameterError: it doesn't.
@@ -133,7 +135,6 @@ def _compare(detector: AnomalyDetector, path: Path, name: str) -> None:
     difference = largest_difference(found, expected)
     others = deciding_otherwise(found, expected, decision.threshold, TOLERANCE["fp32"])
     if others or not difference <= TOLERANCE["fp32"]:
-        del detector.measure  # torch's again
         problem = f"{others} of {len(expected['labels'])} decisions differ, scores by {difference:.1e} of their range"
         raise ParameterError("engine", name, f"{problem}; use engine=torch")
 
