@@ -31,19 +31,19 @@ def facts(**changes):
     config = {
         "backbone": {"name": "resnet18", "layers": ["layer1"], "weights": "pretrained"},
         "data": {"size": 64, "seed": 7, "calibration_fraction": 0.4},
-        "whitening": {"mode": "position"},
     }
     given = {
         "metrics": metrics,
         "config": config,
         "command": "texture-ad run",
-        "train": [Sample(Path(f"{i}.png")) for i in range(3)],
+        "train": [Path(f"{i}.png") for i in range(3)],
         "calibration": [Sample(Path("4.png")), Sample(Path("5.png"))],
         "test": test,
         "copies": 0,
         "images": ImageStatistics((60, 80), (64, 64), ("L", "RGB"), (90.0, 5.0), (15.0, 2.0)),
         "uses_backbone": True,
         "uses_spams": True,
+        "uses_positions": True,
     }
     return Facts(**(given | changes))
 
@@ -79,6 +79,8 @@ def test_limits_follow_the_facts():
     assert "no figure here says anything of real surfaces" in markdown(model_card(generated))
     assert "texture\\_ad drew the images" in markdown(data_card(generated))
     assert "no figure here" not in markdown(model_card(facts()))
+    assert "at each position of the image" in markdown(model_card(facts()))
+    assert "at each position" not in markdown(model_card(facts(uses_positions=False)))
 
 
 @pytest.mark.parametrize(

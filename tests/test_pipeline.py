@@ -87,3 +87,10 @@ def test_run_and_predict_draw_an_image_alike(data, tmp_path, command):
 def test_a_key_that_its_target_lacks_is_named(tmp_path):
     with pytest.raises(ParameterError, match=r"flow.depth=3: no such parameter; expected one of .*blocks"):
         pipeline.make("flow", {"_target_": "texture_ad.models.flow.Flow", "depth": 3}, dim=4)
+
+
+def test_the_detectors_examples_come_from_as_many_batches_as_they_need(data, tmp_path):
+    run, detector = fitted(data, tmp_path, "examples=2", "data.eval_batch_size=1")
+    pipeline.calibrate(run, detector)
+    calibration = torch.cat([batch["image"] for batch in run.data.calibration_dataloader()])
+    assert torch.equal(load(tmp_path / "detector.pt").examples, calibration[:2])

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -321,8 +322,9 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
 
 def _examples(run: Run) -> Tensor:
     """Return calibration images that the detector's file keeps, uint8 (n, 3, H, W)."""
-    batch = next(iter(run.data.calibration_dataloader()))["image"]
-    return batch[: run.config.examples].clone()
+    images = (image for batch in run.data.calibration_dataloader() for image in batch["image"])
+    kept = list(islice(images, run.config.examples))
+    return torch.stack(kept) if kept else torch.zeros(0, dtype=torch.uint8)
 
 
 def _provenance(run: Run, device: torch.device) -> Provenance:
@@ -384,13 +386,14 @@ def write_cards(run: Run, detector: AnomalyDetector) -> list[Card]:
         metrics=run.metrics | {"threshold": float(detector.threshold)},
         config=OmegaConf.to_container(run.config, resolve=True),  # type: ignore[arg-type]
         command=run.command,
-        train=run.data.train_samples,
+        train=run.data.training_paths,
         calibration=run.data.calibration_samples,
         test=run.data.test_samples,
         copies=run.copies,
         images=detector.provenance.training_images if detector.provenance else None,
         uses_backbone=detector.uses_backbone,
         uses_spams=detector.uses_spams,
+        uses_positions=detector.uses_positions,
     )
     found = [model_card(facts), data_card(facts)]
     for card in found:

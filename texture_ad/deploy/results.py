@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -81,15 +82,13 @@ class Result:
         """Return its panel as a picture; see `save`."""
         from PIL import Image
 
-        with TemporaryDirectory() as folder:
-            self.save(Path(folder) / "panel.png")
-            with Image.open(Path(folder) / "panel.png") as panel:
-                return panel.copy()
+        return Image.open(BytesIO(self._png()))
 
     def _repr_png_(self) -> bytes | None:
         """Return its panel as a notebook shows it, or None where there is none."""
-        if self.write_panel is None:
-            return None
+        return None if self.write_panel is None else self._png()
+
+    def _png(self) -> bytes:
         with TemporaryDirectory() as folder:
             self.save(Path(folder) / "panel.png")
             return (Path(folder) / "panel.png").read_bytes()

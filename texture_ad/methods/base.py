@@ -248,7 +248,7 @@ class AnomalyDetector(nn.Module, ABC):
     uses_spams: bool = False
     mixed_precision: ClassVar[bool] = False
     several_processes: ClassVar[bool] = False
-    uses_positions: ClassVar[bool] = False
+    uses_positions: bool = False
     top: int
     min_distance: int
     sigma: float = 0.0
@@ -360,14 +360,28 @@ class AnomalyDetector(nn.Module, ABC):
         Raises:
             UserError: maps that are not finite.
         """
+        sigma = self.sigma * min(size) / 224
+        return self._predict(measured, lambda patch_maps: enlarge(patch_maps, size), sigma, peaks)
+
+    def _predict(
+        self, measured: Measurement, enlarged: Callable[[Tensor], Tensor], sigma: float, peaks: Callable
+    ) -> Prediction:
+        """Return the prediction of a measurement.
+
+        Args:
+            measured: of B images or pictures.
+            enlarged: returns the anomaly maps (B, H, W) of patch maps (B, h, w).
+            sigma: of their smoothing, in pixels.
+            peaks: finds the highest positions of patch maps.
+        """
         if measured.parts is None:
             assert measured.scores is not None
             return Prediction(measured.scores, None, None, None)
         patch_maps = self.fuse(measured.parts)
         positions, top_scores = peaks(patch_maps, self.top, self.min_distance)
-        maps = enlarge(patch_maps, size)
-        if self.sigma:
-            maps = smooth(maps, self.sigma * min(size) / 224)
+        maps = enlarged(patch_maps)
+        if sigma:
+            maps = smooth(maps, sigma)
         scores = self.score(maps, top_scores) if measured.scores is None else measured.scores
         return Prediction(scores, maps, positions, (patch_maps.shape[-2], patch_maps.shape[-1]))
 
@@ -455,27 +469,27 @@ class AnomalyDetector(nn.Module, ABC):
         Raises:
             UserError: maps that are not finite.
         """
-        if measured.parts is None:
-            assert measured.scores is not None
-            return Prediction(measured.scores, None, None, None)
-        patch_maps = self.fuse(measured.parts)
-        positions, top_scores = top_positions(patch_maps, self.top, self.min_distance)
         height, width = view = self.geometry.view
         covered = self._tiling(picture).covered(view)
-        if covered[0] < patch_maps.shape[-2] or covered[1] < patch_maps.shape[-1]:
-            maps = F.adaptive_max_pool2d(patch_maps[:, None], covered)[:, 0]  # so that no peak is lost
-        else:
-            maps = enlarge(patch_maps, covered)
-        maps = maps[:, :height, :width]
-        if self.sigma:
-            maps = smooth(maps, self.sigma * min(self.geometry.size) / 224 * height / picture[0])
-        scores = self.score(maps, top_scores) if measured.scores is None else measured.scores
+
+        def enlarged(patch_maps: Tensor) -> Tensor:
+            if covered[0] < patch_maps.shape[-2] or covered[1] < patch_maps.shape[-1]:
+                maps = F.adaptive_max_pool2d(patch_maps[:, None], covered)[:, 0]  # so that no peak is lost
+            else:
+                maps = enlarge(patch_maps, covered)
+            return maps[:, :height, :width]
+
+        sigma = self.sigma * min(self.geometry.size) / 224 * height / picture[0]
+        found = self._predict(measured, enlarged, sigma, top_positions)
+        if found.positions is None or found.grid is None:
+            return found
         # Pictures differ in size: positions are those of a typical one's map.
         assert self.geometry.picture is not None
         grid = self._tiling(self.geometry.picture).shape
-        scale = torch.tensor([n / m for n, m in zip(grid, patch_maps.shape[-2:], strict=True)])
-        located = ((positions + 0.5) * scale.to(positions.device)).long().masked_fill(positions < 0, -1)
-        return Prediction(scores, maps, located, grid)
+        scale = torch.tensor([n / m for n, m in zip(grid, found.grid, strict=True)])
+        at = found.positions
+        located = ((at + 0.5) * scale.to(at.device)).long().masked_fill(at < 0, -1)
+        return found._replace(positions=located, grid=grid)
 
     @torch.no_grad()
     def _tiling(self, picture: Shape) -> Tiling:

@@ -7,6 +7,7 @@ Communications of the ACM 2021. What a run can't know, such as who took the phot
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from texture_ad.data.drift import ImageStatistics
@@ -55,25 +56,27 @@ class Facts:
         metrics: what metrics.json holds.
         config: resolved, as plain values.
         command: for the shell, repeats the run.
-        train: images.
+        train: files.
         calibration: images.
         test: images, none where there are no test images.
         copies: how many test images are copies of training images.
         images: what the training images look like, None if it is not known.
         uses_backbone: whether the method has a backbone.
         uses_spams: whether SPAMS learnt its dictionary.
+        uses_positions: whether the method learns every position of an image by itself.
     """
 
     metrics: Mapping[str, Any]
     config: Mapping[str, Any]
     command: str
-    train: Sequence[Sample]
+    train: Sequence[Path]
     calibration: Sequence[Sample]
     test: Sequence[Sample]
     copies: int
     images: ImageStatistics | None
     uses_backbone: bool
     uses_spams: bool
+    uses_positions: bool
 
 
 def model_card(facts: Facts) -> Card:
@@ -178,7 +181,7 @@ def _limits(facts: Facts) -> list[str]:
     told += [f"No {kind} test image was there, so that the metrics lack half of the picture." for kind in missing]
     if facts.copies:
         told.append(f"{facts.copies} test images are copies of training images: the metrics are too good.")
-    if facts.metrics["method"] == "fusion" and facts.config["whitening"]["mode"] == "position":
+    if facts.uses_positions:
         told.append("It learnt what is normal at each position of the image: parts should lie as in training.")
     return told
 

@@ -129,6 +129,11 @@ class FusionModel(AnomalyDetector):
         """Return whether SPAMS learns its dictionary."""
         return self.weight("dictionary") > 0
 
+    @property
+    def uses_positions(self) -> bool:  # type: ignore[override]
+        """Return whether every position of an image is whitened by itself."""
+        return self.whitening.mode == "position"
+
     def weight(self, part: str) -> float:
         """Return the weight of one of PARTS before the number of training images is known."""
         return self.weights[PARTS.index(part)]
