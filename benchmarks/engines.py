@@ -33,6 +33,7 @@ from texture_ad.deploy.scorer import Scorer, find_images, predict
 from texture_ad.files import write_text
 from texture_ad.methods.base import AnomalyDetector
 from texture_ad.methods.registry import load
+from texture_ad.models.backbone import flatten_patches
 
 ENGINES = ("torch", "onnx", "openvino")
 BATCHES = (1, 32)
@@ -140,12 +141,13 @@ def shares(file: Path, paths: list[Path], images: Tensor) -> dict[str, float]:
     """Return the share of one thread's time of each part of scoring and drawing a photograph, by torch."""
     torch.set_num_threads(1)
     detector = load(file)
-    features = detector.patch_features(images)  # type: ignore[operator]
+    maps = detector.patch_features(images)  # type: ignore[operator]
+    patches, grid = flatten_patches(maps), (maps.shape[2], maps.shape[3])
     measured = detector.measure(images)
     parts: dict[str, Callable[[], object]] = {
         "decode and resize": lambda: detector.read(*paths),
         "backbone": lambda: detector.patch_features(images),  # type: ignore[operator]
-        "whitening and parts": lambda: detector.patch_scores(features.permute(0, 2, 3, 1).flatten(0, 2)),  # type: ignore[operator]
+        "whitening and parts": lambda: detector.patch_scores(patches, grid),  # type: ignore[operator]
         "fuse, positions, map": lambda: detector.predict(measured, images.shape[-2:]),
     }
     seconds = {name: seconds_of(part) for name, part in parts.items()}

@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from experiments.runs import Job, arguments, run_all, script, write_table
-from experiments.textures import find_textures, options
+from experiments.runs import arguments, run_all, script, write_table
+from experiments.textures import jobs_of
 from texture_ad import pipeline
 from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.evaluation.calibration import conformal_threshold
@@ -114,17 +114,8 @@ def main() -> None:
             "output": ["experiments/results/maps"],
         }
     )
-    root = Path(own["root"][0]).expanduser()
     settings = [(upsampling, float(sigma)) for upsampling, sigma in product(own["upsamplings"], own["sigmas"])]
-    jobs = {
-        (texture, method, seed): Job(
-            Path(own["runs"][0]) / f"{texture}-{method.replace('-', 'without_')}-seed{seed}",
-            ["data=folder", f"data.root={root / texture}", f"seed={seed}", *options(method), *overrides],
-        )
-        for texture in find_textures(root, own["textures"])
-        for method in own["methods"]
-        for seed in own["seeds"]
-    }
+    jobs = jobs_of(own, overrides)
     run_all(list(jobs.values()), int(own["workers"][0]))
     found = []
     for (texture, method, seed), job in jobs.items():

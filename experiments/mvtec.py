@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from experiments.runs import KEPT, arguments, read_run, run_all, script, write_table
-from experiments.textures import COMPARED, find_textures, job, other_metrics
+from experiments.runs import arguments, run_all, script, write_table
+from experiments.textures import finished_runs, jobs_of, other_metrics
 from texture_ad.data.embedded import TEXTURES
 from texture_ad.reporting.tables import markdown_table
 
@@ -59,24 +59,13 @@ def main() -> None:
             "output": ["experiments/results/mvtec"],
         }
     )
-    root = Path(own["root"][0]).expanduser()
     overrides = [o for o in overrides if not o.startswith("data.root=")]  # that of MVTEC_AD_ROOT, which is `root`
-    textures = find_textures(root, own["textures"])
-    jobs = {
-        (texture, method, seed): job(own["runs"][0], root / texture, method, seed, overrides)
-        for seed in own["seeds"]
-        for texture in textures
-        for method in own["methods"]
-    }
+    jobs = jobs_of(own, overrides)
+    textures = list(dict.fromkeys(texture for texture, _, _ in jobs))
 
     def write() -> str:
-        runs = [
-            {"texture": texture, "method": method, "seed": int(seed)}
-            | {key: found.get(key) for key in dict.fromkeys((*KEPT, *COMPARED))}
-            for (texture, method, seed), one in jobs.items()
-            if (found := read_run(one.folder))
-        ]
-        below = f"Images in {root.name}:\n\n{markdown_table(other_metrics(runs, own['methods']))}"
+        runs = finished_runs(jobs)
+        below = f"Images in {Path(own['root'][0]).name}:\n\n{markdown_table(other_metrics(runs, own['methods']))}"
         return write_table(Path(own["output"][0]), runs, table(runs, own["methods"], textures), below)
 
     run_all(list(jobs.values()), int(own["workers"][0]), write)

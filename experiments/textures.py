@@ -9,7 +9,7 @@ written). Every other key=value goes to each run. `methods` may name variants of
 finished run is not repeated. No figure here chooses anything: the table is written and not read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -38,6 +38,27 @@ def job(runs: str, texture: Path, method: str, seed: str, overrides: Sequence[st
     """Return the run of a method on a texture, in a folder of its own in `runs`."""
     folder = Path(runs) / f"{texture.name}-{method.replace('-', 'without_')}-seed{seed}"
     return Job(folder, ["data=folder", f"data.root={texture}", f"seed={seed}", *options(method), *overrides])
+
+
+def jobs_of(own: Mapping[str, Sequence[str]], overrides: Sequence[str]) -> dict[tuple[str, str, str], Job]:
+    """Return the run of every texture, method and seed that a script's own keys name."""
+    root = Path(own["root"][0]).expanduser()
+    return {
+        (texture, method, seed): job(own["runs"][0], root / texture, method, seed, overrides)
+        for seed in own["seeds"]
+        for texture in find_textures(root, own["textures"])
+        for method in own["methods"]
+    }
+
+
+def finished_runs(jobs: Mapping[tuple[str, str, str], Job]) -> list[dict]:
+    """Return what a table's JSON keeps of each finished run."""
+    return [
+        {"texture": texture, "method": method, "seed": int(seed)}
+        | {key: found.get(key) for key in dict.fromkeys((*KEPT, *COMPARED))}
+        for (texture, method, seed), one in jobs.items()
+        if (found := read_run(one.folder))
+    ]
 
 
 def find_textures(root: Path, wanted: Sequence[str]) -> list[str]:
@@ -130,26 +151,11 @@ def main() -> None:
             "output": ["experiments/results/textures"],
         }
     )
-    root = Path(own["root"][0]).expanduser()
-    textures = find_textures(root, own["textures"])
-    jobs = {
-        (texture, method, seed): job(own["runs"][0], root / texture, method, seed, overrides)
-        for seed in own["seeds"]
-        for texture in textures
-        for method in own["methods"]
-    }
+    jobs = jobs_of(own, overrides)
+    textures = list(dict.fromkeys(texture for texture, _, _ in jobs))
 
     def write() -> str:
-        runs = [
-            {
-                "texture": texture,
-                "method": method,
-                "seed": int(seed),
-                **{key: found.get(key) for key in dict.fromkeys((*KEPT, *COMPARED))},
-            }
-            for (texture, method, seed), job in jobs.items()
-            if (found := read_run(job.folder))
-        ]
+        runs = finished_runs(jobs)
         return write_table(
             Path(own["output"][0]),
             runs,
