@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from texture_ad.cli.entry import CONF, check_config
 from texture_ad.cli.plugins import register
+from texture_ad.cli.quoting import quoted
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
@@ -73,6 +74,4 @@ def quote(value: object) -> str:
         "inf",
     ):
         return value
-    # A backslash stands for itself, but before a quote or at the end.
-    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + m[2].replace("'", "\\'"), value)
-    return f"'{escaped.replace('${', chr(92) + '${')}'"
+    return quoted(value).replace("${", "\\${")  # to the letter, no interpolation

@@ -38,7 +38,12 @@ def _quoted(argument: str, sweep: bool) -> str:
         return argument
     if sweep and name != "run_dir" and "," in value and not Path(value).expanduser().exists():
         return argument
-    return f"{key}={QuotedString(text=value, quote=Quote.single).with_quotes()}"
+    return f"{key}={quoted(value)}"
+
+
+def quoted(text: str) -> str:
+    """Return a text in quotes, as Hydra's grammar reads it."""
+    return QuotedString(text=text, quote=Quote.single).with_quotes()
 
 
 def unreadable(argument: str) -> str:
@@ -46,5 +51,5 @@ def unreadable(argument: str) -> str:
     key, equals, value = argument.partition("=")
     if not equals:
         return f"{argument}: expected KEY=VALUE"
-    written = f"{key}={QuotedString(text=value, quote=Quote.single).with_quotes()}"
+    written = f"{key}={quoted(value)}"
     return f"{argument}: the value has characters with a meaning of their own; write it {shlex.quote(written)}"
