@@ -54,7 +54,7 @@ def colour_scale(floor: float, threshold: float) -> tuple[float, float]:
 
     Args:
         floor: median of the anomaly maps of normal images.
-        threshold: an image is called anomalous where its score is greater.
+        threshold: a pixel is called anomalous where its score is greater.
     """
     return floor, 2 * threshold - floor if threshold > floor else floor + 1
 
