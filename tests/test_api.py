@@ -151,7 +151,8 @@ def test_silence_is_silence_and_warnings_are_pythons(fitted, photographs, settin
         ({"flow": {"block": 4}}, "block"),
         ({"data": {"size": 3}}, "data.size=3: expected"),
         ({"overrides": ["seed=0,1"]}, "seed"),
-        ({"backbone": {"_target_": "os.system"}}, r"add allow=\[os\]"),
+        ({"data": {"_target_": "os.system"}}, r"add allow=\[os\]"),
+        ({"backbone": {"_target_": "os.system"}}, "put it into a method of your own"),
     ],
 )
 def test_errors_are_one_line(photographs, tmp_path, arguments, message):
