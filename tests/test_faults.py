@@ -301,8 +301,8 @@ def test_a_head_for_a_backbone_that_learns_is_refused(run):
 
 
 # The smallest network: one is made for each number.
-TINY = ("backbone=timm", "backbone.name=test_resnet", "backbone.layers=[layer1,layer2]")
-FIXED = (*TINY, "backbone.weights=none", "data=embedded", "run_dir=none")
+SMALLEST = ("backbone=timm", "backbone.name=test_resnet", "backbone.layers=[layer1,layer2]")
+FIXED = (*SMALLEST, "backbone.weights=none", "data=embedded", "run_dir=none")
 WITH_NUMBERS = composed(*FIXED, "data.cache_mb=0")
 NUMBERS = sorted(
     f"{group}.{key}"
