@@ -118,12 +118,12 @@ def test_a_finished_stage_is_not_trained_again(carpet, process):
         (["seed=-1"], "seed=-1"),
     ],
 )
-def test_bad_input_gets_one_line_and_a_non_zero_exit(args, message, tmp_path, process):
-    done = process("run", f"run_dir={tmp_path / 'run'}", "data.size=64", *args)
-    assert done.returncode != 0
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and message in lines[0], done.stderr
-    assert "Traceback" not in done.stderr
+def test_bad_input_gets_one_line_and_a_non_zero_exit(args, message, tmp_path, command):
+    code, _, errors = command("run", f"run_dir={tmp_path / 'run'}", "data.size=64", *args)
+    assert code != 0
+    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and message in lines[0], errors
+    assert "Traceback" not in errors
 
 
 def test_a_grid_of_one_position_leaves_nothing_to_tell_apart(tmp_path, process):

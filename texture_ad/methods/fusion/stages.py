@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from texture_ad.errors import ParameterError
 from texture_ad.methods.base import Fitting
 from texture_ad.methods.fusion.density import Density
+from texture_ad.methods.fusion.detection import Detection
 from texture_ad.methods.fusion.features import TrainingFeatures
 from texture_ad.methods.fusion.model import FusionModel
 from texture_ad.methods.fusion.pretext import Pretext
@@ -32,6 +33,8 @@ def fit_stages(detector: FusionModel, fitting: Fitting) -> dict[str, float]:
     """Fit a detector in two stages; return what stage 1 took and reached."""
     features = fitting.make("features", detector=detector)
     pretext = fitting.make("cutpaste", dim=len(detector.whitening.mean))
+    # Before stage 1, so that a setting that stage 2 refuses costs no training.
+    module = fitting.make("detection", detector=detector, features=features) if detector.weight("dictionary") else None
     start = fitting.clock()
     if pretext.task == "none":
         metrics = train_density(detector, features, fitting)
@@ -40,8 +43,8 @@ def fit_stages(detector: FusionModel, fitting: Fitting) -> dict[str, float]:
     metrics["stage1_seconds"] = fitting.clock() - start
     if fitting.cache is not None:
         detector.feature_cache = FeatureCache(fitting.cache, detector.backbone)
-    if detector.weight("dictionary"):
-        train_dictionary(detector, features, fitting)
+    if module is not None:
+        train_dictionary(module, detector, features, fitting)
     features.clear()
     detector.whitening.folds.clear()
     return metrics
@@ -118,10 +121,9 @@ def _load_best(module: Density | Representation, folder: Path) -> None:
         module.load_state_dict(checkpoint["state_dict"])
 
 
-def train_dictionary(detector: FusionModel, features: TrainingFeatures, fitting: Fitting) -> None:
+def train_dictionary(module: Detection, detector: FusionModel, features: TrainingFeatures, fitting: Fitting) -> None:
     """Train stage 2."""
     print("stage 2  detection: the dictionary", flush=True)
-    module = fitting.make("detection", detector=detector, features=features)
     folder = fitting.folder / "stage2"
     trainer = fitting.trainer(
         "stage2",
