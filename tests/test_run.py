@@ -11,7 +11,7 @@ from helpers import arguments, few_photographs
 
 SMALL = [
     "data.size=64",
-    "backbone.min_size=128",
+    "backbone.min_size=96",
     "cutpaste=3way",
     "score.head_weight=0",
     "trainer.max_epochs=1",
