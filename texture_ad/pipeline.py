@@ -244,7 +244,7 @@ def _warn_of_stretched(run: Run) -> None:
     if data.stretched:
         path, (height, width) = next(iter(data.stretched.items()))
         print(
-            f"warning: {len(data.stretched)} of {len(data.layout.train) + len(data.test_samples)} images have another "
+            f"warning: {len(data.stretched)} of {len(data.layout.samples)} images have another "
             "aspect than {1} x {0} px and are stretched or squeezed to it, ".format(*data.geometry.size)
             + f"first {path} ({width} x {height})",
             flush=True,
