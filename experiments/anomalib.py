@@ -4,11 +4,11 @@
     python -m experiments.anomalib root=FOLDER textures=carpet,wood coreset=0.01
 
 Own keys: root, textures, methods, seeds, workers, runs, output, as in experiments.textures, and coreset, the share of
-patches that PatchCore keeps, both ours and anomalib's. Every other key=value goes to each run. anomalib's models see the
-same training images (calibration images are left out) in the same size, through the same network and layers, with the
-same settings; experiments.anomalib_run says what is its own. Seconds of an image are measured afterwards, all methods by
-turns on the same images and threads, without reading files, with the score and the anomaly map in the images' size. A
-finished run is not repeated.
+patches that PatchCore keeps, both ours and anomalib's. Every other key=value goes to each run. anomalib's models see
+the same training images (calibration images are left out) in the same size, through the same network and layers, with
+the same settings; experiments.anomalib_run says what is its own. Seconds of an image are measured afterwards, all
+methods by turns on the same images and threads, without reading files, with the score and the anomaly map in the
+images' size. A finished run is not repeated.
 """
 
 import json
@@ -133,7 +133,6 @@ def differences(runs: Sequence[dict]) -> str:
 
 def main() -> None:
     """Make the runs, measure the seconds of an image, and write the table after each run."""
-    check_installed()
     own, overrides = arguments(
         {
             "root": [""],
@@ -146,6 +145,7 @@ def main() -> None:
             "output": ["experiments/results/anomalib"],
         }
     )
+    check_installed()
     jobs = with_theirs(jobs_of(own, overrides), own["coreset"][0])
     seconds: dict[str, Mapping] = {}
 

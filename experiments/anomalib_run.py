@@ -28,7 +28,7 @@ from texture_ad.cli.compose import compose
 from texture_ad.cli.experiment import hushed_libraries
 from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.data.geometry import Shape
-from texture_ad.environment import versions
+from texture_ad.environment import not_installed, versions
 from texture_ad.errors import UserError
 from texture_ad.evaluation.metrics import image_metrics, pixel_metrics
 from texture_ad.evaluation.regions import resize_map
@@ -48,7 +48,7 @@ def check_installed() -> None:
         UserError: it is not.
     """
     if importlib.util.find_spec("anomalib") is None:
-        raise UserError('anomalib is not installed; in a checkout, pip install ".[compare]"')
+        raise UserError(not_installed("anomalib", "compare"))
 
 
 class ImageBatches:

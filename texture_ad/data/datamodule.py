@@ -235,7 +235,7 @@ class TextureDataModule(L.LightningDataModule):
         if self._ready:
             return
         self.layout = scan(self.folder)
-        self.warnings = [*self._left_out(), *self._choose_frames()]
+        self.warnings = [*self._about_left_out(), *self._choose_frames()]
         self.train_samples, self.calibration_samples = split_calibration(
             self.layout.train, self.calibration_fraction, self.seed
         )
@@ -248,12 +248,17 @@ class TextureDataModule(L.LightningDataModule):
         self._make_batches()
         self._ready = True
 
-    def _left_out(self) -> Iterator[str]:
-        """Yield a sentence about the files that are used for nothing, but for those that describe the folder."""
-        files = [path.relative_to(self.folder) for path in self.layout.left_out]
-        files = [path for path in files if path.suffix not in (".md", ".txt") or len(path.parts) > 1]
+    def _about_left_out(self) -> Iterator[str]:
+        """Yield a sentence about the files that are used for nothing."""
+        files = self.left_out
         if files:
             yield f"{len(files)} files of {self.folder} are used for nothing: {listed(files)}"
+
+    @property
+    def left_out(self) -> list[Path]:
+        """Return the files that are used for nothing, by their path in the folder, but for those that describe it."""
+        files = [path.relative_to(self.folder) for path in self.layout.left_out]
+        return [path for path in files if path.suffix not in (".md", ".txt") or len(path.parts) > 1]
 
     def _choose_frames(self) -> Iterator[str]:
         """Make all frames of a file samples where that is asked for, or yield a sentence about those not read."""
