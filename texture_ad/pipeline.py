@@ -200,8 +200,9 @@ def prepare_data(run: Run) -> None:
     data = run.data
     pixels = "{1} x {0} px".format(*data.geometry.size)
     tiles = f" ({data.num_originals} tiles)" if data.geometry.tiled else ""
+    layout = f", layout {data.layout.name}" if data.source == "folder" else ""
     print(
-        f"data     {data.source_name}: {len(data.training_paths)} training{tiles}, "
+        f"data     {data.source_name}{layout}: {len(data.training_paths)} training{tiles}, "
         f"{len(data.calibration_samples)} calibration, {len(data.test_samples)} test images, {pixels}"
     )
     if data.reading.levels is not None:

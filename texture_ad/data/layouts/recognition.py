@@ -131,8 +131,7 @@ def _from_table(folder: Path, table: str | None) -> Layout:
     path = Path(table).expanduser()
     found = table_layout(path, read_rows(path), folder)
     beside = sorted({sample.path.parent for sample in found.samples})
-    files = (file for place in beside for file in entries(place) if file.is_file() and not file.samefile(path))
-    return with_left_out(found, files)
+    return with_left_out(found, (file for place in beside for file in entries(place) if file.is_file()))
 
 
 def _enough(source: Path, layout: Layout) -> Layout:
