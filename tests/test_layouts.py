@@ -197,7 +197,7 @@ def test_no_group_is_divided_and_no_image_lost(bad):
     good, anomalous = rolls(4, 9, 1, 6, 5, 2, 7), rolls(*bad, label=1)
     drawn = set()
     for seed in range(20):
-        found = with_groups(Layout("flat", good, anomalous, undivided=True), r"roll\d+")
+        found = with_groups(Layout("flat", good, anomalous, undivided=True), r"roll\d+", Path())
         found = with_test_images(found, 0.2, seed)
         check_groups(found)
         train, calibration, test = sides(found)
@@ -222,14 +222,16 @@ def test_without_groups_the_split_is_a_plain_permutation():
 def test_groups_that_cannot_be_kept_together_are_named():
     one_roll = Layout("flat", rolls(9), rolls(1, label=1), undivided=True)
     with pytest.raises(UserError, match="1 groups of normal images; at least 3"):
-        with_test_images(with_groups(one_roll, "roll."), 0.2, 0)
+        with_test_images(with_groups(one_roll, "roll.", Path()), 0.2, 0)
     with pytest.raises(UserError, match="2 normal images; at least 3"):
         with_test_images(Layout("flat", rolls(2), rolls(1, label=1), undivided=True), 0.2, 0)
-    with pytest.raises(ParameterError, match=r"group=lot\\d: is not found in the names of 10 images: roll0_0.png, "):
-        with_groups(one_roll, r"lot\d")
+    with pytest.raises(
+        ParameterError, match=r"group=lot\\d: is not found in the names of 10 images: good/roll0_0.png, "
+    ):
+        with_groups(one_roll, r"lot\d", Path())
     with pytest.raises(ParameterError, match=r"group=\(: no regular expression"):
-        with_groups(one_roll, "(")
-    divided = with_groups(Layout("mvtec", rolls(2, 2), rolls(0, 1, label=1)), "(roll.)_")
+        with_groups(one_roll, "(", Path())
+    divided = with_groups(Layout("mvtec", rolls(2, 2), rolls(0, 1, label=1)), "(roll.)_", Path())
     with pytest.raises(
         UserError, match="the group 'roll1' has training and test images, such as .*roll1_0.png and hole"
     ):
@@ -308,7 +310,7 @@ def test_a_table_as_a_spreadsheet_writes_it(shots, separator):
     train, calibration, test = sides(with_test_images(found, 0.2, 3))
     assert len(train | calibration | test) == 5 and not (train & calibration or train & test or calibration & test)
     with pytest.raises(ParameterError, match="the table has a column group already"):
-        with_groups(found, "shots")
+        with_groups(found, "shots", shots)
 
 
 def test_a_table_that_divides_its_images(shots):
@@ -342,7 +344,7 @@ def test_groups_and_shares_reach_the_split(tmp_path):
     for roll in range(5):
         several(tmp_path / f"OK/roll{roll}", 4)
     several(tmp_path / "NG/roll3", 2, "../../MASK/{}.png")
-    data = module(tmp_path, "data.group='roll.'", "data.test_fraction=0.3", "data.calibration_fraction=0.4")
+    data = module(tmp_path, "data.group='(roll.)/'", "data.test_fraction=0.3", "data.calibration_fraction=0.4")
     parts = [data.train_samples, data.calibration_samples, data.test_samples]
     groups = [{sample.group for sample in part} for part in parts]
     assert [len(part) for part in parts] == [4, 8, 10] and "roll3" in groups[2]

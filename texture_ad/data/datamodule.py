@@ -153,8 +153,8 @@ class TextureDataModule(L.LightningDataModule):
         normal: for "folder", where normal images lie: a folder, a file or a glob below the root, or a list of them.
         anomalous: likewise for anomalous images.
         masks: likewise for masks.
-        group: regular expression; what it finds in an image's name is its group, such as a roll or an item. No group is
-            trained and calibrated on, or trained and tested on.
+        group: regular expression; what it finds in a file's name or, where it has a slash, in the path below the root,
+            is the image's group, such as a roll or an item. No group is both trained on and calibrated or tested on.
         test_fraction: share of the normal images that test, where the layout leaves that open.
         size: of the images in pixels: the shorter side, or [height, width]. A side alone keeps the median aspect of the
             training images; images of another aspect are scaled to the same size.
@@ -288,7 +288,8 @@ class TextureDataModule(L.LightningDataModule):
 
     def _list_images(self) -> Layout:
         """Return the layout, in which normal images test, and groups lie on one side."""
-        found = with_groups(scan(self.folder, self.layout_name, self.table, **self.places), self.group)
+        found = scan(self.folder, self.layout_name, self.table, **self.places)
+        found = with_groups(found, self.group, self.folder)
         found = with_test_images(found, self.test_fraction, self.seed)
         check_groups(found)
         return found
