@@ -179,6 +179,7 @@ class TextureDataModule(L.LightningDataModule):
         category: the texture's name.
         source_name: the source's name as every table and figure shows it.
         layout: the images of the category, once `setup` has run, as the attributes below.
+        draws_test: whether the normal test images were drawn by the seed.
         reading: how files are read.
         warnings: what was left out, or is not as it should be, a sentence each.
         geometry: from photographs to images.
@@ -195,6 +196,7 @@ class TextureDataModule(L.LightningDataModule):
     """
 
     layout: Layout
+    draws_test: bool
     reading: Reading
     warnings: list[str]
     geometry: Geometry
@@ -290,6 +292,7 @@ class TextureDataModule(L.LightningDataModule):
         """Return the layout, in which normal images test, and groups lie on one side."""
         found = scan(self.folder, self.layout_name, self.table, **self.places)
         found = with_groups(found, self.group, self.folder)
+        self.draws_test = found.undivided
         found = with_test_images(found, self.test_fraction, self.seed)
         check_groups(found)
         return found
@@ -299,6 +302,21 @@ class TextureDataModule(L.LightningDataModule):
         if self.layout.calibration:
             return self.layout.train, self.layout.calibration
         return split_calibration(self.layout.train, self.calibration_fraction, self.seed)
+
+    @property
+    def division(self) -> list[str]:
+        """Return sentences on how the images were divided."""
+        told = []
+        if self.draws_test:
+            told.append(f"Of the normal images, {self.test_fraction:.0%} were drawn for testing by seed {self.seed}.")
+        if self.layout.calibration:
+            told.append("The calibration images are those that the data set keeps for validation.")
+        else:
+            share = f"{self.calibration_fraction:.0%} were drawn for calibration"
+            told.append(f"Of the normal images for training, {share} by seed {self.seed}.")
+        if any(sample.group for sample in self.layout.samples):
+            told.append("Images of one group are all training, all calibration or all test images.")
+        return [*told, "Test images took no part in training or calibration."]
 
     def _about_left_out(self) -> Iterator[str]:
         """Yield a sentence about each kind of file that is used for nothing."""
