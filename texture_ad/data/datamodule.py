@@ -1,5 +1,6 @@
 """The LightningDataModule: where the images come from, how the normal ones are split, how they are batched."""
 
+import copy
 import difflib
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -49,6 +50,7 @@ from texture_ad.data.images import (
 from texture_ad.data.layouts import (
     Layout,
     Sample,
+    calibration_folds,
     check_masks,
     fingerprint,
     listed,
@@ -247,6 +249,15 @@ class TextureDataModule(L.LightningDataModule):
         self.geometry = self._find_geometry()
         self._make_batches()
         self._ready = True
+
+    def other_folds(self) -> "Iterator[TextureDataModule]":
+        """Yield this data with other calibration images, until each normal image was one once; all else is the same."""
+        for fold in calibration_folds(self.layout.train, self.calibration_fraction, self.seed)[1:]:
+            other = copy.copy(self)
+            other.calibration_samples = fold
+            other.train_samples = [sample for sample in self.layout.train if sample not in fold]
+            other._make_batches()
+            yield other
 
     def _left_out(self) -> Iterator[str]:
         """Yield a sentence about the files that are used for nothing, but for those that describe the folder."""

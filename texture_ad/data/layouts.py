@@ -299,6 +299,23 @@ def split_calibration(samples: list[Sample], fraction: float, seed: int) -> tupl
     return [samples[i] for i in sorted(order[count:])], calibration
 
 
+def calibration_folds(samples: list[Sample], fraction: float, seed: int) -> list[list[Sample]]:
+    """Cut normal images into folds as large as the calibration images of `split_calibration`, which are the first fold.
+
+    Args:
+        samples: at least two normal images.
+        fraction: share of the images in a fold; the last one holds what is left.
+        seed: of the split.
+    """
+    rest, fold = split_calibration(samples, fraction, seed)
+    folds = [fold]
+    size = len(fold)
+    while len(rest) > size:
+        rest, fold = split_calibration(rest, size / len(rest), seed)
+        folds.append(fold)
+    return [*folds, rest]
+
+
 def fingerprint(layout: Layout, folder: Path) -> str:
     """Return 16 hexadecimal digits that stand for the names and bytes of all training and test images.
 
