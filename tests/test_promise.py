@@ -10,7 +10,7 @@ import torch
 from helpers import baseline, tiny_backbone
 from PIL import Image
 
-from texture_ad.data.layouts import Sample, calibration_folds
+from texture_ad.data.layouts import Sample, calibration_folds, split_calibration
 from texture_ad.evaluation.calibration import conformal_threshold, false_alarms
 from texture_ad.methods.padim import PaDiM
 from texture_ad.methods.registry import load
@@ -44,11 +44,12 @@ def mahalanobis(train, new):
 def test_a_cross_fitted_threshold_holds_its_promise(count, rate, heavy):
     # The detector is that of the first fold; the others score what it was fitted on.
     rng = np.random.default_rng(count)
-    samples = [Sample(Path(str(i)), 0, None, "good") for i in range(count)]
+    samples = [Sample(Path(str(i))) for i in range(count)]
     rates, held, bounded = [], 0, 0
     for trial in range(100):
         x, new = (rng.standard_t(3, (n, 10)) if heavy else rng.standard_normal((n, 10)) for n in (count, 500))
-        folds = [[int(s.path.name) for s in fold] for fold in calibration_folds(samples, 0.2, trial)]
+        rest, first = split_calibration(samples, 0.2, trial)
+        folds = [[int(s.name) for s in fold] for fold in (first, *calibration_folds(rest, len(first), trial))]
         assert sorted(sum(folds, [])) == list(range(count))
         scores = torch.cat([mahalanobis(np.delete(x, fold, 0), x[fold]) for fold in folds])
         threshold = conformal_threshold(scores, rate)
@@ -60,6 +61,15 @@ def test_a_cross_fitted_threshold_holds_its_promise(count, rate, heavy):
     assert np.mean(rates) == pytest.approx(told.expected, abs=0.015)
     # Detectors of different folds differ: the interval is a little narrower than it says, but seldom too low.
     assert held >= 80 and bounded >= 90
+
+
+def test_folds_leave_groups_undivided():
+    samples = [Sample(Path(str(i)), group=str(i // 3)) for i in range(14)]
+    folds = calibration_folds(samples, 4, 0)
+    assert sum(map(len, folds)) == 14 and set().union(*folds) == set(samples)
+    groups = [{s.group for s in fold} for fold in folds]
+    assert len(folds) > 1 and sum(map(len, groups)) == len(set.union(*groups)) == 5
+    assert calibration_folds(samples[:2], 1, 0) == [samples[:2]]  # one group
 
 
 def padim():

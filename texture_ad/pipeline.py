@@ -247,7 +247,7 @@ def _warn_of_stretched(run: Run) -> None:
     if data.stretched:
         path, (height, width) = next(iter(data.stretched.items()))
         print(
-            f"warning: {len(data.stretched)} of {len(data.layout.train) + len(data.test_samples)} images have another "
+            f"warning: {len(data.stretched)} of {len(data.layout.samples)} images have another "
             "aspect than {1} x {0} px and are stretched or squeezed to it, ".format(*data.geometry.size)
             + f"first {path} ({width} x {height})",
             flush=True,
@@ -402,7 +402,8 @@ def report(run: Run, detector: AnomalyDetector, predictions: Predictions | None)
     log_results(run.loggers, run.folder, run.metrics)
     print(f"decision {run.metrics['threshold_promise']}")
     if not run.config.cross_fit and detector.decision().images_needed:
-        print(f"advice   cross_fit=true calibrates on all {len(run.data.layout.train)} normal images, and fits longer")
+        count = len(run.data.layout.train + run.data.layout.calibration)
+        print(f"advice   cross_fit=true calibrates on all {count} normal images, and fits longer")
     if predictions is not None:
         print(f"report   {run.folder / 'report.html'}")
     print(f"detector {run.folder / 'detector.pt'}")
