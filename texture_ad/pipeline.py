@@ -420,6 +420,7 @@ def write_cards(run: Run, detector: AnomalyDetector) -> list[Card]:
         calibration=run.data.calibration_samples,
         test=run.data.test_samples,
         copies=run.copies,
+        left_out={what: len(files) for what, files in run.data.left_out.items()},
         images=detector.provenance.training_images if detector.provenance else None,
         uses_backbone=detector.uses_backbone,
         uses_spams=detector.uses_spams,

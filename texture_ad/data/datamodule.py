@@ -277,7 +277,7 @@ class TextureDataModule(L.LightningDataModule):
         if self._ready:
             return
         self.layout = self._list_images()
-        self.warnings = [*self._left_out(), *self._choose_frames()]
+        self.warnings = [*self._about_left_out(), *self._choose_frames()]
         self.train_samples, self.calibration_samples = self._split_calibration()
         self.test_samples, without = check_masks(self.layout.test)
         self.warnings += self._without_mask(without)
@@ -312,13 +312,21 @@ class TextureDataModule(L.LightningDataModule):
             other._make_batches()
             yield other
 
-    def _left_out(self) -> Iterator[str]:
-        """Yield a sentence about each kind of file that is used for nothing, but for those that describe the folder."""
+    def _about_left_out(self) -> Iterator[str]:
+        """Yield a sentence about each kind of file that is used for nothing."""
+        for what, files in self.left_out.items():
+            yield f"{len(files)} {what} of {self.folder} are used for nothing: {listed(files)}"
+
+    @property
+    def left_out(self) -> dict[str, list[Path]]:
+        """Return what is used for nothing: a word for it to the files, but for those that describe the folder."""
+        found = {}
         for what, paths in self.layout.left_out.items():
             files = [path.relative_to(self.folder) if path.is_relative_to(self.folder) else path for path in paths]
             files = [path for path in files if path.suffix not in DESCRIPTIONS or len(path.parts) > 1]
             if files:
-                yield f"{len(files)} {what} of {self.folder} are used for nothing: {listed(files)}"
+                found[what] = files
+        return found
 
     def _choose_frames(self) -> Iterator[str]:
         """Make all frames of a file samples where that is asked for, or yield a sentence about those not read."""
