@@ -259,6 +259,7 @@ def fit(run: Run) -> AnomalyDetector:
     start = run.clock()
     detector = run.make("method", make=run.make, geometry=run.data.geometry)
     detector.reading = run.data.reading
+    detector.roi = run.data.interest
     precision = run.config.trainer.precision
     if precision != "32-true" and not detector.mixed_precision:
         raise ParameterError("trainer.precision", precision, f"expected 32-true with method={detector.name}")
