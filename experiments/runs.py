@@ -26,10 +26,11 @@ Metrics = dict[str, Any]  # what metrics.json holds; `fit_seconds` is None if th
 
 
 class Job(NamedTuple):
-    """State a run that is to be made: its folder, and the overrides of its configuration."""
+    """State a run that is to be made: its folder, the overrides of its configuration, and the program that makes it."""
 
     folder: Path
     overrides: list[str]
+    module: str = "texture_ad.run"
 
 
 def arguments(defaults: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[str]], list[str]]:
@@ -86,7 +87,7 @@ def run_once(job: Job) -> Metrics:
 def _call(job: Job) -> None:
     """Make a run by the command line, its output in log.txt."""
     job.folder.mkdir(parents=True, exist_ok=True)
-    call = [sys.executable, "-m", "texture_ad.run", f"run_dir={job.folder}", *QUIET, *job.overrides]
+    call = [sys.executable, "-m", job.module, f"run_dir={job.folder}", *QUIET, *job.overrides]
     path = job.folder / "log.txt"
     with open(path, "wb") as log:
         code = subprocess.run(call, stdout=log, stderr=subprocess.STDOUT).returncode

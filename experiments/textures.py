@@ -51,11 +51,11 @@ def jobs_of(own: Mapping[str, Sequence[str]], overrides: Sequence[str]) -> dict[
     }
 
 
-def finished_runs(jobs: Mapping[tuple[str, str, str], Job]) -> list[dict]:
-    """Return what a table's JSON keeps of each finished run."""
+def finished_runs(jobs: Mapping[tuple[str, str, str], Job], more: Sequence[str] = ()) -> list[dict]:
+    """Return what a table's JSON keeps of each finished run, with `more` keys of its metrics."""
     return [
         {"texture": texture, "method": method, "seed": int(seed)}
-        | {key: found.get(key) for key in dict.fromkeys((*KEPT, *COMPARED))}
+        | {key: found.get(key) for key in dict.fromkeys((*KEPT, *COMPARED, *more))}
         for (texture, method, seed), one in jobs.items()
         if (found := read_run(one.folder))
     ]

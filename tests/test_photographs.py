@@ -53,7 +53,7 @@ def test_sub_folders_are_searched_and_masks_found_there(folder):
     layout = scan(folder)
     assert [sample.name for sample in layout.train] == [f"batch{b}/{i}.pgm" for b in (1, 2) for i in range(3)]
     holes = [sample for sample in layout.test if sample.label]
-    assert len(holes) == 4 and layout.left_out == []
+    assert len(holes) == 4 and layout.left_out == {}
     for sample in holes:
         assert sample.mask.relative_to(folder / "ground_truth/hole").parent == sample.path.parent.relative_to(
             folder / "test/hole"

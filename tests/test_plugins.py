@@ -52,6 +52,7 @@ def test_an_installed_plugin_is_a_method_like_ours(example, photographs, command
     assert "fit      mean_distance" in out
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["method"] == "mean_distance" and metrics["image_auroc"] > 0.5
+    assert metrics["versions"]["texture-ad-mean-distance"] == "0.1.0"
     config = OmegaConf.load(tmp_path / "config.yaml").method
     assert config == {"_target_": "texture_ad.methods.registry.build", "name": "mean_distance", "sigma": 2}
     detector = texture_ad.load(tmp_path / "detector.pt")

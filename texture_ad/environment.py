@@ -15,14 +15,19 @@ def cache_folder() -> Path:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide a run's figures."""
+    """Return the versions of Python, of the packages that decide a run's figures, and of the plugins' packages."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed as a package"
-    return found
+    return found | {point.dist.name: point.dist.version for point in plugins() if point.dist}
+
+
+def not_installed(package: str, extra: str) -> str:
+    """Say that a package is missing, and which extra of this one brings it."""
+    return f'{package} is not installed; in a checkout, pip install ".[{extra}]"'
 
 
 def plugins() -> list[EntryPoint]:

@@ -244,7 +244,7 @@ def _warn_of_stretched(run: Run) -> None:
     if data.stretched:
         path, (height, width) = next(iter(data.stretched.items()))
         print(
-            f"warning: {len(data.stretched)} of {len(data.layout.train) + len(data.test_samples)} images have another "
+            f"warning: {len(data.stretched)} of {len(data.layout.samples)} images have another "
             "aspect than {1} x {0} px and are stretched or squeezed to it, ".format(*data.geometry.size)
             + f"first {path} ({width} x {height})",
             flush=True,
@@ -390,6 +390,7 @@ def write_cards(run: Run, detector: AnomalyDetector) -> list[Card]:
         calibration=run.data.calibration_samples,
         test=run.data.test_samples,
         copies=run.copies,
+        left_out={what: len(files) for what, files in run.data.left_out.items()},
         images=detector.provenance.training_images if detector.provenance else None,
         uses_backbone=detector.uses_backbone,
         uses_spams=detector.uses_spams,

@@ -3,7 +3,8 @@
 from omegaconf import DictConfig
 
 from texture_ad.cli.entry import hydra_main
-from texture_ad.errors import ParameterError
+from texture_ad.environment import not_installed
+from texture_ad.errors import UserError
 from texture_ad.parameters import Count, check
 
 
@@ -13,7 +14,7 @@ def main(config: DictConfig) -> None:
     try:
         from texture_ad.deploy.service.server import serve
     except ImportError as error:
-        raise ParameterError("serve", error.name, 'is not installed; in a checkout, pip install ".[serve]"') from error
+        raise UserError(f"serve: {not_installed(error.name or 'a package', 'serve')}") from error
     from texture_ad.deploy.notify import notifier
     from texture_ad.deploy.service.limits import Limits, check_token
     from texture_ad.methods.registry import load

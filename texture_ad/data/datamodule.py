@@ -47,14 +47,20 @@ from texture_ad.data.images import (
     training_levels,
 )
 from texture_ad.data.layouts import (
+    LAYOUTS,
     Layout,
+    Places,
     Sample,
+    check_groups,
     check_masks,
     fingerprint,
+    layout_name,
     listed,
     scan,
     split_calibration,
     with_frames,
+    with_groups,
+    with_test_images,
 )
 from texture_ad.data.pictures import Picture
 from texture_ad.errors import ParameterError, UserError
@@ -63,6 +69,8 @@ from texture_ad.parameters import Count, NonNegativeInt, Range, check, checked
 T = TypeVar("T")
 Images = ImageBatches | WithCopies | PictureBatches | WithSyntheticDefects
 Source = Literal["auto", "mvtec", "folder", "embedded"]
+DESCRIPTIONS = (".csv", ".md", ".pdf", ".txt")  # of files at the top of a folder that tell of it
+LayoutName = Literal["auto", "mvtec", "mvtec2", "visa", "btad", "kolektorsdd2", "flat", "table"]
 
 
 def _hint(category: object, present: Sequence[str]) -> str:
@@ -79,32 +87,40 @@ def _locate_embedded(category: str | None) -> tuple[Path, str, str]:
     return embedded.ensure(category), category, f"embedded {category} (generated, not a benchmark)"
 
 
-def _locate_category(folder: Path, category: str | None) -> tuple[Path, str, str]:
-    """Return `locate`'s answer for a category in MVTec AD's folder."""
+def _locate_category(folder: Path, category: str | None, layout: str) -> tuple[Path, str, str]:
+    """Return `locate`'s answer for a category in a data set's folder."""
     name = str(category)
     if not (folder / name).is_dir():
         present = sorted(p.name for p in folder.iterdir() if p.is_dir())
         holds = f"{folder} holds {', '.join(present) or 'no folder'}"
         raise ParameterError("category", category, f"{_hint(category, present)}{holds}")
-    return folder / name, name, f"MVTec AD {name}"
+    known = LAYOUTS[layout_name(folder / name, layout)]
+    return folder / name, name, f"{known.title} {name}"
 
 
-def locate(source: Source, root: str | None, category: str | None) -> tuple[Path, str, str]:
+def locate(
+    source: Source, root: str | None, category: str | None, layout: LayoutName, table: str | None
+) -> tuple[Path, str, str]:
     """Find the folder with the images.
 
     Args:
         source: of the images, as in `TextureDataModule`.
-        root: MVTec AD's folder, or for "folder" the category's own.
+        root: the data set's folder, or for "folder" the category's own.
         category: the texture.
+        layout: of the category's folder.
+        table: for "folder", the file that lists the images; without a root, they lie relative to its folder.
 
     Returns:
         The category's folder, its name, and the source's name as every table and figure shows it.
 
     Raises:
         ParameterError: a root or category that is missing or wrong.
+        UserError: the layout is not known.
     """
     if source == "embedded" or (source == "auto" and not root):
         return _locate_embedded(category)
+    if not root and table and source == "folder":
+        root = str(Path(table).parent)
     if not root:
         raise ParameterError("root", root, f"no folder was given, and {source} needs the folder with the images")
     folder = Path(root).expanduser()
@@ -113,7 +129,7 @@ def locate(source: Source, root: str | None, category: str | None) -> tuple[Path
     if source == "folder":
         name = category or folder.resolve().name
         return folder, name, f"folder {name}"
-    return _locate_category(folder, category)
+    return _locate_category(folder, category, layout)
 
 
 def _unchanged(batch: T) -> T:
@@ -128,9 +144,18 @@ class TextureDataModule(L.LightningDataModule):
     Batches are those of `texture_ad.data.batches`. Batch sizes count all devices together.
 
     Args:
-        source: "auto" (MVTec AD where a root is given, else embedded), "mvtec", "folder" or "embedded".
-        root: MVTec AD's folder, or for "folder" the category's own.
+        source: "auto" (a data set where a root is given, else embedded), "mvtec" (MVTec AD or another data set with a
+            folder for each category), "folder" or "embedded".
+        root: the data set's folder, or for "folder" the category's own.
         category: the texture; for "folder" a name, None for the folder's.
+        layout: of the category's folder; "auto" tells it from what the folder holds.
+        table: for "folder", CSV file with a row for each image: path, label and, optional, mask, split and group.
+        normal: for "folder", where normal images lie: a folder, a file or a glob below the root, or a list of them.
+        anomalous: likewise for anomalous images.
+        masks: likewise for masks.
+        group: regular expression; what it finds in an image's name is its group, such as a roll or an item. No group is
+            trained and calibrated on, or trained and tested on.
+        test_fraction: share of the normal images that test, where the layout leaves that open.
         size: of the images in pixels: the shorter side, or [height, width]. A side alone keeps the median aspect of the
             training images; images of another aspect are scaled to the same size.
         tile: size in pixels of the tiles that pictures are cut into at their own resolution, a side or [height, width];
@@ -139,7 +164,7 @@ class TextureDataModule(L.LightningDataModule):
         max_tiles: training tiles; of more, so many are drawn at random.
         batch_size: of training.
         eval_batch_size: of everything else.
-        calibration_fraction: share of the normal images that are calibration images.
+        calibration_fraction: share of the other normal images that are calibration images, where the layout has none.
         range: [low, high], the values of images with more than 8 bits that become black and white; None takes them from
             the training images.
         frames: which images are read of a file that holds several: the "first", or "all"; "error" refuses it.
@@ -185,6 +210,13 @@ class TextureDataModule(L.LightningDataModule):
         source: Source,
         root: str | None,
         category: str | None,
+        layout: LayoutName,
+        table: str | None,
+        normal: Places | None,
+        anomalous: Places | None,
+        masks: Places | None,
+        group: str | None,
+        test_fraction: Annotated[float, Range(0, 0.9, above=True)],
         size: int | Sequence[int],
         tile: int | Sequence[int] | None,
         overlap: NonNegativeInt,
@@ -220,7 +252,15 @@ class TextureDataModule(L.LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.augmentation = augmentation
-        self.folder, self.category, self.source_name = locate(source, root, category)
+        self.table = table
+        self.places = {"normal": normal, "anomalous": anomalous, "masks": masks}
+        self.group = group
+        self.test_fraction = test_fraction
+        for name, value in {"table": table, **self.places}.items():
+            if value is not None and source != "folder":
+                raise ParameterError(name, value, f"is for the source folder, not for {source}")
+        self.folder, self.category, self.source_name = locate(source, root, category, layout, table)
+        self.layout_name = layout_name(self.folder, layout, table, self.places)
         self._ready = False
 
     def setup(self, stage: str | None = None) -> None:
@@ -234,11 +274,9 @@ class TextureDataModule(L.LightningDataModule):
         """
         if self._ready:
             return
-        self.layout = scan(self.folder)
-        self.warnings = [*self._left_out(), *self._choose_frames()]
-        self.train_samples, self.calibration_samples = split_calibration(
-            self.layout.train, self.calibration_fraction, self.seed
-        )
+        self.layout = self._list_images()
+        self.warnings = [*self._about_left_out(), *self._choose_frames()]
+        self.train_samples, self.calibration_samples = self._split_calibration()
         self.test_samples, without = check_masks(self.layout.test)
         self.warnings += self._without_mask(without)
         self.has_masks = any(sample.mask for sample in self.test_samples)
@@ -248,12 +286,34 @@ class TextureDataModule(L.LightningDataModule):
         self._make_batches()
         self._ready = True
 
-    def _left_out(self) -> Iterator[str]:
-        """Yield a sentence about the files that are used for nothing, but for those that describe the folder."""
-        files = [path.relative_to(self.folder) for path in self.layout.left_out]
-        files = [path for path in files if path.suffix not in (".md", ".txt") or len(path.parts) > 1]
-        if files:
-            yield f"{len(files)} files of {self.folder} are used for nothing: {listed(files)}"
+    def _list_images(self) -> Layout:
+        """Return the layout, in which normal images test, and groups lie on one side."""
+        found = with_groups(scan(self.folder, self.layout_name, self.table, **self.places), self.group)
+        found = with_test_images(found, self.test_fraction, self.seed)
+        check_groups(found)
+        return found
+
+    def _split_calibration(self) -> tuple[list[Sample], list[Sample]]:
+        """Return the training images and the calibration images, which are the layout's own where it has some."""
+        if self.layout.calibration:
+            return self.layout.train, self.layout.calibration
+        return split_calibration(self.layout.train, self.calibration_fraction, self.seed)
+
+    def _about_left_out(self) -> Iterator[str]:
+        """Yield a sentence about each kind of file that is used for nothing."""
+        for what, files in self.left_out.items():
+            yield f"{len(files)} {what} of {self.folder} are used for nothing: {listed(files)}"
+
+    @property
+    def left_out(self) -> dict[str, list[Path]]:
+        """Return what is used for nothing: a word for it to the files, but for those that describe the folder."""
+        found = {}
+        for what, paths in self.layout.left_out.items():
+            files = [path.relative_to(self.folder) if path.is_relative_to(self.folder) else path for path in paths]
+            files = [path for path in files if path.suffix not in DESCRIPTIONS or len(path.parts) > 1]
+            if files:
+                found[what] = files
+        return found
 
     def _choose_frames(self) -> Iterator[str]:
         """Make all frames of a file samples where that is asked for, or yield a sentence about those not read."""
@@ -276,7 +336,7 @@ class TextureDataModule(L.LightningDataModule):
 
     def _find_geometry(self) -> Geometry:
         """Return the geometry that `size` asks for, and note which images have another aspect."""
-        shapes = shapes_of([sample.path for sample in self.layout.train + self.test_samples])
+        shapes = shapes_of([sample.path for sample in self.layout.samples])
         trained = [shapes[sample.path] for sample in self.layout.train if sample.path in shapes] or [(1, 1)]
         self.stretched = {}
         if self.tile is not None:

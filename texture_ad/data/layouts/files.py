@@ -1,0 +1,144 @@
+"""Files of a folder, and which mask belongs to which image."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from texture_ad.data.images import IMAGE_SUFFIXES
+from texture_ad.errors import UserError
+
+MASK_ENDINGS = ("_mask", "_gt", "_label", "_seg")  # of a mask's name, in any case, after its image's
+LISTED = 3  # names in a warning, of all that it counts
+
+
+def listed(names: Sequence[object]) -> str:
+    """Return the first names of a list as text, with dots where there are more.
+
+    Examples:
+        >>> listed(["a", "b"]), listed(["a", "b", "c", "d"])
+        ('a, b', 'a, b, c, ...')
+    """
+    return ", ".join([*map(str, names[:LISTED]), *(["..."] if len(names) > LISTED else [])])
+
+
+def entries(folder: Path) -> list[Path]:
+    """Return what a folder holds in order of name, without hidden entries."""
+    try:
+        return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"{folder}: can't be read ({error.strerror}); check the path and its permissions") from error
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Return all files of a folder and of its sub-folders in order of name, without hidden ones.
+
+    Links are followed, but for those that lead back to a folder already seen, or above `folder`.
+    """
+    seen = {folder.resolve(), *folder.resolve().parents}
+    found: list[Path] = []
+    rest = [folder]
+    while rest:
+        for entry in entries(rest.pop()):
+            if not entry.is_dir():
+                found.append(entry)
+            elif entry.resolve() not in seen:
+                seen.add(entry.resolve())
+                rest.append(entry)
+    return sorted(found)
+
+
+def is_image(path: Path) -> bool:
+    """Return whether a path is a file with the name of an image."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+
+
+def images_below(folder: Path) -> list[Path]:
+    """Return the image files of a folder and of its sub-folders in order of name."""
+    return [p for p in files_below(folder) if is_image(p)]
+
+
+def require_images(folder: Path, count: int = 2) -> list[Path]:
+    """Return the images of a folder and of its sub-folders, at least `count`.
+
+    Raises:
+        UserError: fewer; the message names files of formats that can't be read.
+    """
+    images = images_below(folder)
+    if len(images) < count:
+        others = sorted({p.suffix or p.name for p in files_below(folder)} - {p.suffix for p in images})
+        unread = f"; it also holds files of formats that can't be read: {listed(others)}" if others else ""
+        raise UserError(f"{folder}: {len(images)} images; at least {count} are needed{unread}")
+    return images
+
+
+def common_folder(paths: Iterable[Path]) -> Path:
+    """Return the lowest folder that all files lie in."""
+    return Path(os.path.commonpath([path.parent for path in paths]))
+
+
+def image_stem(mask: Path) -> str:
+    """Return the name, without suffix, of the image that a mask is named after.
+
+    Examples:
+        >>> image_stem(Path("7_mask.png")), image_stem(Path("7_GT.png")), image_stem(Path("7.png"))
+        ('7', '7', '7')
+    """
+    ending = next((ending for ending in MASK_ENDINGS if mask.stem.lower().endswith(ending)), "")
+    return mask.stem[: len(mask.stem) - len(ending)]
+
+
+def pair_masks(images: Iterable[Path], masks: Iterable[Path]) -> dict[Path, Path]:
+    """Return the mask of each image that has one.
+
+    A mask is named as its image is, or with "_mask" or the like after it. Of several with that name an image has the
+    one whose folders are most like its own, read from the end: NG/hole/1.png has MASK/hole/1.png, not MASK/cut/1.png.
+    Where two are equally like, neither is taken, and no mask serves two images.
+
+    Args:
+        images: files of images.
+        masks: files of masks.
+    """
+    by_stem: dict[str, list[Path]] = defaultdict(list)
+    for path in masks:
+        for stem in {path.stem, image_stem(path)}:
+            by_stem[stem].append(path)
+    claims: dict[Path, list[Path]] = defaultdict(list)
+    for image in images:
+        mask = _most_alike(image, by_stem.get(image.stem, ()))
+        if mask is not None:
+            claims[mask].append(image)
+    best = {_most_alike(mask, wanting): mask for mask, wanting in claims.items()}
+    return {image: mask for image, mask in best.items() if image is not None}
+
+
+def _most_alike(path: Path, others: Sequence[Path]) -> Path | None:
+    """Return the one of other paths whose folders have most in common with those of `path`; None where two have."""
+    if len(others) < 2:
+        return others[0] if others else None
+    by_likeness: dict[int, list[Path]] = defaultdict(list)
+    for other in others:
+        by_likeness[_common_folders(path, other)].append(other)
+    best = by_likeness[max(by_likeness)]
+    return best[0] if len(best) == 1 else None
+
+
+def _common_folders(a: Path, b: Path) -> int:
+    """Return how many folders two paths have in common, counted from the file upwards."""
+    count = 0
+    for one, other in zip(reversed(a.parent.parts), reversed(b.parent.parts), strict=False):
+        if one != other:
+            break
+        count += 1
+    return count
+
+
+def apart_from_masks(images: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Return images, and the masks that lie beside them and are named after them: NAME.png, and NAME_GT.png or such.
+
+    Args:
+        images: files of both.
+    """
+    named = {(path.parent, path.stem) for path in images}
+    masks = [p for p in images if image_stem(p) != p.stem and (p.parent, image_stem(p)) in named]
+    return [p for p in images if p not in set(masks)], masks

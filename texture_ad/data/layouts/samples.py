@@ -1,0 +1,178 @@
+"""What a layout is: photographs for training, calibration and testing, and what is left out."""
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+
+from texture_ad.data.geometry import Window
+from texture_ad.data.images import check_size, frames_of, header, read_mask
+from texture_ad.data.layouts.files import listed
+from texture_ad.errors import UserError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Describe one photograph.
+
+    Args:
+        path: of its file.
+        label: 0 for normal, 1 for anomalous.
+        kind: "good", or the name of the defect's folder.
+        mask: file of its ground truth, None without one.
+        name: that no other photograph of its kind has: the path below the kind's folder; empty for the file's name.
+        frame: which one of a file that holds several.
+        window: the tile of it that is meant, None for all of it.
+        group: what it shares with others, such as a roll or an item; "" where that is not known.
+    """
+
+    path: Path
+    label: int = 0
+    kind: str = "good"
+    mask: Path | None = None
+    name: str = ""
+    frame: int = 0
+    window: Window | None = None
+    group: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name or self.path.name)
+
+    def below(self, folder: Path) -> str:
+        """Return the path as text, relative to a folder where it lies below; a frame's number comes after "#"."""
+        path = self.path.relative_to(folder) if self.path.is_relative_to(folder) else self.path
+        return f"{path}#{self.frame + 1}" if self.name.endswith(f"#{self.frame + 1}") else str(path)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """List the images of one category.
+
+    Args:
+        name: of the layout, as in `data.layouts.LAYOUTS`.
+        train: the normal images for training, and for calibration where `calibration` has none.
+        test: the images for testing, normal and anomalous.
+        calibration: the normal images that the layout keeps for calibration, none where it keeps none.
+        left_out: what is used for nothing: a word for it, such as "files", to the files.
+        undivided: whether normal images for testing are still to be drawn from those for training.
+    """
+
+    name: str
+    train: list[Sample]
+    test: list[Sample]
+    calibration: list[Sample] = field(default_factory=list)
+    left_out: dict[str, list[Path]] = field(default_factory=dict)
+    undivided: bool = False
+
+    @property
+    def samples(self) -> list[Sample]:
+        """Return all images."""
+        return self.train + self.calibration + self.test
+
+    @property
+    def has_masks(self) -> bool:
+        """Return whether an anomalous test image has a mask."""
+        return any(sample.mask for sample in self.test)
+
+
+def with_left_out(layout: Layout, files: Iterable[Path]) -> Layout:
+    """Return a layout that also lists, as "files", those of some files which it neither uses nor lists yet."""
+    known = {path for sample in layout.samples for path in (sample.path, sample.mask)}
+    known.update(path for paths in layout.left_out.values() for path in paths)
+    rest = [path for path in files if path not in known]
+    return replace(layout, left_out=layout.left_out | {"files": rest}) if rest else layout
+
+
+def with_frames(layout: Layout) -> Layout:
+    """Return a layout in which every image of a file that holds several is a sample of its own, named NAME#NUMBER."""
+    counts = frames_of(sample.path for sample in layout.samples)
+
+    def split(samples: list[Sample]) -> list[Sample]:
+        return [
+            replace(sample, name=f"{sample.name}#{frame + 1}", frame=frame) if counts[sample.path] > 1 else sample
+            for sample in samples
+            for frame in range(counts[sample.path])
+        ]
+
+    return replace(layout, train=split(layout.train), calibration=split(layout.calibration), test=split(layout.test))
+
+
+def mask_marks(samples: list[Sample]) -> list[bool]:
+    """Return whether each sample has a mask that marks a pixel.
+
+    Raises:
+        UserError: masks that can't be used; the message counts and names them.
+    """
+    with ThreadPoolExecutor() as pool:
+        marks = list(pool.map(_mask_marks, samples))
+    faults = [mark for mark in marks if isinstance(mark, UserError)]
+    if faults:
+        others = f" ({len(faults)} masks can't be used, also {listed(faults[1:])})" if faults[1:] else ""
+        raise UserError(f"{faults[0]}{others}")
+    return [mark is True for mark in marks]
+
+
+def _mask_marks(sample: Sample) -> bool | UserError:
+    """Return whether a sample has a mask that marks a pixel, or why the mask can't be used."""
+    if sample.mask is None:
+        return False
+    try:
+        width, height, _ = header(sample.path)
+        check_size(sample.path, width, height)
+    except UserError:
+        return True  # the image's reader says what is wrong with it
+    try:
+        return bool(read_mask(sample.mask, (height, width)).any())
+    except UserError as error:
+        return error
+
+
+def check_masks(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """Read the masks of anomalous images, and take from an image the mask that marks no pixel.
+
+    Args:
+        samples: of which some have masks.
+
+    Returns:
+        The samples, and those of them that are anomalous and without a mask, where any has one.
+
+    Raises:
+        UserError: masks that can't be used; the message counts and names them.
+    """
+    marks = mask_marks(samples)
+    checked = [sample if mark else replace(sample, mask=None) for sample, mark in zip(samples, marks, strict=True)]
+    without = [sample for sample in checked if sample.label and sample.mask is None]
+    return checked, without if any(sample.mask for sample in samples) else []
+
+
+def duplicates(layout: Layout) -> list[tuple[Path, Path]]:
+    """Return all pairs (training or calibration file, test file) with identical bytes."""
+    by_size: dict[int, list[Path]] = defaultdict(list)
+    for sample in layout.train + layout.calibration:
+        by_size[sample.path.stat().st_size].append(sample.path)
+
+    @cache
+    def digest(path: Path) -> str:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    return [
+        (a, s.path) for s in layout.test for a in by_size.get(s.path.stat().st_size, ()) if digest(a) == digest(s.path)
+    ]
+
+
+def fingerprint(layout: Layout, folder: Path) -> str:
+    """Return 16 hexadecimal digits that stand for the names and bytes of all images.
+
+    Args:
+        layout: the images.
+        folder: of the category; names are relative to it.
+    """
+    total = hashlib.sha256()
+    for sample in layout.samples:
+        total.update(os.fsencode(sample.below(folder)))
+        total.update(hashlib.sha256(sample.path.read_bytes()).digest())
+    return total.hexdigest()[:16]
