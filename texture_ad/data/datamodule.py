@@ -1,5 +1,6 @@
 """The LightningDataModule: where the images come from, how the normal ones are split, how they are batched."""
 
+import copy
 import difflib
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -52,6 +53,7 @@ from texture_ad.data.layouts import (
     Layout,
     Places,
     Sample,
+    calibration_folds,
     check_groups,
     check_masks,
     fingerprint,
@@ -155,8 +157,8 @@ class TextureDataModule(L.LightningDataModule):
         normal: for "folder", where normal images lie: a folder, a file or a glob below the root, or a list of them.
         anomalous: likewise for anomalous images.
         masks: likewise for masks.
-        group: regular expression; what it finds in an image's name is its group, such as a roll or an item. No group is
-            trained and calibrated on, or trained and tested on.
+        group: regular expression; what it finds in a file's name or, where it has a slash, in the path below the root,
+            is the image's group, such as a roll or an item. No group is both trained on and calibrated or tested on.
         test_fraction: share of the normal images that test, where the layout leaves that open.
         size: of the images in pixels: the shorter side, or [height, width]. A side alone keeps the median aspect of the
             training images; images of another aspect are scaled to the same size.
@@ -184,6 +186,7 @@ class TextureDataModule(L.LightningDataModule):
         category: the texture's name.
         source_name: the source's name as every table and figure shows it.
         layout: the images of the category, once `setup` has run, as the attributes below.
+        draws_test: whether the normal test images were drawn by the seed.
         reading: how files are read.
         interest: the region of interest, None for whole pictures.
         warnings: what was left out, or is not as it should be, a sentence each.
@@ -201,6 +204,7 @@ class TextureDataModule(L.LightningDataModule):
     """
 
     layout: Layout
+    draws_test: bool
     reading: Reading
     interest: Roi | None
     warnings: list[str]
@@ -300,7 +304,9 @@ class TextureDataModule(L.LightningDataModule):
 
     def _list_images(self) -> Layout:
         """Return the layout, in which normal images test, and groups lie on one side."""
-        found = with_groups(scan(self.folder, self.layout_name, self.table, **self.places), self.group)
+        found = scan(self.folder, self.layout_name, self.table, **self.places)
+        found = with_groups(found, self.group, self.folder)
+        self.draws_test = found.undivided
         found = with_test_images(found, self.test_fraction, self.seed)
         check_groups(found)
         return found
@@ -310,6 +316,32 @@ class TextureDataModule(L.LightningDataModule):
         if self.layout.calibration:
             return self.layout.train, self.layout.calibration
         return split_calibration(self.layout.train, self.calibration_fraction, self.seed)
+
+    @property
+    def division(self) -> list[str]:
+        """Return sentences on how the images were divided."""
+        told = []
+        if self.draws_test:
+            told.append(f"Of the normal images, {self.test_fraction:.0%} were drawn for testing by seed {self.seed}.")
+        if self.layout.calibration:
+            told.append("The calibration images are those that the data set keeps for validation.")
+        else:
+            share = f"{self.calibration_fraction:.0%} were drawn for calibration"
+            told.append(f"Of the normal images for training, {share} by seed {self.seed}.")
+        if any(sample.group for sample in self.layout.samples):
+            told.append("Images of one group are all training, all calibration or all test images.")
+        return [*told, "Test images took no part in training or calibration."]
+
+    def other_folds(self) -> "Iterator[TextureDataModule]":
+        """Yield this data with other calibration images, until each normal image was one once; all else is the same."""
+        normal = self.layout.train + self.layout.calibration
+        rest = [sample for sample in normal if sample not in self.calibration_samples]
+        for fold in calibration_folds(rest, len(self.calibration_samples), self.seed):
+            other = copy.copy(self)
+            other.calibration_samples = fold
+            other.train_samples = [sample for sample in normal if sample not in fold]
+            other._make_batches()
+            yield other
 
     def _about_left_out(self) -> Iterator[str]:
         """Yield a sentence about each kind of file that is used for nothing."""
@@ -434,8 +466,9 @@ class TextureDataModule(L.LightningDataModule):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits that stand for the names and bytes of all training and test images."""
-        return fingerprint(self.layout, self.folder)
+        """Return 16 hexadecimal digits that stand for all images, what each is for, their masks and the roi's file."""
+        others = [Path(self.roi).expanduser()] if isinstance(self.roi, str) else []
+        return fingerprint(self.layout, self.folder, others)
 
     def state_dict(self) -> dict[str, str]:
         """Return what a checkpoint keeps of the data: their fingerprint."""
