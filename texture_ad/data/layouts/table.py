@@ -139,7 +139,8 @@ def table_layout(table: Path, rows: Sequence[Row], base: Path) -> Layout:
             left_out[f"anomalous {side.replace('train', 'training')} images"].append(sample.path)
         else:
             sides[side].append(sample)
-    return Layout("table", **sides, left_out=dict(left_out), undivided=not divided and bool(sides["test"]))
+    undivided = not divided and bool(sides["test"])
+    return Layout("table", **sides, left_out=dict(left_out), labels=[table], undivided=undivided)
 
 
 def _problem(row: Row, base: Path, divided: bool, lines: dict[Path, int]) -> str:
