@@ -167,14 +167,15 @@ def duplicates(layout: Layout) -> list[tuple[Path, Path]]:
 
 
 def fingerprint(layout: Layout, folder: Path) -> str:
-    """Return 16 hexadecimal digits that stand for the names and bytes of all images.
+    """Return 16 hexadecimal digits that stand for the names and bytes of all images, and for what each is used for.
 
     Args:
         layout: the images.
         folder: of the category; names are relative to it.
     """
     total = hashlib.sha256()
-    for sample in layout.samples:
-        total.update(os.fsencode(sample.below(folder)))
-        total.update(hashlib.sha256(sample.path.read_bytes()).digest())
+    for side, samples in (("train", layout.train), ("calibration", layout.calibration), ("test", layout.test)):
+        for sample in samples:
+            total.update(os.fsencode(f"{side} {sample.kind} {sample.below(folder)}"))
+            total.update(hashlib.sha256(sample.path.read_bytes()).digest())
     return total.hexdigest()[:16]
