@@ -16,6 +16,7 @@ from texture_ad.data.layouts import (
     Sample,
     check_groups,
     duplicates,
+    fingerprint,
     pair_masks,
     scan,
     split_calibration,
@@ -319,6 +320,11 @@ def test_a_table_that_divides_its_images(shots):
     found = scan(shots, table=str(write(shots, *rows, head="path,label,mask,split")))
     assert [len(side) for side in (found.train, found.calibration, found.test)] == [4, 2, 3]
     assert [path.name for path in found.left_out["anomalous training images"]] == ["0.png"]
+    before = fingerprint(found, shots)
+    for changed in ("shots/3.png,0,,test", "shots/3.png,0,,calibration"):
+        rows[3] = changed
+        moved = scan(shots, table=str(write(shots, *rows, head="path,label,mask,split")))
+        assert len(moved.samples) == 9 and fingerprint(moved, shots) != before
 
 
 def module(folder, *overrides):
@@ -357,6 +363,7 @@ def test_groups_and_shares_reach_the_split(tmp_path):
         ("auto", {"root": None, "table": "x.csv"}, "table=x.csv: is for the source folder, not for auto"),
         ("folder", {"root": None}, "root=None: no folder was given"),
         ("folder", {"layout": "mvtek"}, "layout=mvtek: expected one of auto, mvtec"),
+        ("mvtec", {"category": "flat", "layout": "table"}, "layout=table: is for the source folder"),
         ("mvtec", {"category": "flat", "normal": "OK"}, "normal=OK: is for the source folder"),
     ],
 )

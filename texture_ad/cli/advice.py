@@ -30,7 +30,7 @@ ADVICE = (
     ("data.layout", "is laid out as", "say which"),
     *(
         (f"data.{name}", "is for the source folder", "add data=folder")
-        for name in ("table", "normal", "anomalous", "masks")
+        for name in ("layout", "table", "normal", "anomalous", "masks")
     ),
     ("input", "not a folder", "watch=true needs one"),
     ("trainer.devices", "a sweep's job takes one device", "or several jobs side by side with hydra/launcher=joblib"),

@@ -269,7 +269,8 @@ class TextureDataModule(L.LightningDataModule):
         self.places = {"normal": normal, "anomalous": anomalous, "masks": masks}
         self.group = group
         self.test_fraction = test_fraction
-        for name, value in {"table": table, **self.places}.items():
+        own = {"table": table, **self.places, "layout": layout if layout == "table" else None}
+        for name, value in own.items():
             if value is not None and source != "folder":
                 raise ParameterError(name, value, f"is for the source folder, not for {source}")
         self.folder, self.category, self.source_name = locate(source, root, category, layout, table)

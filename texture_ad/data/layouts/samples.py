@@ -177,7 +177,7 @@ def fingerprint(layout: Layout, folder: Path, others: Iterable[Path] = ()) -> st
     total = hashlib.sha256()
     for side, samples in (("train", layout.train), ("calibration", layout.calibration), ("test", layout.test)):
         for sample in samples:
-            total.update(os.fsencode(f"{side} {sample.label} {sample.below(folder)}"))
+            total.update(os.fsencode(f"{side} {sample.kind} {sample.below(folder)}"))
             for path in filter(None, (sample.path, sample.mask)):
                 total.update(hashlib.sha256(path.read_bytes()).digest())
     for path in others:
