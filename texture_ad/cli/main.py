@@ -25,8 +25,8 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "check": Command("texture_ad.check", "say what a run would use for what, and what is wrong with its images"),
     "run": Command("texture_ad.run", "train, calibrate and evaluate a detector: texture-ad run +experiment=carpet"),
+    "check": Command("texture_ad.check", "say what a run would use for what, and what is wrong with its images"),
     "predict": Command("texture_ad.predict", "score an image, a folder, or a watched folder with a saved detector"),
     "serve": Command("texture_ad.serve", "a web service and a page for people over a saved detector"),
     "update": Command("texture_ad.update", "add good photographs to a saved detector, without those of its fit"),
