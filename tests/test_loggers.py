@@ -208,12 +208,12 @@ def test_a_detector_is_linked_to_a_registry_where_there_is_one(capsys):
         log_artifact=lambda artifact, aliases: calls.append(aliases),
         link_artifact=lambda artifact, target, aliases: calls.append((target, aliases)),
     )
-    logger = SimpleNamespace(experiment=run, registry="model", aliases=["latest", "candidate"])
+    aliases = ["latest", "candidate"]
     artifact = wandb.wandb.Artifact("detector-wall", "detector")
-    wandb._log_detector(logger, artifact)
-    assert calls == [logger.aliases, ("wandb-registry-model/detector-wall", logger.aliases)]
+    wandb._log_detector(run, artifact, "model", aliases)
+    assert calls == [aliases, ("wandb-registry-model/detector-wall", aliases)]
     run.offline = True
-    wandb._log_detector(logger, artifact)
+    wandb._log_detector(run, artifact, "model", aliases)
     assert len(calls) == 3 and "warning: the detector is not linked to wandb-registry-model/detector-wall" in (
         capsys.readouterr().out
     )

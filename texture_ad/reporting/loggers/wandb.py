@@ -85,7 +85,7 @@ def wandb_logger(
         return WandbLogger(save_dir=save_dir)  # which leaves the logging to rank zero
     folder = Path(save_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    names = dict(zip(("group", "name", "job_type"), run_names(folder), strict=True))
+    names: dict[str, str | None] = dict(zip(("group", "name", "job_type"), run_names(folder), strict=True))
     names |= {k: v for k, v in (("group", group), ("name", name), ("job_type", job_type)) if v}
     names |= {"project": project, "entity": entity, "id": _run_id(folder)}
     options: dict[str, Any] = {
@@ -158,7 +158,7 @@ def _run_id(folder: Path) -> str:
     return path.read_text()
 
 
-def log_results(logger: RegisteringLogger, folder: Path, metrics: Mapping) -> None:
+def log_results(logger: WandbLogger, folder: Path, metrics: Mapping) -> None:
     """Log what a finished run folder holds: the ROC, the scores, a table of the test images, figures, the detector.
 
     Args:
@@ -171,7 +171,10 @@ def log_results(logger: RegisteringLogger, folder: Path, metrics: Mapping) -> No
     os.environ[wandb.env.DATA_DIR] = data_dir or str(folder.resolve() / "wandb")
     try:
         _log_results(logger.experiment, folder, metrics)
-        _log_detector(logger, _artifact(folder, metrics))
+        registry, aliases = None, ["latest"]
+        if isinstance(logger, RegisteringLogger):  # else it is one of the user's own
+            registry, aliases = logger.registry, logger.aliases
+        _log_detector(logger.experiment, _artifact(folder, metrics), registry, aliases)
     finally:
         if data_dir is None:
             del os.environ[wandb.env.DATA_DIR]
@@ -188,17 +191,16 @@ def _log_results(run: wandb.Run, folder: Path, metrics: Mapping) -> None:
         run.log(figures)
 
 
-def _log_detector(logger: RegisteringLogger, artifact: wandb.Artifact) -> None:
+def _log_detector(run: wandb.Run, artifact: wandb.Artifact, registry: str | None, aliases: Sequence[str]) -> None:
     """Log the detector, and link it to the registry; where that can't be, say so and keep the run."""
-    run = logger.experiment
-    run.log_artifact(artifact, aliases=logger.aliases)
-    if logger.registry is None:
+    run.log_artifact(artifact, aliases=list(aliases))
+    if registry is None:
         return
-    target = f"wandb-registry-{logger.registry}/{artifact.name.partition(':')[0]}"
+    target = f"wandb-registry-{registry}/{artifact.name.partition(':')[0]}"
     try:
         if run.offline:
             raise ValueError("this run is offline; link it on its page after the upload")
-        run.link_artifact(artifact, target, aliases=logger.aliases)
+        run.link_artifact(artifact, target, aliases=list(aliases))
     except (wandb.errors.Error, ValueError) as error:
         print(f"warning: the detector is not linked to {target}: {error}", flush=True)
 
