@@ -30,6 +30,7 @@ def facts(**changes):
     }
     config = {
         "backbone": {"name": "resnet18", "layers": ["layer1"], "weights": "pretrained"},
+        "cross_fit": False,
         "data": {"size": 64, "seed": 7, "calibration_fraction": 0.4},
     }
     given = {

@@ -17,7 +17,7 @@ from texture_ad.data.geometry import Geometry
 from texture_ad.methods.registry import method_class
 from texture_ad.pipeline import Run
 
-GLOBAL = ("ablation", "experiment")
+GLOBAL = ("ablation", "experiment", "search")
 CHOICES = [
     f"{'+' if group in GLOBAL else ''}{group}={file.stem}"
     for group in sorted(p.name for p in Path(CONF).iterdir() if p.is_dir())

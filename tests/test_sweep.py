@@ -13,10 +13,12 @@ import pytest
 import torch
 from forked import Forked, run_module
 from helpers import arguments, environment, few_photographs, printed_random, repeatable
+from joblib.externals.loky import get_reusable_executor
 from omegaconf import OmegaConf
 
+from texture_ad.cli.entry import CONF
 from texture_ad.cli.naming import data_name, job_name, slug, sweep_dir, swept
-from texture_ad.cli.sweep import compare, finished, read_jobs, write_comparison
+from texture_ad.cli.sweep import compare, finished, means_over_textures, read_jobs, write_comparison
 from texture_ad.data.batches import SharedBatches
 from texture_ad.errors import UserError
 from texture_ad.training.resources import take_share
@@ -153,13 +155,79 @@ def launch(data, folder, launcher, *more):
     return done, {row["dictionary.nonzeros"]: row for row in rows(folder / "sweep/jobs.csv")}
 
 
-def test_joblib_shares_the_cores_and_jobs_at_the_same_time_share_stage_1(data, tmp_path):
-    done, jobs = launch(data, tmp_path, "joblib", "hydra.launcher.n_jobs=2", "dictionary.nonzeros=1,3")
-    assert done.returncode == 0, done.stderr
+@pytest.fixture(scope="module")
+def optuna():
+    return pytest.importorskip("optuna", reason='pip install ".[search]"')
+
+
+def test_a_search_of_six_trials_in_two_processes(data, tmp_path, command, monkeypatch, optuna):
+    """By the real plugins; its jobs share the cores, and stage 1 even where they start at the same time."""
+    monkeypatch.setenv("TEXTURE_AD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    tiny = ("data.size=32", "backbone.layers=[layer1]", "flow.blocks=1")
+    options = ("+search=weights", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweeper.n_jobs=2")
+    folder = tmp_path / "search"
+    call = arguments(data, folder, *QUICK, *tiny, *options, "hydra.sweeper.n_trials=6", "-m")
+    code, out, errors = command("run", *call)
+    get_reusable_executor().shutdown()
+    assert code == 0, errors
+    jobs = rows(folder / "jobs.csv")
     share = max(1, len(os.sched_getaffinity(0)) // 2)
-    assert [jobs[n]["threads"] for n in ("1", "3")] == [str(share)] * 2
+    assert [job["threads"] for job in jobs] == [str(share)] * 6
     assert len(list(tmp_path.glob("cache/shared/stage1-*.pt"))) == 1
-    assert len(list(tmp_path.glob("sweep/*/stage1/best.ckpt"))) == 1
+    assert len(list(folder.glob("*/stage1/best.ckpt"))) == 1
+
+    study = optuna.load_study("weights", f"sqlite:///{folder}/study.db")
+    found = {job["folder"]: json.loads((folder / job["folder"] / "metrics.json").read_text()) for job in jobs}
+    tried = {",".join(f"{k}={t.params[k]}" for k in options_of("weights")): t.value for t in study.trials}
+    assert tried == {name: metrics["synthetic_auroc"] for name, metrics in found.items()}
+    assert study.best_value == max(tried.values()) and study.direction.name == "MAXIMIZE"
+    for told in ((folder / "comparison.md").read_text(), (folder / "report.html").read_text()):
+        assert "Best: score." in told and "no test metric chose it" in told
+
+    # The same command again has nothing to do.
+    code, out, errors = command("run", *call)
+    assert code == 0 and "search   6 of 6 trials" in out and len(study.trials) == 6, errors
+
+
+def options_of(search):
+    return OmegaConf.load(f"{CONF}/search/{search}.yaml").hydra.sweeper.params
+
+
+def test_a_search_that_was_killed_tries_first_what_it_was_at(tmp_path, optuna):
+    from texture_ad.cli.search import resume
+
+    storage = f"sqlite:///{tmp_path}/study.db"
+    sweeper = OmegaConf.create(
+        {"study_name": "s", "storage": storage, "direction": "maximize", "n_trials": 5, "sampler": {"seed": 0}}
+    )
+    resume(sweeper)
+    assert sweeper.n_trials == 5 and sweeper.sampler.seed == 0  # nothing was before
+    study = optuna.create_study(storage, optuna.samplers.TPESampler(seed=0), study_name="s", direction="maximize")
+    drawn = []
+    for value in (0.5, 0.7, None, "killed"):
+        trial = study.ask()
+        drawn.append(trial.suggest_float("x", 0, 1))
+        if value != "killed":
+            study.tell(trial, value, optuna.trial.TrialState.COMPLETE if value else optuna.trial.TrialState.FAIL)
+    resume(sweeper)
+    assert sweeper.n_trials == 3
+    again = optuna.load_study("s", storage, optuna.samplers.TPESampler(seed=sweeper.sampler.seed))
+    first, second = (again.ask().suggest_float("x", 0, 1) for _ in range(2))
+    assert first == drawn[3] and second not in drawn
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["hydra/sweeper=optuna", "seed=range(0,9)"], "hydra.sweeper.direction=minimize: expected maximize"),
+        (["+search=weights", "data.root=/nowhere", "hydra.sweeper.n_trials=1"], "no trial of the search has finished"),
+        (["hydra/launcher=submitit_ray"], 'pip install "texture_ad[sweep]"'),
+    ],
+)
+def test_a_search_that_cant_work_says_why(data, tmp_path, command, more, message, optuna):
+    code, _, errors = command("run", *arguments(data, tmp_path, *QUICK, *more, "-m"))
+    assert code == 2 and message in errors and "Traceback" not in errors
 
 
 def test_submitit_takes_the_cores_it_is_given_and_tells_failures(data, tmp_path):
@@ -292,6 +360,24 @@ def job(folder, error=None, data="folder a", **values):
     score = values.pop("score", None)
     metrics = {} if error else {"data_source": data, "data_fingerprint": "f", "image_auroc": score, "fit_seconds": 2.0}
     return {"folder": folder / "x", "swept": {k: str(v) for k, v in values.items()}, "metrics": metrics, "error": error}
+
+
+def test_settings_have_a_mean_and_a_mean_rank_over_textures(tmp_path):
+    scores = {"wood": {2: 0.9, 4: 0.8, 8: 0.8}, "tile": {2: 0.5, 4: 0.9, 8: 0.7}}
+    jobs = [
+        job(tmp_path, data=texture, blocks=b, seed=s, score=score + s / 100, **{"data.category": texture})
+        for texture, by_blocks in scores.items()
+        for b, score in by_blocks.items()
+        for s in (0, 1)
+    ]
+    keys, settings = compare([*jobs, job(tmp_path, data="grid", blocks=2, score=0.1, **{"data.category": "grid"})])
+    means = {row["blocks"]: row for row in means_over_textures(keys, settings)}
+    assert {b: row["mean rank"] for b, row in means.items()} == {"2": 2, "4": 1.75, "8": 2.25}  # grid is not complete
+    assert means["2"]["image_auroc"] == pytest.approx([0.705]) and means["2"]["data.category"] == "mean of 2"
+    text = write_comparison(tmp_path, jobs)
+    assert "mean of 2" in text and "mean rank" in text and "1.75" in text
+    assert [row["mean rank"] for row in rows(tmp_path / "comparison.csv")][-3:] == ["2.0", "1.75", "2.25"]
+    assert not means_over_textures(*compare(jobs[:6]))
 
 
 def test_settings_are_compared_over_seeds_in_the_order_of_their_values(tmp_path):

@@ -6,13 +6,14 @@ on the test images and reports. Each step is a function below; what they share i
 
 import inspect
 import json
+import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import lightning as L
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.data.drift import brightness, training_statistics
+from texture_ad.data.geometry import Shape
 from texture_ad.data.layouts import duplicates
 from texture_ad.environment import available_memory, versions
 from texture_ad.errors import DivergenceError, ParameterError, UserError
@@ -30,7 +32,7 @@ from texture_ad.evaluation.calibration import FalseAlarmRate
 from texture_ad.evaluation.embedding import embed
 from texture_ad.evaluation.metrics import Predictions, image_metrics, prediction_metrics
 from texture_ad.files import csv_text, write_atomic, write_text
-from texture_ad.methods.base import AnomalyDetector, Provenance
+from texture_ad.methods.base import AnomalyDetector, Measurement, Provenance
 from texture_ad.methods.evaluation import Evaluation
 from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.explain import atom_crops, sample_features
@@ -178,6 +180,7 @@ def run(
     check("seed", config.seed, Annotated[int, Range(0, 2**32 - 1)])
     check("false_alarm_rate", config.false_alarm_rate, FalseAlarmRate)
     check("examples", config.examples, NonNegativeInt)
+    check("cross_fit", config.cross_fit, Literal[True, False])
     this = Run(config, Path(config.run_dir), command, cache, stage1_settings or {}, in_sweep)
     if is_rank_zero():
         prepare_folder(this.folder)
@@ -256,6 +259,7 @@ def fit(run: Run) -> AnomalyDetector:
     start = run.clock()
     detector = run.make("method", make=run.make, geometry=run.data.geometry)
     detector.reading = run.data.reading
+    detector.roi = run.data.interest
     precision = run.config.trainer.precision
     if precision != "32-true" and not detector.mixed_precision:
         raise ParameterError("trainer.precision", precision, f"expected 32-true with method={detector.name}")
@@ -293,14 +297,10 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
     The calibration images pass the backbone once. Beside synthetic defects they give the run's AUROC without a label.
     """
     start = run.clock()
-    if detector.geometry.tiled:
-        tiles = (batch["image"].to(detector.device) for batch in run.data.calibration_dataloader())
-        levels = [gather(parts) for batch in tiles if (parts := detector.measure(batch).parts) is not None]
-        if levels:
-            detector.level_tiles(levels)
-    measured = [one for batch in run.data.picture_dataloader() for one in detector.measure_all(batch["image"])]
-    detector.calibrate_on(measured, run.config.false_alarm_rate, gather)
-    normal = detector.calibration_scores
+    measured = _measure_calibration(run, detector)
+    others = list(_cross_fit(run)) if run.config.cross_fit else []
+    detector.calibrate_on([*measured, *others], run.config.false_alarm_rate, gather)
+    normal = gather(torch.cat([detector.conclude(*one).scores for one in measured]))
     run.metrics["fit_seconds"] = run.metrics.get("fit_seconds", 0) + run.clock() - start
     defects = gather(torch.cat([detector(batch["image"]).scores for batch in run.data.synthetic_dataloader()]))
     labels = [0] * len(normal) + [1] * len(defects)
@@ -310,7 +310,8 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
     decision = detector.decision()
     run.metrics |= {
         "synthetic_auroc": synthetic["image_auroc"],
-        "threshold_origin": f"for a false-alarm rate of {run.config.false_alarm_rate:g}",
+        "threshold_origin": f"for a false-alarm rate of {run.config.false_alarm_rate:g}"
+        + (", cross-fitted" if run.config.cross_fit else ""),
         "threshold_promise": decision.promise(),
         "expected_false_alarms": decision.false_alarms._asdict(),
         "versions": versions(),
@@ -318,6 +319,33 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
     }
     if is_rank_zero():
         detector.save(run.folder / "detector.pt")
+
+
+def _measure_calibration(run: Run, detector: AnomalyDetector) -> list[tuple[Measurement, Shape]]:
+    """Return what a detector measures of its calibration images; one of tiles learns their levels first."""
+    if detector.geometry.tiled:
+        tiles = (batch["image"].to(detector.device) for batch in run.data.calibration_dataloader())
+        levels = [gather(parts) for batch in tiles if (parts := detector.measure(batch).parts) is not None]
+        if levels:
+            detector.level_tiles(levels)
+    return [one for batch in run.data.picture_dataloader() for one in detector.measure_all(batch["image"])]
+
+
+def _cross_fit(run: Run) -> Iterator[tuple[Measurement, Shape]]:
+    """Yield what is measured of the training images, each by a detector that was fitted without its fold.
+
+    All are fitted as the run's is: to them these images are as new as its calibration images are to the run's.
+    """
+    folder = run.folder / "folds"
+    for number, data in enumerate(run.data.other_folds(), 1):
+        print(f"fold     {number}, {len(data.calibration_samples)} of the training images held out", flush=True)
+        settings = {**run.stage1_settings, "fold": number}
+        other = replace(run, folder=folder / str(number), stage1_settings=settings, loggers=[], metrics={})
+        other.data = data
+        L.seed_everything(run.seed, workers=True, verbose=False)
+        yield from _measure_calibration(other, fit(other))
+    if is_rank_zero() and folder.is_dir():
+        shutil.rmtree(folder)
 
 
 def _examples(run: Run) -> Tensor:
@@ -374,6 +402,9 @@ def report(run: Run, detector: AnomalyDetector, predictions: Predictions | None)
         print(metrics_table(run.metrics, run.data.source_name))
     log_results(run.loggers, run.folder, run.metrics)
     print(f"decision {run.metrics['threshold_promise']}")
+    if not run.config.cross_fit and detector.decision().images_needed:
+        count = len(run.data.layout.train + run.data.layout.calibration)
+        print(f"advice   cross_fit=true calibrates on all {count} normal images, and fits longer")
     if predictions is not None:
         print(f"report   {run.folder / 'report.html'}")
     print(f"detector {run.folder / 'detector.pt'}")

@@ -94,11 +94,11 @@ def in_sweep() -> bool:
     return HydraConfig.initialized() and not OmegaConf.is_missing(HydraConfig.get().job, "num")
 
 
-def _run_checked(function: Callable[[DictConfig], object], config: DictConfig, config_name: str) -> None:
-    """Check a configuration and call a function with it."""
+def _run_checked(function: Callable[[DictConfig], object], config: DictConfig, config_name: str) -> object:
+    """Check a configuration, call a function with it and return what it returns."""
     try:
         check_config(config, config_name)
-        function(config)
+        return function(config)
     except Exception as error:
         if not in_sweep():  # where sweep.Comparison tells it, and the other jobs continue
             fail(error)
@@ -144,8 +144,8 @@ def hydra_main(config_name: str) -> Callable[[Callable[[DictConfig], object]], C
 
     def wrap(function: Callable[[DictConfig], object]) -> Callable[[], None]:
         @wraps(function)
-        def guarded(config: DictConfig) -> None:
-            _run_checked(function, config, config_name)
+        def guarded(config: DictConfig) -> object:
+            return _run_checked(function, config, config_name)
 
         entry = hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(guarded)
 

@@ -3,6 +3,7 @@
 Imports nothing heavy before it is sure that there is something to run.
 """
 
+import json
 import logging
 import os
 import shlex
@@ -18,13 +19,13 @@ from omegaconf import DictConfig
 
 from texture_ad.cli.entry import in_sweep
 from texture_ad.cli.settings import check_same, stage1_settings
-from texture_ad.cli.sweep import finished
+from texture_ad.cli.sweep import OBJECTIVE, finished
 from texture_ad.parameters import check
 from texture_ad.training.run_folder import holds_checkpoints
 
 
-def run_experiment(config: DictConfig) -> None:
-    """Run the experiment of a configuration that Hydra's main program has composed.
+def run_experiment(config: DictConfig) -> float:
+    """Run the experiment of a configuration that Hydra's main program has composed; return its OBJECTIVE.
 
     Raises:
         UserError: input that can't be worked with.
@@ -34,10 +35,17 @@ def run_experiment(config: DictConfig) -> None:
     config.run_dir = str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
     if in_sweep() and finished(folder, config):
         print(f"skipped  {config.run_dir}: finished before", flush=True)
-        return
+        return read_objective(folder)
     check_start(config)
     prepare_process()
     start(config, HydraConfig.get().overrides.task, in_sweep())
+    return read_objective(folder)
+
+
+def read_objective(folder: Path) -> float:
+    """Return the OBJECTIVE of a finished run's folder; NaN in DDP's further processes, which may be ahead of it."""
+    path = folder / "metrics.json"
+    return json.loads(path.read_text("utf-8"))[OBJECTIVE] if path.is_file() else float("nan")
 
 
 def check_start(config: DictConfig) -> None:

@@ -28,6 +28,13 @@ _DISK = {
     errno.ENAMETOOLONG: "give a shorter path",
     errno.EMFILE: "raise the limit on open files",
 }
+_NO_TRIAL = "no trial of the search has finished; why, stands above and in error.txt of each"
+_OPTUNA = {
+    "No trials are completed yet": _NO_TRIAL,  # a study in memory says so
+    "Record does not exist": _NO_TRIAL,  # and one in a database so
+    "does not support dynamic value space": "the study holds trials of another search; give another run_dir",
+}
+_PLUGINS = {"hydra/sweeper/optuna": "search", "hydra/launcher/joblib": "sweep", "hydra/launcher/submitit": "sweep"}
 
 
 def explain(error: BaseException) -> str | None:
@@ -48,7 +55,9 @@ def explain(error: BaseException) -> str | None:
         return unreadable(error.override)
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         # The innermost says what is wrong with which key.
-        return f"{error} ({chain[-1]})" if len(chain) > 1 and str(chain[-1]) not in str(error) else str(error)
+        line = f"{error} ({chain[-1]})" if len(chain) > 1 and str(chain[-1]) not in str(error) else str(error)
+        extras = {extra for plugin, extra in _PLUGINS.items() if plugin in line}
+        return "; ".join([line, *(f'pip install "texture_ad[{extra}]"' for extra in extras)])
     return None
 
 
@@ -76,6 +85,9 @@ def _explain_cause(cause: BaseException) -> str | None:
             "a job's process ended without a result, killed or out of memory; run fewer jobs side by side "
             "(hydra.launcher.n_jobs), then give the same command again: it does what is missing"
         )
+    for words, line in _OPTUNA.items():
+        if words in str(cause):
+            return line
     return None
 
 

@@ -46,6 +46,7 @@ INFLUENCES = {
     "trainer.devices": Influence(result=False),
     "trainer.strategy": Influence(result=False),
     "false_alarm_rate": Influence(stage1=False),
+    "cross_fit": Influence(stage1=False),
     "dictionary": Influence(stage1=False),
     "detection": Influence(stage1=False),
     # head_weight decides what stage 1 trains; top and min_distance validate a backbone that learns.

@@ -9,7 +9,10 @@ import json
 import sys
 import traceback
 from collections.abc import Sequence
+from math import isnan, nan
 from pathlib import Path
+from statistics import fmean
+from typing import NoReturn
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
@@ -28,6 +31,10 @@ NOTE = (
     "Mean ± sample standard deviation over seeds. Times and memory are those of a run that shares nothing; of "
     "a job that was killed and resumed, those of its last part."
 )
+
+RANK = "mean rank"
+OBJECTIVE = "synthetic_auroc"  # what a search maximises: it needs no label
+DATA = ("data.category", "data.root")  # keys whose values are textures, over which a setting has a mean and a rank
 
 
 def finished(folder: Path, config: DictConfig) -> bool:
@@ -98,6 +105,64 @@ def compare(jobs: Sequence[dict]) -> tuple[list[str], list[dict]]:
     return keys, sorted(settings.values(), key=lambda row: [_order(row[key]) for key in keys])
 
 
+def means_over_textures(keys: Sequence[str], settings: Sequence[dict]) -> list[dict]:
+    """Return a row for each setting that was run on several textures: its means over them, and its mean rank.
+
+    Only textures on which every setting was run count. Each weighs the same, however many seeds it has. Rank 1 has the
+    highest image AUROC; equal ones share the mean of their ranks.
+
+    Args:
+        keys: from `compare`.
+        settings: from `compare`.
+    """
+    textures = [key for key in keys if key in DATA]
+    others = [key for key in keys if key not in DATA]
+    groups: dict[tuple, dict[tuple, dict]] = {}
+    for row in settings:
+        texture = (*(row[key] for key in textures), row["data"])
+        groups.setdefault(tuple(row[key] for key in others), {})[texture] = row
+    complete = [t for t in next(iter(groups.values()), {}) if all(t in group for group in groups.values())]
+    if not textures or len(complete) < 2:
+        return []
+    rows = []
+    for setting, group in groups.items():
+        means = {
+            name: [fmean(fmean(group[t][name]) for t in complete)]
+            for name in COMPARED
+            if all(name in group[t] for t in complete)
+        }
+        about = {key: f"mean of {len(complete)}" for key in textures} | {"data": f"{len(complete)} textures"}
+        rows.append(dict(zip(others, setting, strict=True)) | about | means)
+    for row, rank in zip(rows, _mean_ranks(list(groups.values()), complete), strict=True):
+        row[RANK] = rank
+    return rows
+
+
+def _mean_ranks(groups: Sequence[dict[tuple, dict]], textures: Sequence[tuple]) -> list[float]:
+    """Return every setting's rank by image AUROC, averaged over textures; NaN where one has none."""
+    ranks = []
+    for texture in textures:
+        found = [fmean(group[texture].get("image_auroc", [nan])) for group in groups]
+        ranks.append([nan if isnan(a) else sum(b > a for b in found) + (found.count(a) + 1) / 2 for a in found])
+    return [fmean(column) for column in zip(*ranks, strict=True)]
+
+
+def best_setting(keys: Sequence[str], settings: Sequence[dict]) -> list[str]:
+    """Return a line that names the setting of the highest OBJECTIVE, over all textures where there are several."""
+    textures = any(key in DATA for key in keys)
+    rows = [row for row in settings if OBJECTIVE in row and (RANK in row or not textures)]
+    if len(rows) < 2:
+        return []
+    best = max(rows, key=lambda row: fmean(row[OBJECTIVE]))
+    setting = ", ".join(f"{key}={best[key]}" for key in keys if key not in DATA)
+    value = fmean(best[OBJECTIVE])
+    alike = sum(fmean(row[OBJECTIVE]) == value for row in rows)
+    return [
+        f"Best: {setting}{f', first of {alike} alike' if alike > 1 else ''}, by its {COMPARED[OBJECTIVE].title} "
+        f"{value:.3f}. That needs no label: no test metric chose it."
+    ]
+
+
 def _order(value: str | None) -> tuple:
     try:
         return 0, float(value or ""), ""
@@ -116,18 +181,20 @@ def write_comparison(folder: Path, jobs: Sequence[dict]) -> str:
     from texture_ad.reporting.charts import comparison
 
     keys, settings = compare(jobs)
+    settings = settings + means_over_textures(keys, settings)
     names = [name for name in COMPARED if any(job["metrics"].get(name) is not None for job in jobs)]
     spreads = [{name: spread(row[name]) for name in names if name in row} for row in settings]
     lines = [_markdown_row(keys, row) for row in settings]
     text = markdown_table(lines) if lines else "No job has finished."
+    best = best_setting(keys, settings)
     failures = [f"Failed: {job['folder'].name}: {job['error']}" for job in jobs if job["error"]]
     write_atomic(folder / "jobs.csv", csv_text(_job_rows(jobs, names)))
     write_atomic(folder / "comparison.csv", csv_text(_comparison_rows(keys, settings, spreads, names)))
-    write_text(folder / "comparison.md", "\n\n".join([text, NOTE, *failures]) + "\n")
+    write_text(folder / "comparison.md", "\n\n".join([text, NOTE, *best, *failures]) + "\n")
     if settings:
-        drawn = [row | found for row, found in zip(settings, spreads, strict=True)]
+        drawn = [row | found for row, found in zip(settings, spreads, strict=True) if RANK not in row]
         comparison(keys, drawn, folder / "comparison.png")
-    _write_report(folder, jobs, keys, settings, spreads, failures)
+    _write_report(folder, jobs, keys, settings, spreads, [*best, *failures])
     return text
 
 
@@ -147,10 +214,12 @@ def _comparison_rows(
     keys: Sequence[str], settings: Sequence[dict], spreads: Sequence[dict[str, Spread]], names: Sequence[str]
 ) -> list[tuple]:
     """Return comparison.csv: mean, standard deviation and number of runs of every metric of each setting."""
-    rows: list[tuple] = [(*keys, "data", *(f"{name}_{part}" for name in names for part in ("mean", "std", "runs")))]
+    ranked = [RANK] if any(RANK in row for row in settings) else []
+    parts = (f"{name}_{part}" for name in names for part in ("mean", "std", "runs"))
+    rows: list[tuple] = [(*keys, "data", *parts, *ranked)]
     for row, found in zip(settings, spreads, strict=True):
         numbers = (part for name in names for part in found.get(name, ("", None, 0)))
-        rows.append((*(row[key] for key in keys), row["data"], *numbers))
+        rows.append((*(row[key] for key in keys), row["data"], *numbers, *(row.get(key, "") for key in ranked)))
     return rows
 
 
@@ -165,7 +234,8 @@ def _texts(row: dict) -> dict[str, str]:
 
 def _markdown_row(keys: Sequence[str], row: dict) -> dict[str, object]:
     texts = {COMPARED[name].heading: text for name, text in _texts(row).items()}
-    return {key: row[key] for key in keys} | texts | {"runs": _runs(row), "data": row["data"]}
+    rank = {RANK: row[RANK]} if RANK in row else {}
+    return {key: row[key] for key in keys} | texts | rank | {"runs": _runs(row), "data": row["data"]}
 
 
 def _runs(row: dict) -> int:
@@ -178,21 +248,23 @@ def _write_report(
     keys: Sequence[str],
     settings: Sequence[dict],
     spreads: Sequence[dict[str, Spread]],
-    failures: Sequence[str],
+    remarks: Sequence[str],
 ) -> None:
-    """Write the sweep's report.html."""
+    """Write the sweep's report.html, with remarks below its table."""
     from texture_ad.reporting.report import Cell, sweep_report
 
     rows = []
     for row, found in zip(settings, spreads, strict=True):
         cells = {key: Cell(cell(row[key]), row[key] or "") for key in keys}
         cells |= {COMPARED[name].heading: Cell(text, found[name].mean) for name, text in _texts(row).items()}
+        if RANK in row:
+            cells[RANK] = Cell(f"{row[RANK]:.2f}", row[RANK])
         runs = _runs(row)
         rows.append(cells | {"runs": Cell(str(runs), runs), "data": Cell(row["data"], row["data"])})
     plots = [folder / "comparison.png"] if settings else []
     sources = "; ".join(dict.fromkeys(row["data"] for row in settings))
     reports = {job["folder"].name: job["folder"] / "report.html" for job in jobs}
-    told = [f"{sum(bool(job['metrics']) for job in jobs)} of {len(jobs)} jobs have finished.", NOTE, *failures]
+    told = [f"{sum(bool(job['metrics']) for job in jobs)} of {len(jobs)} jobs have finished.", NOTE, *remarks]
     sweep_report(folder, rows, plots, sources, {name: path for name, path in reports.items() if path.is_file()}, told)
 
 
@@ -202,8 +274,20 @@ class Comparison(Callback):
     before = 0
 
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
-        """Count the jobs that have finished before."""
-        self.before = len(list(Path(config.hydra.sweep.dir).glob("*/metrics.json")))
+        """Count the jobs that have finished before, and resume a search; exit with an error where it can't be."""
+        folder = Path(config.hydra.sweep.dir)
+        self.before = len(list(folder.glob("*/metrics.json")))
+        if "optuna" not in config.hydra.sweeper._target_:
+            return
+        try:
+            from texture_ad.cli.search import check_direction, resume
+
+            check_direction(config.hydra.sweeper)
+            if config.hydra.sweeper.storage:
+                folder.mkdir(parents=True, exist_ok=True)  # the study's, as a rule
+                resume(config.hydra.sweeper)
+        except Exception as error:
+            _stop(error)
 
     def on_job_start(self, config: DictConfig, **_: object) -> None:
         """Forget the job's earlier failure."""
@@ -246,10 +330,14 @@ class Comparison(Callback):
             if failed:
                 raise UserError(f"{len(failed)} of {len(jobs)} jobs failed; the same command does what is missing")
         except Exception as error:
-            # Hydra would make a warning of it, and exit with 0.
-            fail(error)
-            traceback.print_exc()
-            sys.exit(1)
+            _stop(error)
+
+
+def _stop(error: Exception) -> NoReturn:
+    """Exit with an error that a callback met: Hydra would make a warning of it, and exit with 0."""
+    fail(error)
+    traceback.print_exception(error)
+    sys.exit(1)
 
 
 def _mixed(jobs: Sequence[dict]) -> dict[str, list[str]]:

@@ -19,6 +19,7 @@ from texture_ad.data.geometry import Geometry, Shape
 from texture_ad.data.images import Reading, read_mask, resize_mask
 from texture_ad.data.layouts import Sample
 from texture_ad.data.pictures import DamagedPicture, Picture, read_scaled
+from texture_ad.data.roi import Roi
 from texture_ad.data.synthetic import synthetic_defects
 from texture_ad.errors import ParameterError, UserError
 
@@ -27,7 +28,7 @@ SEED_STEP = 1_000_003  # between the random streams of two seeds, more than ther
 
 
 def load_sample(
-    sample: Sample, size: Shape, training: bool = False, reading: Reading | None = None
+    sample: Sample, size: Shape, training: bool = False, reading: Reading | None = None, roi: Roi | None = None
 ) -> tuple[Tensor, Tensor]:
     """Read one sample and its mask.
 
@@ -36,6 +37,7 @@ def load_sample(
         size: (h, w) of the image in pixels.
         training: refuse an image of one colour.
         reading: how files are read, None for the limits of their types.
+        roi: the region of interest, whose pixels replace all others.
 
     Returns:
         The image, uint8 (3, h, w), and its mask, bool (h, w), False everywhere if it has none.
@@ -44,6 +46,7 @@ def load_sample(
         UserError: unreadable, or a training image of one colour.
     """
     image, shape = read_scaled(sample.path, size, reading, sample.frame)
+    image = image if roi is None else roi.fill(image)
     if training and (image == image[:, :1, :1]).all():
         raise UserError(f"{sample.path}: one colour all over, nothing to learn from; remove this exposure")
     mask = torch.zeros(size, dtype=torch.bool)
@@ -53,7 +56,7 @@ def load_sample(
 
 
 def load_tiles(
-    samples: Sequence[Sample], training: bool = False, reading: Reading | None = None
+    samples: Sequence[Sample], training: bool = False, reading: Reading | None = None, roi: Roi | None = None
 ) -> list[tuple[Tensor, Tensor]]:
     """Read tiles of one picture, which is decoded once.
 
@@ -61,6 +64,7 @@ def load_tiles(
         samples: the picture's, each with its window.
         training: refuse a picture of one colour.
         reading: how files are read, None for the limits of their types.
+        roi: the region of interest of the picture, whose pixels replace all others; something of each tile counts.
 
     Returns:
         Each tile, uint8 (3, h, w), and its mask, bool (h, w), False everywhere if the picture has none.
@@ -71,6 +75,8 @@ def load_tiles(
     picture = Picture(samples[0].path, reading, samples[0].frame)
     windows = [sample.window for sample in samples if sample.window is not None]
     tiles = [picture.window(window) for window in windows]
+    if roi is not None:
+        tiles = [roi.fill_window(tile, picture.shape, window) for tile, window in zip(tiles, windows, strict=True)]
     if training and all((tile == tiles[0][:, :1, :1]).all() for tile in tiles):
         raise UserError(f"{picture.path}: one colour all over, nothing to learn from; remove this exposure")
     masks = [torch.zeros(tile.shape[1:], dtype=torch.bool) for tile in tiles]
@@ -91,6 +97,7 @@ class ImageBatches(Dataset[Batch]):
         in_memory: decode all images now and keep them.
         training: refuse images of one colour.
         reading: how files are read, None for the limits of their types.
+        roi: the region of interest, whose pixels replace all others.
 
     Raises:
         UserError: an image that can't be worked with, now or when it is asked for.
@@ -103,9 +110,11 @@ class ImageBatches(Dataset[Batch]):
         in_memory: bool,
         training: bool = False,
         reading: Reading | None = None,
+        roi: Roi | None = None,
     ):
         self.samples = samples
         self.reading = reading
+        self.roi = roi
         self.size = size
         self.training = training
         self.labels = torch.tensor([s.label for s in samples])
@@ -127,8 +136,15 @@ class ImageBatches(Dataset[Batch]):
     def _load(self, samples: list[Sample]) -> list[tuple[Tensor, Tensor]]:
         """Read the samples of one file and their masks."""
         if samples[0].window is not None:
-            return load_tiles(samples, self.training, self.reading)
-        return [load_sample(sample, self.size, self.training, self.reading) for sample in samples]
+            return load_tiles(samples, self.training, self.reading, self.roi)
+        return [load_sample(sample, self.size, self.training, self.reading, self.roi) for sample in samples]
+
+    def roi_of(self, number: int) -> Roi | None:
+        """Return the region of interest of one image, or tile."""
+        sample = self.samples[number]
+        if self.roi is None or sample.window is None:
+            return self.roi
+        return Roi(self.roi.at(Picture(sample.path).shape, sample.window))
 
     @property
     def in_memory(self) -> bool:
@@ -190,14 +206,21 @@ class PictureBatches(Dataset[Batch]):
         geometry: of the tiles.
         seed: of synthetic defects, one on every picture; None for pictures as they are.
         reading: how files are read, None for the limits of their types.
+        roi: the region of interest, in which synthetic defects lie; the detector leaves out all else by itself.
     """
 
     in_memory = True  # nothing to do for worker processes
 
     def __init__(
-        self, samples: list[Sample], geometry: Geometry, seed: int | None = None, reading: Reading | None = None
+        self,
+        samples: list[Sample],
+        geometry: Geometry,
+        seed: int | None = None,
+        reading: Reading | None = None,
+        roi: Roi | None = None,
     ):
         self.samples = samples
+        self.roi = roi
         self.reading = reading
         self.geometry = geometry
         self.seed = seed
@@ -223,7 +246,7 @@ class PictureBatches(Dataset[Batch]):
         if self.seed is None:
             return Picture(sample.path, self.reading, sample.frame)
         seed = self.seed * SEED_STEP + number
-        return DamagedPicture(sample.path, self.geometry.size, seed, self.reading, sample.frame)
+        return DamagedPicture(sample.path, self.geometry.size, seed, self.reading, sample.frame, self.roi)
 
     def _mask(self, sample: Sample, picture: Picture) -> Tensor:
         if sample.mask is None:
@@ -258,8 +281,10 @@ class WithSyntheticDefects(Dataset[Batch]):
             if i >= n:
                 # One generator an image, so that the defects don't depend on the batch size.
                 generator = torch.Generator().manual_seed(self.seed * SEED_STEP + i)
-                image, mask = synthetic_defects(batch["image"][row : row + 1], generator)
-                batch["image"][row] = image[0]
+                roi = self.normals.roi_of(i - n)
+                inside = None if roi is None else roi.inside
+                image, mask = synthetic_defects(batch["image"][row : row + 1], generator, inside)
+                batch["image"][row] = image[0] if roi is None else roi.fill(image[0])
                 batch["mask"][row] = mask[0]
         return batch
 

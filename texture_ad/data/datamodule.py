@@ -1,10 +1,11 @@
 """The LightningDataModule: where the images come from, how the normal ones are split, how they are batched."""
 
+import copy
 import difflib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -36,6 +37,7 @@ from texture_ad.data.geometry import (
     same_aspect,
     scaled_shape,
     tiles,
+    typical_shape,
 )
 from texture_ad.data.images import (
     Frames,
@@ -51,6 +53,7 @@ from texture_ad.data.layouts import (
     Layout,
     Places,
     Sample,
+    calibration_folds,
     check_groups,
     check_masks,
     fingerprint,
@@ -63,6 +66,7 @@ from texture_ad.data.layouts import (
     with_test_images,
 )
 from texture_ad.data.pictures import Picture
+from texture_ad.data.roi import Area, Roi, counts, read_roi
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.parameters import Count, NonNegativeInt, Range, check, checked
 
@@ -165,6 +169,9 @@ class TextureDataModule(L.LightningDataModule):
         batch_size: of training.
         eval_batch_size: of everything else.
         calibration_fraction: share of the other normal images that are calibration images, where the layout has none.
+        roi: the region of interest, outside which nothing is learnt, scored or drawn: a mask's file, not 0 where
+            pictures count; a box [top, left, bottom, right] or the width of a border that doesn't count, in pixels of a
+            typical training image; None for whole pictures.
         range: [low, high], the values of images with more than 8 bits that become black and white; None takes them from
             the training images.
         frames: which images are read of a file that holds several: the "first", or "all"; "error" refuses it.
@@ -180,6 +187,7 @@ class TextureDataModule(L.LightningDataModule):
         source_name: the source's name as every table and figure shows it.
         layout: the images of the category, once `setup` has run, as the attributes below.
         reading: how files are read.
+        interest: the region of interest, None for whole pictures.
         warnings: what was left out, or is not as it should be, a sentence each.
         geometry: from photographs to images.
         stretched: (height, width) of each image whose aspect is not that of the geometry.
@@ -196,6 +204,7 @@ class TextureDataModule(L.LightningDataModule):
 
     layout: Layout
     reading: Reading
+    interest: Roi | None
     warnings: list[str]
     geometry: Geometry
     stretched: dict[Path, Shape]
@@ -224,6 +233,7 @@ class TextureDataModule(L.LightningDataModule):
         batch_size: Count,
         eval_batch_size: Count,
         calibration_fraction: Annotated[float, Range(0, 0.9, above=True)],
+        roi: Area,
         range: Sequence[float] | None,
         frames: Frames,
         strict: bool,
@@ -245,6 +255,7 @@ class TextureDataModule(L.LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.calibration_fraction = calibration_fraction
+        self.roi = roi
         self.range = checked_levels("range", range)
         self.frames = frames
         self.strict = strict
@@ -280,9 +291,12 @@ class TextureDataModule(L.LightningDataModule):
         self.test_samples, without = check_masks(self.layout.test)
         self.warnings += self._without_mask(without)
         self.has_masks = any(sample.mask for sample in self.test_samples)
-        levels = self.range or training_levels((sample.path, sample.frame) for sample in self.train_samples)
-        self.reading = Reading(levels, self.frames)
         self.geometry = self._find_geometry()
+        self.interest = read_roi(self.roi, self._typical, self.geometry.view)
+        self.warnings += self._outside()
+        pictures = ((sample.path, sample.frame) for sample in self.train_samples)
+        levels = self.range or training_levels(pictures, self.interest)
+        self.reading = Reading(levels, self.frames)
         self._make_batches()
         self._ready = True
 
@@ -298,6 +312,17 @@ class TextureDataModule(L.LightningDataModule):
         if self.layout.calibration:
             return self.layout.train, self.layout.calibration
         return split_calibration(self.layout.train, self.calibration_fraction, self.seed)
+
+    def other_folds(self) -> "Iterator[TextureDataModule]":
+        """Yield this data with other calibration images, until each normal image was one once; all else is the same."""
+        normal = self.layout.train + self.layout.calibration
+        rest = [sample for sample in normal if sample not in self.calibration_samples]
+        for fold in calibration_folds(rest, len(self.calibration_samples), self.seed):
+            other = copy.copy(self)
+            other.calibration_samples = fold
+            other.train_samples = [sample for sample in normal if sample not in fold]
+            other._make_batches()
+            yield other
 
     def _about_left_out(self) -> Iterator[str]:
         """Yield a sentence about each kind of file that is used for nothing."""
@@ -334,10 +359,29 @@ class TextureDataModule(L.LightningDataModule):
                 raise UserError(f"{problem}: {files}; add their masks, or remove the images")
             yield f"{problem}; pixel metrics are without them: {files}"
 
+    def _outside(self) -> Iterator[str]:
+        """Yield a sentence about anomalous images whose defect lies outside the region of interest."""
+        if self.interest is None:
+            return
+        masked = [sample for sample in self.test_samples if sample.mask]
+        shapes = shapes_of([sample.path for sample in masked])
+        outside = [
+            sample.path
+            for sample in masked
+            if (shape := shapes.get(sample.path))
+            and not read_mask(sample.mask, shape)[self.interest.at(shape).numpy()].any()  # type: ignore[arg-type]
+        ]
+        if outside:
+            yield (
+                f"{len(outside)} anomalous images have no defect within data.roi, and count as anomalous all the same: "
+                f"{listed(outside)}"
+            )
+
     def _find_geometry(self) -> Geometry:
         """Return the geometry that `size` asks for, and note which images have another aspect."""
         shapes = shapes_of([sample.path for sample in self.layout.samples])
         trained = [shapes[sample.path] for sample in self.layout.train if sample.path in shapes] or [(1, 1)]
+        self._typical = typical_shape(trained)
         self.stretched = {}
         if self.tile is not None:
             return tiles(self.tile, self.overlap, trained)
@@ -355,13 +399,16 @@ class TextureDataModule(L.LightningDataModule):
         # An image has three bytes a pixel, its mask one.
         size = self.geometry.size
         in_memory = count * 4 * math.prod(size) <= self.cache_mb * 2**20
-        originals = ImageBatches(self.train_samples, size, in_memory, training=True, reading=self.reading)
+        learnt = partial(
+            ImageBatches, size=size, in_memory=in_memory, training=True, reading=self.reading, roi=self.interest
+        )
+        originals = learnt(self.train_samples)
         self.num_originals = len(originals)
         self._train: Images = originals
         if self.augmentation is not None and self.augmentation.copies:
             self._train = WithCopies(originals, self.augmentation, self.seed)
             self.train_samples = self.train_samples * (1 + self.augmentation.copies)
-        self._calibration = ImageBatches(held_out, size, in_memory, training=True, reading=self.reading)
+        self._calibration = learnt(held_out)
         self._validation = WithSyntheticDefects(self._calibration, self.seed)
         self._test: Images = (
             PictureBatches(self.test_samples, self.geometry, reading=self.reading)
@@ -376,6 +423,7 @@ class TextureDataModule(L.LightningDataModule):
             replace(sample, window=window)
             for sample in samples
             for window in grid_windows(shapes.get(sample.path, (1, 1)), self.geometry.size, self.overlap)
+            if counts(self.interest, shapes.get(sample.path, (1, 1)), window)
         ]
         generator = torch.Generator().manual_seed(self.seed)
         chosen = torch.randperm(len(found), generator=generator)[:most].sort().values
@@ -394,7 +442,8 @@ class TextureDataModule(L.LightningDataModule):
         whole = list(dict.fromkeys(replace(sample, window=None) for sample in self.train_samples))
         pictures = PictureBatches(whole, self.geometry, reading=self.reading)
         for batch in self._loader(pictures, self.eval_batch_size):
-            yield torch.stack([picture.view(self.geometry.view) for picture in batch["image"]])
+            views = torch.stack([picture.view(self.geometry.view) for picture in batch["image"]])
+            yield views if self.interest is None else self.interest.fill(views)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -453,7 +502,7 @@ class TextureDataModule(L.LightningDataModule):
     def synthetic_dataloader(self) -> DataLoader:
         """Return a loader of the calibration images with synthetic defects; not of their tiles."""
         if self.geometry.tiled:
-            damaged = PictureBatches(self.calibration_samples, self.geometry, self.seed, self.reading)
+            damaged = PictureBatches(self.calibration_samples, self.geometry, self.seed, self.reading, self.interest)
             return self._loader(damaged, self.eval_batch_size)
         count = len(self._calibration)
         return self._loader(self._validation, self.eval_batch_size, range(count, 2 * count))
@@ -465,12 +514,15 @@ class TextureDataModule(L.LightningDataModule):
     def true_masks(self, indices: Iterable[int]) -> Iterator[np.ndarray | None]:
         """Yield the masks of these test images one by one, (H, W) bool in pixels of the files, True = defect.
 
-        That of an anomalous image without a mask is None.
+        That of an anomalous image without a mask is None. Pixels outside the region of interest are masked entries.
         """
         for sample in (self.test_samples[index] for index in indices):
             shape = shapes_of([sample.path])[sample.path]
             normal = None if sample.label else np.zeros(shape, bool)
-            yield read_mask(sample.mask, shape) if sample.mask else normal
+            mask = read_mask(sample.mask, shape) if sample.mask else normal
+            if mask is not None and self.interest is not None:
+                mask = np.ma.array(mask, mask=~self.interest.at(shape).numpy())
+            yield mask
 
     def test_batch(self, indices: list[int]) -> Batch:
         """Return the test images of these numbers as the method is given them; of pictures that are cut, a tile each.
@@ -479,8 +531,10 @@ class TextureDataModule(L.LightningDataModule):
             UserError: it is not known which tile of an anomalous picture holds the defect.
         """
         if not self.geometry.tiled:
-            return self._test.__getitems__(indices)
-        found = [load_tiles([self._telling_tile(self.test_samples[i])], reading=self.reading)[0] for i in indices]
+            batch = self._test.__getitems__(indices)
+            return batch if self.interest is None else batch | {"image": self.interest.fill(batch["image"])}
+        telling = [self._telling_tile(self.test_samples[i]) for i in indices]
+        found = [load_tiles([sample], reading=self.reading, roi=self.interest)[0] for sample in telling]
         image, mask = (torch.stack(part) for part in zip(*found, strict=True))
         labels = torch.tensor([self.test_samples[i].label for i in indices])
         return {"image": image, "label": labels, "mask": mask, "index": torch.tensor(indices)}
@@ -500,10 +554,11 @@ class TextureDataModule(L.LightningDataModule):
         return replace(sample, window=Window(top, left, *self.geometry.size))
 
     def test_view(self, number: int) -> np.ndarray:
-        """Return the test image of this number for drawings, uint8 (H, W, 3) of the geometry's view."""
+        """Return the test image of this number for drawings, uint8 (H, W, 3) of the view, dark outside the roi."""
         if self.geometry.tiled:
             sample = self.test_samples[number]
             view = Picture(sample.path, self.reading, sample.frame).view(self.geometry.view)
         else:
             view = self._test.__getitems__([number])["image"][0]
-        return view.permute(1, 2, 0).numpy()
+        shown = view if self.interest is None else self.interest.shade(view)
+        return shown.permute(1, 2, 0).numpy()

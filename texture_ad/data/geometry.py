@@ -136,8 +136,13 @@ def tiles(size: Shape, overlap: int, shapes: Sequence[Shape]) -> Geometry:
         ParameterError: an overlap that is not smaller than a tile.
     """
     check("overlap", overlap, Annotated[int, Range(0, min(size) - 1)])
+    return Geometry(size, overlap, typical_shape(shapes))
+
+
+def typical_shape(shapes: Sequence[Shape]) -> Shape:
+    """Return the median height and width of pictures, at least one."""
     heights, widths = zip(*shapes, strict=True)
-    return Geometry(size, overlap, (round(median(heights)), round(median(widths))))
+    return (round(median(heights)), round(median(widths)))
 
 
 class Window(NamedTuple):
@@ -215,16 +220,22 @@ class Tiling:
             for side, axis, pixels in zip(view, (self._rows, self._columns), self.picture, strict=True)
         )  # type: ignore[return-value]
 
-    def join(self, maps: Tensor) -> Tensor:
-        """Return the weighted mean (P, h, w) of the tiles' patch maps (T, P, h', w'), in the order of `windows`."""
+    def join(self, maps: Tensor, chosen: Sequence[int] | None = None) -> Tensor:
+        """Return the weighted mean (P, h, w) of tiles' patch maps.
+
+        Args:
+            maps: (T, P, h', w'), in the order of `windows`.
+            chosen: numbers of the T tiles that they are of, None for all. What no tile covers is 0.
+        """
         height, width = self.grid
         total = maps.new_zeros(maps.shape[1], max(self.shape[0], height), max(self.shape[1], width))
         weights = maps.new_zeros(total.shape[1:])
         weight = self._weight.to(maps)
-        for (row, column), tile in zip(self.starts, maps, strict=True):
+        starts = self.starts
+        for (row, column), tile in zip(starts if chosen is None else (starts[n] for n in chosen), maps, strict=True):
             total[:, row : row + height, column : column + width] += weight * tile
             weights[row : row + height, column : column + width] += weight
-        return (total / weights)[:, : self.shape[0], : self.shape[1]]
+        return (total / weights.clamp(min=1))[:, : self.shape[0], : self.shape[1]]
 
 
 def grid_windows(picture: Shape, tile: Shape, overlap: int) -> list[Window]:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from torch import Tensor
 from texture_ad.environment import available_memory
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.parameters import check
+
+if TYPE_CHECKING:
+    from texture_ad.data.roi import Roi
 
 # Formats of Pillow that hold no picture, need another program, or run what they hold.
 _NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
@@ -238,7 +241,7 @@ def _frames_in(path: Path) -> int:
     return 1
 
 
-def training_levels(pictures: Iterable[tuple[Path, int]]) -> Levels | None:
+def training_levels(pictures: Iterable[tuple[Path, int]], roi: "Roi | None" = None) -> Levels | None:
     """Return the levels that become black and white for images of more than 8 bits, from those of training.
 
     They are the smallest and the largest value of all images, but for a thousandth of each image's pixels at either
@@ -246,6 +249,7 @@ def training_levels(pictures: Iterable[tuple[Path, int]]) -> Levels | None:
 
     Args:
         pictures: files of normal images, and which frame of each.
+        roi: the region of interest, whose pixels alone count.
 
     Returns:
         The low and the high level, None where no image has more than 8 bits.
@@ -254,7 +258,11 @@ def training_levels(pictures: Iterable[tuple[Path, int]]) -> Levels | None:
         UserError: an image that can't be read.
     """
     with ThreadPoolExecutor() as pool:
-        found = [levels for levels in pool.map(lambda picture: _levels(*picture), pictures) if levels is not None]
+        found = [
+            levels
+            for levels in pool.map(lambda picture: _levels(picture[0], picture[1], roi), pictures)
+            if levels is not None
+        ]
     if not found:
         return None
     low = min(levels[0] for levels in found)
@@ -264,7 +272,7 @@ def training_levels(pictures: Iterable[tuple[Path, int]]) -> Levels | None:
     return (max(0.0, low - margin) if low >= 0 else low - margin), high + margin
 
 
-def _levels(path: Path, frame: int) -> Levels | None:
+def _levels(path: Path, frame: int, roi: "Roi | None") -> Levels | None:
     """Return the range of an image's values but for its tails, None for an image of 8 bits."""
     with suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -273,6 +281,7 @@ def _levels(path: Path, frame: int) -> Levels | None:
                 return None
     values = open_image(path, frame)
     assert isinstance(values, np.ndarray)
+    values = values if roi is None else values[roi.at((values.shape[0], values.shape[1])).numpy()]
     finite = values[np.isfinite(values)]
     if not finite.size:
         raise UserError(f"{path}: no value is finite; remove the image")

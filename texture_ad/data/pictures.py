@@ -9,6 +9,7 @@ from torch import Tensor
 
 from texture_ad.data.geometry import Shape, Window
 from texture_ad.data.images import Levels, Reading, header, levels_of, open_image, resize, rgb
+from texture_ad.data.roi import Roi, counts
 from texture_ad.data.synthetic import synthetic_defects
 
 STRIP = 2**22  # pixels that are reduced at a time
@@ -110,12 +111,22 @@ class DamagedPicture(Picture):
         seed: of the defect and its place.
         reading: how it is read, None for the limits of its type and its first frame.
         frame: which one of a file that holds several.
+        roi: the region of interest, in which the defect lies at least in part.
     """
 
-    def __init__(self, path: Path, tile: Shape, seed: int, reading: Reading | None = None, frame: int = 0):
+    def __init__(
+        self,
+        path: Path,
+        tile: Shape,
+        seed: int,
+        reading: Reading | None = None,
+        frame: int = 0,
+        roi: Roi | None = None,
+    ):
         super().__init__(path, reading, frame)
         self.tile = tile
         self.seed = seed
+        self.roi = roi
 
     @property
     def image(self) -> Image.Image:
@@ -124,15 +135,25 @@ class DamagedPicture(Picture):
             image = Picture.image.fget(self)  # type: ignore[attr-defined]
             self._image = image = _plain(image, self.levels)
             generator = torch.Generator().manual_seed(self.seed)
-            height, width = (min(pair) for pair in zip(self.shape, self.tile, strict=True))
+            window = self._place(generator)
+            inside = None if self.roi is None else self.roi.at(self.shape, window)
+            damaged, _ = synthetic_defects(self.window(window)[None], generator, inside)
+            pasted = Image.fromarray(damaged[0].permute(1, 2, 0).numpy()).convert(image.mode)
+            image.paste(pasted, (window.left, window.top))
+        assert isinstance(self._image, Image.Image)
+        return self._image
+
+    def _place(self, generator: torch.Generator) -> Window:
+        """Draw a window of which something counts."""
+        height, width = (min(pair) for pair in zip(self.shape, self.tile, strict=True))
+        while True:
             top, left = (
                 int(torch.randint(side - length + 1, (), generator=generator))
                 for side, length in zip(self.shape, (height, width), strict=True)
             )
-            damaged, _ = synthetic_defects(self.window(Window(top, left, height, width))[None], generator)
-            image.paste(Image.fromarray(damaged[0].permute(1, 2, 0).numpy()).convert(image.mode), (left, top))
-        assert isinstance(self._image, Image.Image)
-        return self._image
+            window = Window(top, left, height, width)
+            if counts(self.roi, self.shape, window):
+                return window
 
 
 def rounded(pixels: np.ndarray) -> np.ndarray:

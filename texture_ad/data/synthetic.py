@@ -144,16 +144,19 @@ def _damaged(image: Tensor, donor: Tensor, generator: torch.Generator) -> tuple[
     return damaged, (damaged - image).abs().amax(0) > VISIBLE
 
 
-def synthetic_defects(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def synthetic_defects(
+    images: Tensor, generator: torch.Generator, inside: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Put one random defect on every image.
 
     Args:
         images: uint8 (B, 3, H, W) normal images.
         generator: a CPU generator; the same state gives the same defects.
+        inside: bool (H, W), which pixels count; None for all.
 
     Returns:
-        The damaged images, uint8 (B, 3, H, W), and their masks, bool (B, H, W), True where the image changed by more
-        than 2 % of its range; every mask has at least one True pixel.
+        The damaged images, uint8 (B, 3, H, W), and their masks, bool (B, H, W), True where a pixel counts and changed
+        by more than 2 % of its range; every mask has at least one True pixel.
     """
     damaged = images.clone()
     masks = torch.zeros(len(images), *images.shape[2:], dtype=torch.bool)
@@ -163,4 +166,5 @@ def synthetic_defects(images: Tensor, generator: torch.Generator) -> tuple[Tenso
         while not masks[b].any():
             result, masks[b] = _damaged(image, donor, generator)
             damaged[b] = result.to(torch.uint8)
+            masks[b] &= True if inside is None else inside
     return damaged, masks

@@ -77,7 +77,7 @@ class DecidingGraph(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return scores (B,) and labels (B,), and maps and masks (B, h, w), of photographs uint8 (B, 3, H, W)."""
-        measured = self.detector.measure(resize_images(images, self.size))
+        measured = self.detector.measure(self.detector.fill(resize_images(images, self.size)))
         scores, maps, *_ = self.detector.predict(measured, self.size, separate_positions)
         labels = (scores > self.threshold).to(torch.uint8)
         if maps is None:
@@ -95,6 +95,7 @@ def trace(graph: MeasuringGraph | DecidingGraph, size: Sequence[int]) -> Exporte
     """
     # Two images: a batch of one would be taken for a constant.
     example = torch.zeros(2, 3, *size, dtype=torch.uint8)
+    graph(example)  # a region of interest finds what it needs once, outside of the graph
     dynamic = {0: Dim("batch", min=1, max=MAX_BATCH)}
     if isinstance(graph, DecidingGraph):
         low, high = SIDES

@@ -216,7 +216,7 @@ class Scorer:
                 raise content
             if isinstance(content, Picture):
                 content = Photograph(content.view(self.size), content.shape, content)
-            return content, self._compare(path, brightness(content.image[None])[0])
+            return content, self._compare(path, brightness(self.detector.fill(content.image[None]))[0])
         except UserError as error:
             self.failed.append(str(error))
             return Result(self.name(path), error=str(error), path=path)
@@ -282,6 +282,7 @@ class Scorer:
 
         assert result.mask is not None and result.anomaly_map is not None and result.score is not None
         anomaly_map = result.anomaly_map
+        image, roi = photograph.image, self.detector.roi
         # The highest of the pixels that a smaller picture joins: no region vanishes.
         mask = torch.from_numpy(result.mask)[None].float()
         shown = F.adaptive_max_pool2d(mask, anomaly_map.shape)[0].bool().numpy()
@@ -289,7 +290,7 @@ class Scorer:
         region, region_name = shown_region(shown, len(result.regions), positions, grid, called)
         vmin, vmax = colour_scale(float(self.detector.map_floor), self.decision.pixel_threshold or 0)
         localization_panel(
-            photograph.image.permute(1, 2, 0).numpy(),
+            (image if roi is None else roi.shade(image)).permute(1, 2, 0).numpy(),
             anomaly_map,
             region=region,
             region_name=region_name,

@@ -102,11 +102,11 @@ def check_count(count: int, false_alarm_rate: float) -> None:
 
 
 def read(detector: AnomalyDetector, paths: Sequence[Path], batch_size: int) -> Iterator[Tensor]:
-    """Yield files as batches of images."""
+    """Yield files as batches of images, without what lies outside the region of interest."""
     for start in range(0, len(paths), batch_size):
         images = detector.read(*paths[start : start + batch_size])
         assert isinstance(images, Tensor)  # tiles are refused by `update`
-        yield images
+        yield detector.fill(images)
 
 
 @torch.no_grad()

@@ -122,13 +122,16 @@ class Decision:
     def promise(self) -> str:
         """Return a sentence on the false alarms that are to be expected, and on what is missing for a promise."""
         told = f"of normal images {self.false_alarms} are expected"
-        images = self.false_alarms.images
-        if self.false_alarm_rate is None or images >= images_needed(self.false_alarm_rate):
+        if not self.images_needed:
             return told
-        needed = images_needed(self.false_alarm_rate)
-        return (
-            f"{told}; the threshold is their maximum, since a rate of {self.false_alarm_rate:g} needs {needed} of them"
-        )
+        needs = f"a rate of {self.false_alarm_rate:g} needs {self.images_needed} of them"
+        return f"{told}; the threshold is their maximum, since {needs}"
+
+    @property
+    def images_needed(self) -> int:
+        """Return how many calibration images the false-alarm rate needs where there are fewer, else 0."""
+        needed = 0 if self.false_alarm_rate is None else images_needed(self.false_alarm_rate)
+        return needed if self.false_alarms.images < needed else 0
 
 
 def spread_of(scores: Tensor) -> float:

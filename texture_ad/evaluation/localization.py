@@ -15,7 +15,9 @@ from texture_ad.parameters import Count, checked
 
 
 @checked
-def top_positions(patch_maps: Tensor, count: Count, min_distance: Count) -> tuple[Tensor, Tensor]:
+def top_positions(
+    patch_maps: Tensor, count: Count, min_distance: Count, inside: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the highest-scoring positions of each patch map, none closer to another than `min_distance`.
 
     Chooses greedily, on the maps' device: `count` steps, each over the whole batch.
@@ -24,6 +26,7 @@ def top_positions(patch_maps: Tensor, count: Count, min_distance: Count) -> tupl
         patch_maps: (B, h, w), finite floating point scores.
         count: positions in each map.
         min_distance: smallest Chebyshev distance between two positions; 1 only keeps them from being the same one.
+        inside: bool (h, w), which positions may be chosen; None for all.
 
     Returns:
         Rows and columns (B, count, 2) long and scores (B, count), by descending score; of equal scores the first in
@@ -34,7 +37,7 @@ def top_positions(patch_maps: Tensor, count: Count, min_distance: Count) -> tupl
         ParameterError: `count` or `min_distance` below 1.
     """
     _check_maps(patch_maps)
-    return separate_positions(patch_maps, count, min_distance)
+    return separate_positions(patch_maps, count, min_distance, inside)
 
 
 def _check_maps(patch_maps: Tensor) -> None:
@@ -50,10 +53,12 @@ def _check_maps(patch_maps: Tensor) -> None:
         )
 
 
-def separate_positions(patch_maps: Tensor, count: int, min_distance: int) -> tuple[Tensor, Tensor]:
+def separate_positions(
+    patch_maps: Tensor, count: int, min_distance: int, inside: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return what `top_positions` returns, without its checks, which an exported graph can't hold."""
     height, width = patch_maps.shape[1:]
-    left = patch_maps.clone()
+    left = patch_maps.clone() if inside is None else patch_maps.masked_fill(~inside.to(patch_maps.device), -torch.inf)
     rows = torch.arange(height, device=patch_maps.device).view(1, -1, 1)
     columns = torch.arange(width, device=patch_maps.device).view(1, 1, -1)
     positions = []

@@ -226,7 +226,8 @@ def pixel_metrics(
 
     Args:
         maps: n anomaly maps (H, W), finite scores, any range, higher is more anomalous.
-        masks: n of (H, W) bool, True = defect; all False for normal images.
+        masks: n of (H, W) bool, True = defect; all False for normal images. Masked entries of masked arrays don't
+            count.
         threshold: a pixel is called anomalous where its score is greater; None for none.
 
     Returns:
@@ -328,7 +329,9 @@ def _collect(maps: Iterable[ArrayLike], masks: Iterable[ArrayLike], threshold: f
     normals = regions = total = 0
     step = 1
     for number, (scores, mask) in enumerate(zip(maps, masks, strict=True)):
+        counted = ~np.ma.getmaskarray(np.ma.asarray(mask))
         scores, mask = _checked(scores, mask)
+        mask = mask & counted
         total += 1
         if not np.isfinite(scores).all():
             bad.append(number)
@@ -338,7 +341,7 @@ def _collect(maps: Iterable[ArrayLike], masks: Iterable[ArrayLike], threshold: f
         defective.append(scores[mask])
         areas.append(np.bincount(inside)[inside] if count else inside)
         regions += count
-        outside = scores[~mask]
+        outside = scores[counted & ~mask]
         normals += len(outside)
         normal.append(outside[::step])
         while sum(map(len, normal)) > NORMAL_PIXELS:

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from texture_ad.data.drift import ImageStatistics
-from texture_ad.data.geometry import Geometry, Shape, Tiling
+from texture_ad.data.geometry import Geometry, Shape, Tiling, Window
 from texture_ad.data.images import Reading
 from texture_ad.data.pictures import Picture, read_scaled
+from texture_ad.data.roi import Roi, checked_roi, counts, gather_pixels
 from texture_ad.errors import ParameterError
 from texture_ad.evaluation.calibration import Decision, FalseAlarmRate, conformal_threshold, false_alarms, spread_of
 from texture_ad.evaluation.localization import top_positions
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from texture_ad.training.cache import Cache
 
 FORMAT = "texture_ad.detector"
-VERSION = 5
+VERSION = 6
 CPU_PIXELS = 2**20  # of the tiles that are measured at a time
 GPU_PIXELS = 2**22
 TILE_PRIOR = 8  # tiles: how much all positions weigh at each single one
@@ -233,6 +234,7 @@ class AnomalyDetector(nn.Module, ABC):
         settings: the arguments as plain values, but for the backbone; those of a part are its own settings.
         geometry: from photographs to the images that it scores; `build` sets it.
         reading: how files of photographs are read.
+        roi: the region of interest, outside which nothing has a score; None for whole pictures.
         provenance: what it was made from, None before it was.
         examples: (n, 3, H, W) uint8, some calibration images, on which other runtimes are compared with it.
         threshold: (), an image is called anomalous where its score is greater.
@@ -267,6 +269,7 @@ class AnomalyDetector(nn.Module, ABC):
         self.provenance: Provenance | None = None
         self.examples = torch.zeros(0, dtype=torch.uint8, device="cpu")
         self.reading = Reading()
+        self.roi: Roi | None = None
         self._tile_grid: Shape | None = None
         for name in ("threshold", "pixel_threshold", "map_floor"):
             self.register_buffer(name, torch.tensor(float("nan")))
@@ -326,7 +329,7 @@ class AnomalyDetector(nn.Module, ABC):
         """Add further normal images to what was learnt, without those of the fit.
 
         Args:
-            images: batches, uint8 (B, 3, H, W) each.
+            images: batches, uint8 (B, 3, H, W) each, as `fill` returns them.
 
         Raises:
             ParameterError: the method, or its settings, keep too little to add to.
@@ -355,16 +358,34 @@ class AnomalyDetector(nn.Module, ABC):
         Args:
             measured: by `measure`.
             size: (H, W) of the images.
-            peaks: finds the highest positions of patch maps.
+            peaks: finds the highest positions of patch maps, `top_positions` or `separate_positions`.
 
         Raises:
             UserError: maps that are not finite.
         """
         sigma = self.sigma * min(size) / 224
-        return self._predict(measured, lambda patch_maps: enlarge(patch_maps, size), sigma, peaks)
+        # A single tile does not know which part of the picture it is.
+        roi = None if self.geometry.tiled else self.roi
+        return self._predict(measured, lambda maps: enlarge(maps, size), sigma, peaks, roi, self.geometry.view)
+
+    def fill(self, images: Tensor) -> Tensor:
+        """Return images (..., H, W) of the geometry's view as methods see them: without what lies outside the roi."""
+        return images if self.roi is None else self.roi.fill(images)
+
+    def counting(self, grid: Shape) -> Tensor | None:
+        """Return which positions of a whole image's patch map count, bool (h, w); None for all, and for tiles."""
+        if self.roi is None or self.geometry.tiled:
+            return None
+        return self.roi.positions(grid, self.geometry.view)[0].to(self.device)
 
     def _predict(
-        self, measured: Measurement, enlarged: Callable[[Tensor], Tensor], sigma: float, peaks: Callable
+        self,
+        measured: Measurement,
+        enlarged: Callable[[Tensor], Tensor],
+        sigma: float,
+        peaks: Callable,
+        roi: Roi | None,
+        covered: Shape,
     ) -> Prediction:
         """Return the prediction of a measurement.
 
@@ -373,17 +394,28 @@ class AnomalyDetector(nn.Module, ABC):
             enlarged: returns the anomaly maps (B, H, W) of patch maps (B, h, w).
             sigma: of their smoothing, in pixels.
             peaks: finds the highest positions of patch maps.
+            roi: the region of interest, None for whole images.
+            covered: size that a map has where the picture has the geometry's view.
         """
         if measured.parts is None:
             assert measured.scores is not None
             return Prediction(measured.scores, None, None, None)
         patch_maps = self.fuse(measured.parts)
-        positions, top_scores = peaks(patch_maps, self.top, self.min_distance)
+        grid = (patch_maps.shape[-2], patch_maps.shape[-1])
+        counting = None
+        if roi is not None:
+            counting, index = roi.positions(grid, covered)
+            patch_maps = gather_pixels(patch_maps, index)
+        positions, top_scores = peaks(patch_maps, self.top, self.min_distance, counting)
         maps = enlarged(patch_maps)
         if sigma:
             maps = smooth(maps, sigma)
+        if roi is not None:
+            # Outside, a map holds no more than a typical normal position's score; fmin ignores one not known yet, NaN.
+            lowest = torch.fmin(maps.amin((1, 2), keepdim=True), self.map_floor)
+            maps = torch.where(roi.inside.to(maps.device), maps, lowest)
         scores = self.score(maps, top_scores) if measured.scores is None else measured.scores
-        return Prediction(scores, maps, positions, (patch_maps.shape[-2], patch_maps.shape[-1]))
+        return Prediction(scores, maps, positions, grid)
 
     @torch.no_grad()
     def forward(self, images: Tensor | Sequence[Picture]) -> Prediction:
@@ -402,7 +434,7 @@ class AnomalyDetector(nn.Module, ABC):
             UserError: a picture that can't be read.
         """
         if isinstance(images, Tensor):
-            return [(self.measure(images.to(self.device)), (images.shape[-2], images.shape[-1]))]
+            return [(self.measure(self.fill(images.to(self.device))), (images.shape[-2], images.shape[-1]))]
         return [(self.measure_picture(picture), picture.shape) for picture in images]
 
     def conclude(self, measured: Measurement, size: Shape) -> Prediction:
@@ -418,17 +450,23 @@ class AnomalyDetector(nn.Module, ABC):
         pixels = CPU_PIXELS if self.device.type == "cpu" else GPU_PIXELS
         count = max(1, pixels // math.prod(self.geometry.size))
         tiling = self._tiling(picture.shape)
-        windows = list(tiling.windows())
+        windows = {n: w for n, w in enumerate(tiling.windows()) if counts(self.roi, picture.shape, w)}
+        chosen = list(windows)
         found = []
-        for start in range(0, len(windows), count):
-            tiles = torch.stack([picture.window(window) for window in windows[start : start + count]])
+        for start in range(0, len(chosen), count):
+            tiles = torch.stack([self._tile(picture, windows[n]) for n in chosen[start : start + count]])
             found.append(self.measure_tiles(tiles.to(self.device)))
         picture.release()
         scores, parts = Measurement.cat(found)
         return Measurement(
             None if scores is None else scores.amax(0, keepdim=True),
-            None if parts is None else tiling.join(parts)[None],
+            None if parts is None else tiling.join(parts, chosen)[None],
         )
+
+    def _tile(self, picture: Picture, window: Window) -> Tensor:
+        """Return a window of a picture, uint8 (3, height, width), without what lies outside the roi."""
+        tile = picture.window(window)
+        return tile if self.roi is None else self.roi.fill_window(tile, picture.shape, window)
 
     def measure_tiles(self, tiles: Tensor) -> Measurement:
         """Measure tiles, uint8 (B, 3, h, w), by `measure`, and make their positions equal: see `level_tiles`."""
@@ -480,7 +518,7 @@ class AnomalyDetector(nn.Module, ABC):
             return maps[:, :height, :width]
 
         sigma = self.sigma * min(self.geometry.size) / 224 * height / picture[0]
-        found = self._predict(measured, enlarged, sigma, top_positions)
+        found = self._predict(measured, enlarged, sigma, top_positions, self.roi, covered)
         if found.positions is None or found.grid is None:
             return found
         # Pictures differ in size: positions are those of a typical one's map.
@@ -518,7 +556,7 @@ class AnomalyDetector(nn.Module, ABC):
             ParameterError: a rate out of its range.
             UserError: scores that are not finite.
         """
-        rows = [one.parts.transpose(0, 1).flatten(1) for one, _ in measured if one.parts is not None]
+        rows = [self._counted(one.parts, size) for one, size in measured if one.parts is not None]
         if rows:
             # Pictures may differ in size: the values of all their positions in one row, (1, P, positions, 1).
             values = gather(torch.cat(rows, 1).T).T[None, :, :, None]
@@ -527,6 +565,15 @@ class AnomalyDetector(nn.Module, ABC):
         found = [_highest(self.conclude(*one)) for one in measured]
         scores, maxima = (gather(torch.cat(values)) for values in zip(*found, strict=True))
         self.calibrate(scores, maxima if len(maxima) else None, false_alarm_rate)
+
+    def _counted(self, parts: Tensor, size: Shape) -> Tensor:
+        """Return the values (P, n) of the positions that count, of what was measured of images or of a picture."""
+        rows = parts.transpose(0, 1)
+        if self.roi is None:
+            return rows.flatten(1)
+        view = self.geometry.view
+        covered = self._tiling(size).covered(view) if self.geometry.tiled else view
+        return rows[:, :, self.roi.positions((parts.shape[-2], parts.shape[-1]), covered)[0]].flatten(1)
 
     def calibrate(self, scores: Tensor, maxima: Tensor | None, false_alarm_rate: float) -> None:
         """Set both thresholds by the scores of calibration images, and keep these for other decisions.
@@ -600,6 +647,7 @@ class AnomalyDetector(nn.Module, ABC):
             "settings": self.settings,
             "geometry": self.geometry.to_dict(),
             "reading": self.reading.to_dict(),
+            "roi": None if self.roi is None else self.roi.inside,
             "backbone": self.backbone.settings if self.uses_backbone else None,
             "provenance": self.provenance and self.provenance.to_dict(),
             "examples": self.examples.contiguous(),
@@ -635,6 +683,7 @@ class AnomalyDetector(nn.Module, ABC):
             detector = cls.from_settings(content["settings"], state, **parts)
         detector.set_geometry(Geometry.from_dict(content["geometry"]))
         detector.reading = Reading.from_dict(content["reading"])
+        detector.roi = checked_roi(content["roi"], detector.geometry.view)
         for name, buffer in list(detector.named_buffers()):
             if buffer.shape[:1] == (0,):  # filled by `fit`, of any length
                 setattr(detector, name, buffer.new_empty(len(state[name]), *buffer.shape[1:]))

@@ -116,7 +116,9 @@ class PatchCore(Baseline):
         distances, indices = nearest(x, self.memory)
         maps = distances.view(images.shape[0], *grid)
         x = x.view(images.shape[0], -1, x.shape[1])
-        highest, position = maps.flatten(1).max(1)
+        counting = self.counting(grid)
+        counted = maps if counting is None else maps.masked_fill(~counting, -torch.inf)
+        highest, position = counted.flatten(1).max(1)
         rows = torch.arange(images.shape[0], device=x.device)
         around = nearest(
             self.memory[indices.view(images.shape[0], -1)[rows, position]], self.memory, self.settings["neighbors"]

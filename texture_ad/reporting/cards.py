@@ -157,9 +157,14 @@ def _trained_on(facts: Facts) -> list[str]:
 
 def _calibrated_by(facts: Facts) -> list[str]:
     metrics = facts.metrics
+    images = f"{len(facts.calibration)} calibration images: other photographs without defects, held out of training"
+    if facts.config["cross_fit"]:
+        images += (
+            f", and by the {len(facts.train)} training images, each scored by a detector that was fitted without it"
+        )
     return [
-        f"The threshold, {metrics['threshold']:.4g}, is set {metrics['threshold_origin']} by {len(facts.calibration)} "
-        "calibration images: other photographs without defects, held out of training. No test image took part.",
+        f"The threshold, {metrics['threshold']:.4g}, is set {metrics['threshold_origin']} by {images}. No test image "
+        "took part.",
         f"By these images: {metrics['threshold_promise']}.",
     ]
 

@@ -7,13 +7,20 @@ from texture_ad.data.layouts.files import files_below, images_below, listed, pai
 from texture_ad.data.layouts.flat import Places
 from texture_ad.data.layouts.recognition import LAYOUTS, layout_name, scan
 from texture_ad.data.layouts.samples import Layout, Sample, check_masks, duplicates, fingerprint, with_frames
-from texture_ad.data.layouts.splits import check_groups, split_calibration, with_groups, with_test_images
+from texture_ad.data.layouts.splits import (
+    calibration_folds,
+    check_groups,
+    split_calibration,
+    with_groups,
+    with_test_images,
+)
 
 __all__ = [
     "LAYOUTS",
     "Layout",
     "Places",
     "Sample",
+    "calibration_folds",
     "check_groups",
     "check_masks",
     "duplicates",

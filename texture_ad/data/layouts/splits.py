@@ -104,6 +104,21 @@ def split_calibration(samples: list[Sample], fraction: float, seed: int) -> tupl
     return draw(samples, fraction, seed)
 
 
+def calibration_folds(samples: list[Sample], size: int, seed: int) -> list[list[Sample]]:
+    """Cut normal images at random into folds of about `size` images, groups undivided; the last one has what is left.
+
+    Args:
+        samples: at least one.
+        size: at least 1.
+        seed: of the draws.
+    """
+    folds = []
+    while len(samples) > size and len({sample.group or sample for sample in samples}) > 1:
+        samples, fold = draw(samples, size / len(samples), seed)
+        folds.append(fold)
+    return [*folds, samples]
+
+
 def with_test_images(layout: Layout, fraction: float, seed: int) -> Layout:
     """Return a layout in which some normal images test, where they are undivided.
 

@@ -1,0 +1,150 @@
+"""What a threshold promises, held against new normal images: simulated, real textures, held out and cross-fitted."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from helpers import baseline, tiny_backbone
+from PIL import Image
+
+from texture_ad.data.layouts import Sample, calibration_folds, split_calibration
+from texture_ad.evaluation.calibration import conformal_threshold, false_alarms
+from texture_ad.methods.padim import PaDiM
+from texture_ad.methods.registry import load
+
+SIDE = 64  # pixels
+
+
+def crops(name):
+    """The 64 squares that a photograph of 512 pixels is cut into, uint8 (64, SIDE, SIDE)."""
+    picture = getattr(skimage.data, name)()
+    return picture.reshape(8, SIDE, 8, SIDE).transpose(0, 2, 1, 3).reshape(64, SIDE, SIDE)
+
+
+def real_photographs(count):
+    """Normal images of the folder of real photographs, of training and of test, drawn at random."""
+    root = Path(os.environ["TEXTURE_AD_REAL_DATA"])
+    paths = sorted(root.glob("train/good/*")) + sorted(root.glob("test/good/*"))
+    chosen = np.random.default_rng(0).permutation(len(paths))[:count]
+    return np.stack([np.asarray(Image.open(paths[i]).convert("L").resize((SIDE, SIDE))) for i in chosen])
+
+
+def mahalanobis(train, new):
+    """Distances of new rows from the training rows' Gaussian: a detector that overfits where there are few rows."""
+    covariance = np.cov(train.T) + 0.1 * np.eye(train.shape[1])
+    centred = new - train.mean(0)
+    return torch.from_numpy(np.einsum("ni,ij,nj->n", centred, np.linalg.inv(covariance), centred))
+
+
+@pytest.mark.parametrize(("count", "rate"), [(28, 0.05), (60, 0.1)])
+@pytest.mark.parametrize("heavy", [False, True])
+def test_a_cross_fitted_threshold_holds_its_promise(count, rate, heavy):
+    # The detector is that of the first fold; the others score what it was fitted on.
+    rng = np.random.default_rng(count)
+    samples = [Sample(Path(str(i))) for i in range(count)]
+    rates, held, bounded = [], 0, 0
+    for trial in range(100):
+        x, new = (rng.standard_t(3, (n, 10)) if heavy else rng.standard_normal((n, 10)) for n in (count, 500))
+        rest, first = split_calibration(samples, 0.2, trial)
+        folds = [[int(s.name) for s in fold] for fold in (first, *calibration_folds(rest, len(first), trial))]
+        assert sorted(sum(folds, [])) == list(range(count))
+        scores = torch.cat([mahalanobis(np.delete(x, fold, 0), x[fold]) for fold in folds])
+        threshold = conformal_threshold(scores, rate)
+        told = false_alarms(scores, threshold)
+        rates.append(float((mahalanobis(np.delete(x, folds[0], 0), new) > threshold).float().mean()))
+        held += told.low <= rates[-1] <= told.high
+        bounded += rates[-1] <= told.high
+    assert told.images == count and told.expected == pytest.approx(max(int((count + 1) * rate), 1) / (count + 1))
+    assert np.mean(rates) == pytest.approx(told.expected, abs=0.015)
+    # Detectors of different folds differ: the interval is a little narrower than it says, but seldom too low.
+    assert held >= 80 and bounded >= 90
+
+
+def test_folds_leave_groups_undivided():
+    samples = [Sample(Path(str(i)), group=str(i // 3)) for i in range(14)]
+    folds = calibration_folds(samples, 4, 0)
+    assert sum(map(len, folds)) == 14 and set().union(*folds) == set(samples)
+    groups = [{s.group for s in fold} for fold in folds]
+    assert len(folds) > 1 and sum(map(len, groups)) == len(set.union(*groups)) == 5
+    assert calibration_folds(samples[:2], 1, 0) == [samples[:2]]  # one group
+
+
+def padim():
+    torch.manual_seed(0)
+    backbone = tiny_backbone("efficientnet_lite0", ["block2", "block3"], "pretrained").eval()
+    return baseline("padim", backbone, size=SIDE, channels=12).eval()
+
+
+real = pytest.mark.skipif("TEXTURE_AD_REAL_DATA" not in os.environ, reason="TEXTURE_AD_REAL_DATA names no folder")
+
+
+@pytest.mark.parametrize("source", ["brick", "grass", "gravel", pytest.param("photographs", marks=real)])
+def test_the_promise_holds_on_real_textures(source):
+    pictures = torch.from_numpy(real_photographs(64) if source == "photographs" else crops(source))
+    images = pictures[:, None].expand(-1, 3, -1, -1).contiguous()
+    detector = padim()
+    features, grid = detector.features(images)
+    above = []
+    for seed in range(15):  # splits of the same images: their mean varies by about 0.02
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+        detector.features = lambda rows: (features[rows], grid)  # each image passes the backbone once
+        detector.learn([{"image": order[:24]}])
+        detector.features = lambda images: (images, grid)
+        scores = detector(features[order[24:]]).scores
+        above.append(scores[19:] > conformal_threshold(scores[:19], 0.05))
+    assert 0.005 <= torch.cat(above).float().mean() <= 0.1
+
+
+def test_a_run_calibrates_on_images_that_each_detector_has_not_seen(tmp_path, command, monkeypatch):
+    for number, crop in enumerate(crops("brick")[np.random.default_rng(0).permutation(64)]):
+        path = tmp_path / ("data/train/good" if number < 28 else "data/test/good") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(crop).save(path)
+    learnt = []
+    held_out = []
+    learn, measure_all = PaDiM.learn, PaDiM.measure_all
+
+    def learning(self, batches):
+        learnt.append(torch.cat([batch["image"] for batch in batches]))
+        held_out.append([])
+        learn(self, batches)
+
+    def measuring(self, images):
+        held_out[-1].append(images)
+        return measure_all(self, images)
+
+    monkeypatch.setattr(PaDiM, "learn", learning)
+    monkeypatch.setattr(PaDiM, "measure_all", measuring)
+    options = [f"data.root={tmp_path / 'data'}", f"data.size={SIDE}", "pictures=false", "logger=none", "method=padim"]
+    options += ["backbone=resnet18", "backbone.weights=none", "backbone.layers=[layer1]", "method.channels=12"]
+    found = {}
+    for cross_fit in ("true", "false"):
+        folder = tmp_path / cross_fit
+        code, out, errors = command("run", "data=folder", f"run_dir={folder}", f"cross_fit={cross_fit}", *options)
+        assert code == 0, errors
+        found[cross_fit] = out
+        if cross_fit == "true":
+            seen = [(fitted, torch.cat(kept[:1])) for fitted, kept in zip(learnt, held_out, strict=True)]
+    # Every normal image was scored once, by a detector that was fitted on all the others but for its fold.
+    assert [len(kept) for _, kept in seen] == [6, 6, 6, 6, 4]
+    for fitted, kept in seen:
+        both = torch.cat([fitted, kept]).flatten(1)
+        assert len(both) == 28 and len(both.unique(dim=0)) == 28
+    assert len(torch.cat([kept for _, kept in seen]).flatten(1).unique(dim=0)) == 28
+    detector, plain = (load(tmp_path / name / "detector.pt") for name in ("true", "false"))
+    # The detector is the same, and its own calibration images have the same scores.
+    assert torch.equal(detector.whitening, plain.whitening) and torch.equal(detector.examples, plain.examples)
+    assert torch.equal(detector.calibration_scores[:6], plain.calibration_scores)
+    told = detector.decision().false_alarms
+    assert told.images == 28 and told.expected == pytest.approx(1 / 29)
+    assert not (tmp_path / "true/folds").exists()
+    assert "from 28 calibration images" in found["true"] and "advice" not in found["true"]
+    assert "advice   cross_fit=true calibrates on all 28 normal images" in found["false"]
+    new = torch.from_numpy(
+        np.stack([np.asarray(Image.open(p)) for p in sorted((tmp_path / "data/test/good").iterdir())])
+    )
+    above = float((detector(new[:, None].expand(-1, 3, -1, -1)).scores > detector.threshold).float().mean())
+    assert above <= told.high

@@ -1,0 +1,46 @@
+"""What Hydra's plugin for Optuna leaves out: the same command again does only what is missing of a search."""
+
+import warnings
+
+import optuna
+from omegaconf import DictConfig
+from optuna.exceptions import ExperimentalWarning
+from optuna.trial import TrialState
+
+from texture_ad.errors import UserError
+
+
+def check_direction(sweeper: DictConfig) -> None:
+    """Check that a search maximises: what a run returns is an AUROC.
+
+    Raises:
+        UserError: it minimises, which is the plugin's default.
+    """
+    direction = getattr(sweeper.direction, "name", sweeper.direction)
+    if direction != "maximize":
+        raise UserError(f"hydra.sweeper.direction={direction}: expected maximize, since a run returns an AUROC")
+
+
+def resume(sweeper: DictConfig) -> None:
+    """Let a search count the trials that its study holds already, and repeat those that were killed.
+
+    A killed trial is the first to be tried again; its job so has the same folder, and resumes there.
+
+    Args:
+        sweeper: the plugin's settings; `n_trials` becomes what is missing, and `sampler.seed` another one, since the
+            sampler would else draw the first trials once more.
+    """
+    try:
+        study = optuna.load_study(sweeper.study_name, sweeper.storage)
+    except KeyError:
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        for trial in study.get_trials(states=(TrialState.RUNNING,)):
+            study.tell(trial.number, state=TrialState.FAIL)
+            study.enqueue_trial(trial.params)
+    finished = len(study.get_trials(states=(TrialState.COMPLETE,)))
+    print(f"search   {finished} of {sweeper.n_trials} trials are in {sweeper.storage}", flush=True)
+    sweeper.n_trials = max(0, sweeper.n_trials - finished)
+    if sweeper.sampler.get("seed") is not None:
+        sweeper.sampler.seed += len(study.trials)
