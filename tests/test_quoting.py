@@ -48,6 +48,13 @@ def test_any_path_is_taken_to_the_letter(name):
         assert parsed(quote_paths([f"data.root={name}"])[0]) == name
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_place_is_taken_to_the_letter_and_a_list_of_places_by_the_grammar(name):
+    (argument,) = quote_paths([f"data.normal={name}"])
+    assert parsed(argument) == name
+    assert parsed(quote_paths(["data.normal=[OK,'b (1)/*.png']"])[0]) == ["OK", "b (1)/*.png"]
+
+
 def test_what_is_no_path_stays(tmp_path):
     kept = ["data.root=null", "data.root=${oc.env:HOME}", "data.root='a b'", "seed=0,1", "+experiment=wood", "-m"]
     assert quote_paths(kept) == kept

@@ -32,8 +32,8 @@ def fit(
     """Train, calibrate and evaluate a detector, as `texture-ad run` does: same code, same folder, same digits.
 
     Args:
-        photographs: folder with `train/good` and, where there are test images, `test`; None for the data that the
-            settings name.
+        photographs: folder with `train/good` and, where there are test images, `test`, or in another layout that a run
+            knows; None for the data that the settings name.
         method: "fusion" (ours, the default), "patchcore", "padim" or another choice of the group.
         backbone: "efficientnet_lite0" (the default), "resnet18" or another choice of the group.
         seed: of the run.

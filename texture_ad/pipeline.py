@@ -203,8 +203,9 @@ def prepare_data(run: Run) -> None:
     data = run.data
     pixels = "{1} x {0} px".format(*data.geometry.size)
     tiles = f" ({data.num_originals} tiles)" if data.geometry.tiled else ""
+    layout = f", layout {data.layout.name}" if data.source == "folder" else ""
     print(
-        f"data     {data.source_name}: {len(data.training_paths)} training{tiles}, "
+        f"data     {data.source_name}{layout}: {len(data.training_paths)} training{tiles}, "
         f"{len(data.calibration_samples)} calibration, {len(data.test_samples)} test images, {pixels}"
     )
     if data.reading.levels is not None:
@@ -421,6 +422,7 @@ def write_cards(run: Run, detector: AnomalyDetector) -> list[Card]:
         calibration=run.data.calibration_samples,
         test=run.data.test_samples,
         copies=run.copies,
+        division=run.data.division,
         left_out={what: len(files) for what, files in run.data.left_out.items()},
         images=detector.provenance.training_images if detector.provenance else None,
         uses_backbone=detector.uses_backbone,

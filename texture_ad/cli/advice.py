@@ -7,6 +7,7 @@ from texture_ad.errors import DivergenceError, ParameterError, UserError
 
 # Parameters that are checked outside their group's target.
 GROUPS = {"devices": "trainer", "strategy": "trainer", "head_weight": "score", "mode": "whitening"}
+GROUPS |= dict.fromkeys(("layout", "table", "normal", "anomalous", "masks", "group"), "data")
 
 # What a method refuses, though another group sets it.
 RENAMED = {"method.tile": "data.tile", "method.mode": "whitening.mode"}
@@ -21,6 +22,16 @@ ADVICE = (
     ),
     ("backbone.weights", "not a state dict", "or backbone.weights=pretrained"),
     ("data.root", "no such folder", "import MVTec AD by python -m texture_ad.data.mvtec ARCHIVE ROOT"),
+    (
+        "data.layout",
+        "has no",
+        "or say by data.normal, data.anomalous and data.masks, or data.table, where the images are",
+    ),
+    ("data.layout", "is laid out as", "say which"),
+    *(
+        (f"data.{name}", "is for the source folder", "add data=folder")
+        for name in ("layout", "table", "normal", "anomalous", "masks")
+    ),
     ("input", "not a folder", "watch=true needs one"),
     ("trainer.devices", "a sweep's job takes one device", "or several jobs side by side with hydra/launcher=joblib"),
 )

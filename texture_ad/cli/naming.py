@@ -19,16 +19,20 @@ def slug(text: str, longest: int = 100) -> str:
     return f"{name[: longest - 9]}-{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
 
 
-def data_name(source: str, root: str | None, category: str | None) -> str:
+def data_name(source: str, root: str | None, category: str | None, table: str | None = None) -> str:
     """Return a run's name, which tells where its images come from.
 
     Examples:
-        >>> data_name("auto", None, "carpet"), data_name("folder", "/data/my photographs", None)
-        ('embedded-carpet', 'folder-my_photographs')
+        >>> data_name("auto", None, "carpet"), data_name("auto", "/data/VisA", "candle")
+        ('embedded-carpet', 'VisA-candle')
+        >>> data_name("folder", "/data/my photographs", None), data_name("folder", None, None, "lists/cloth.csv")
+        ('folder-my_photographs', 'folder-lists')
     """
+    root = root or (str(Path(table).parent) if table else None)
+    folder = Path(root).expanduser().resolve().name if root else None
     if source == "auto":
-        source = "mvtec" if root else "embedded"
-    return slug(f"{source}-{category or (Path(root).expanduser().resolve().name if root else None)}")
+        source = folder or "embedded"
+    return slug(f"{source}-{category or folder}")
 
 
 def key_of(override: str) -> str:

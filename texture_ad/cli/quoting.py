@@ -9,8 +9,10 @@ from pathlib import Path
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
-# Keys whose values are paths.
-PATH_KEYS = frozenset({"data.root", "detector", "input", "output", "run_dir"})
+# Keys whose values are paths, or texts with characters that the grammar has meanings for.
+PATH_KEYS = frozenset({"data.root", "data.table", "data.group", "detector", "input", "output", "run_dir"})
+# Keys whose values may also be lists of paths.
+LIST_KEYS = frozenset({"data.normal", "data.anomalous", "data.masks"})
 # Paths that the grammar reads as they are.
 _PLAIN = re.compile(r"(?!(true|false|nan|inf)$)[A-Za-z_./][A-Za-z0-9_./-]*", re.IGNORECASE | re.ASCII)
 
@@ -32,7 +34,15 @@ def quote_paths(arguments: list[str]) -> list[str]:
 def _quoted(argument: str, sweep: bool) -> str:
     key, equals, value = argument.partition("=")
     name = key.lstrip("+")
-    if not equals or name not in PATH_KEYS or value in ("", "null", "???") or "${" in value or _PLAIN.fullmatch(value):
+    if name in LIST_KEYS and value.startswith("["):
+        return argument
+    if (
+        not equals
+        or name not in PATH_KEYS | LIST_KEYS
+        or value in ("", "null", "???")
+        or "${" in value
+        or _PLAIN.fullmatch(value)
+    ):
         return argument
     if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
         return argument

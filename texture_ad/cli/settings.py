@@ -37,6 +37,8 @@ INFLUENCES = {
     "trainer.enable_progress_bar": Influence(result=False, stage1=False, name=False),
     "name": Influence(result=False, stage1=False),
     "data.root": Influence(result=False, stage1=False),  # the images' fingerprint stands for it
+    "data.table": Influence(result=False, stage1=False),  # likewise
+    "data.masks": Influence(stage1=False),
     "data.num_workers": Influence(result=False, stage1=False),
     "data.strict": Influence(result=False, stage1=False),
     "data.cache_mb": Influence(result=False, stage1=False),

@@ -157,8 +157,8 @@ class TextureDataModule(L.LightningDataModule):
         normal: for "folder", where normal images lie: a folder, a file or a glob below the root, or a list of them.
         anomalous: likewise for anomalous images.
         masks: likewise for masks.
-        group: regular expression; what it finds in an image's name is its group, such as a roll or an item. No group is
-            trained and calibrated on, or trained and tested on.
+        group: regular expression; what it finds in a file's name or, where it has a slash, in the path below the root,
+            is the image's group, such as a roll or an item. No group is both trained on and calibrated or tested on.
         test_fraction: share of the normal images that test, where the layout leaves that open.
         size: of the images in pixels: the shorter side, or [height, width]. A side alone keeps the median aspect of the
             training images; images of another aspect are scaled to the same size.
@@ -186,6 +186,7 @@ class TextureDataModule(L.LightningDataModule):
         category: the texture's name.
         source_name: the source's name as every table and figure shows it.
         layout: the images of the category, once `setup` has run, as the attributes below.
+        draws_test: whether the normal test images were drawn by the seed.
         reading: how files are read.
         interest: the region of interest, None for whole pictures.
         warnings: what was left out, or is not as it should be, a sentence each.
@@ -203,6 +204,7 @@ class TextureDataModule(L.LightningDataModule):
     """
 
     layout: Layout
+    draws_test: bool
     reading: Reading
     interest: Roi | None
     warnings: list[str]
@@ -267,7 +269,8 @@ class TextureDataModule(L.LightningDataModule):
         self.places = {"normal": normal, "anomalous": anomalous, "masks": masks}
         self.group = group
         self.test_fraction = test_fraction
-        for name, value in {"table": table, **self.places}.items():
+        own = {"table": table, **self.places, "layout": layout if layout == "table" else None}
+        for name, value in own.items():
             if value is not None and source != "folder":
                 raise ParameterError(name, value, f"is for the source folder, not for {source}")
         self.folder, self.category, self.source_name = locate(source, root, category, layout, table)
@@ -302,7 +305,9 @@ class TextureDataModule(L.LightningDataModule):
 
     def _list_images(self) -> Layout:
         """Return the layout, in which normal images test, and groups lie on one side."""
-        found = with_groups(scan(self.folder, self.layout_name, self.table, **self.places), self.group)
+        found = scan(self.folder, self.layout_name, self.table, **self.places)
+        found = with_groups(found, self.group, self.folder)
+        self.draws_test = found.undivided
         found = with_test_images(found, self.test_fraction, self.seed)
         check_groups(found)
         return found
@@ -312,6 +317,21 @@ class TextureDataModule(L.LightningDataModule):
         if self.layout.calibration:
             return self.layout.train, self.layout.calibration
         return split_calibration(self.layout.train, self.calibration_fraction, self.seed)
+
+    @property
+    def division(self) -> list[str]:
+        """Return sentences on how the images were divided."""
+        told = []
+        if self.draws_test:
+            told.append(f"Of the normal images, {self.test_fraction:.0%} were drawn for testing by seed {self.seed}.")
+        if self.layout.calibration:
+            told.append("The calibration images are those that the data set keeps for validation.")
+        else:
+            share = f"{self.calibration_fraction:.0%} were drawn for calibration"
+            told.append(f"Of the normal images for training, {share} by seed {self.seed}.")
+        if any(sample.group for sample in self.layout.samples):
+            told.append("Images of one group are all training, all calibration or all test images.")
+        return [*told, "Test images took no part in training or calibration."]
 
     def other_folds(self) -> "Iterator[TextureDataModule]":
         """Yield this data with other calibration images, until each normal image was one once; all else is the same."""

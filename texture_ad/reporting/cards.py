@@ -60,6 +60,7 @@ class Facts:
         calibration: images.
         test: images, none where there are no test images.
         copies: how many test images are copies of training images.
+        division: sentences on how the images were divided.
         left_out: what of the folder is used for nothing, such as "files", to how many.
         images: what the training images look like, None if it is not known.
         uses_backbone: whether the method has a backbone.
@@ -74,6 +75,7 @@ class Facts:
     calibration: Sequence[Sample]
     test: Sequence[Sample]
     copies: int
+    division: Sequence[str]
     left_out: Mapping[str, int]
     images: ImageStatistics | None
     uses_backbone: bool
@@ -110,13 +112,8 @@ def data_card(facts: Facts) -> Card:
     counts = {"training (normal)": len(facts.train), "calibration (normal)": len(facts.calibration)}
     counts |= {f"test: {kind}": count for kind, count in kinds.items()}
     counts |= {f"used for nothing: {what}": count for what, count in facts.left_out.items()}
-    split = (
-        f"The normal images were split by seed {facts.config['data']['seed']}: "
-        f"{facts.config['data']['calibration_fraction']:.0%} are calibration images. Test images took no part in "
-        "training or calibration."
-    )
     sections = [
-        Section("Images", [f"Their fingerprint is {metrics['data_fingerprint']}.", split], counts),
+        Section("Images", [f"Their fingerprint is {metrics['data_fingerprint']}.", *facts.division], counts),
         Section("Test images", _test_images(facts)),
         Section("Appearance", *_appearance(facts)),
         Section("Not known to the run", _unknown(metrics)),

@@ -4,6 +4,7 @@ MVTec AD: Bergmann and others, CVPR 2019. MVTec AD 2: Heckler-Kram and others, 2
 BTAD: Mishra and others, ISIE 2021. KolektorSDD2: Božič and others, Computers in Industry 2021.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,27 +132,28 @@ def kolektorsdd2(folder: Path) -> Layout:
     Raises:
         UserError: labels that can't be used.
     """
-    train, unlabelled = _labelled(folder / "train")
-    test, more = _labelled(folder / "test") if (folder / "test").is_dir() else ([], [])
+    images = [path for side in ("train", "test") if (folder / side).is_dir() for path in images_below(folder / side)]
+    images, labels = apart_from_masks(images)
+    samples = _labelled(folder, pair_masks(images, labels))
+    train = [sample for sample in samples if sample.path.is_relative_to(folder / "train")]
     left_out = {
         "anomalous training images": [sample.path for sample in train if sample.label],
-        "images without a label": unlabelled + more,
+        "images without a label": sorted(set(images) - {sample.path for sample in samples}),
     }
     return Layout(
         "kolektorsdd2",
         [sample for sample in train if not sample.label],
-        test,
+        [sample for sample in samples if sample not in train],
         left_out={what: paths for what, paths in left_out.items() if paths},
+        labels=labels,
     )
 
 
-def _labelled(folder: Path) -> tuple[list[Sample], list[Path]]:
-    """Return the images of a folder as their labels beside them say, and the images without a label."""
-    images, masks = apart_from_masks(images_below(folder))
-    pairs = pair_masks(images, masks)
-    named = [Sample(p, 1, "defect", pairs[p], p.relative_to(folder).as_posix()) for p in images if p in pairs]
-    marked = mask_marks(named)
-    samples = [
-        s if marks else replace(s, label=0, kind="good", mask=None) for s, marks in zip(named, marked, strict=True)
-    ]
-    return samples, [path for path in images if path not in pairs]
+def _labelled(folder: Path, labels: Mapping[Path, Path]) -> list[Sample]:
+    """Return images below a folder's "train" and "test" as their labels say."""
+    found = []
+    named = [Sample(path, 1, "defect", label) for path, label in sorted(labels.items())]
+    for sample, marked in zip(named, mask_marks(named), strict=True):
+        name = "/".join(sample.path.relative_to(folder).parts[1:])
+        found.append(replace(sample, name=name) if marked else Sample(sample.path, name=name))
+    return found

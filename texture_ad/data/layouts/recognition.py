@@ -57,18 +57,18 @@ def recognise(folder: Path) -> str:
     """Return the name of the layout that a folder has.
 
     Raises:
-        UserError: of none of `LAYOUTS`, or of several; the message says what was expected.
+        ParameterError: of none of `LAYOUTS`, or of several; the message says what was expected.
     """
     names = [name for name, known in LAYOUTS.items() if known.recognise(folder)]
     if len(names) == 1:
         return names[0]
     if names:
         seen = " and as ".join(f"{name} ({LAYOUTS[name].sign})" for name in names)
-        raise UserError(f"{folder}: is laid out as {seen}; say which by layout")
+        raise ParameterError("layout", "auto", f"{folder} is laid out as {seen}")
     inside = [p.name for p in entries(folder) if p.is_dir() and any(known.recognise(p) for known in LAYOUTS.values())]
     hint = f"; {inside[0]} in it has one of them: give that folder" if inside else ""
     signs = ", ".join(f"{known.sign} ({name})" for name, known in LAYOUTS.items())
-    raise UserError(f"{folder}: has no {signs}{hint}; or say by normal, anomalous and masks where the images are")
+    raise ParameterError("layout", "auto", f"{folder} has no {signs}{hint}")
 
 
 def scan(
@@ -111,8 +111,8 @@ def layout_name(
     """Return the name of the layout that is given, or that the folder has; see `scan`.
 
     Raises:
-        ParameterError: a table or places in another layout than theirs.
-        UserError: no layout is given, and the folder has none, or several.
+        ParameterError: a table or places in another layout than theirs; or no layout is given, and the folder has none
+            or several.
     """
     given = {name: place for name, place in (places or {}).items() if place is not None}
     if layout == "auto":
@@ -131,8 +131,7 @@ def _from_table(folder: Path, table: str | None) -> Layout:
     path = Path(table).expanduser()
     found = table_layout(path, read_rows(path), folder)
     beside = sorted({sample.path.parent for sample in found.samples})
-    files = (file for place in beside for file in entries(place) if file.is_file() and not file.samefile(path))
-    return with_left_out(found, files)
+    return with_left_out(found, (file for place in beside for file in entries(place) if file.is_file()))
 
 
 def _enough(source: Path, layout: Layout) -> Layout:

@@ -58,6 +58,7 @@ class Layout:
         test: the images for testing, normal and anomalous.
         calibration: the normal images that the layout keeps for calibration, none where it keeps none.
         left_out: what is used for nothing: a word for it, such as "files", to the files.
+        labels: files that told what an image is, beside masks.
         undivided: whether normal images for testing are still to be drawn from those for training.
     """
 
@@ -66,6 +67,7 @@ class Layout:
     test: list[Sample]
     calibration: list[Sample] = field(default_factory=list)
     left_out: dict[str, list[Path]] = field(default_factory=dict)
+    labels: list[Path] = field(default_factory=list)
     undivided: bool = False
 
     @property
@@ -81,7 +83,7 @@ class Layout:
 
 def with_left_out(layout: Layout, files: Iterable[Path]) -> Layout:
     """Return a layout that also lists, as "files", those of some files which it neither uses nor lists yet."""
-    known = {path for sample in layout.samples for path in (sample.path, sample.mask)}
+    known = {path for sample in layout.samples for path in (sample.path, sample.mask)} | set(layout.labels)
     known.update(path for paths in layout.left_out.values() for path in paths)
     rest = [path for path in files if path not in known]
     return replace(layout, left_out=layout.left_out | {"files": rest}) if rest else layout
@@ -165,14 +167,15 @@ def duplicates(layout: Layout) -> list[tuple[Path, Path]]:
 
 
 def fingerprint(layout: Layout, folder: Path) -> str:
-    """Return 16 hexadecimal digits that stand for the names and bytes of all images.
+    """Return 16 hexadecimal digits that stand for the names and bytes of all images, and for what each is used for.
 
     Args:
         layout: the images.
         folder: of the category; names are relative to it.
     """
     total = hashlib.sha256()
-    for sample in layout.samples:
-        total.update(os.fsencode(sample.below(folder)))
-        total.update(hashlib.sha256(sample.path.read_bytes()).digest())
+    for side, samples in (("train", layout.train), ("calibration", layout.calibration), ("test", layout.test)):
+        for sample in samples:
+            total.update(os.fsencode(f"{side} {sample.kind} {sample.below(folder)}"))
+            total.update(hashlib.sha256(sample.path.read_bytes()).digest())
     return total.hexdigest()[:16]

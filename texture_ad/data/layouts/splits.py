@@ -15,13 +15,14 @@ from texture_ad.errors import ParameterError, UserError
 OF_TRAINED_GROUPS = "anomalous images of groups that are trained on"
 
 
-def with_groups(layout: Layout, group: str | None) -> Layout:
+def with_groups(layout: Layout, group: str | None, folder: Path) -> Layout:
     """Return a layout whose samples know their groups.
 
     Args:
         layout: without groups.
-        group: regular expression that is searched for in a sample's name; its first parenthesis, or all that it
-            matches, is the group. None for no groups.
+        group: regular expression that is searched for in a file's name or, where it has a slash, in the path below
+            `folder`; its first parenthesis, or all that it matches, is the group. None for no groups.
+        folder: of the category.
 
     Raises:
         ParameterError: no regular expression, or names in which it isn't found.
@@ -34,22 +35,21 @@ def with_groups(layout: Layout, group: str | None) -> Layout:
         pattern = re.compile(group)
     except re.error as error:
         raise ParameterError("group", group, f"no regular expression ({error})") from error
-    missing = [sample.name for sample in layout.samples if not _group(pattern, sample)]
+
+    def found(sample: Sample) -> str:
+        match = pattern.search(Path(sample.below(folder)).as_posix() if "/" in group else sample.path.name)
+        return (match[min(1, pattern.groups)] or "") if match else ""
+
+    missing = [sample.below(folder) for sample in layout.samples if not found(sample)]
     if missing:
         raise ParameterError("group", group, f"is not found in the names of {len(missing)} images: {listed(missing)}")
 
     def grouped(samples: list[Sample]) -> list[Sample]:
-        return [replace(sample, group=_group(pattern, sample)) for sample in samples]
+        return [replace(sample, group=found(sample)) for sample in samples]
 
     return replace(
         layout, train=grouped(layout.train), calibration=grouped(layout.calibration), test=grouped(layout.test)
     )
-
-
-def _group(pattern: re.Pattern[str], sample: Sample) -> str:
-    """Return a sample's group, "" where its name has none."""
-    found = pattern.search(sample.name)
-    return (found[min(1, pattern.groups)] or "") if found else ""
 
 
 def draw(

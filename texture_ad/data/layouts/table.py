@@ -27,7 +27,8 @@ SPLITS = {
     "test": "test",
     "testing": "test",
 }
-UNNAMED = ("1", "true", "ng", "bad", "defect", "anomaly", "anomalous", "abnormal")  # labels that name no kind of defect
+NUMBERS = ("0", "0.0", "false")  # labels of normal images, beside their names
+UNNAMED = ("1", "1.0", "true", "ng", "bad", "defect", "anomaly", "anomalous", "abnormal")  # of no kind of defect
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,8 @@ def table_layout(table: Path, rows: Sequence[Row], base: Path) -> Layout:
             left_out[f"anomalous {side.replace('train', 'training')} images"].append(sample.path)
         else:
             sides[side].append(sample)
-    return Layout("table", **sides, left_out=dict(left_out), undivided=not divided and bool(sides["test"]))
+    undivided = not divided and bool(sides["test"])
+    return Layout("table", **sides, left_out=dict(left_out), labels=[table], undivided=undivided)
 
 
 def _problem(row: Row, base: Path, divided: bool, lines: dict[Path, int]) -> str:
@@ -174,7 +176,7 @@ def _sample(row: Row, base: Path, top: Path) -> Sample:
     label = plain(row.label)
     path = _file(base, row.path)
     name = path.relative_to(top).as_posix()
-    if label in ("0", "false", *NORMAL):
+    if label in (*NUMBERS, *NORMAL):
         return Sample(path, name=name, group=row.group)
     kind = "anomalous" if label in UNNAMED else row.label
     return Sample(path, 1, kind, _file(base, row.mask) if row.mask else None, name, group=row.group)
