@@ -47,8 +47,9 @@ def test_the_table_sets_anomalibs_figures_beside_ours():
     ]
     ours, theirs, other = rows(runs, {"rug": {"padim": {"1": 0.05, "32": 0.0125}}})
     assert ours["image AUROC"] == [0.9, 0.8] and ours["training, s"] == [2.0, 4.0]
-    assert ours["ms an image, 1 at once"] == 50 and ours["ms an image, 32 at once"] == 12.5
-    assert theirs["training, s"] is None and theirs["ms an image, 1 at once"] is None and other["texture"] == "mat"
+    one, many = (f"processor ms an image, {count} at once" for count in (1, 32))
+    assert ours[one] == 50 and ours[many] == 12.5
+    assert theirs["training, s"] is None and theirs[one] is None and other["texture"] == "mat"
     assert differences(runs) == "- padim less padim of anomalib, image AUROC: mean +0.0300; rug +0.0300"
 
 
