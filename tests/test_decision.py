@@ -14,6 +14,7 @@ from texture_ad.errors import ParameterError, UserError
 from texture_ad.evaluation.calibration import conformal_threshold, false_alarms, images_needed
 from texture_ad.evaluation.regions import find_regions, resize_map
 from texture_ad.methods.base import Prediction
+from texture_ad.methods.evaluation import Evaluation
 from texture_ad.methods.registry import load
 
 # --- thresholds ---------------------------------------------------------------------------------------
@@ -149,6 +150,20 @@ def test_results_of_a_batch():
     told = json.loads(json.dumps(defect.to_dict()))
     assert told["label"] == "anomalous" and told["regions"][0]["box"] == list(region.box)
     assert Result("c", error="no image").label == ""
+
+
+def test_a_test_set_keeps_what_makes_its_maps():
+    detector = untrained_detector()
+    evaluation = Evaluation(detector)
+    images = torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8)
+    for rows in torch.arange(5).split(2):
+        evaluation.test_step({"image": images[rows], "label": rows % 2, "index": rows}, 0)
+    found = evaluation.predictions()
+    maps = found["anomaly_maps"]
+    expected = detector(images)
+    assert found["index"].tolist() == [0, 1, 2, 3, 4] and len(maps) == 5
+    assert np.allclose(found["score"], expected.scores) and np.allclose(np.stack(list(maps)), expected.anomaly_maps)
+    assert maps.rows.numel() * 4 <= expected.anomaly_maps.numel() and np.array_equal(maps[1:][0], maps[1])
 
 
 def test_an_enlarged_map_has_no_higher_score():

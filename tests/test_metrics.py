@@ -9,6 +9,7 @@ from torchmetrics.functional.classification import binary_average_precision
 
 from texture_ad.errors import UserError
 from texture_ad.evaluation.metrics import aupro, image_intervals, image_metrics, pixel_metrics
+from texture_ad.evaluation.regions import resize_map
 
 
 def brute_force_aupro(maps, masks, limit):
@@ -79,9 +80,11 @@ def test_images_of_different_sizes_come_one_by_one():
 
 def test_a_share_of_the_normal_pixels_stands_for_all(monkeypatch):
     rng = np.random.default_rng(0)
-    masks = np.zeros((4, 300, 300), bool)
+    masks = np.zeros((4, 320, 320), bool)
     masks[:, 40:60, 50:70] = True
-    maps = (ndimage.gaussian_filter(rng.standard_normal(masks.shape), (0, 2, 2)) * 3 + masks).astype(np.float32)
+    # Enlarged by a power of two, as maps are: what lies between positions is smoother than what lies on them.
+    noise = [resize_map(one, (320, 320)) for one in rng.standard_normal((4, 40, 40)).astype(np.float32)]
+    maps = np.array(noise) + masks.astype(np.float32)
     exact = pixel_metrics(maps, masks, 1.0)
     monkeypatch.setattr("texture_ad.evaluation.metrics.NORMAL_PIXELS", 100_000)
     fewer = pixel_metrics(maps, masks, 1.0)
@@ -116,6 +119,23 @@ def test_intervals_are_those_of_a_plain_bootstrap(monkeypatch):
         low, high = found[f"{name}_interval"]
         assert low < image_metrics(scores, labels, 0.5)[name] < high
     assert set(image_intervals([1.0, 2.0], [1, 1], 0.5).values()) == {None}
+
+
+def test_intervals_of_aupro_are_those_of_a_plain_bootstrap(monkeypatch):
+    monkeypatch.setattr("texture_ad.evaluation.metrics.BOOTSTRAPS", 40)
+    rng = np.random.default_rng(2)
+    masks = np.zeros((12, 40, 40), bool)
+    for i in range(8):
+        masks[i, 5 : 8 + i, 10:15] = masks[i, 30:33, 30:33] = True
+    noise = ndimage.gaussian_filter(rng.standard_normal(masks.shape), (0, 1, 1))
+    maps = noise * 4 + masks * rng.uniform(0, 3, (12, 1, 1))
+    found = pixel_metrics(maps, masks)
+    draws = np.random.default_rng(0).integers(12, size=(40, 12))
+    for name, limit in (("aupro", 0.3), ("aupro_05", 0.05)):
+        expected = np.quantile([aupro(maps[d], masks[d], limit) for d in draws], (0.025, 0.975))
+        assert found[f"{name}_interval"] == pytest.approx(expected, abs=2e-3)
+        low, high = found[f"{name}_interval"]
+        assert low < found[name] < high
 
 
 def test_aupro_of_a_perfect_a_constant_and_an_inverted_map():

@@ -45,6 +45,7 @@ from texture_ad.data.images import (
     checked_levels,
     frames_of,
     read_mask,
+    resize_mask,
     shapes_of,
     training_levels,
 )
@@ -572,6 +573,13 @@ class TextureDataModule(L.LightningDataModule):
             for at, side, length in zip(middle, shape, self.geometry.size, strict=True)
         )
         return replace(sample, window=Window(top, left, *self.geometry.size))
+
+    def test_mask(self, number: int) -> np.ndarray | None:
+        """Return the mask of the test image of this number for drawings, bool (H, W) of the view, None without one."""
+        sample = self.test_samples[number]
+        if sample.mask is None:
+            return None
+        return resize_mask(read_mask(sample.mask, shapes_of([sample.path])[sample.path]), self.geometry.view).numpy()
 
     def test_view(self, number: int) -> np.ndarray:
         """Return the test image of this number for drawings, uint8 (H, W, 3) of the view, dark outside the roi."""

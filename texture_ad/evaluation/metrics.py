@@ -3,7 +3,7 @@
 Undefined values are None rather than NaN, so that a run's metrics stay valid JSON.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import tee
 from typing import Any, NamedTuple, TypedDict
 
@@ -19,7 +19,9 @@ from texture_ad.evaluation.regions import resize_map
 
 FPR_LIMIT = 0.3
 STRICT_FPR_LIMIT = 0.05
-NORMAL_PIXELS = 50_000_000  # whose scores are kept, about 200 MB
+NORMAL_PIXELS = 20_000_000  # whose scores are kept, about 80 MB, and sorted in a copy
+CURVE = 500  # points of an image's own curve, of which bootstraps are made
+SAMPLE = 200_000  # normal pixels that choose the thresholds of these points
 BOOTSTRAPS = 1000  # draws of as many images as there are
 
 
@@ -30,8 +32,7 @@ class Predictions(TypedDict):
         score: (n,) image scores.
         label: (n,) 0 normal, 1 anomalous.
         index: (n,) numbers of the test images.
-        mask: (n, H, W) bool, True = defect.
-        anomaly_maps: (n, H, W).
+        anomaly_maps: n of (H, W).
         positions: (n, k, 2) top positions on the patch map.
         grid: (h, w) of the patch map.
     """
@@ -39,8 +40,7 @@ class Predictions(TypedDict):
     score: np.ndarray
     label: np.ndarray
     index: np.ndarray
-    mask: np.ndarray
-    anomaly_maps: np.ndarray | None
+    anomaly_maps: Sequence[np.ndarray] | None
     positions: np.ndarray | None
     grid: tuple[int, int] | None
 
@@ -65,9 +65,9 @@ def prediction_metrics(
 
 
 def _at_masks(
-    maps: np.ndarray, masks: Iterable[np.ndarray | None]
+    maps: Iterable[np.ndarray], masks: Iterable[np.ndarray | None]
 ) -> tuple[Iterator[np.ndarray], Iterator[np.ndarray]]:
-    """Return the maps (n, h, w) that have a mask one by one at its size, and the masks."""
+    """Return the maps (h, w) that have a mask one by one at its size, and the masks."""
     known, again = tee((one, mask) for one, mask in zip(maps, masks, strict=True) if mask is not None)
     return (resize_map(one, mask.shape) for one, mask in known), (mask for _, mask in again)
 
@@ -220,7 +220,9 @@ def pixel_metrics(
     """Measure how well the anomaly maps part the pixels of defects from all others.
 
     Images may be of different sizes and come one by one; of each, only its pixels' scores are kept. The values are
-    exact while no more than NORMAL_PIXELS normal pixels come; beyond, every second, fourth, ... of them stands for all.
+    exact while no more than NORMAL_PIXELS normal pixels come; beyond, a half, a quarter, ... of them, drawn at random,
+    stands for all.
+    Intervals are 95 % bootstraps over images, of curves of CURVE points.
     The AUROC is the Mann-Whitney statistic, computed from the same sort as AUPRO: torchmetrics' exact AUROC needs
     several 64-bit copies of every pixel, and its binned one isn't exact.
 
@@ -232,15 +234,16 @@ def pixel_metrics(
 
     Returns:
         `pixel_auroc`, `pixel_ap`, `aupro` (FPR <= 0.3) and `aupro_05` (FPR <= 0.05) in [0, 1]; `seg_f1` at the
-        threshold and its bootstrap interval over images `seg_f1_interval`. None where no pixel or every pixel is a
-        defect, or without a threshold.
+        threshold; the intervals `aupro_interval`, `aupro_05_interval` and `seg_f1_interval`. None where no pixel or
+        every pixel is a defect, or without a threshold.
 
     Raises:
         UserError: shapes that differ, scores that are not finite.
     """
     pixels = _collect(maps, masks, threshold)
     if not pixels.defects or not pixels.normals:
-        return dict.fromkeys(("pixel_auroc", "pixel_ap", "aupro", "aupro_05", "seg_f1", "seg_f1_interval"))
+        names = ("pixel_auroc", "pixel_ap", "aupro", "aupro_05", "seg_f1")
+        return dict.fromkeys((*names, "aupro_interval", "aupro_05_interval", "seg_f1_interval"))
     steps = _rank(pixels)
     mean_false_positives = (steps.above.mean() + steps.not_below.mean()) / 2
     seg_f1 = interval = None
@@ -253,6 +256,7 @@ def pixel_metrics(
         "pixel_ap": _average_precision(steps),
         "aupro": _area(steps, FPR_LIMIT),
         "aupro_05": _area(steps, STRICT_FPR_LIMIT),
+        **_aupro_intervals(pixels),
         "seg_f1": seg_f1,
         "seg_f1_interval": interval,
     }
@@ -327,7 +331,8 @@ def _collect(maps: Iterable[ArrayLike], masks: Iterable[ArrayLike], threshold: f
     counts = []
     bad = []
     normals = regions = total = 0
-    step = 1
+    share = 1.0
+    generator = np.random.default_rng(0)
     for number, (scores, mask) in enumerate(zip(maps, masks, strict=True)):
         counted = ~np.ma.getmaskarray(np.ma.asarray(mask))
         scores, mask = _checked(scores, mask)
@@ -339,14 +344,14 @@ def _collect(maps: Iterable[ArrayLike], masks: Iterable[ArrayLike], threshold: f
         labels, count = ndimage.label(mask, structure=np.ones((3, 3)))
         inside = labels[mask]
         defective.append(scores[mask])
-        areas.append(np.bincount(inside)[inside] if count else inside)
+        areas.append((np.bincount(inside)[inside] if count else inside).astype(np.int32))
         regions += count
         outside = scores[counted & ~mask]
         normals += len(outside)
-        normal.append(outside[::step])
+        normal.append(outside if share == 1 else _drawn(outside, share, generator))
         while sum(map(len, normal)) > NORMAL_PIXELS:
-            normal = [values[::2] for values in normal]
-            step *= 2
+            normal = [_drawn(values, 0.5, generator) for values in normal]
+            share /= 2
         if threshold is not None:
             hits = int((defective[-1] > threshold).sum())
             counts.append((hits, int((outside > threshold).sum()), len(inside) - hits))
@@ -356,6 +361,11 @@ def _collect(maps: Iterable[ArrayLike], masks: Iterable[ArrayLike], threshold: f
             f"first is number {bad[0]}); the detector is broken, train it again with a lower learning rate"
         )
     return _Pixels(normal, normals, defective, areas, regions, counts)
+
+
+def _drawn(values: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:
+    """Return a random share of values (n,); every second or fourth one would lie on the grid of enlarged maps."""
+    return values[generator.random(len(values), np.float32) < share]
 
 
 def _checked(scores: ArrayLike, mask: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -388,6 +398,51 @@ def _rank(pixels: _Pixels) -> _Steps:
         not_below=each * (normal.size - np.searchsorted(normal, scores, side="left"))[::-1],
         normals=pixels.normals,
     )
+
+
+def _aupro_intervals(pixels: _Pixels) -> dict[str, list[float] | None]:
+    """Return bootstrap intervals of both AUPROs over images.
+
+    A draw's curve is the sum of its images' curves. These have common thresholds: CURVE scores of normal pixels, by
+    which the false positive rate grows from 0 to 1, in steps that are small where it is.
+    """
+    stride = 1 + sum(map(len, pixels.normal)) // SAMPLE
+    normal = np.sort(np.concatenate([values[::stride] for values in pixels.normal]))
+    thresholds = normal[np.round((1 - np.linspace(1, 0, CURVE) ** 2) * (len(normal) - 1)).astype(int)]
+    false_positives = np.array([_above(values, None, thresholds) for values in pixels.normal])
+    pairs = zip(pixels.defective, pixels.areas, strict=True)
+    overlaps = np.array([_above(scores, 1 / areas, thresholds) for scores, areas in pairs])
+    found = []
+    for chosen in _draws(len(overlaps)):
+        counts = np.bincount(chosen, minlength=len(overlaps))
+        normals, regions = counts @ false_positives[:, -1], counts @ overlaps[:, -1]
+        if normals and regions:
+            curve = counts @ false_positives / normals, counts @ overlaps / regions
+            found.append([_area_below(*curve, limit) for limit in (FPR_LIMIT, STRICT_FPR_LIMIT)])
+    ends = zip(("aupro_interval", "aupro_05_interval"), np.transpose(found), strict=True)
+    return {name: _interval(values) for name, values in ends}
+
+
+def _above(scores: np.ndarray, weights: np.ndarray | None, thresholds: np.ndarray) -> np.ndarray:
+    """Return how many scores, or which weight of them, lie above each threshold, from the last to the first, then all.
+
+    Args:
+        scores: (n,).
+        weights: (n,), None for 1 each.
+        thresholds: (m,) ascending.
+
+    Returns:
+        (m + 1,), ascending.
+    """
+    below = np.searchsorted(thresholds, scores)
+    return np.bincount(below, weights, len(thresholds) + 1)[::-1].cumsum()
+
+
+def _area_below(fpr: np.ndarray, pro: np.ndarray, limit: float) -> float:
+    """Return the area below a curve up to a false positive rate, divided by the latter."""
+    x = np.linspace(0, limit, CURVE)
+    y = np.interp(x, np.append(0, fpr), np.append(0, pro))
+    return float(np.sum(y[1:] + y[:-1]) / 2 / (CURVE - 1))
 
 
 def _last_of_equal(scores: np.ndarray) -> np.ndarray:

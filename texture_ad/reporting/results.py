@@ -128,7 +128,7 @@ class _Overlays:
             maps[row],
             region=region,
             region_name=region_name,
-            mask=self.predictions["mask"][row] if sample.mask else None,
+            mask=self.data.test_mask(int(self.predictions["index"][row])),
             score=score,
             threshold=self.decision.threshold,
             label=int(self.predictions["label"][row]),
