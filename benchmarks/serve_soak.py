@@ -73,10 +73,12 @@ class Server:
         command += [f"max_mb={MAX_MB}", f"timeout={TIMEOUT}", "rate=null", "max_requests=64"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
-        if found is None:
-            raise SystemExit(f"the service did not start: {line}")
+        found = None
+        while found is None:
+            line = self.process.stdout.readline()
+            if not line:
+                raise SystemExit("the service did not start")
+            found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
         self.port = int(found[1])
 
     def restart(self) -> None:

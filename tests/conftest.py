@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 import pytest
+from forked import run_module
 from helpers import environment
 
 
@@ -33,7 +34,6 @@ def process() -> Callable[..., subprocess.CompletedProcess]:
     """Return a function for `python -m texture_ad.MODULE ARGUMENTS` in a process of its own."""
 
     def call(module: str, *arguments: str, **env: str) -> subprocess.CompletedProcess:
-        start = [sys.executable, "-m", f"texture_ad.{module}", *arguments]
-        return subprocess.run(start, capture_output=True, text=True, env=environment(**env), timeout=600)
+        return run_module(f"texture_ad.{module}", *arguments, env=environment(**env))
 
     return call

@@ -2,7 +2,6 @@
 
 import os
 import random
-import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -181,8 +180,3 @@ def printed_random(seed: int | None = None) -> random.Random:
         seed = int(os.environ.get("TEXTURE_AD_KILL_SEED") or int.from_bytes(os.urandom(4), "big"))
     print(f"kills by seed {seed}; TEXTURE_AD_KILL_SEED={seed} repeats them")
     return random.Random(seed)
-
-
-def run_command(data: Path, run_dir: Path | str, *more: str) -> list[str]:
-    """Return the command of `arguments` for a process of its own."""
-    return [sys.executable, "-m", "texture_ad.run", *arguments(data, run_dir, *more)]

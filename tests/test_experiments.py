@@ -2,11 +2,11 @@
 
 import json
 import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from forked import run_module
 from helpers import environment, few_photographs, untrained_detector
 
 from benchmarks.comparison import Row
@@ -18,8 +18,7 @@ SMALL = ["data.size=64", "backbone=resnet18", "backbone.weights=none", "backbone
 
 
 def script(module: str, *args: str) -> subprocess.CompletedProcess:
-    call = [sys.executable, "-m", module, *args]
-    return subprocess.run(call, capture_output=True, text=True, env=environment(), cwd=ROOT, timeout=300)
+    return run_module(module, *args, env=environment(), cwd=ROOT)
 
 
 def test_a_finished_run_is_not_repeated(tmp_path):

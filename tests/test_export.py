@@ -10,6 +10,7 @@ import torch
 from helpers import untrained_detector
 from PIL import Image
 
+from texture_ad.data.geometry import Geometry
 from texture_ad.data.images import read_image, resize
 from texture_ad.deploy import engines
 from texture_ad.deploy import export as exporting
@@ -189,6 +190,42 @@ def test_an_engine_is_made_once_and_decides_as_torch(saved, photographs, tmp_pat
     for found, right in zip(first, expected, strict=True):
         assert found["anomalous"] == right["anomalous"]
         assert float(found["score"]) == pytest.approx(float(right["score"]), rel=1e-3, abs=1e-3)
+
+
+def test_a_service_uses_an_engine_that_is_there(saved, tmp_path, monkeypatch, command):
+    pytest.importorskip("onnxruntime")
+    server = pytest.importorskip("texture_ad.deploy.service.server")
+    file = tmp_path / "detector.pt"
+    file.write_bytes(saved.read_bytes())
+    served = []
+    monkeypatch.setattr(server, "serve", lambda detector, *_: served.append(detector))
+    monkeypatch.setattr(engines, "FASTEST", ("onnx",))
+    for name, told in (("auto", "torch; engine=onnx is faster"), ("onnx", "onnx, kept in"), ("auto", "onnx, kept in")):
+        code, out, errors = command("serve", f"detector={file}", f"engine={name}")
+        assert code == 0, errors
+        assert f"engine   {told}" in out
+    torch_alone, *others = served
+    expected = torch_alone(torch_alone.examples).scores
+    for detector in others:
+        assert "measure" in vars(detector) and "measure" not in vars(torch_alone)
+        assert torch.allclose(detector(detector.examples).scores, expected, rtol=1e-3, atol=1e-3 * spread(expected))
+    assert command("serve", f"detector={file}", "engine=tflite")[0] == 2
+
+
+def test_an_engine_measures_the_tiles_of_pictures(tmp_path):
+    pytest.importorskip("onnxruntime")
+    detector = untrained_detector(64, backbone=("resnet18", ("layer1",)))
+    detector.set_geometry(Geometry((64, 64), 16, (130, 170)))
+    pixels = np.random.default_rng(0).integers(0, 256, (130, 170, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    detector.save(tmp_path / "detector.pt")
+    found = load(tmp_path / "detector.pt")
+    assert engines.use_engine(found, tmp_path / "detector.pt", "onnx", 1).startswith("onnx")
+    expected = detector(detector.read(tmp_path / "picture.png"))
+    again = found(found.read(tmp_path / "picture.png"))
+    assert "measure" in vars(found) and again.anomaly_maps.shape == (1, 130, 170)
+    assert torch.allclose(again.scores, expected.scores, rtol=1e-3, atol=1e-3)
+    assert torch.allclose(again.anomaly_maps, expected.anomaly_maps, atol=1e-3 * spread(expected.anomaly_maps))
 
 
 def test_an_engine_with_other_decisions_is_refused_and_auto_stays_with_torch(saved, tmp_path, monkeypatch):

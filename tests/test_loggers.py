@@ -10,10 +10,13 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import yaml
 from helpers import arguments
+from omegaconf import OmegaConf
 from PIL import Image
 from wandb_file import records
 
@@ -21,7 +24,8 @@ from texture_ad.errors import UserError
 from texture_ad.reporting.loggers import wandb, wandb_server
 from texture_ad.reporting.loggers.wandb import run_names
 
-DEFAULTS = {"project": "texture_ad", "entity": None, "group": None, "job_type": None, "name": None, "tags": []}
+DEFAULTS = dict.fromkeys(("entity", "group", "job_type", "name", "registry"))
+DEFAULTS |= {"project": "texture_ad", "tags": [], "aliases": []}
 HOSTILE = "<script>alert('1')\n.png"
 
 
@@ -62,7 +66,7 @@ TINY = (
 
 @pytest.fixture
 def run(folder, monkeypatch, tmp_path, command):
-    for key in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+    for key in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(key, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))  # no key in a .netrc
     return lambda run_dir, *args: command("run", *arguments(folder, run_dir, *TINY), *args)
@@ -79,9 +83,24 @@ def read(run_dir):
     return found
 
 
-def test_wandb_offline_holds_everything_and_several_log_at_once(run, tmp_path):
+def in_mlflow(run_dir):
+    """The run of a folder, as MLflow's client reads it from the file."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{run_dir.parent}/mlflow.db")
+    return client.get_run((run_dir / "mlflow/id").read_text())
+
+
+def logged_files(run_dir):
+    return [p for p in (run_dir.parent / "mlflow").rglob("*") if p.is_file()]
+
+
+def test_wandb_offline_holds_everything_and_several_log_at_once(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_X_STATS_SAMPLING_INTERVAL", "1")  # seconds, fewer than the run takes
     run_dir = tmp_path / "walls" / "flow.blocks=1,seed=0"
-    code, out, errors = run(run_dir.as_posix(), "logger=[csv,wandb,tensorboard]")
+    code, out, errors = run(
+        run_dir.as_posix(), "logger=[csv,wandb,tensorboard,mlflow]", "logger.wandb.aliases=[candidate]"
+    )
     assert code == 0, errors
     assert f"wandb sync {run_dir}/wandb/offline-run-*" in out and "no API key" in out  # fit for a shell
     assert "warning" not in (out + errors).lower()
@@ -116,6 +135,8 @@ def test_wandb_offline_holds_everything_and_several_log_at_once(run, tmp_path):
     artifacts = {tables.search(a.name)[1] if a.type == "run_table" else a.type: a for a in found["artifact"]}
     files = {name: {e.path: e.local_path for e in a.manifest.contents} for name, a in artifacts.items()}
     assert artifacts["detector"].name == "detector-wall" and "detector.pt" in files["detector"]
+    assert set(artifacts["detector"].aliases) == {"latest", "candidate"}
+    assert found["stats"]  # the system's
     # All that a later upload needs lies in the run folder.
     assert all(str(run_dir) in place for found_files in files.values() for place in found_files.values())
     table = json.loads(Path(files["testimages"]["test/images.table.json"]).read_text())
@@ -128,6 +149,15 @@ def test_wandb_offline_holds_everything_and_several_log_at_once(run, tmp_path):
     assert roc["data"][0] == [0, 0] and roc["data"][-1] == [1, 1]
     assert found["exit"][0].exit_code == 0
 
+    mlflow = in_mlflow(run_dir)
+    assert mlflow.info.status == "FINISHED" and mlflow.info.run_name == run_dir.name
+    assert mlflow.data.params["flow/blocks"] == "1" and mlflow.data.params["data_source"] == "folder wall"
+    logged = {key.removeprefix("test/"): value for key, value in mlflow.data.metrics.items()}
+    assert {"val/nll", "dictionary/residual"} <= logged.keys()
+    assert {k: v for k, v in metrics.items() if isinstance(v, float)}.items() <= logged.items()
+    kept = {str(p.relative_to(run_dir.parent / "mlflow")).split("/artifacts/")[1] for p in logged_files(run_dir)}
+    assert kept >= {"detector/detector.pt", "detector/report.html", "figures/tsne.png", "figures/atoms.png"}
+
     assert "dictionary/residual" in (run_dir / "logs/metrics.csv").read_text().splitlines()[0]
     assert list((run_dir / "tensorboard").glob("events*"))
     report = (run_dir / "report.html").read_text()
@@ -135,11 +165,71 @@ def test_wandb_offline_holds_everything_and_several_log_at_once(run, tmp_path):
 
 
 def test_a_failed_run_ends_as_failed_and_keeps_its_id(run, tmp_path):
-    code, _, errors = run(tmp_path / "run", "logger=wandb", "density.lr=1e30")
+    code, _, errors = run(tmp_path / "run", "logger=[wandb,mlflow]", "density.lr=1e30")
     assert code == 2 and "the loss is" in errors
     found = read(tmp_path / "run")
     assert found["exit"][0].exit_code == 1
     assert found["run"][0].run_id == (tmp_path / "run/wandb/id").read_text()
+    assert in_mlflow(tmp_path / "run").info.status == "FAILED"
+
+
+def test_an_agent_of_a_wandb_sweep_drives_the_command_line(monkeypatch, tmp_path):
+    """By W&B's own agent, but for its server: the command that it starts, and the run that this begins."""
+    from wandb import wandb_agent
+
+    from texture_ad.cli.compose import compose
+
+    started = []
+    monkeypatch.setattr(wandb_agent, "AgentProcess", lambda **options: started.append(options) or SimpleNamespace())
+    for key, value in {"DIR": tmp_path, "SWEEP_ID": "s1", "PROJECT": "theirs", "ENTITY": "team"}.items():
+        monkeypatch.setenv(f"WANDB_{key}", str(value))
+    for key in ("RUN_ID", "SWEEP_PARAM_PATH"):  # the agent sets them; here they are taken back
+        monkeypatch.setenv(f"WANDB_{key}", "")
+    sweep = yaml.safe_load((Path(__file__).parents[1] / "examples/wandb_sweep.yaml").read_text())
+    agent = wandb_agent.Agent(None, None)
+    agent._sweep_command = sweep["command"]
+    values = {
+        key: {"value": about.get("min", about.get("values", [None])[0])} for key, about in sweep["parameters"].items()
+    }
+    agent._command_run({"run_id": "r1", "program": sweep["program"], "args": values})
+    assert started[0]["command"][:3] == ["/usr/bin/env", "texture-ad", "run"]
+    config = compose(started[0]["command"][3:])
+    assert config.run_dir == "runs/agents/r1" and OmegaConf.select(config, next(iter(values))) == 0
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    wandb.wandb_logger(tmp_path / "run", **DEFAULTS).experiment.finish()
+    about = read(tmp_path / "run")["run"][0]
+    assert (about.run_id, about.sweep_id, about.project, about.entity) == ("r1", "s1", "theirs", "team")
+
+
+def test_a_detector_is_linked_to_a_registry_where_there_is_one(capsys):
+    calls = []
+    run = SimpleNamespace(
+        offline=False,
+        log_artifact=lambda artifact, aliases: calls.append(aliases),
+        link_artifact=lambda artifact, target, aliases: calls.append((target, aliases)),
+    )
+    aliases = ["latest", "candidate"]
+    artifact = wandb.wandb.Artifact("detector-wall", "detector")
+    wandb._log_detector(run, artifact, "model", aliases)
+    assert calls == [aliases, ("wandb-registry-model/detector-wall", aliases)]
+    run.offline = True
+    wandb._log_detector(run, artifact, "model", aliases)
+    assert len(calls) == 3 and "warning: the detector is not linked to wandb-registry-model/detector-wall" in (
+        capsys.readouterr().out
+    )
+
+
+def test_an_alias_is_a_name(tmp_path):
+    with pytest.raises(UserError, match=r"aliases=\['a/b'\]: expected names without"):
+        wandb.wandb_logger(tmp_path, **DEFAULTS | {"aliases": ["a/b"]})
+
+
+def test_mlflow_without_a_server_is_a_users_error(tmp_path, monkeypatch):
+    from texture_ad.reporting.loggers.mlflow import mlflow_logger
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match="logger=mlflow: .*check logger.mlflow.tracking_uri"):
+        mlflow_logger(tmp_path, "texture_ad", None, "http://127.0.0.1:9")
 
 
 def test_a_key_without_a_server_is_offline_at_once(monkeypatch, tmp_path, capsys):

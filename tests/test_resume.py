@@ -4,13 +4,12 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
-from helpers import arguments, environment, few_photographs, printed_random, repeatable, run_command
+from forked import Forked, run_module
+from helpers import arguments, environment, few_photographs, printed_random, repeatable
 
 from texture_ad.deploy.scorer import Row
 from texture_ad.deploy.watch import Rows
@@ -26,9 +25,7 @@ def data(tmp_path_factory):
 
 
 def finish(data, run_dir, *more, **env):
-    done = subprocess.run(
-        run_command(data, run_dir, *more), env=environment(**env), capture_output=True, text=True, timeout=300
-    )
+    done = run_module("texture_ad.run", *arguments(data, run_dir, *more), env=environment(**env))
     assert done.returncode == 0, done.stderr
     return done
 
@@ -47,15 +44,8 @@ def undisturbed(data, tmp_path_factory):
 
 
 def started(data, run_dir, *more, **env):
-    """A running process, its own group so that nothing of it outlives a kill."""
-    return subprocess.Popen(
-        run_command(data, run_dir, *more),
-        env=environment(**env),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    """A running process, killed with all that it starts by its group."""
+    return Forked("texture_ad.run", *arguments(data, run_dir, *more), env=environment(**env))
 
 
 def wait_for(path, process):
@@ -92,9 +82,8 @@ def test_killed_runs_end_as_undisturbed_ones(data, undisturbed, tmp_path):
                 time.sleep(rng.random() * 0.5)
             else:
                 time.sleep(rng.random() * seconds)
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            process.stderr.close()
+            process.kill()
+            process.communicate()
             readable(run_dir)
             kills += 1
         finish(data, run_dir)
@@ -107,7 +96,7 @@ def test_killed_runs_end_as_undisturbed_ones(data, undisturbed, tmp_path):
 def killed_in_stage_2(data, run_dir, *more):
     process = started(data, run_dir, *more)
     wait_for(run_dir / "stage2/last.ckpt", process)
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     process.communicate()
 
 
@@ -171,7 +160,7 @@ def test_a_preempted_slurm_job_saves_and_requeues(data, tmp_path):
     wait_for(run_dir / "stage1/last.ckpt", process)
     process.send_signal(signal.SIGUSR1)
     wait_for(tmp_path / "requeued", process)
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     _, errors = process.communicate()
     assert (tmp_path / "requeued").exists(), errors
     assert (tmp_path / "requeued").read_text().split() == ["requeue", "7"]
@@ -200,19 +189,8 @@ def test_a_damaged_checkpoint_is_named(data, tmp_path, content, command):
 
 
 def watching(detector, folder, output):
-    command = [
-        sys.executable,
-        "-m",
-        "texture_ad.predict",
-        f"detector={detector}",
-        f"input={folder}",
-        f"output={output}",
-        "watch=true",
-        "interval=0.2",
-        "pictures=false",
-        "batch_size=2",
-    ]
-    return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    call = [f"detector={detector}", f"input={folder}", f"output={output}", "watch=true", "interval=0.2"]
+    return Forked("texture_ad.predict", *call, "pictures=false", "batch_size=2", env=environment())
 
 
 def rows(output):

@@ -1,5 +1,7 @@
 """`python -m texture_ad.serve detector=DETECTOR.pt`: a web service, and a page for people, over a saved detector."""
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 from texture_ad.cli.entry import hydra_main
@@ -15,6 +17,7 @@ def main(config: DictConfig) -> None:
         from texture_ad.deploy.service.server import serve
     except ImportError as error:
         raise UserError(f"serve: {not_installed(error.name or 'a package', 'serve')}") from error
+    from texture_ad.deploy.engines import FEW, EngineName, use_engine
     from texture_ad.deploy.notify import notifier
     from texture_ad.deploy.service.limits import Limits, check_token
     from texture_ad.methods.registry import load
@@ -23,9 +26,12 @@ def main(config: DictConfig) -> None:
     # Before the detector is read, which takes seconds.
     check_token(config.host, config.token)
     check("batch_size", config.batch_size, Count)
+    check("engine", config.engine, EngineName)
     limits = Limits(config.max_mb, config.max_pixels, config.max_requests, config.rate, config.timeout)
     keep_freed_memory()
     detector = load(config.detector, config.device)
+    # A service answers at once: by itself it uses an engine's file, and makes none.
+    print(f"engine   {use_engine(detector, Path(config.detector), config.engine, FEW)}", flush=True)
     decision = detector.decision(config.false_alarm_rate, config.threshold, config.pixel_threshold, config.min_area)
     with notifier(config.webhook, config.mqtt) as tell:
         serve(

@@ -55,7 +55,7 @@ def build_workspace(team: str, project: str) -> "workspaces.Workspace":
     ]
     runs = ws.RunsetSettings(
         groupby=[ws.Metric("Group"), ws.Metric("JobType")],
-        order=[ws.Ordering(ws.Summary("test/image_auroc"), ascending=False)],
+        order=[ws.Ordering(ws.Summary("test/synthetic_auroc"), ascending=False)],
     )
     return ws.Workspace(entity=team, project=project, name="Texture anomalies", sections=sections, runset_settings=runs)
 

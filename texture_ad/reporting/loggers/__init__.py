@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+
+DETECTOR_FILES = ("detector.pt", "config.yaml", "metrics.json", "report.html")  # what is logged as the detector
 
 
 @contextmanager
@@ -50,6 +52,10 @@ def log_results(loggers: Sequence[Logger], folder: Path, metrics: Mapping) -> No
             from texture_ad.reporting.loggers import wandb
 
             wandb.log_results(logger, folder, metrics)
+        elif isinstance(logger, MLFlowLogger):
+            from texture_ad.reporting.loggers import mlflow
+
+            mlflow.log_results(logger, folder)
 
 
 def _add_figures(logger: TensorBoardLogger, folder: Path) -> None:

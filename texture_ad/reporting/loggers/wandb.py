@@ -17,10 +17,11 @@ from typing import Any
 import wandb
 from lightning.pytorch.loggers import WandbLogger
 
-from texture_ad.errors import UserError
+from texture_ad.errors import ParameterError, UserError
 from texture_ad.evaluation.curves import roc_curve
 from texture_ad.evaluation.metrics import outcome
 from texture_ad.files import write_text
+from texture_ad.reporting.loggers import DETECTOR_FILES
 from texture_ad.reporting.loggers.wandb_server import offline_reason
 from texture_ad.reporting.panels import overlay_path
 from texture_ad.training.distributed import is_rank_zero
@@ -35,7 +36,6 @@ _COLUMNS = (
     "outcome",
     "image, true defect, anomaly map, located region",
 )
-_ARTIFACT = ("detector.pt", "config.yaml", "metrics.json", "report.html")
 
 
 def run_names(folder: Path) -> tuple[str, str, str]:
@@ -58,8 +58,12 @@ def wandb_logger(
     job_type: str | None,
     name: str | None,
     tags: Sequence[str | None],
+    registry: str | None,
+    aliases: Sequence[str],
 ) -> WandbLogger:
     """Return a WandbLogger whose run has begun; offline it writes below `save_dir` and prints how to upload it.
+
+    A run that an agent of a W&B sweep has started is that of the agent: its id, project, team and name.
 
     Args:
         save_dir: the run folder.
@@ -69,22 +73,24 @@ def wandb_logger(
         job_type: of the run, None for that of `run_names`.
         name: of the run, None for that of `run_names`.
         tags: of the run; None among them are left out.
+        registry: of the server, to which the detector is linked; None for none.
+        aliases: of the detector, beside "latest".
 
     Raises:
-        UserError: the server refused the key.
+        UserError: the server refused the key, or an alias has a / or :.
     """
+    if any(character in alias for alias in aliases for character in "/:"):
+        raise ParameterError("logger.wandb.aliases", list(aliases), "expected names without / and :")
     if not is_rank_zero():
         return WandbLogger(save_dir=save_dir)  # which leaves the logging to rank zero
     folder = Path(save_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    names = dict(zip(("group", "name", "job_type"), run_names(folder), strict=True))
+    names: dict[str, str | None] = dict(zip(("group", "name", "job_type"), run_names(folder), strict=True))
     names |= {k: v for k, v in (("group", group), ("name", name), ("job_type", job_type)) if v}
+    names |= {"project": project, "entity": entity, "id": _run_id(folder)}
     options: dict[str, Any] = {
-        **names,
+        **(_agents_names() or names),
         "dir": str(folder),
-        "project": project,
-        "entity": entity,
-        "id": _run_id(folder),
         "resume": "allow",
         "settings": _settings(),
         "tags": [tag for tag in tags if tag],
@@ -93,7 +99,22 @@ def wandb_logger(
     run = _begin(folder, partial(wandb.init, **options))
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    return WandbLogger(save_dir=str(folder), experiment=run)
+    return RegisteringLogger(registry, aliases, save_dir=str(folder), experiment=run)
+
+
+class RegisteringLogger(WandbLogger):
+    """A WandbLogger that knows what the detector is called.
+
+    Args:
+        registry: to which the detector is linked; None for none.
+        aliases: of the detector, beside "latest".
+        options: of Lightning's.
+    """
+
+    def __init__(self, registry: str | None, aliases: Sequence[str], **options: Any) -> None:
+        super().__init__(**options)
+        self.registry = registry
+        self.aliases = ["latest", *aliases]
 
 
 def _settings() -> wandb.Settings:
@@ -120,6 +141,15 @@ def _begin(folder: Path, init: Callable[..., wandb.Run]) -> wandb.Run:
     return init(mode="offline" if mode == "online" else mode)
 
 
+def _agents_names() -> dict[str, str | None] | None:
+    """Return id, project and team of the run that an agent of a W&B sweep asks for, None where none does."""
+    if "WANDB_SWEEP_ID" not in os.environ or "WANDB_RUN_ID" not in os.environ:
+        return None
+    return {name: os.environ.get(f"WANDB_{name.upper()}") for name in ("project", "entity")} | {
+        "id": os.environ["WANDB_RUN_ID"]
+    }
+
+
 def _run_id(folder: Path) -> str:
     """Return the same id for every attempt at a run, so that one which was killed resumes the same W&B run."""
     path = folder / "wandb" / "id"
@@ -141,6 +171,10 @@ def log_results(logger: WandbLogger, folder: Path, metrics: Mapping) -> None:
     os.environ[wandb.env.DATA_DIR] = data_dir or str(folder.resolve() / "wandb")
     try:
         _log_results(logger.experiment, folder, metrics)
+        registry, aliases = None, ["latest"]
+        if isinstance(logger, RegisteringLogger):  # else it is one of the user's own
+            registry, aliases = logger.registry, logger.aliases
+        _log_detector(logger.experiment, _artifact(folder, metrics), registry, aliases)
     finally:
         if data_dir is None:
             del os.environ[wandb.env.DATA_DIR]
@@ -155,14 +189,27 @@ def _log_results(run: wandb.Run, folder: Path, metrics: Mapping) -> None:
     figures = {f"figures/{p.stem}": wandb.Image(str(p)) for p in sorted(folder.glob("*.png"))}
     if figures:
         run.log(figures)
-    run.log_artifact(_artifact(folder, metrics))
+
+
+def _log_detector(run: wandb.Run, artifact: wandb.Artifact, registry: str | None, aliases: Sequence[str]) -> None:
+    """Log the detector, and link it to the registry; where that can't be, say so and keep the run."""
+    run.log_artifact(artifact, aliases=list(aliases))
+    if registry is None:
+        return
+    target = f"wandb-registry-{registry}/{artifact.name.partition(':')[0]}"
+    try:
+        if run.offline:
+            raise ValueError("this run is offline; link it on its page after the upload")
+        run.link_artifact(artifact, target, aliases=list(aliases))
+    except (wandb.errors.Error, ValueError) as error:
+        print(f"warning: the detector is not linked to {target}: {error}", flush=True)
 
 
 def _artifact(folder: Path, metrics: Mapping) -> wandb.Artifact:
     about = {k: v for k, v in metrics.items() if v is not None}
     name = re.sub(r"[^\w.-]", "_", f"detector-{metrics['category']}", flags=re.ASCII)
     artifact = wandb.Artifact(name, "detector", description=metrics["data_source"], metadata=about)
-    for path in (folder / name for name in _ARTIFACT):
+    for path in (folder / name for name in DETECTOR_FILES):
         if path.is_file():
             artifact.add_file(str(path))
     return artifact
