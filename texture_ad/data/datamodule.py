@@ -470,8 +470,9 @@ class TextureDataModule(L.LightningDataModule):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits that stand for the names and bytes of all training and test images."""
-        return fingerprint(self.layout, self.folder)
+        """Return 16 hexadecimal digits that stand for all images, what each is for, their masks and the roi's file."""
+        others = [Path(self.roi).expanduser()] if isinstance(self.roi, str) else []
+        return fingerprint(self.layout, self.folder, others)
 
     def state_dict(self) -> dict[str, str]:
         """Return what a checkpoint keeps of the data: their fingerprint."""
