@@ -241,3 +241,23 @@ def test_tiles_that_are_learnt_are_the_same_whatever_lies_outside(tmp_path):
         # Of 3 rows of 4 tiles, the last row begins at pixel 48 and the last column at 68: all of them hold something.
         assert data.num_originals == 8 * 12 and data.interest.inside.sum() == INSIDE.sum()
     assert all(torch.equal(first, second) for first, second in zip(*given, strict=True))
+
+
+def test_the_fingerprint_covers_masks_sides_and_the_region(tmp_path):
+    def fingerprint(*options):
+        data = make("data", ["data=folder", f"data.root={tmp_path}", "data.size=64", *options])
+        data.setup()
+        return data.fingerprint
+
+    photographs(tmp_path, 0)
+    Image.fromarray(INSIDE).save(tmp_path / "roi.png")
+    table = "path,label,split\n" + "".join(f"train/good/{i}.png,good,{{{i}}}\n" for i in range(10))
+    found = [fingerprint(), fingerprint(f"data.roi={tmp_path}/roi.png")]
+    Image.fromarray(~INSIDE).save(tmp_path / "roi.png")
+    found.append(fingerprint(f"data.roi={tmp_path}/roi.png"))
+    Image.fromarray(INSIDE).save(tmp_path / "ground_truth/spot/0.png")
+    found.append(fingerprint())
+    for number in (7, 8):
+        (tmp_path / "images.csv").write_text(table.format(*["train"] * number, *["test"] * (10 - number)))
+        found.append(fingerprint(f"data.table={tmp_path}/images.csv"))
+    assert len(set(found)) == len(found) == 6
