@@ -10,7 +10,7 @@ the same settings; experiments.anomalib_run says what is its own. A finished run
 
 The time of an image is measured afterwards, all methods by turns on the same images and threads, without reading files,
 with the score and the anomaly map in the images' size. It is the processor's, summed over threads, so that other
-programs don't count; that of training is the wall's.
+programs don't count; that of training is the wall's, and ours includes the thresholds.
 """
 
 import json

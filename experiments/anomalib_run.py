@@ -36,7 +36,7 @@ from texture_ad.files import write_text
 from texture_ad.models.backbone import Backbone
 from texture_ad.models.networks import Chain
 from texture_ad.pipeline import Run, prepare_data
-from texture_ad.training.resources import keep_freed_memory, peak_memory, reset_peak_memory
+from texture_ad.training.resources import peak_memory, reset_peak_memory
 
 NEIGHBORHOOD = 3  # that anomalib's PatchCore averages over, fixed in its code
 
@@ -141,15 +141,16 @@ def score(model: nn.Module, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
 def evaluate(model: nn.Module, data: TextureDataModule) -> dict[str, Any]:
     """Score the test images, and return the metrics of a run that don't depend on a threshold."""
     start = time.perf_counter()
-    batches = list(data.test_dataloader())
-    scores, maps = zip(*(score(model, batch["image"]) for batch in batches), strict=True)
-    seconds = (time.perf_counter() - start) / len(data.test_samples)
-    metrics = {"test_seconds_per_image": seconds} | peak_memory()
-    of_images = image_metrics(np.concatenate(scores), torch.cat([batch["label"] for batch in batches]).numpy(), 0)
+    found = [
+        (*score(model, batch["image"]), batch["label"].numpy(), batch["index"].numpy())
+        for batch in data.test_dataloader()
+    ]
+    metrics = {"test_seconds_per_image": (time.perf_counter() - start) / len(data.test_samples)} | peak_memory()
+    scores, maps, labels, indices = map(np.concatenate, zip(*found, strict=True))
+    of_images = image_metrics(scores, labels, threshold=0)
     metrics |= {key: of_images[key] for key in ("image_auroc", "image_ap")}
     if data.has_masks:
-        masks = data.true_masks(torch.cat([batch["index"] for batch in batches]).tolist())
-        pairs = [(m, mask) for m, mask in zip(np.concatenate(maps), masks, strict=True) if mask is not None]
+        pairs = [(m, mask) for m, mask in zip(maps, data.true_masks(indices), strict=True) if mask is not None]
         metrics |= pixel_metrics((resize_map(m, mask.shape) for m, mask in pairs), (mask for _, mask in pairs))
     return metrics
 
@@ -159,7 +160,6 @@ def main() -> None:
     check_installed()
     config = compose(sys.argv[1:])
     folder = Path(config.run_dir)
-    keep_freed_memory()
     with hushed_libraries():
         # Its own start is no part of the fit's time.
         import anomalib.data
@@ -170,6 +170,8 @@ def main() -> None:
         L.seed_everything(config.seed, workers=True, verbose=False)
         run = Run(config, folder)
         prepare_data(run)
+        if run.data.geometry.tiled or run.data.interest is not None:
+            raise UserError("data.tile, data.roi: anomalib's models are given whole images; leave both null")
         start = time.perf_counter()
         model = make_model(config, run.make("backbone"), run.data.geometry.size)
         fit(model, run.data, folder)

@@ -41,7 +41,7 @@ def facts(**changes):
         "calibration": [Sample(Path("4.png")), Sample(Path("5.png"))],
         "test": test,
         "copies": 0,
-        "division": ["Of the normal images, 40% were drawn."],
+        "division": ["Of 5 normal images, 2 were drawn."],
         "left_out": {"files": 4},
         "images": ImageStatistics((60, 80), (64, 64), ("L", "RGB"), (90.0, 5.0), (15.0, 2.0)),
         "uses_backbone": True,
@@ -109,7 +109,7 @@ def test_the_data_card_counts_every_image_once():
     )
     assert rows["training (normal)"] == "3" and rows["calibration (normal)"] == "2" and rows["test: good"] == "1"
     assert rows["used for nothing: files"] == "4"
-    assert "Of the normal images, 40% were drawn." in text
+    assert "Of 5 normal images, 2 were drawn." in text
     assert "3 images, 2 of them anomalous; 2 have a mask" in text and "60 to 80" in text and "L, RGB" in text
     assert "Who took the photographs" in text
 

@@ -46,7 +46,7 @@ def test_the_commands_are_listed_one_line_each(monkeypatch, capsys, args):
     code, out, errors = console(monkeypatch, capsys, *args)
     assert code == 0 and errors == ""
     lines = {line.split()[0]: line for line in out.splitlines() if line.startswith("  ")}
-    assert list(lines) == ["run", "predict", "serve", "update", "export", "import", "workspace"]
+    assert list(lines) == ["run", "check", "predict", "serve", "update", "export", "import", "workspace"]
     assert all(len(line) <= 100 for line in out.splitlines())
 
 
@@ -57,8 +57,8 @@ def test_the_version_is_told(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("predcit", "error: predcit: no such command; did you mean predict? expected one of run, predict,"),
-        ("quantum", "error: quantum: no such command; expected one of run, predict,"),
+        ("predcit", "error: predcit: no such command; did you mean predict? expected one of run, check, predict,"),
+        ("quantum", "error: quantum: no such command; expected one of run, check, predict,"),
         ("+experiment=carpet", "error: +experiment=carpet: no such command; expected one of run,"),
     ],
 )

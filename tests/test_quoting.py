@@ -1,13 +1,17 @@
 """Paths on the command line are taken to the letter."""
 
+import re
+from pathlib import Path
+
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 from hypothesis import given
 from hypothesis import strategies as st
 
+from texture_ad.cli.entry import CONF
 from texture_ad.cli.explain import explain
-from texture_ad.cli.quoting import PATH_KEYS, quote_paths
+from texture_ad.cli.quoting import LIST_KEYS, PATH_KEYS, quote_paths
 
 NAMES = [
     "photos (1)",
@@ -65,6 +69,44 @@ def test_a_sweep_of_paths_and_a_path_with_a_comma(tmp_path):
     assert quote_paths(["-m", "data.root=x,y"])[1] == "data.root=x,y"
     assert parsed(quote_paths(["-m", f"data.root={tmp_path}/a,b"])[1]) == f"{tmp_path}/a,b"
     assert parsed(quote_paths(["-m", "run_dir=x,y"])[1]) == "x,y"
+
+
+# Keys of conf/ whose comments speak of files though their values are no paths.
+NO_PATHS = {
+    "data.category",
+    "data.frames",
+    "data.layout",
+    "data.source",
+    "engine",
+    "examples",
+    "interval",
+    "overwrite",
+    "report",
+    "watch",
+    "webhook",
+}
+
+
+def test_every_key_of_conf_that_names_a_file_is_taken_to_the_letter():
+    found = set()
+    for file in Path(CONF).rglob("*.yaml"):
+        if file.parent.name == "logger":  # whose names are those of run folders
+            continue
+        group = "" if file.parent == Path(CONF) else f"{file.parent.name}."
+        parents = {0: group}
+        for indent, key, comment in re.findall(r"^( *)(\w+):[^#\n]*(#.*)?$", file.read_text(encoding="utf-8"), re.M):
+            parents[len(indent) + 2] = f"{parents.get(len(indent), group)}{key}."
+            if re.search(r"\b(file|folder|path|detector\.pt)\b", comment):
+                found.add(f"{parents[len(indent)]}{key}")
+    known = PATH_KEYS | LIST_KEYS
+    assert found - known == NO_PATHS
+    assert {"backbone.weights", "data.roi", "data.table", "detector", "images"} <= found
+
+
+def test_a_region_may_be_numbers_or_a_file():
+    kept = ["data.roi=[1,2,30,40]", "data.roi=20", "data.roi=null"]
+    assert quote_paths(kept) == kept
+    assert parsed(quote_paths(["data.roi=roi (1).png"])[0]) == "roi (1).png"
 
 
 def test_another_argument_is_shown_as_it_has_to_be_written():

@@ -31,7 +31,8 @@ def known_keys(config_name: str) -> set[str]:
     config = OmegaConf.load(Path(CONF) / f"{config_name}.yaml")
     defaults = config.defaults if "defaults" in config else []
     groups = {str(group) for entry in defaults if OmegaConf.is_dict(entry) for group in entry}
-    return ({str(key) for key in config} | groups) - {"hydra", "defaults"}
+    others = [known_keys(entry) for entry in defaults if isinstance(entry, str) and entry != "_self_"]
+    return ({str(key) for key in config} | groups).union(*others) - {"hydra", "defaults"}
 
 
 def _targets(config: object, key: str = "") -> Iterator[tuple[str, object]]:

@@ -26,11 +26,12 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "run": Command("texture_ad.run", "train, calibrate and evaluate a detector: texture-ad run +experiment=carpet"),
+    "check": Command("texture_ad.check", "say what a run would use for what, and what is wrong with its images"),
     "predict": Command("texture_ad.predict", "score an image, a folder, or a watched folder with a saved detector"),
     "serve": Command("texture_ad.serve", "a web service and a page for people over a saved detector"),
     "update": Command("texture_ad.update", "add good photographs to a saved detector, without those of its fit"),
     "export": Command("texture_ad.export", "write a saved detector as one graph: ONNX or torch.export"),
-    "import": Command("texture_ad.data.mvtec", "unpack and check a downloaded archive of MVTec AD"),
+    "import": Command("texture_ad.data.importing", "list a folder's images in a table, or unpack MVTec AD's archive"),
     "workspace": Command("texture_ad.reporting.workspace", "make a W&B workspace and report that compare runs"),
 }
 

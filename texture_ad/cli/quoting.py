@@ -10,9 +10,21 @@ from pathlib import Path
 from hydra.core.override_parser.types import Quote, QuotedString
 
 # Keys whose values are paths, or texts with characters that the grammar has meanings for.
-PATH_KEYS = frozenset({"data.root", "data.table", "data.group", "detector", "input", "output", "run_dir"})
-# Keys whose values may also be lists of paths.
-LIST_KEYS = frozenset({"data.normal", "data.anomalous", "data.masks"})
+PATH_KEYS = frozenset(
+    {
+        "backbone.weights",
+        "data.group",
+        "data.root",
+        "data.table",
+        "detector",
+        "images",
+        "input",
+        "output",
+        "run_dir",
+    }
+)
+# Keys whose values may also be lists, of paths or of numbers; a number alone is none.
+LIST_KEYS = frozenset({"data.anomalous", "data.masks", "data.normal", "data.roi"})
 # Paths that the grammar reads as they are.
 _PLAIN = re.compile(r"(?!(true|false|nan|inf)$)[A-Za-z_./][A-Za-z0-9_./-]*", re.IGNORECASE | re.ASCII)
 
@@ -34,7 +46,7 @@ def quote_paths(arguments: list[str]) -> list[str]:
 def _quoted(argument: str, sweep: bool) -> str:
     key, equals, value = argument.partition("=")
     name = key.lstrip("+")
-    if name in LIST_KEYS and value.startswith("["):
+    if (name in LIST_KEYS and value.startswith("[")) or (name == "data.roi" and value.isdigit()):
         return argument
     if (
         not equals

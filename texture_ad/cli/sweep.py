@@ -6,6 +6,7 @@ Imports nothing heavy.
 """
 
 import json
+import logging
 import sys
 import traceback
 from collections.abc import Sequence
@@ -279,6 +280,7 @@ class Comparison(Callback):
         self.before = len(list(folder.glob("*/metrics.json")))
         if "optuna" not in config.hydra.sweeper._target_:
             return
+        logging.getLogger("alembic").setLevel(logging.WARNING)  # which tells of its plug-ins as it is imported
         try:
             from texture_ad.cli.search import check_direction, resume
 

@@ -323,13 +323,15 @@ class TextureDataModule(L.LightningDataModule):
     def division(self) -> list[str]:
         """Return sentences on how the images were divided."""
         told = []
+        left = len(self.layout.train)
         if self.draws_test:
-            told.append(f"Of the normal images, {self.test_fraction:.0%} were drawn for testing by seed {self.seed}.")
+            tested = sum(not sample.label for sample in self.test_samples)
+            told.append(f"Of {left + tested} normal images, {tested} were drawn for testing by seed {self.seed}.")
         if self.layout.calibration:
             told.append("The calibration images are those that the data set keeps for validation.")
         else:
-            share = f"{self.calibration_fraction:.0%} were drawn for calibration"
-            told.append(f"Of the normal images for training, {share} by seed {self.seed}.")
+            held_out = len(self.calibration_samples)
+            told.append(f"Of {left} normal images, {held_out} were drawn for calibration by seed {self.seed}.")
         if any(sample.group for sample in self.layout.samples):
             told.append("Images of one group are all training, all calibration or all test images.")
         return [*told, "Test images took no part in training or calibration."]
@@ -468,8 +470,9 @@ class TextureDataModule(L.LightningDataModule):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits that stand for the names and bytes of all training and test images."""
-        return fingerprint(self.layout, self.folder)
+        """Return 16 hexadecimal digits that stand for all images, what each is for, their masks and the roi's file."""
+        others = [Path(self.roi).expanduser()] if isinstance(self.roi, str) else []
+        return fingerprint(self.layout, self.folder, others)
 
     def state_dict(self) -> dict[str, str]:
         """Return what a checkpoint keeps of the data: their fingerprint."""

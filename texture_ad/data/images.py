@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from texture_ad.data.tiff import is_tiff, open_page
 from texture_ad.environment import available_memory
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.parameters import check
@@ -35,6 +36,7 @@ DECODED = 4  # bytes of a pixel, at most, as Pillow holds it
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower; `check_size` looks at every file
 MIN_SIDE = 4
 ORIENTATION = 0x0112  # of EXIF
+BITS = 0x0102  # a sample has, of TIFF
 TURNED = (5, 6, 7, 8)  # orientations that swap width and height
 MAX_GREY = 0.05  # of a mask's pixels between black and white: soft edges, not a picture
 MAX_CLASSES = 16  # values of a mask that count as numbers of classes, not as levels of grey
@@ -91,8 +93,14 @@ def checked_levels(name: str, values: object) -> Levels | None:
     return low, high
 
 
-def check_size(path: Path, width: int, height: int) -> None:
+def check_size(path: Path, width: int, height: int, decoded: int = DECODED) -> None:
     """Check the size that an image's header states.
+
+    Args:
+        path: of the file.
+        width: in pixels.
+        height: in pixels.
+        decoded: bytes of a pixel in memory.
 
     Raises:
         UserError: over MAX_PIXELS or what memory holds, or under MIN_SIDE.
@@ -100,9 +108,9 @@ def check_size(path: Path, width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise UserError(f"{path}: {width} x {height} pixels, more than {MAX_PIXELS:,}; scale the image down or cut it")
     memory = available_memory()
-    if memory is not None and width * height * DECODED > memory:
+    if memory is not None and width * height * decoded > memory:
         raise UserError(
-            f"{path}: {width} x {height} pixels need {width * height * DECODED / 2**30:.1f} GiB, {memory / 2**30:.1f} "
+            f"{path}: {width} x {height} pixels need {width * height * decoded / 2**30:.1f} GiB, {memory / 2**30:.1f} "
             "GiB of memory are free; scale the image down or cut it"
         )
     if min(width, height) < MIN_SIDE:
@@ -126,9 +134,7 @@ def open_image(path: Path, frame: int = 0, frames: Frames = "first") -> Image.Im
             warnings.simplefilter("ignore")
             image = Image.open(path, formats=FORMATS)
             check_size(path, *image.size)
-            if frames == "error" and count_frames(image) > 1:
-                problem = f"{count_frames(image)} frames, expected one"
-                raise UserError(f"{path}: {problem}; read the first or all of them, or save them as single images")
+            _check_frames(path, count_frames(image), frames)
             if frame:
                 image.seek(frame)
                 check_size(path, *image.size)
@@ -138,8 +144,34 @@ def open_image(path: Path, frame: int = 0, frames: Frames = "first") -> Image.Im
     except Image.DecompressionBombError as error:
         raise UserError(f"{path}: {error}; scale the image down or cut it") from error
     except Exception as error:
+        with suppress(OSError, ValueError, IndexError, KeyError, TypeError):
+            if is_tiff(path):
+                return _read_tiff(path, frame, frames)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: can't be read as an image ({reason}); copy it again or remove it") from error
+
+
+def _check_frames(path: Path, count: int, frames: Frames) -> None:
+    if frames == "error" and count > 1:
+        problem = f"{count} frames, expected one"
+        raise UserError(f"{path}: {problem}; read the first or all of them, or save them as single images")
+
+
+def _read_tiff(path: Path, frame: int, frames: Frames) -> Image.Image | np.ndarray:
+    """Return what `open_image` does of a TIFF that Pillow can't open."""
+    with open_page(path, frame) as page:
+        check_size(path, page.width, page.height, page.nbytes // (page.width * page.height))
+        _check_frames(path, page.frames, frames)
+        values = page.values()
+        if values.dtype == np.uint8:
+            image = Image.fromarray(values)
+            image.getexif()[ORIENTATION] = page.orientation
+            return ImageOps.exif_transpose(image)
+        if page.orientation == 1:
+            return values
+        planes = np.atleast_3d(values).astype(np.float32)
+        turned = np.stack([_turned(planes[..., c], page.orientation) for c in range(planes.shape[2])], -1)
+        return turned if values.ndim == 3 else turned[..., 0]
 
 
 def count_frames(image: Image.Image) -> int:
@@ -153,7 +185,9 @@ def _decode(path: Path, image: Image.Image, frame: int) -> Image.Image | np.ndar
     if deep and image.mode in ("RGB", "RGBA", "LA"):
         orientation = image.getexif().get(ORIENTATION, 1)
         values = _colour_values(path, image, frame)
-        return np.stack([_turned(values[..., c], orientation) for c in range(3)], -1).astype(np.uint16)
+        return np.stack([_turned(values[..., c].astype(np.float32), orientation) for c in range(3)], -1).astype(
+            np.uint16
+        )
     image.load()
     ImageOps.exif_transpose(image, in_place=True)  # a copy would forget its format
     return np.asarray(image) if deep else image
@@ -161,26 +195,23 @@ def _decode(path: Path, image: Image.Image, frame: int) -> Image.Image | np.ndar
 
 def is_deep(image: Image.Image) -> bool:
     """Return whether an opened image has more than 8 bits a channel; it is not decoded."""
-    # Pillow keeps 8 bits of each colour; its raw mode tells what the file has.
+    # Pillow keeps 8 bits of each colour; its raw mode tells what the file has, and of a TIFF in planes its tag.
     return (
         image.mode.startswith("I")
         or image.mode == "F"
+        or max(getattr(image, "tag_v2", {}).get(BITS, (8,))) > 8
         or any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
     )
 
 
 def _colour_values(path: Path, image: Image.Image, frame: int) -> np.ndarray:
-    """Return the 16-bit values of a PNG or TIFF in colour, float32 (H, W, 3), laid over black where it has an alpha."""
-    if image.format == "PNG":
-        from torchvision.io import ImageReadMode, decode_png, read_file
+    """Return the 16-bit values of a PNG or TIFF in colour, (H, W, 3), laid over black where it has an alpha."""
+    if image.format != "PNG":
+        with open_page(path, frame) as page:
+            return page.values()
+    from torchvision.io import ImageReadMode, decode_png, read_file
 
-        values = decode_png(read_file(str(path)), ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
-    else:
-        import tifffile
-
-        values = tifffile.imread(path, key=frame)
-        if values.shape[-1] > 4:  # a plane for each channel
-            values = np.moveaxis(values, 0, -1)
+    values = decode_png(read_file(str(path)), ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
     values = values.astype(np.float32)
     colour = values[..., :3] if values.shape[-1] > 2 else values[..., :1].repeat(3, -1)
     return colour * values[..., -1:] / 65535 if values.shape[-1] in (2, 4) else colour
@@ -212,6 +243,11 @@ def header(path: Path) -> tuple[int, int, str]:
     except UserError:
         raise
     except Exception as error:
+        with suppress(OSError, ValueError, IndexError, KeyError, TypeError):
+            if is_tiff(path):
+                with open_page(path) as page:
+                    width, height = page.width, page.height
+                    return (height, width, page.mode) if page.orientation in TURNED else (width, height, page.mode)
         raise UserError(f"{path}: can't be read as an image; copy it again or remove it") from error
 
 
@@ -238,6 +274,10 @@ def _frames_in(path: Path) -> int:
         warnings.simplefilter("ignore")
         with Image.open(path, formats=FORMATS) as image:
             return count_frames(image)
+    with suppress(Exception):
+        if is_tiff(path):
+            with open_page(path) as page:
+                return page.frames
     return 1
 
 
@@ -280,7 +320,8 @@ def _levels(path: Path, frame: int, roi: "Roi | None") -> Levels | None:
             if not is_deep(image):
                 return None
     values = open_image(path, frame)
-    assert isinstance(values, np.ndarray)
+    if isinstance(values, Image.Image):  # of 8 bits, though Pillow could not open it
+        return None
     values = values if roi is None else values[roi.at((values.shape[0], values.shape[1])).numpy()]
     finite = values[np.isfinite(values)]
     if not finite.size:

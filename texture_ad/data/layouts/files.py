@@ -72,9 +72,11 @@ def require_images(folder: Path, count: int = 2) -> list[Path]:
     return images
 
 
-def common_folder(paths: Iterable[Path]) -> Path:
-    """Return the lowest folder that all files lie in."""
-    return Path(os.path.commonpath([path.parent for path in paths]))
+def below_common(paths: Iterable[Path]) -> tuple[Path, list[Path]]:
+    """Return the lowest folder that all files lie in, absolute, and each path below it."""
+    absolute = [path.absolute() for path in paths]
+    top = Path(os.path.commonpath([path.parent for path in absolute]))
+    return top, [path.relative_to(top) for path in absolute]
 
 
 def image_stem(mask: Path) -> str:
@@ -140,5 +142,8 @@ def apart_from_masks(images: Sequence[Path]) -> tuple[list[Path], list[Path]]:
         images: files of both.
     """
     named = {(path.parent, path.stem) for path in images}
-    masks = [p for p in images if image_stem(p) != p.stem and (p.parent, image_stem(p)) in named]
-    return [p for p in images if p not in set(masks)], masks
+
+    def is_mask(path: Path) -> bool:
+        return image_stem(path) != path.stem and (path.parent, image_stem(path)) in named
+
+    return [path for path in images if not is_mask(path)], [path for path in images if is_mask(path)]

@@ -2,12 +2,13 @@
 
 import glob
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 
 from texture_ad.data.layouts.files import (
     apart_from_masks,
-    common_folder,
+    below_common,
     entries,
     images_below,
     is_image,
@@ -61,8 +62,8 @@ def flat(
 ) -> Layout:
     """List folders of normal and of anomalous images and of masks, each a folder, a glob or a list of them.
 
-    What isn't given is looked for by name (`NORMAL`, `ANOMALOUS`, `MASKS`), unless the normal images are given. Without
-    any masks, those that lie beside their images count. Normal images for testing are still to be drawn.
+    What isn't given is looked for by name (`NORMAL`, `ANOMALOUS`, `MASKS`), unless the normal images are given. Masks
+    that lie beside their images count as well. Normal images for testing are still to be drawn.
 
     Args:
         folder: that the places are relative to.
@@ -74,28 +75,31 @@ def flat(
         ParameterError: a place that isn't there.
         UserError: no normal images, or images that are given twice.
     """
-    found = {
-        "normal": _given(folder, "normal", normal, NORMAL),
-        "anomalous": _given(folder, "anomalous", anomalous, () if normal else ANOMALOUS),
-        "masks": _given(folder, "masks", masks, () if normal else MASKS),
-    }
-    good, bad = found["normal"], found["anomalous"]
+    good, _ = apart_from_masks(_given(folder, "normal", normal, NORMAL))
+    bad, beside = apart_from_masks(_given(folder, "anomalous", anomalous, () if normal else ANOMALOUS))
+    truth = _given(folder, "masks", masks, () if normal else MASKS)
     if not good:
         raise UserError(f"{folder}: has no normal images; say by normal where they are")
-    beside: list[Path] = []
-    if not found["masks"]:
-        bad, beside = apart_from_masks(bad)
-    both = sorted(set(good) & set(bad))
-    if both:
-        raise UserError(f"{len(both)} images are given as normal and as anomalous: {listed(both)}")
-    pairs = pair_masks(bad, found["masks"] or beside)
-    top = common_folder(good)
+    _check_apart({"normal images": good, "anomalous images": bad, "masks": truth})
+    pairs = pair_masks(bad, dict.fromkeys([*truth, *beside]))
     return Layout(
         "flat",
-        [Sample(path, name=path.relative_to(top).as_posix()) for path in good],
+        [Sample(path, name=name.as_posix()) for path, name in zip(good, below_common(good)[1], strict=True)],
         [Sample(path, 1, kind, pairs.get(path), name) for path, kind, name in _kinds(folder, bad)],
         undivided=bool(bad),
     )
+
+
+def _check_apart(files: Mapping[str, Sequence[Path]]) -> None:
+    """Check that no file is given for two uses.
+
+    Raises:
+        UserError: some are; the message counts and names them.
+    """
+    for one, other in combinations(files, 2):
+        both = sorted(set(files[one]) & set(files[other]))
+        if both:
+            raise UserError(f"{len(both)} files are given as {one} and as {other}: {listed(both)}; tell them apart")
 
 
 def _given(folder: Path, name: str, places: Places | None, names: Iterable[str]) -> list[Path]:
@@ -127,10 +131,9 @@ def _kinds(folder: Path, paths: Sequence[Path]) -> list[tuple[Path, str, str]]:
     """
     if not paths:
         return []
-    top = common_folder(paths)
-    own = "anomalous" if top == folder else top.name
-    parts = [path.relative_to(top).parts for path in paths]
+    top, below = below_common(paths)
+    own = "anomalous" if top == folder.absolute() else top.name
     return [
         (path, first, "/".join(rest)) if rest else (path, own, first)
-        for path, (first, *rest) in zip(paths, parts, strict=True)
+        for path, (first, *rest) in zip(paths, (name.parts for name in below), strict=True)
     ]

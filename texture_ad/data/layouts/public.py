@@ -135,7 +135,9 @@ def kolektorsdd2(folder: Path) -> Layout:
     images = [path for side in ("train", "test") if (folder / side).is_dir() for path in images_below(folder / side)]
     images, labels = apart_from_masks(images)
     samples = _labelled(folder, pair_masks(images, labels))
-    train = [sample for sample in samples if sample.path.is_relative_to(folder / "train")]
+    train, test = (
+        [sample for sample in samples if sample.path.is_relative_to(folder / side)] for side in ("train", "test")
+    )
     left_out = {
         "anomalous training images": [sample.path for sample in train if sample.label],
         "images without a label": sorted(set(images) - {sample.path for sample in samples}),
@@ -143,7 +145,7 @@ def kolektorsdd2(folder: Path) -> Layout:
     return Layout(
         "kolektorsdd2",
         [sample for sample in train if not sample.label],
-        [sample for sample in samples if sample not in train],
+        test,
         left_out={what: paths for what, paths in left_out.items() if paths},
         labels=labels,
     )

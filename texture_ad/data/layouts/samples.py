@@ -166,16 +166,20 @@ def duplicates(layout: Layout) -> list[tuple[Path, Path]]:
     ]
 
 
-def fingerprint(layout: Layout, folder: Path) -> str:
-    """Return 16 hexadecimal digits that stand for the names and bytes of all images, and for what each is used for.
+def fingerprint(layout: Layout, folder: Path, others: Iterable[Path] = ()) -> str:
+    """Return 16 hexadecimal digits that stand for all images, what each is used for, and their masks.
 
     Args:
         layout: the images.
         folder: of the category; names are relative to it.
+        others: files whose bytes count as well.
     """
     total = hashlib.sha256()
     for side, samples in (("train", layout.train), ("calibration", layout.calibration), ("test", layout.test)):
         for sample in samples:
             total.update(os.fsencode(f"{side} {sample.kind} {sample.below(folder)}"))
-            total.update(hashlib.sha256(sample.path.read_bytes()).digest())
+            for path in filter(None, (sample.path, sample.mask)):
+                total.update(hashlib.sha256(path.read_bytes()).digest())
+    for path in others:
+        total.update(hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()[:16]

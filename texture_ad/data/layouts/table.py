@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from texture_ad.data.layouts.files import common_folder, is_image
+from texture_ad.data.layouts.files import below_common, is_image
 from texture_ad.data.layouts.flat import NORMAL, plain
 from texture_ad.data.layouts.samples import Layout, Sample
 from texture_ad.errors import UserError
@@ -130,11 +130,11 @@ def table_layout(table: Path, rows: Sequence[Row], base: Path) -> Layout:
     if faults:
         others = f" ({len(faults)} rows can't be used)" if faults[1:] else ""
         raise UserError(f"{table}: {faults[0]}{others}")
-    top = common_folder(lines)
     sides: dict[str, list[Sample]] = {"train": [], "calibration": [], "test": []}
     left_out: dict[str, list[Path]] = defaultdict(list)
-    for row in rows:
-        sample = _sample(row, base, top)
+    _, names = below_common(_file(base, row.path) for row in rows)
+    for row, name in zip(rows, names, strict=True):
+        sample = _sample(row, base, name.as_posix())
         side = SPLITS[row.split.lower()] if divided else "test" if sample.label else "train"
         if sample.label and side != "test":
             left_out[f"anomalous {side.replace('train', 'training')} images"].append(sample.path)
@@ -171,11 +171,10 @@ def _file(base: Path, text: str) -> Path:
     return Path(os.path.normpath(base / text))
 
 
-def _sample(row: Row, base: Path, top: Path) -> Sample:
-    """Return a row's image, named by its path below `top`."""
+def _sample(row: Row, base: Path, name: str) -> Sample:
+    """Return a row's image."""
     label = plain(row.label)
     path = _file(base, row.path)
-    name = path.relative_to(top).as_posix()
     if label in (*NUMBERS, *NORMAL):
         return Sample(path, name=name, group=row.group)
     kind = "anomalous" if label in UNNAMED else row.label

@@ -1,0 +1,126 @@
+"""The commands that look before anything is trained: check, and import of a folder as a table."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from texture_ad.data import importing
+from texture_ad.data.images import Reading
+from texture_ad.data.inspection import copies, described, inspect_files, near_duplicates
+from texture_ad.data.layouts import scan
+
+
+def save(path: Path, pixels: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def noise(seed: int, shape=(64, 64)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Return a folder in MVTec AD's layout: 6 normal images for training, and for testing 2 normal and 2 anomalous."""
+    for i in range(6):
+        save(tmp_path / f"train/good/{i}.png", noise(i))
+    for i in range(2):
+        save(tmp_path / f"test/good/{i}.png", noise(10 + i))
+        save(tmp_path / f"test/hole/{i}.png", noise(20 + i))
+        save(tmp_path / f"ground_truth/hole/{i}_mask.png", np.eye(64, dtype=np.uint8) * 255)
+    return tmp_path
+
+
+def test_copies_and_near_duplicates_are_told_apart(tmp_path):
+    smooth = np.array(Image.fromarray(noise(0, (8, 8))).resize((96, 96), Image.Resampling.BICUBIC))
+    first = save(tmp_path / "a.png", smooth)
+    (tmp_path / "b.png").write_bytes(first.read_bytes())
+    Image.fromarray(smooth).resize((80, 80)).point(lambda v: v * 0.9).save(tmp_path / "c.jpg", quality=80)
+    save(tmp_path / "d.png", np.array(Image.fromarray(noise(1, (8, 8))).resize((96, 96), Image.Resampling.BICUBIC)))
+    files = inspect_files(sorted(tmp_path.iterdir()), Reading())
+    names = [[file.path.name for file in group] for group in copies(files)]
+    assert names == [["a.png", "b.png"]]
+    pairs = {tuple(file.path.name for file in pair) for pair in near_duplicates(files)}
+    assert pairs == {("a.png", "c.jpg"), ("b.png", "c.jpg")}
+    assert described(files) == "96 x 96 px (3), 80 x 80 px (1); L"
+
+
+def test_check_tells_what_a_run_would_use(folder, command):
+    (folder / "train/good/notes.xyz").write_text("?")
+    (folder / "test/good/9.png").write_bytes((folder / "train/good/0.png").read_bytes())
+    code, out, errors = command("check", "data=folder", f"data.root={folder}", "method=padim")
+    assert code == 0 and not errors
+    assert "training 5 images: 64 x 64 px; L\ncalibration 1 images: 64 x 64 px; L\ntest     5 images" in out
+    assert "kinds    good (3), hole (2)\nmasks    of 2 of 2 anomalous images\n" in out
+    assert "warning: 1 files" in out and "train/good/notes.xyz" in out
+    assert (
+        f"warning: 1 pairs of copies, training and test: {folder}/train/good/0.png and {folder}/test/good/9.png" in out
+    )
+    assert out.endswith("ready    a run would start\n")
+    assert not (folder / "runs").exists()
+
+
+def test_check_names_every_fault_and_is_refused_as_a_run_is(folder, command):
+    (folder / "train/good/1.png").write_bytes((folder / "train/good/1.png").read_bytes()[:600])
+    (folder / "test/hole/0.png").write_bytes(b"")
+    save(folder / "train/good/2.png", np.full((64, 64), 7, np.uint8))
+    save(folder / "ground_truth/hole/1_mask.png", np.eye(32, dtype=np.uint8) * 255)
+    code, out, errors = command("check", "data=folder", f"data.root={folder}")
+    told = errors.splitlines()
+    assert code == 2 and len(told) == 4 and all(line.startswith(f"error: {folder}/") for line in told)
+    for file, words in (
+        ("train/good/1.png", "can't be read"),
+        ("test/hole/0.png", "the file is empty"),
+        ("train/good/2.png", "one colour all over"),
+        ("ground_truth/hole/1_mask.png", "the mask has 32 x 32 pixels, its image 64 x 64"),
+    ):
+        assert any(file in line and words in line for line in told), file
+    assert out.endswith("refused  a run would be\n")
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("data.roi=40", "error: data.roi=40: expected an integer from 0 to 31"),
+        ("data.size=[1,2,3]", "error: data.size=[1, 2, 3]"),
+        ("data.groups=x", "data.groups"),
+    ],
+)
+def test_check_refuses_settings_of_the_data(folder, command, argument, words):
+    code, _, errors = command("check", "data=folder", f"data.root={folder}", argument)
+    assert code == 2 and words in errors
+
+
+def test_a_table_of_a_known_folder_lists_what_the_folder_does(folder, capsys):
+    assert importing.main([str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "10 images, 8 good, 2 hole; 2 with a mask" in out and f"data.table={folder}/images.csv" in out
+    expected, found = scan(folder), scan(folder, table=str(folder / "images.csv"))
+    for side in ("train", "calibration", "test"):
+        own = {(s.path, s.label, s.kind, s.mask) for s in getattr(expected, side)}
+        assert own == {(s.path, s.label, s.kind, s.mask) for s in getattr(found, side)}
+    assert importing.main([str(folder)]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_a_table_of_any_folder_is_to_be_edited(tmp_path, capsys):
+    for name in ("roll 1/OK/a.png", "roll 1/NG/b.png", "roll 2/OK/c.png", "roll 2/d.png"):
+        save(tmp_path / "photos" / name, noise(0))
+    save(tmp_path / "photos/roll 1/masks/b_mask.png", noise(0))
+    assert importing.main([str(tmp_path / "photos"), str(tmp_path / "own.csv")]) == 0
+    with open(tmp_path / "own.csv", encoding="utf-8") as file:
+        rows = {row["path"]: (row["label"], row["mask"], row["split"]) for row in csv.DictReader(file)}
+    assert rows == {
+        "roll 1/NG/b.png": ("anomalous", "roll 1/masks/b_mask.png", ""),
+        "roll 1/OK/a.png": ("good", "", ""),
+        "roll 2/OK/c.png": ("good", "", ""),
+        "roll 2/d.png": ("", "", ""),
+    }
+    assert "fill in the column label first" in capsys.readouterr().out
+    assert importing.main([str(tmp_path / "own.csv"), str(tmp_path)]) == 2  # no archive
+    (tmp_path / "empty").mkdir()
+    assert importing.main([str(tmp_path / "empty")]) == 2

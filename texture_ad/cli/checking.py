@@ -1,0 +1,77 @@
+"""What a run would use for what, told before it trains, and all that is wrong with the images of its configuration."""
+
+import sys
+from collections import Counter
+
+from omegaconf import DictConfig
+
+from texture_ad.cli.advice import advised
+from texture_ad.data.datamodule import TextureDataModule
+from texture_ad.data.images import Reading
+from texture_ad.data.inspection import File, can_hash, copy_lines, described, inspect_files, mask_problems
+from texture_ad.errors import ParameterError, UserError
+from texture_ad.pipeline import make
+
+
+def check_data(config: DictConfig) -> list[str]:
+    """Print what the images of a configuration are used for, and return why a run would refuse them.
+
+    Args:
+        config: of a run.
+
+    Raises:
+        UserError: nothing can be said of the images, since they can't be listed.
+    """
+    options = {key: value for key, value in config.data.items() if key != "cache_mb"}
+    data = make("data", options, cache_mb=0)
+    refused = _set_up(data)
+    reading = Reading(frames=data.frames)
+    sides = {
+        "training": inspect_files(data.training_paths, reading, varied=True),
+        "calibration": inspect_files((sample.path for sample in data.calibration_samples), reading, varied=True),
+        "test": inspect_files((sample.path for sample in data.layout.test), reading),
+    }
+    files = [file for side in sides.values() for file in side]
+    problems = [file.problem for file in files if file.problem] + mask_problems(data.layout.test)
+    # What stopped the set-up tells of the first of these, or of something else.
+    problems += [problem for problem in refused if not any(known in problem for known in problems)]
+    _print_use(data, sides)
+    warnings = [*data.warnings, *copy_lines(sides)]
+    if not can_hash():
+        warnings.append("near-duplicates were not looked for; pip install 'texture_ad[check]'")
+    for warning in warnings:
+        print(f"warning: {warning}")
+    sys.stdout.flush()
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    print("refused  a run would be" if problems else "ready    a run would start")
+    return problems
+
+
+def _set_up(data: TextureDataModule) -> list[str]:
+    """Set the data up as a run does, and return why that was refused.
+
+    Raises:
+        UserError: before the images were listed.
+    """
+    try:
+        data.setup()
+    except UserError as error:
+        error = error.within("data") if isinstance(error, ParameterError) else error
+        if not hasattr(data, "calibration_samples"):
+            raise error from error.__cause__
+        return [advised(error)]
+    return []
+
+
+def _print_use(data: TextureDataModule, sides: dict[str, list[File]]) -> None:
+    """Print what is used for what: a line for each side, for the kinds of defects, and for masks."""
+    print(f"data     {data.source_name}: {data.folder}, layout {data.layout_name}")
+    for side, files in sides.items():
+        print(f"{side:<8} {len(files)} images{': ' if files else ''}{described(files)}")
+    kinds = Counter(sample.kind for sample in data.layout.test)
+    if kinds:
+        print(f"kinds    {', '.join(f'{kind} ({count})' for kind, count in kinds.items())}")
+        anomalous = [sample for sample in data.layout.test if sample.label]
+        masked = sum(sample.mask is not None for sample in anomalous)
+        print(f"masks    of {masked} of {len(anomalous)} anomalous images")
