@@ -117,7 +117,7 @@ def test_a_defect_outside_changes_no_digit_and_one_inside_does(picture, number):
     rows, columns = inside.positions[0].unbind(1)
     h, w = inside.grid
     assert INSIDE[((rows + 0.5) * 80 / h).long(), ((columns + 0.5) * 100 / w).long()][rows >= 0].all()
-    # Even a threshold below every score marks nothing outside, but for maps that lie above it all over.
+    # Outside, a map holds its lowest value.
     maps = inside.anomaly_maps[0].numpy()
     assert maps[~INSIDE].max() == maps.min() and maps.argmax() in np.flatnonzero(INSIDE)
 
