@@ -93,6 +93,21 @@ def test_report_tells_what_was_found_and_how_to_repeat_it(report):
     assert re.search(r"missed, score 1\.5", text) and "false alarm, score 2.5" in text
 
 
+def test_the_worst_mistakes_have_a_section(report, monkeypatch):
+    monkeypatch.setattr("texture_ad.reporting.report.WORST", 2)
+    scores, labels = [1.0, 0.5, 1.9, 2.5, 3.0, 0.1], [1, 1, 1, 0, 1, 0]
+    metrics = {"data_source": SOURCE} | image_metrics(scores, labels, 2.0)
+    write_report(report.parent, metrics, images("abcdef", scores, labels), "again")
+    section = report.read_text(encoding="utf-8").split('id="mistakes"')[1].split('id="images"')[0]
+    assert "Missed defects: the worst 2 of 3" in section and "False alarms: 1<" in section
+    told = re.findall(r"<figcaption>(.*?)</figcaption>", section)
+    assert [text[0] for text in told] == ["b", "a", "d"]  # the farthest from the threshold first
+    assert "b (b): score 0.5, threshold 2" in told
+    metrics |= image_metrics([1.0, 3.0], [0, 1], 2.0)
+    write_report(report.parent, metrics, images("ab", [1.0, 3.0], [0, 1]), "again")
+    assert "Missed defects: none" in report.read_text(encoding="utf-8")
+
+
 def test_verdict_does_without_one_of_the_classes():
     assert verdict(image_metrics([1.0, 3.0], [0, 0], 2.0))[0] == "1 of 2 normal images raised a false alarm."
     assert verdict(image_metrics([1.0], [1], 2.0))[0] == "0 of 1 anomalous images were found."

@@ -5,7 +5,7 @@ Order of reading: `update`, then `cross_fit`.
 
 import copy
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -54,13 +54,13 @@ def update(
 
     The scores of the first calibration images belong to the moments of then, so the new photographs alone calibrate:
     the promise is about images like them. Each is measured by a detector that was updated with the others (see
-    `cross_fit`), to which it is as new as an image to come.
+    `cross_fit`), to which it is as new as an image to come. Each is read once and kept until the end.
 
     Args:
         detector: loaded; it is changed.
         source: folder of the photographs, for the detector's provenance.
         paths: of good photographs.
-        batch_size: photographs that are read at a time.
+        batch_size: photographs that are read and measured at a time.
         false_alarm_rate: share of normal images above the thresholds, None for the one that was asked for before.
 
     Raises:
@@ -74,12 +74,13 @@ def update(
         raise ParameterError("false_alarm_rate", rate, "the detector holds none; give a share of normal images")
     check_count(len(paths), rate)
     before = detector.threshold.item()
-    scores = torch.cat([detector(images).scores for images in read(detector, paths, batch_size)])
-    measured = cross_fit(detector, paths, batch_size)
-    detector.update(read(detector, paths, batch_size))
+    images = read(detector, paths, batch_size)
+    scores = torch.cat([detector(batch).scores for batch in images.split(batch_size)])
+    measured = cross_fit(detector, images, batch_size)
+    detector.update(images.split(batch_size))
     detector.calibrate_on(measured, rate)
     if detector.provenance is not None:
-        detector.provenance = extended(detector.provenance, detector, source, paths, batch_size, rate)
+        detector.provenance = extended(detector.provenance, images, source, paths, rate)
     return Change(
         images=len(paths),
         threshold_before=before,
@@ -101,39 +102,38 @@ def check_count(count: int, false_alarm_rate: float) -> None:
         raise ParameterError("false_alarm_rate", false_alarm_rate, f"{found}; give at least {needed}, or a higher rate")
 
 
-def read(detector: AnomalyDetector, paths: Sequence[Path], batch_size: int) -> Iterator[Tensor]:
-    """Yield files as batches of images, without what lies outside the region of interest."""
+def read(detector: AnomalyDetector, paths: Sequence[Path], batch_size: int) -> Tensor:
+    """Return files as images, uint8 (n, 3, H, W) on the CPU, without what lies outside the region of interest."""
+    found = []
     for start in range(0, len(paths), batch_size):
         images = detector.read(*paths[start : start + batch_size])
         assert isinstance(images, Tensor)  # tiles are refused by `update`
-        yield detector.fill(images)
+        found.append(detector.fill(images).cpu())
+    return torch.cat(found)
 
 
 @torch.no_grad()
-def cross_fit(detector: AnomalyDetector, paths: Sequence[Path], batch_size: int) -> list[tuple[Measurement, Shape]]:
-    """Measure each photograph by a copy of the detector that was updated with the photographs of the other folds."""
+def cross_fit(detector: AnomalyDetector, images: Tensor, batch_size: int) -> list[tuple[Measurement, Shape]]:
+    """Measure each image (n, 3, H, W) by a copy of the detector that was updated with those of the other folds."""
     measured: list[tuple[Measurement, Shape]] = []
     for fold in range(FOLDS):
-        inside = paths[fold::FOLDS]
-        outside = [path for number, path in enumerate(paths) if number % FOLDS != fold]
+        inside = torch.arange(len(images)) % FOLDS == fold
         other = copy.deepcopy(detector)
-        other.update(read(other, outside, batch_size))
-        for images in read(other, inside, batch_size):
-            measured += other.measure_all(images)
+        other.update(images[~inside].split(batch_size))
+        for batch in images[inside].split(batch_size):
+            measured += other.measure_all(batch)
     return measured
 
 
 def extended(
     provenance: Provenance,
-    detector: AnomalyDetector,
+    images: Tensor,
     source: Path,
     paths: Sequence[Path],
-    batch_size: int,
     false_alarm_rate: float,
 ) -> Provenance:
-    """Return what a detector was made from, after an update."""
-    levels = torch.cat([brightness(images).cpu() for images in read(detector, paths, batch_size)])
-    new = training_statistics(list(paths), levels)
+    """Return what a detector was made from, after an update with the images (n, 3, H, W) of these photographs."""
+    new = training_statistics(list(paths), brightness(images))
     old = provenance.training_images
     digest = hashlib.sha256(provenance.data_fingerprint.encode())
     for path in paths:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 TILE = 192  # pixels of a thumbnail's side
 GALLERY = 600  # images shown at most, the worst mistakes first
+WORST = 8  # missed defects and as many false alarms, in a section of their own
 _FIGURES = {
     "scores": (
         "Image scores",
@@ -61,7 +62,8 @@ _STREAM = {
         "The stream and the calibration images lie over one another as long as both show the same kind of image.",
     ),
 }
-_CONTENTS = """<nav><a href="#metrics">Metrics</a><a href="#figures">Figures</a><a href="#images">Test images</a>
+_CONTENTS = """<nav><a href="#metrics">Metrics</a><a href="#figures">Figures</a><a href="#mistakes">Mistakes</a>
+<a href="#images">Test images</a>
 <a href="#repeat">How to repeat it</a></nav>"""
 _CLASSES = {"correct": "correct", "false alarm": "alarm", "missed": "missed"}  # of an outcome's card in report.css
 
@@ -117,6 +119,7 @@ def write_report(
         _CONTENTS if images else "",
         f'<h2 id="metrics">Metrics</h2>{_metrics(metrics)}',
         f'<h2 id="figures">Figures</h2>{shown}' if shown else "",
+        _mistakes(images, metrics["threshold"]) if images else "",
         _gallery(images, metrics["threshold"], source) if images else "",
         f'<h2 id="repeat">How to repeat it</h2>{_repeat(command, metrics.get("data_fingerprint"))}',
         *map(_folded, cards),
@@ -294,6 +297,24 @@ def _gallery(images: Sequence[GalleryImage], threshold: float, source: str) -> s
         kinds="".join(f"<option>{_text(kind)}</option>" for kind in sorted({image["kind"] for image in images})),
         cards="".join(_card(image, threshold) for image in worst[:GALLERY]),
     )
+
+
+def _mistakes(images: Sequence[GalleryImage], threshold: float) -> str:
+    """Return the section of the WORST missed defects and false alarms, those farthest from the threshold first."""
+    parts = []
+    for found, title in (("missed", "Missed defects"), ("false alarm", "False alarms")):
+        of_kind = [image for image in images if _outcome(image, threshold) == found]
+        worst = sorted(of_kind, key=lambda image: -_mistake(image, threshold))[:WORST]
+        count = f"the worst {len(worst)} of {len(of_kind)}" if len(of_kind) > WORST else str(len(of_kind) or "none")
+        shown = "".join(_worst(image, threshold) for image in worst)
+        parts.append(f'<h3>{title}: {count}</h3><div class="mistakes">{shown}</div>')
+    note = "Left to right: the image with the true defect's outline, the anomaly map, the located region."
+    return f'<h2 id="mistakes">The worst mistakes</h2><p class="note">{note}</p>{"".join(parts)}'
+
+
+def _worst(image: GalleryImage, threshold: float) -> str:
+    told = f"{image['path']} ({image['kind']}): score {image['score']:.4g}, threshold {threshold:.4g}"
+    return f"<figure>{_image(image['thumbnail'], told)}<figcaption>{_text(told)}</figcaption></figure>"
 
 
 def _outcome(image: GalleryImage, threshold: float) -> str:
