@@ -14,7 +14,7 @@ help: ## list these targets
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[dev]" # most of it is never imported
 	touch $@
 
 setup: $(VENV)/.installed ## install the package with what its tests, checks and pages need
