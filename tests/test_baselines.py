@@ -17,10 +17,12 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import OneClassSVM as SklearnSVM
 from torch.utils.data import DataLoader
+from torchvision.transforms.functional import gaussian_blur
 
 from texture_ad.deploy.export import export
 from texture_ad.deploy.runtimes import FORMATS
 from texture_ad.errors import ParameterError, UserError
+from texture_ad.methods.base import smooth
 from texture_ad.methods.baseline import image_features, nearest
 from texture_ad.methods.patchcore import core_set
 from texture_ad.methods.registry import METHODS, load, method_class
@@ -147,6 +149,14 @@ def test_a_method_without_moments_cannot_be_updated(backbone, images):
 def test_padim_scores_the_maximum_of_its_smoothed_map(backbone, loader, images):
     found = fitted(baseline("padim", backbone, channels=10), loader)(images)
     assert torch.equal(found.scores, found.anomaly_maps.amax((1, 2)))
+
+
+@pytest.mark.parametrize("sigma", [0.5, 4.0, 6.857])
+def test_smoothing_along_rows_and_columns_is_torchvisions(sigma):
+    maps = torch.rand(2, 60, 70)
+    side = 2 * int(4 * sigma + 0.5) + 1
+    expected = gaussian_blur(maps[:, None], [side, side], [sigma, sigma])[:, 0]
+    torch.testing.assert_close(smooth(maps, sigma), expected)
 
 
 def test_one_nn_is_scikit_learns(backbone, loader, images):

@@ -435,6 +435,7 @@ def test_a_run_in_every_layout(folders, tmp_path, command, name):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
+        (["data.root={}"], "data.category=carpet: {} is itself the folder of one texture; add data=folder"),
         (["data=folder", "data.root={}/.."], "data.layout=auto: {}/.. has no train/good (mvtec), "),
         (
             ["data.table={}/images.csv"],

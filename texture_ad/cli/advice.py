@@ -22,6 +22,7 @@ ADVICE = (
     ),
     ("backbone.weights", "not a state dict", "or backbone.weights=pretrained"),
     ("data.root", "no such folder", "import MVTec AD by python -m texture_ad.data.mvtec ARCHIVE ROOT"),
+    ("data.category", "the folder of one texture", "add data=folder"),
     (
         "data.layout",
         "has no",

@@ -96,6 +96,8 @@ def _locate_category(folder: Path, category: str | None, layout: str) -> tuple[P
     """Return `locate`'s answer for a category in a data set's folder."""
     name = str(category)
     if not (folder / name).is_dir():
+        if any(known.recognise(folder) for known in LAYOUTS.values()):
+            raise ParameterError("category", category, f"{folder} is itself the folder of one texture")
         present = sorted(p.name for p in folder.iterdir() if p.is_dir())
         holds = f"{folder} holds {', '.join(present) or 'no folder'}"
         raise ParameterError("category", category, f"{_hint(category, present)}{holds}")

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.transforms.functional import gaussian_blur
 
 from texture_ad.data.drift import ImageStatistics
 from texture_ad.data.geometry import Geometry, Shape, Tiling, Window
@@ -178,9 +177,12 @@ def enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def smooth(maps: Tensor, sigma: float) -> Tensor:
-    """Return maps (B, H, W) smoothed by a Gaussian of `sigma` pixels."""
-    side = 2 * int(4 * sigma + 0.5) + 1
-    return gaussian_blur(maps[:, None], [side, side], [sigma, sigma])[:, 0]
+    """Return maps (B, H, W) smoothed by a Gaussian of `sigma` pixels, along rows and then columns."""
+    radius = int(4 * sigma + 0.5)
+    x = torch.arange(-radius, radius + 1, dtype=maps.dtype, device=maps.device)
+    kernel = F.softmax(-0.5 * (x / sigma) ** 2, 0)
+    padded = F.pad(maps[:, None], [radius] * 4, mode="reflect")
+    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))[:, 0]
 
 
 def _threshold_at(own: Tensor, scores: Tensor, false_alarm_rate: float | None) -> float:
