@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import lightning as L
 import numpy as np
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.functional import gaussian_blur
 
 from texture_ad.deploy.export import export
+from texture_ad.deploy.runtimes import FORMATS
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.methods.base import smooth
 from texture_ad.methods.baseline import image_features, nearest
@@ -279,6 +281,10 @@ def test_every_method_is_one_graph(name, loader, tmp_path):
     written = export(detector, tmp_path / "graph", "torch_export", list(textures(4, seed=2)))
     maps = () if name in WITHOUT_MAP else ("anomaly_maps", "masks")
     assert written.outputs == ("scores", "labels", *maps) and written.photographs == 8
+    if os.environ.get("TEXTURE_AD_LONG"):  # ten seconds each; each is compared before it is written
+        for kind in ("onnx", "openvino"):
+            path = tmp_path / f"graph{FORMATS[kind].suffix}"
+            assert export(detector, path, kind, list(textures(4, seed=2))).outputs == written.outputs
     graph = torch.export.load(tmp_path / "graph").module()
     for count in (1, 30):
         images = textures(count, seed=3)
