@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 from forked import run_module
-from helpers import environment, few_photographs, untrained_detector
+from helpers import composed, environment, few_photographs, untrained_detector
+from omegaconf import OmegaConf
 
 from benchmarks.comparison import Row
 from benchmarks.results import regressions
 from experiments.mvtec import table as mvtec_table
+from experiments.textures import WITHOUT, options
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["data.size=64", "backbone=resnet18", "backbone.weights=none", "backbone.layers=[layer1]"]
@@ -55,7 +57,7 @@ def test_textures_are_compared_with_their_mean_and_rank(tmp_path):
         few_photographs(tmp_path / "root" / name)
     args = [
         f"root={tmp_path / 'root'}",
-        "methods=fusion,-head,padim",
+        "methods=fusion,padim",
         "seeds=0",
         f"runs={tmp_path / 'runs'}",
         f"output={tmp_path / 'textures'}",
@@ -69,9 +71,7 @@ def test_textures_are_compared_with_their_mean_and_rank(tmp_path):
     done = script("experiments.textures", *args)
     assert done.returncode == 0, done.stdout + done.stderr
     runs = json.loads((tmp_path / "textures.json").read_text())
-    assert {(r["texture"], r["method"]) for r in runs} == {
-        (t, m) for t in ("rug", "mat") for m in ("fusion", "-head", "padim")
-    }
+    assert {(r["texture"], r["method"]) for r in runs} == {(t, m) for t in ("rug", "mat") for m in ("fusion", "padim")}
     text = (tmp_path / "textures.md").read_text()
     lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
     ours = [r["image_auroc"] for r in runs if r["method"] == "fusion"]
@@ -79,6 +79,12 @@ def test_textures_are_compared_with_their_mean_and_rank(tmp_path):
     assert "fusion less padim: " in text or all(a["image_auroc"] == b["image_auroc"] for a in runs for b in runs)
     done = script("experiments.textures", f"root={tmp_path / 'nowhere'}")
     assert done.returncode == 2 and "no such folder" in done.stderr
+
+
+@pytest.mark.parametrize("part", WITHOUT)
+def test_ours_without_a_part_is_a_configuration(part):
+    (key, value) = WITHOUT[part][0].split("=")
+    assert str(OmegaConf.select(composed(*options(part)), key)) == value
 
 
 def test_figures_share_one_run(tmp_path):

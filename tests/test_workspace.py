@@ -3,12 +3,11 @@
 import gzip
 import json
 import os
-import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from forked import run_module
 
 pytest.importorskip("wandb_workspaces")
 
@@ -69,13 +68,7 @@ class Server(BaseHTTPRequestHandler):
 
 def workspace(home, *args, **env):
     clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
-    return subprocess.run(
-        [sys.executable, "-m", "texture_ad.reporting.workspace", *args],
-        capture_output=True,
-        text=True,
-        env=clean | {"HOME": str(home)} | env,
-        timeout=120,
-    )
+    return run_module("texture_ad.reporting.workspace", *args, env=clean | {"HOME": str(home)} | env)
 
 
 def test_workspace_and_report_are_saved_grouped_by_sweep_and_setting(tmp_path):
