@@ -9,6 +9,7 @@ from texture_ad.cli.advice import advised
 from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.data.images import Reading
 from texture_ad.data.inspection import File, can_hash, copy_lines, described, inspect_files, mask_problems
+from texture_ad.environment import to_install
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.pipeline import make
 
@@ -38,7 +39,7 @@ def check_data(config: DictConfig) -> list[str]:
     _print_use(data, sides)
     warnings = [*data.warnings, *copy_lines(sides)]
     if not can_hash():
-        warnings.append("near-duplicates were not looked for; pip install 'texture_ad[check]'")
+        warnings.append(f"near-duplicates were not looked for; {to_install('check')}")
     for warning in warnings:
         print(f"warning: {warning}")
     sys.stdout.flush()
