@@ -114,7 +114,7 @@ def test_a_class_of_ones_own_runs_where_it_is_allowed(photographs, tmp_path, mon
     assert "own_data" not in sys.modules
     code, out, errors = command("run", *quick, "allow=[own_data]")
     assert code == 0, errors
-    assert out.startswith("data     mine:")
+    assert out.startswith("data     mine, layout mvtec:")
     assert OmegaConf.load(tmp_path / "run" / "config.yaml").allow == ["own_data"]
     importlib.invalidate_caches()
     sys.modules.pop("own_data", None)

@@ -144,7 +144,7 @@ def open_image(path: Path, frame: int = 0, frames: Frames = "first") -> Image.Im
     except Image.DecompressionBombError as error:
         raise UserError(f"{path}: {error}; scale the image down or cut it") from error
     except Exception as error:
-        with suppress(OSError, ValueError, IndexError, KeyError, TypeError):
+        with suppress(OSError, ValueError):
             if is_tiff(path):
                 return _read_tiff(path, frame, frames)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -243,7 +243,7 @@ def header(path: Path) -> tuple[int, int, str]:
     except UserError:
         raise
     except Exception as error:
-        with suppress(OSError, ValueError, IndexError, KeyError, TypeError):
+        with suppress(OSError, ValueError):
             if is_tiff(path):
                 with open_page(path) as page:
                     width, height = page.width, page.height

@@ -1,5 +1,6 @@
 """TIFFs of the kinds that Pillow can't open, read by tifffile: floats in colour, 32-bit integers, rare compressions."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,17 +85,21 @@ def open_page(path: Path, frame: int = 0) -> Iterator[Page]:
 
     Raises:
         UserError: a compression that needs the package imagecodecs.
+        ValueError: the file can't be read.
     """
     import tifffile
 
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it would tell every fault beside our one line
     file: TiffFile
-    with tifffile.TiffFile(path) as file:
-        try:
+    try:
+        with tifffile.TiffFile(path) as file:
             yield Page(file.pages[frame], len(file.pages))  # type: ignore[arg-type]
-        except (ImportError, ValueError) as error:
-            if isinstance(error, ValueError) and "imagecodecs" not in str(error):
-                raise
+    except UserError:
+        raise
+    except Exception as error:  # of any kind where a stranger wrote the file
+        if isinstance(error, ImportError) or "imagecodecs" in str(error):
             raise UserError(
                 f"{path}: a TIFF whose compression needs another package; pip install 'texture_ad[tiff]', or save it "
                 "without compression"
             ) from error
+        raise ValueError(str(error)) from error
