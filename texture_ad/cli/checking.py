@@ -26,10 +26,11 @@ def check_data(config: DictConfig) -> list[str]:
     options = {key: value for key, value in config.data.items() if key != "cache_mb"}
     data = make("data", options, cache_mb=0)
     refused = _set_up(data)
-    reading = Reading(frames=data.frames)
+    # What stopped the set-up may have kept it from finding these.
+    reading, roi = getattr(data, "reading", Reading(frames=data.frames)), getattr(data, "interest", None)
     sides = {
-        "training": inspect_files(data.training_paths, reading, varied=True),
-        "calibration": inspect_files((sample.path for sample in data.calibration_samples), reading, varied=True),
+        "training": inspect_files(data.training_paths, reading, True, roi),
+        "calibration": inspect_files((sample.path for sample in data.calibration_samples), reading, True, roi),
         "test": inspect_files((sample.path for sample in data.layout.test), reading),
     }
     files = [file for side in sides.values() for file in side]
