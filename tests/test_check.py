@@ -82,6 +82,20 @@ def test_check_names_every_fault_and_is_refused_as_a_run_is(folder, command):
     assert out.endswith("refused  a run would be\n")
 
 
+def test_one_colour_is_judged_as_a_run_does(folder, command):
+    for i in range(6):  # deep images so dark that 256 levels of all values would show one colour
+        save(folder / f"train/good/{i}.png", noise(i).astype(np.uint16) // 8)
+    arguments = ["check", "data=folder", f"data.root={folder}"]
+    assert command(*arguments)[0] == 0
+    (folder / "test/hole/0.png").write_bytes(b"")  # nor where a file has stopped the set-up
+    (folder / "train/good/1.png").write_bytes(b"")
+    assert len(command(*arguments)[2].splitlines()) == 2
+    save(folder / "train/good/1.png", np.pad(np.full((44, 44), 9, np.uint8), 10, constant_values=200))
+    (folder / "test/hole/0.png").write_bytes((folder / "test/hole/1.png").read_bytes())
+    code, _, errors = command(*arguments, "data.roi=12")
+    assert code == 2 and "train/good/1.png: one colour all over" in errors
+
+
 @pytest.mark.parametrize(
     ("argument", "words"),
     [
@@ -111,6 +125,8 @@ def test_a_table_of_any_folder_is_to_be_edited(tmp_path, capsys):
     for name in ("roll 1/OK/a.png", "roll 1/NG/b.png", "roll 2/OK/c.png", "roll 2/d.png"):
         save(tmp_path / "photos" / name, noise(0))
     save(tmp_path / "photos/roll 1/masks/b_mask.png", noise(0))
+    save(tmp_path / "photos/roll 2/NG/e.png", noise(0))
+    save(tmp_path / "photos/roll 2/NG/e_GT.png", noise(0))
     assert importing.main([str(tmp_path / "photos"), str(tmp_path / "own.csv")]) == 0
     with open(tmp_path / "own.csv", encoding="utf-8") as file:
         rows = {row["path"]: (row["label"], row["mask"], row["split"]) for row in csv.DictReader(file)}
@@ -118,6 +134,7 @@ def test_a_table_of_any_folder_is_to_be_edited(tmp_path, capsys):
         "roll 1/NG/b.png": ("anomalous", "roll 1/masks/b_mask.png", ""),
         "roll 1/OK/a.png": ("good", "", ""),
         "roll 2/OK/c.png": ("good", "", ""),
+        "roll 2/NG/e.png": ("anomalous", "roll 2/NG/e_GT.png", ""),
         "roll 2/d.png": ("", "", ""),
     }
     assert "fill in the column label first" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -192,16 +193,26 @@ def test_an_engine_is_made_once_and_decides_as_torch(saved, photographs, tmp_pat
         assert float(found["score"]) == pytest.approx(float(right["score"]), rel=1e-3, abs=1e-3)
 
 
-def test_a_service_uses_an_engine_that_is_there(saved, tmp_path, monkeypatch, command):
+@pytest.fixture(scope="module")
+def engine(saved, tmp_path_factory):
+    """The detector's file, with the file of an engine beside it."""
     pytest.importorskip("onnxruntime")
+    file = tmp_path_factory.mktemp("engine") / "detector.pt"
+    file.write_bytes(saved.read_bytes())
+    assert engines.use_engine(load(file), file, "onnx", 1).startswith("onnx")
+    return file
+
+
+def test_a_service_uses_an_engine_that_is_there(saved, engine, tmp_path, monkeypatch, command):
     server = pytest.importorskip("texture_ad.deploy.service.server")
     file = tmp_path / "detector.pt"
     file.write_bytes(saved.read_bytes())
     served = []
     monkeypatch.setattr(server, "serve", lambda detector, *_: served.append(detector))
     monkeypatch.setattr(engines, "FASTEST", ("onnx",))
-    for name, told in (("auto", "torch; engine=onnx is faster"), ("onnx", "onnx, kept in"), ("auto", "onnx, kept in")):
-        code, out, errors = command("serve", f"detector={file}", f"engine={name}")
+    faster = "torch; engine=onnx is faster"
+    for path, name, told in ((file, "auto", faster), (engine, "onnx", "onnx, kept"), (engine, "auto", "onnx, kept")):
+        code, out, errors = command("serve", f"detector={path}", f"engine={name}")
         assert code == 0, errors
         assert f"engine   {told}" in out
     torch_alone, *others = served
@@ -212,10 +223,19 @@ def test_a_service_uses_an_engine_that_is_there(saved, tmp_path, monkeypatch, co
     assert command("serve", f"detector={file}", "engine=tflite")[0] == 2
 
 
-def test_an_engine_measures_the_tiles_of_pictures(tmp_path):
-    pytest.importorskip("onnxruntime")
-    detector = untrained_detector(64, backbone=("resnet18", ("layer1",)))
+def _copy(source, target):
+    target.parent.mkdir()
+    shutil.copy(source, target)
+
+
+def test_an_engine_measures_the_tiles_of_pictures(engine, tmp_path, monkeypatch):
+    detector = load(engine)
     detector.set_geometry(Geometry((64, 64), 16, (130, 170)))
+    # A tile is measured as an image of its size: the engine that was made for these takes the place of another.
+    made = engines.engine_file(engine, "onnx")
+    moved = FORMATS["onnx"]._replace(write=lambda program, outputs, path, precision: _copy(made, path))
+    monkeypatch.setattr(engines, "FORMATS", {**FORMATS, "onnx": moved})
+    monkeypatch.setattr(engines, "trace", lambda *_: None)
     pixels = np.random.default_rng(0).integers(0, 256, (130, 170, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "picture.png")
     detector.save(tmp_path / "detector.pt")

@@ -68,7 +68,7 @@ def test_what_a_layout_leaves_out_is_counted_by_its_reason(folders, name):
     assert {what: len(paths) for what, paths in left_out.items()} == LEFT_OUT.get(name, {})
 
 
-def test_the_split_beside_the_categories_of_visa_says_which_images_test(tmp_path):
+def test_the_split_beside_the_categories_of_visa_says_which_images_test(tmp_path, monkeypatch):
     candle = visa(tmp_path / "candle")
     rows = ["object,split,label,image,mask", "pcb1,train,normal,pcb1/Data/Images/Normal/0.JPG,"]
     rows += [f"candle,{'test' if i in (1, 4) else 'train'},normal,candle/Data/Images/Normal/{i}.JPG," for i in range(8)]
@@ -81,6 +81,8 @@ def test_the_split_beside_the_categories_of_visa_says_which_images_test(tmp_path
     assert found.name == "visa" and not found.undivided and len(found.train) == 6
     assert [sample.path.name for sample in found.test if not sample.label] == ["1.JPG", "4.JPG"]
     assert sum(sample.mask is not None for sample in found.test) == 3
+    monkeypatch.chdir(candle)
+    assert scan(Path()).train[0].path == Path("Data/Images/Normal/0.JPG") and len(scan(Path()).train) == 6
     with pytest.raises(UserError, match="has no rows of lamp"):
         scan(candle.rename(tmp_path / "lamp"))
 
@@ -92,6 +94,7 @@ def test_the_split_beside_the_categories_of_visa_says_which_images_test(tmp_path
         (lambda root: visa(root / "candle"), "candle in it has one of them: give that folder"),
         (lambda root: several(mvtec(root) / "OK", 1), r"is laid out as mvtec \(train/good\) and as flat "),
         (lambda root: (root / "train/ok").mkdir(parents=True), r"train/ok: 0 images; at least 2"),
+        (lambda root: several(mvtec(root) / "test/OK", 1), "test/OK: is named as normal images"),
         (lambda root: several(root / "OK", 1), "1 normal images for training; at least 2"),
     ],
 )

@@ -39,8 +39,7 @@ def mahalanobis(train, new):
     return torch.from_numpy(np.einsum("ni,ij,nj->n", centred, np.linalg.inv(covariance), centred))
 
 
-@pytest.mark.parametrize(("count", "rate"), [(28, 0.05), (60, 0.1)])
-@pytest.mark.parametrize("heavy", [False, True])
+@pytest.mark.parametrize(("count", "rate", "heavy"), [(28, 0.05, False), (60, 0.1, True)])
 def test_a_cross_fitted_threshold_holds_its_promise(count, rate, heavy):
     # The detector is that of the first fold; the others score what it was fitted on.
     rng = np.random.default_rng(count)
@@ -81,7 +80,7 @@ def padim():
 real = pytest.mark.skipif("TEXTURE_AD_REAL_DATA" not in os.environ, reason="TEXTURE_AD_REAL_DATA names no folder")
 
 
-@pytest.mark.parametrize("source", ["brick", "grass", "gravel", pytest.param("photographs", marks=real)])
+@pytest.mark.parametrize("source", ["brick", "gravel", pytest.param("photographs", marks=real)])
 def test_the_promise_holds_on_real_textures(source):
     pictures = torch.from_numpy(real_photographs(64) if source == "photographs" else crops(source))
     images = pictures[:, None].expand(-1, 3, -1, -1).contiguous()
@@ -120,6 +119,7 @@ def test_a_run_calibrates_on_images_that_each_detector_has_not_seen(tmp_path, co
     monkeypatch.setattr(PaDiM, "measure_all", measuring)
     options = [f"data.root={tmp_path / 'data'}", f"data.size={SIDE}", "pictures=false", "logger=none", "method=padim"]
     options += ["backbone=resnet18", "backbone.weights=none", "backbone.layers=[layer1]", "method.channels=12"]
+    options += [f"backbone.min_size={SIDE}"]
     found = {}
     for cross_fit in ("true", "false"):
         folder = tmp_path / cross_fit

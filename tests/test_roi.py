@@ -23,6 +23,7 @@ from texture_ad.methods.registry import load
 BOX = [20, 12, 60, 90]  # of pictures of 80 x 100 pixels
 INSIDE = np.zeros((80, 100), bool)
 INSIDE[20:60, 12:90] = True
+SHALLOW = ("resnet18", ("layer1",))  # a backbone that costs little
 masks = arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12))).filter(np.any)
 
 
@@ -99,9 +100,8 @@ def picture():
 
 def detectors():
     """Return a fusion, and a baseline whose own image score comes from its highest position."""
-    layers = ("resnet18", ("layer1", "layer2"))
-    fusion = untrained_detector(backbone=layers, sigma=4.0, dictionary_weight=0.0)
-    patchcore = baseline("patchcore", tiny_backbone(*layers).eval())
+    fusion = untrained_detector(backbone=SHALLOW, sigma=4.0, dictionary_weight=0.0)
+    patchcore = baseline("patchcore", tiny_backbone(*SHALLOW).eval())
     patchcore.memory = torch.randn(30, patchcore.memory.shape[1])
     return [fusion, patchcore.eval()]
 
@@ -138,7 +138,7 @@ def test_the_exported_graph_leaves_out_the_same(picture):
 
 
 def test_tiles_leave_out_what_lies_outside_of_the_whole_picture(picture, tmp_path):
-    detector = untrained_detector(size=32, sigma=4.0)
+    detector = untrained_detector(size=32, backbone=SHALLOW, sigma=4.0)
     detector.set_geometry(tiles((32, 32), 8, [(80, 100)]))
     detector.roi = read_roi(BOX, (80, 100), detector.geometry.view)
     for name, pixels in (("own", picture), ("out", painted(picture, 64, 80)), ("in", painted(picture, 30, 40))):
@@ -157,13 +157,17 @@ def test_tiles_leave_out_what_lies_outside_of_the_whole_picture(picture, tmp_pat
     assert measured[-1] < measured[0]
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "detector.pt"
+    untrained_detector(backbone=SHALLOW).save(path)
+    return torch.load(path, weights_only=True)
+
+
 @pytest.mark.parametrize(
     "content", [torch.ones(8, 8, dtype=torch.bool), torch.zeros(64, 64).bool(), [[1]], torch.ones(64, 64)]
 )
-def test_the_region_of_a_strange_file_is_checked(content, tmp_path):
-    detector = untrained_detector()
-    detector.save(tmp_path / "detector.pt")
-    saved = torch.load(tmp_path / "detector.pt", weights_only=True)
+def test_the_region_of_a_strange_file_is_checked(saved, content, tmp_path):
     torch.save(saved | {"roi": content}, tmp_path / "detector.pt")
     with pytest.raises(ParameterError, match=r"detector\.pt"):
         load(tmp_path / "detector.pt")
@@ -234,8 +238,7 @@ def test_tiles_that_are_learnt_are_the_same_whatever_lies_outside(tmp_path):
     given = []
     for outside in (1, 2):
         root = photographs(tmp_path / f"photographs{outside}", outside)
-        options = ["data=folder", f"data.root={root}", "data.tile=32", "data.overlap=8", "data.batch_size=99"]
-        data = make("data", [*options, f"data.roi={BOX}".replace(" ", "")])
+        data = make("data", ["data=folder"], root=str(root), tile=32, overlap=8, batch_size=99, roi=BOX)
         data.setup()
         loaders = (data.normal_dataloader(), data.calibration_dataloader(), data.val_dataloader())
         given.append([batch["image"] for loader in loaders for batch in loader] + list(data.training_views()))
@@ -245,20 +248,20 @@ def test_tiles_that_are_learnt_are_the_same_whatever_lies_outside(tmp_path):
 
 
 def test_the_fingerprint_covers_masks_sides_and_the_region(tmp_path):
-    def fingerprint(*options):
-        data = make("data", ["data=folder", f"data.root={tmp_path}", "data.size=64", *options])
+    def fingerprint(**options):
+        data = make("data", ["data=folder"], root=str(tmp_path), size=64, **options)
         data.setup()
         return data.fingerprint
 
     photographs(tmp_path, 0)
     Image.fromarray(INSIDE).save(tmp_path / "roi.png")
     table = "path,label,split\n" + "".join(f"train/good/{i}.png,good,{{{i}}}\n" for i in range(10))
-    found = [fingerprint(), fingerprint(f"data.roi={tmp_path}/roi.png")]
+    found = [fingerprint(), fingerprint(roi=f"{tmp_path}/roi.png")]
     Image.fromarray(~INSIDE).save(tmp_path / "roi.png")
-    found.append(fingerprint(f"data.roi={tmp_path}/roi.png"))
+    found.append(fingerprint(roi=f"{tmp_path}/roi.png"))
     Image.fromarray(INSIDE).save(tmp_path / "ground_truth/spot/0.png")
     found.append(fingerprint())
     for number in (7, 8):
         (tmp_path / "images.csv").write_text(table.format(*["train"] * number, *["test"] * (10 - number)))
-        found.append(fingerprint(f"data.table={tmp_path}/images.csv"))
+        found.append(fingerprint(table=f"{tmp_path}/images.csv"))
     assert len(set(found)) == len(found) == 6

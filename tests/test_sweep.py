@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from texture_ad.cli.entry import CONF
 from texture_ad.cli.naming import data_name, job_name, slug, sweep_dir, swept
-from texture_ad.cli.sweep import compare, finished, means_over_textures, read_jobs, write_comparison
+from texture_ad.cli.sweep import best_setting, compare, finished, means_over_textures, read_jobs, write_comparison
 from texture_ad.data.batches import SharedBatches
 from texture_ad.errors import UserError
 from texture_ad.training.resources import take_share
@@ -222,7 +222,7 @@ def test_a_search_that_was_killed_tries_first_what_it_was_at(tmp_path, optuna):
     [
         (["hydra/sweeper=optuna", "seed=range(0,9)"], "hydra.sweeper.direction=minimize: expected maximize"),
         (["+search=weights", "data.root=/nowhere", "hydra.sweeper.n_trials=1"], "no trial of the search has finished"),
-        (["hydra/launcher=submitit_ray"], 'pip install "texture_ad[sweep]"'),
+        (["hydra/launcher=submitit_ray"], 'in a checkout, pip install ".[sweep]"'),
     ],
 )
 def test_a_search_that_cant_work_says_why(data, tmp_path, command, more, message, optuna):
@@ -378,6 +378,31 @@ def test_settings_have_a_mean_and_a_mean_rank_over_textures(tmp_path):
     assert "mean of 2" in text and "mean rank" in text and "1.75" in text
     assert [row["mean rank"] for row in rows(tmp_path / "comparison.csv")][-3:] == ["2.0", "1.75", "2.25"]
     assert not means_over_textures(*compare(jobs[:6]))
+    for one in jobs:
+        del one["metrics"]["image_auroc"]  # without test images there is no rank
+    rankless = means_over_textures(*compare(jobs))
+    assert len(rankless) == 3 and {row["mean rank"] for row in rankless} == {None}
+    write_comparison(tmp_path, jobs)
+    assert "nan" not in (tmp_path / "comparison.md").read_text() + (tmp_path / "comparison.csv").read_text()
+
+
+@pytest.mark.parametrize("texture", ["data.category", "experiment"])
+def test_a_texture_is_no_best_setting(tmp_path, texture):
+    scores = {"wood": {2: 0.9, 4: 0.8}, "tile": {2: 0.6, 4: 0.5}}
+    jobs = [
+        job(tmp_path, data=name, blocks=b, score=score, **{texture: name})
+        for name, by_blocks in scores.items()
+        for b, score in by_blocks.items()
+    ]
+    for one in jobs:
+        one["metrics"]["synthetic_auroc"] = one["metrics"]["image_auroc"]
+    keys, settings = compare(jobs)
+    (line,) = best_setting(keys, settings + means_over_textures(keys, settings))
+    assert line.startswith("Best: blocks=2, by its ") and "0.750" in line
+    # Without another setting, or on other images by another key, there is nothing to choose.
+    keys, settings = compare(jobs[::2])
+    assert not best_setting(keys, settings + means_over_textures(keys, settings))
+    assert not best_setting(["blocks"], compare(jobs)[1])
 
 
 def test_settings_are_compared_over_seeds_in_the_order_of_their_values(tmp_path):

@@ -27,7 +27,12 @@ def versions() -> dict[str, str]:
 
 def not_installed(package: str, extra: str) -> str:
     """Say that a package is missing, and which extra of this one brings it."""
-    return f'{package} is not installed; in a checkout, pip install ".[{extra}]"'
+    return f"{package} is not installed; {to_install(extra)}"
+
+
+def to_install(extra: str) -> str:
+    """Say how to install an extra of this package; no release is published."""
+    return f'in a checkout, pip install ".[{extra}]"'
 
 
 def plugins() -> list[EntryPoint]:

@@ -9,6 +9,7 @@ from texture_ad.cli.advice import advised
 from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.data.images import Reading
 from texture_ad.data.inspection import File, can_hash, copy_lines, described, inspect_files, mask_problems
+from texture_ad.environment import to_install
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.pipeline import make
 
@@ -25,10 +26,11 @@ def check_data(config: DictConfig) -> list[str]:
     options = {key: value for key, value in config.data.items() if key != "cache_mb"}
     data = make("data", options, cache_mb=0)
     refused = _set_up(data)
-    reading = Reading(frames=data.frames)
+    # What stopped the set-up may have kept it from finding these.
+    reading, roi = getattr(data, "reading", Reading(frames=data.frames)), getattr(data, "interest", None)
     sides = {
-        "training": inspect_files(data.training_paths, reading, varied=True),
-        "calibration": inspect_files((sample.path for sample in data.calibration_samples), reading, varied=True),
+        "training": inspect_files(data.training_paths, reading, True, roi),
+        "calibration": inspect_files((sample.path for sample in data.calibration_samples), reading, True, roi),
         "test": inspect_files((sample.path for sample in data.layout.test), reading),
     }
     files = [file for side in sides.values() for file in side]
@@ -38,7 +40,7 @@ def check_data(config: DictConfig) -> list[str]:
     _print_use(data, sides)
     warnings = [*data.warnings, *copy_lines(sides)]
     if not can_hash():
-        warnings.append("near-duplicates were not looked for; pip install 'texture_ad[check]'")
+        warnings.append(f"near-duplicates were not looked for; {to_install('check')}")
     for warning in warnings:
         print(f"warning: {warning}")
     sys.stdout.flush()

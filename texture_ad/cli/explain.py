@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from texture_ad.cli.advice import advised
 from texture_ad.cli.quoting import unreadable
+from texture_ad.environment import to_install
 from texture_ad.errors import UserError
 
 _DISK = {
@@ -57,7 +58,7 @@ def explain(error: BaseException) -> str | None:
         # The innermost says what is wrong with which key.
         line = f"{error} ({chain[-1]})" if len(chain) > 1 and str(chain[-1]) not in str(error) else str(error)
         extras = {extra for plugin, extra in _PLUGINS.items() if plugin in line}
-        return "; ".join([line, *(f'pip install "texture_ad[{extra}]"' for extra in extras)])
+        return "; ".join([line, *(to_install(extra) for extra in extras)])
     return None
 
 

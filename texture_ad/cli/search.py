@@ -40,7 +40,7 @@ def resume(sweeper: DictConfig) -> None:
             study.tell(trial.number, state=TrialState.FAIL)
             study.enqueue_trial(trial.params)
     finished = len(study.get_trials(states=(TrialState.COMPLETE,)))
-    print(f"search   {finished} of {sweeper.n_trials} trials are in {sweeper.storage}", flush=True)
+    print(f"search   {finished} of {sweeper.n_trials} trials of the study {sweeper.study_name} are there", flush=True)
     sweeper.n_trials = max(0, sweeper.n_trials - finished)
     if sweeper.sampler.get("seed") is not None:
         sweeper.sampler.seed += len(study.trials)

@@ -35,7 +35,11 @@ NOTE = (
 
 RANK = "mean rank"
 OBJECTIVE = "synthetic_auroc"  # what a search maximises: it needs no label
-DATA = ("data.category", "data.root")  # keys whose values are textures, over which a setting has a mean and a rank
+DATA = (
+    "experiment",
+    "data.category",
+    "data.root",
+)  # keys whose values are textures, over which a setting has a mean and a rank
 
 
 def finished(folder: Path, config: DictConfig) -> bool:
@@ -135,7 +139,7 @@ def means_over_textures(keys: Sequence[str], settings: Sequence[dict]) -> list[d
         about = {key: f"mean of {len(complete)}" for key in textures} | {"data": f"{len(complete)} textures"}
         rows.append(dict(zip(others, setting, strict=True)) | about | means)
     for row, rank in zip(rows, _mean_ranks(list(groups.values()), complete), strict=True):
-        row[RANK] = rank
+        row[RANK] = None if isnan(rank) else rank
     return rows
 
 
@@ -149,10 +153,13 @@ def _mean_ranks(groups: Sequence[dict[tuple, dict]], textures: Sequence[tuple]) 
 
 
 def best_setting(keys: Sequence[str], settings: Sequence[dict]) -> list[str]:
-    """Return a line that names the setting of the highest OBJECTIVE, over all textures where there are several."""
+    """Return a line that names the setting of the highest OBJECTIVE, over all textures where there are several.
+
+    Settings on different images are not compared.
+    """
     textures = any(key in DATA for key in keys)
     rows = [row for row in settings if OBJECTIVE in row and (RANK in row or not textures)]
-    if len(rows) < 2:
+    if len(rows) < 2 or len({row["data"] for row in rows}) > 1:
         return []
     best = max(rows, key=lambda row: fmean(row[OBJECTIVE]))
     setting = ", ".join(f"{key}={best[key]}" for key in keys if key not in DATA)
@@ -259,7 +266,7 @@ def _write_report(
         cells = {key: Cell(cell(row[key]), row[key] or "") for key in keys}
         cells |= {COMPARED[name].heading: Cell(text, found[name].mean) for name, text in _texts(row).items()}
         if RANK in row:
-            cells[RANK] = Cell(f"{row[RANK]:.2f}", row[RANK])
+            cells[RANK] = Cell(cell(row[RANK]), row[RANK] or "")
         runs = _runs(row)
         rows.append(cells | {"runs": Cell(str(runs), runs), "data": Cell(row["data"], row["data"])})
     plots = [folder / "comparison.png"] if settings else []
@@ -285,7 +292,7 @@ class Comparison(Callback):
             from texture_ad.cli.search import check_direction, resume
 
             check_direction(config.hydra.sweeper)
-            if config.hydra.sweeper.storage:
+            if config.hydra.sweeper.storage and config.hydra.sweeper.study_name:  # without a name each is a new one
                 folder.mkdir(parents=True, exist_ok=True)  # the study's, as a rule
                 resume(config.hydra.sweeper)
         except Exception as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from texture_ad.data import mvtec
 from texture_ad.data.layouts import Layout, Sample, images_below, pair_masks, scan
+from texture_ad.data.layouts.files import apart_from_masks
 from texture_ad.data.layouts.flat import ANOMALOUS, MASKS, NORMAL, plain
 from texture_ad.data.layouts.recognition import recognise
 from texture_ad.data.layouts.table import COLUMNS
@@ -51,7 +52,7 @@ def guessed_rows(folder: Path) -> list[dict[str, str]]:
     """Return a row for each image below a folder of no known layout.
 
     A label is told by the lowest folder whose name says normal or anomalous, and is empty without one. Images below a
-    folder that is named as masks are, are masks.
+    folder that is named as masks are, are masks, and so are those beside an image that are named after it.
 
     Args:
         folder: that is searched.
@@ -61,11 +62,11 @@ def guessed_rows(folder: Path) -> list[dict[str, str]]:
     """
     below = {path: [plain(part) for part in path.relative_to(folder).parts[:-1]] for path in images_below(folder)}
     masks = [path for path, names in below.items() if any(name in MASKS for name in names)]
-    images = [path for path in below if path not in set(masks)]
+    images, beside = apart_from_masks([path for path in below if path not in set(masks)])
     if not images:
         raise UserError(f"{folder}: holds no image; give the folder with the images")
     labels = {path: _guessed_label(below[path]) for path in images}
-    pairs = pair_masks([path for path in images if labels[path] != "good"], masks)
+    pairs = pair_masks([path for path in images if labels[path] != "good"], masks + beside)
     samples = [Sample(path, int(labels[path] != "good"), labels[path], pairs.get(path)) for path in images]
     return [_row(folder, sample, "") for sample in samples]
 

@@ -15,6 +15,7 @@ from texture_ad.data.images import Reading, header, read_image
 from texture_ad.data.layouts import Sample, listed
 from texture_ad.data.layouts.samples import mask_marks
 from texture_ad.data.pictures import rounded
+from texture_ad.data.roi import Roi
 from texture_ad.errors import UserError
 
 HASH_SIDE = 16  # of a perceptual hash; it has as many bits as its square
@@ -50,27 +51,32 @@ def can_hash() -> bool:
     return find_spec("imagehash") is not None
 
 
-def inspect_files(paths: Iterable[Path], reading: Reading, varied: bool = False) -> list[File]:
+def inspect_files(paths: Iterable[Path], reading: Reading, varied: bool = False, roi: Roi | None = None) -> list[File]:
     """Decode image files and return what they are, each file once.
 
     Args:
         paths: of the files.
         reading: how they are read.
         varied: refuse an image of one colour, from which nothing can be learnt.
+        roi: the region of interest, in which it has to vary.
     """
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(lambda path: _inspect(path, reading, varied), dict.fromkeys(paths)))
+        return list(pool.map(lambda path: _inspect(path, reading, varied, roi), dict.fromkeys(paths)))
 
 
-def _inspect(path: Path, reading: Reading, varied: bool) -> File:
+def _inspect(path: Path, reading: Reading, varied: bool, roi: Roi | None) -> File:
     try:
         width, height, mode = header(path)
-        pixels = rounded(read_image(path, reading))
+        values = read_image(path, reading)
         digest = hashlib.sha256(path.read_bytes()).digest()
     except UserError as error:
         return File(path, problem=str(error))
+    pixels = rounded(values)
+    # Without levels from the training images, dark ones of more than 8 bits may be rounded to one colour.
+    told = values if reading.levels is None else pixels
+    told = told.reshape(-1, 3) if roi is None else told[roi.at((height, width)).numpy()]
     problem = ""
-    if varied and (pixels == pixels[:1, :1]).all():
+    if varied and (told == told[:1]).all():
         problem = f"{path}: one colour all over, nothing to learn from; remove this exposure"
     return File(path, (height, width), mode, digest, perceptual_hash(pixels) if can_hash() else None, problem)
 

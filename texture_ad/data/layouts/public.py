@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from texture_ad.data.layouts.files import apart_from_masks, entries, images_below, is_image, pair_masks, require_images
-from texture_ad.data.layouts.flat import flat
+from texture_ad.data.layouts.flat import NORMAL, flat, plain
 from texture_ad.data.layouts.samples import Layout, Sample, mask_marks
 from texture_ad.data.layouts.table import read_rows, table_layout
 from texture_ad.errors import UserError
@@ -47,8 +47,15 @@ def _good_samples(folder: Path, good: str) -> list[Sample]:
 
 
 def _kinds(test: Path, truth: Path, good: str) -> list[Sample]:
-    """Return the images of all folders <test>/<kind>; an empty list without a test folder."""
+    """Return the images of all folders <test>/<kind>; an empty list without a test folder.
+
+    Raises:
+        UserError: a kind of defect whose name says normal, other than `good`.
+    """
     kinds = [p for p in entries(test) if p.is_dir() and p != truth] if test.is_dir() else []
+    for kind in kinds:
+        if kind.name != good and plain(kind.name) in NORMAL:
+            raise UserError(f"{kind}: is named as normal images, which are expected in {test / good}; rename it")
     return [
         sample
         for kind in kinds
@@ -108,15 +115,20 @@ def visa(folder: Path) -> Layout:
     Where split_csv/1cls.csv lies beside the category, it says which images train and which test. Otherwise normal
     images for testing are still to be drawn.
     """
-    split = folder.parent / VISA_SPLIT
+    category = folder.resolve().name
+    split = folder.resolve().parent / VISA_SPLIT
     if not split.is_file():
         places = ("Data/Images/Normal", "Data/Images/Anomaly", "Data/Masks/Anomaly")
         return replace(flat(folder, *(place if (folder / place).is_dir() else None for place in places)), name="visa")
     rows = read_rows(split, VISA_COLUMNS)
-    own = [row for row in rows if row.category == folder.name]
+    own = [
+        replace(row, path=row.path.removeprefix(f"{category}/"), mask=row.mask.removeprefix(f"{category}/"))
+        for row in rows
+        if row.category == category
+    ]
     if not own:
-        raise UserError(f"{split}: has no rows of {folder.name}; rename the folder as it is called there")
-    return replace(table_layout(split, own, folder.parent), name="visa")
+        raise UserError(f"{split}: has no rows of {category}; rename the folder as it is called there")
+    return replace(table_layout(split, own, folder), name="visa")
 
 
 def side_by_side(folder: Path) -> list[Path]:

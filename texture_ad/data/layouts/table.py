@@ -157,7 +157,7 @@ def _problem(row: Row, base: Path, divided: bool, lines: dict[Path, int]) -> str
         return f"{path} stands in line {lines[path]} already"
     if not row.label:
         return "has no label; expected 0, 1, or the kind of defect"
-    if Path(row.label).name != row.label:
+    if Path(row.label).name != row.label or row.label == "..":
         return f"label={row.label}: expected 0, 1, or the kind of defect, without a slash"
     if row.mask and not _file(base, row.mask).is_file():
         return f"no such mask {_file(base, row.mask)}"

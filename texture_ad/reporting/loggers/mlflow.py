@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import FileLock
 from lightning.pytorch.loggers import MLFlowLogger
 
+from texture_ad.environment import not_installed
 from texture_ad.errors import UserError
 from texture_ad.files import write_text
 from texture_ad.reporting.loggers import DETECTOR_FILES
@@ -56,7 +57,7 @@ def _users_error() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise UserError(f'logger=mlflow: {error}; pip install "texture_ad[mlflow]"') from error
+        raise UserError(f"logger=mlflow: {not_installed(error.name or 'mlflow-skinny', 'mlflow')}") from error
     except Exception as error:
         if type(error).__module__.partition(".")[0] != "mlflow":
             raise

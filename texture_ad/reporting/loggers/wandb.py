@@ -63,7 +63,7 @@ def wandb_logger(
 ) -> WandbLogger:
     """Return a WandbLogger whose run has begun; offline it writes below `save_dir` and prints how to upload it.
 
-    A run that an agent of a W&B sweep has started is that of the agent: its id, project, team and name.
+    A run that an agent of a W&B sweep has started has the id, project and team that the agent gives.
 
     Args:
         save_dir: the run folder.
@@ -86,10 +86,11 @@ def wandb_logger(
     folder = Path(save_dir)
     folder.mkdir(parents=True, exist_ok=True)
     names: dict[str, str | None] = dict(zip(("group", "name", "job_type"), run_names(folder), strict=True))
-    names |= {k: v for k, v in (("group", group), ("name", name), ("job_type", job_type)) if v}
+    given = {k: v for k, v in (("group", group), ("name", name), ("job_type", job_type)) if v}
     names |= {"project": project, "entity": entity, "id": _run_id(folder)}
     options: dict[str, Any] = {
         **(_agents_names() or names),
+        **given,
         "dir": str(folder),
         "resume": "allow",
         "settings": _settings(),
