@@ -13,6 +13,7 @@ from PIL import Image
 
 from texture_ad.data.geometry import Geometry
 from texture_ad.data.images import read_image, resize
+from texture_ad.data.roi import Roi
 from texture_ad.deploy import engines
 from texture_ad.deploy import export as exporting
 from texture_ad.deploy.graph import DecidingGraph, resize_images, trace
@@ -41,6 +42,7 @@ def saved(photographs, tmp_path_factory):
     path = tmp_path_factory.mktemp("detector") / "detector.pt"
     # A small network: to export one of many layers takes far longer.
     detector = untrained_detector(64, paths, images, ("resnet18", ("layer1",)))
+    detector.roi = Roi(torch.arange(64)[:, None].expand(64, 64) < 56)  # which every format has to keep
     scores = detector(images).scores
     detector.threshold.copy_(scores.sort().values[3:5].mean())
     detector.pixel_threshold.copy_(detector(images).anomaly_maps.flatten().quantile(0.9))
@@ -231,6 +233,7 @@ def _copy(source, target):
 def test_an_engine_measures_the_tiles_of_pictures(engine, tmp_path, monkeypatch):
     detector = load(engine)
     detector.set_geometry(Geometry((64, 64), 16, (130, 170)))
+    detector.roi = None  # of another size
     # A tile is measured as an image of its size: the engine that was made for these takes the place of another.
     made = engines.engine_file(engine, "onnx")
     moved = FORMATS["onnx"]._replace(write=lambda program, outputs, path, precision: _copy(made, path))

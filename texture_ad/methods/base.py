@@ -413,8 +413,9 @@ class AnomalyDetector(nn.Module, ABC):
         if sigma:
             maps = smooth(maps, sigma)
         if roi is not None:
-            # Outside, a map holds no more than a typical normal position's score; fmin ignores one not known yet, NaN.
-            lowest = torch.fmin(maps.amin((1, 2), keepdim=True), self.map_floor)
+            # Outside, a map holds no more than a typical normal position's score, where that is known and not NaN.
+            lowest = maps.amin((1, 2), keepdim=True)
+            lowest = torch.where(self.map_floor < lowest, self.map_floor, lowest)
             maps = torch.where(roi.inside.to(maps.device), maps, lowest)
         scores = self.score(maps, top_scores) if measured.scores is None else measured.scores
         return Prediction(scores, maps, positions, grid)
