@@ -14,7 +14,8 @@ from PIL import Image
 
 from texture_ad.data.geometry import VIEW, Geometry, Tiling, Window, grid_windows, tiles
 from texture_ad.data.pictures import DamagedPicture, Picture
-from texture_ad.errors import ParameterError
+from texture_ad.data.roi import Roi
+from texture_ad.errors import ParameterError, UserError
 from texture_ad.methods.base import Measurement
 from texture_ad.methods.registry import load
 
@@ -118,6 +119,14 @@ def test_a_damaged_picture_has_one_defect_in_one_tile(photograph, seed):
     rows, columns, _ = np.nonzero(damaged != pixels)
     assert 0 < np.ptp(rows) < 64 and 0 < np.ptp(columns) < 64
     assert (DamagedPicture(path, (64, 64), seed).window(whole).permute(1, 2, 0).numpy() == damaged).all()
+
+
+def test_a_picture_too_small_for_the_region_of_interest_is_refused(photograph):
+    path, _ = photograph
+    inside = torch.zeros(4000, 4000, dtype=torch.bool)
+    inside[1] = True  # a line that the picture's rows pass by
+    with pytest.raises(UserError, match="so small that nothing of it lies in the region of interest"):
+        _ = DamagedPicture(path, (64, 64), 0, roi=Roi(inside)).image
 
 
 def test_tiles_measure_what_the_whole_picture_measures(photograph):

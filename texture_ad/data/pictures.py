@@ -11,6 +11,7 @@ from texture_ad.data.geometry import Shape, Window
 from texture_ad.data.images import Levels, Reading, header, levels_of, open_image, resize, rgb
 from texture_ad.data.roi import Roi, counts
 from texture_ad.data.synthetic import synthetic_defects
+from texture_ad.errors import UserError
 
 STRIP = 2**22  # pixels that are reduced at a time
 WHOLE = 10**8  # pixels up to which a picture is resized in one piece
@@ -144,7 +145,13 @@ class DamagedPicture(Picture):
         return self._image
 
     def _place(self, generator: torch.Generator) -> Window:
-        """Draw a window of which something counts."""
+        """Draw a window of which something counts.
+
+        Raises:
+            UserError: nothing of the picture does.
+        """
+        if self.roi is not None and not self.roi.at(self.shape).any():
+            raise UserError(f"{self.path}: so small that nothing of it lies in the region of interest; remove it")
         height, width = (min(pair) for pair in zip(self.shape, self.tile, strict=True))
         while True:
             top, left = (
