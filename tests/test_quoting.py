@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from texture_ad.cli.entry import CONF
@@ -46,6 +46,10 @@ def test_a_path_is_taken_to_the_letter(name, key):
 
 
 @given(st.text(min_size=1, max_size=9))
+@example("NULL")
+@example("True")
+@example("1e5")
+@example("nan")
 def test_any_path_is_taken_to_the_letter(name):
     quoted = len(name) > 1 and name[0] == name[-1] and name[0] in "'\""
     if name not in ("null", "???") and "${" not in name and not quoted:

@@ -26,7 +26,7 @@ PATH_KEYS = frozenset(
 # Keys whose values may also be lists, of paths or of numbers; a number alone is none.
 LIST_KEYS = frozenset({"data.anomalous", "data.masks", "data.normal", "data.roi"})
 # Paths that the grammar reads as they are.
-_PLAIN = re.compile(r"(?!(true|false|nan|inf)$)[A-Za-z_./][A-Za-z0-9_./-]*", re.IGNORECASE | re.ASCII)
+_PLAIN = re.compile(r"(?!(true|false|nan|inf|null)$)[A-Za-z_./][A-Za-z0-9_./-]*", re.IGNORECASE | re.ASCII)
 
 
 def quote_paths(arguments: list[str]) -> list[str]:
