@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from scipy.stats import rankdata, wilcoxon
+from scipy.stats import wilcoxon
 
 from experiments.runs import KEPT, Job, arguments, read_run, run_all, script, write_table
 from texture_ad.errors import UserError
+from texture_ad.evaluation.spread import mean_ranks
 from texture_ad.reporting.metrics import METRICS
 from texture_ad.reporting.tables import markdown_table
 
@@ -88,10 +89,8 @@ def table(runs: Sequence[dict], methods: Sequence[str], textures: Sequence[str])
     if complete:
         means = {m: [fmean(of[t, m]) for t in complete] for m in methods}
         rows.append({"image AUROC": f"mean of {len(complete)}", **{m: fmean(means[m]) for m in methods}})
-        ranks = [rankdata([-means[m][i] for m in methods]) for i in range(len(complete))]
-        rows.append(
-            {"image AUROC": "mean rank", **{m: float(fmean(r[j] for r in ranks)) for j, m in enumerate(methods)}}
-        )
+        ranks = mean_ranks([[means[m][i] for m in methods] for i in range(len(complete))])
+        rows.append({"image AUROC": "mean rank", **dict(zip(methods, ranks, strict=True))})
     return rows
 
 

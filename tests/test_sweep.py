@@ -9,18 +9,21 @@ from statistics import fmean, stdev
 from types import SimpleNamespace
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 import torch
 from forked import Forked, run_module
 from helpers import arguments, environment, few_photographs, printed_random, repeatable
 from joblib.externals.loky import get_reusable_executor
 from omegaconf import OmegaConf
+from scipy.stats import rankdata
 
 from texture_ad.cli.entry import CONF
 from texture_ad.cli.naming import data_name, job_name, slug, sweep_dir, swept
 from texture_ad.cli.sweep import best_setting, compare, finished, means_over_textures, read_jobs, write_comparison
 from texture_ad.data.batches import SharedBatches
 from texture_ad.errors import UserError
+from texture_ad.evaluation.spread import mean_ranks
 from texture_ad.training.resources import take_share
 
 KILLS = 8 if os.environ.get("TEXTURE_AD_LONG") else 1
@@ -419,6 +422,11 @@ def test_settings_are_compared_over_seeds_in_the_order_of_their_values(tmp_path)
     text = write_comparison(tmp_path, jobs)
     assert "0.010 ± 0.001" in text and "2.0 ± 0.0" in text
     assert "task=y" in (tmp_path / "comparison.svg").read_text()
+
+
+def test_mean_ranks_are_those_of_scipy():
+    values = np.random.default_rng(0).integers(0, 4, (5, 6)).astype(float)
+    assert mean_ranks(values.tolist()) == pytest.approx(rankdata(-values, axis=1).mean(0))
 
 
 def test_seeds_alone_are_one_setting_and_sources_are_kept_apart(tmp_path):

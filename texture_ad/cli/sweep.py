@@ -24,7 +24,7 @@ from texture_ad.cli.explain import explain, fail
 from texture_ad.cli.naming import key_of, swept
 from texture_ad.cli.settings import check_same
 from texture_ad.errors import UserError
-from texture_ad.evaluation.spread import Spread, spread
+from texture_ad.evaluation.spread import Spread, mean_ranks, spread
 from texture_ad.reporting.metrics import COMPARED
 from texture_ad.reporting.tables import cell, markdown_table, mean_and_deviation
 
@@ -138,18 +138,10 @@ def means_over_textures(keys: Sequence[str], settings: Sequence[dict]) -> list[d
         }
         about = {key: f"mean of {len(complete)}" for key in textures} | {"data": f"{len(complete)} textures"}
         rows.append(dict(zip(others, setting, strict=True)) | about | means)
-    for row, rank in zip(rows, _mean_ranks(list(groups.values()), complete), strict=True):
+    aurocs = [[fmean(group[t].get("image_auroc", [nan])) for group in groups.values()] for t in complete]
+    for row, rank in zip(rows, mean_ranks(aurocs), strict=True):
         row[RANK] = None if isnan(rank) else rank
     return rows
-
-
-def _mean_ranks(groups: Sequence[dict[tuple, dict]], textures: Sequence[tuple]) -> list[float]:
-    """Return every setting's rank by image AUROC, averaged over textures; NaN where one has none."""
-    ranks = []
-    for texture in textures:
-        found = [fmean(group[texture].get("image_auroc", [nan])) for group in groups]
-        ranks.append([nan if isnan(a) else sum(b > a for b in found) + (found.count(a) + 1) / 2 for a in found])
-    return [fmean(column) for column in zip(*ranks, strict=True)]
 
 
 def best_setting(keys: Sequence[str], settings: Sequence[dict]) -> list[str]:
