@@ -8,7 +8,8 @@ from omegaconf import DictConfig
 from texture_ad.cli.advice import advised
 from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.data.images import Reading
-from texture_ad.data.inspection import File, can_hash, copy_lines, described, inspect_files, mask_problems
+from texture_ad.data.inspection import File, can_hash, copy_lines, described, inspect_files
+from texture_ad.data.layouts.samples import read_marks
 from texture_ad.environment import to_install
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.pipeline import make
@@ -34,7 +35,8 @@ def check_data(config: DictConfig) -> list[str]:
         "test": inspect_files((sample.path for sample in data.layout.test), reading),
     }
     files = [file for side in sides.values() for file in side]
-    problems = [file.problem for file in files if file.problem] + mask_problems(data.layout.test)
+    problems = [file.problem for file in files if file.problem]
+    problems += [str(mark) for mark in read_marks(data.layout.test) if isinstance(mark, UserError)]
     # What stopped the set-up tells of the first of these, or of something else.
     problems += [problem for problem in refused if not any(known in problem for known in problems)]
     _print_use(data, sides)

@@ -12,8 +12,7 @@ import numpy as np
 from PIL import Image
 
 from texture_ad.data.images import Reading, header, read_image
-from texture_ad.data.layouts import Sample, listed
-from texture_ad.data.layouts.samples import mask_marks
+from texture_ad.data.layouts import listed
 from texture_ad.data.pictures import rounded
 from texture_ad.data.roi import Roi
 from texture_ad.errors import UserError
@@ -86,20 +85,6 @@ def perceptual_hash(pixels: np.ndarray) -> np.ndarray:
     import imagehash
 
     return imagehash.phash(Image.fromarray(pixels), HASH_SIDE).hash.ravel()
-
-
-def mask_problems(samples: Sequence[Sample]) -> list[str]:
-    """Return why the masks of samples can't be used, a sentence each."""
-    with ThreadPoolExecutor() as pool:
-        return [problem for problem in pool.map(_mask_problem, samples) if problem]
-
-
-def _mask_problem(sample: Sample) -> str:
-    try:
-        mask_marks([sample])
-    except UserError as error:
-        return str(error)
-    return ""
 
 
 def copies(files: Iterable[File]) -> list[list[File]]:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -109,13 +109,18 @@ def mask_marks(samples: list[Sample]) -> list[bool]:
     Raises:
         UserError: masks that can't be used; the message counts and names them.
     """
-    with ThreadPoolExecutor() as pool:
-        marks = list(pool.map(_mask_marks, samples))
+    marks = read_marks(samples)
     faults = [mark for mark in marks if isinstance(mark, UserError)]
     if faults:
         others = f" ({len(faults)} masks can't be used, also {listed(faults[1:])})" if faults[1:] else ""
         raise UserError(f"{faults[0]}{others}")
     return [mark is True for mark in marks]
+
+
+def read_marks(samples: Sequence[Sample]) -> list[bool | UserError]:
+    """Return of each sample whether it has a mask that marks a pixel, or why its mask can't be used."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(_mask_marks, samples))
 
 
 def _mask_marks(sample: Sample) -> bool | UserError:
