@@ -112,6 +112,7 @@ def test_check_refuses_settings_of_the_data(folder, command, argument, words):
 def test_a_table_of_a_known_folder_lists_what_the_folder_does(folder, capsys):
     assert importing.main([str(folder)]) == 0
     out = capsys.readouterr().out
+    assert "not listed" not in out
     assert "10 images, 8 good, 2 hole; 2 with a mask" in out and f"data.table={folder}/images.csv" in out
     expected, found = scan(folder), scan(folder, table=str(folder / "images.csv"))
     for side in ("train", "calibration", "test"):
@@ -125,6 +126,7 @@ def test_a_table_of_any_folder_is_to_be_edited(tmp_path, capsys):
     for name in ("roll 1/OK/a.png", "roll 1/NG/b.png", "roll 2/OK/c.png", "roll 2/d.png"):
         save(tmp_path / "photos" / name, noise(0))
     save(tmp_path / "photos/roll 1/masks/b_mask.png", noise(0))
+    save(tmp_path / "photos/roll 1/masks/f_mask.png", noise(0))  # of no image
     save(tmp_path / "photos/roll 2/NG/e.png", noise(0))
     save(tmp_path / "photos/roll 2/NG/e_GT.png", noise(0))
     assert importing.main([str(tmp_path / "photos"), str(tmp_path / "own.csv")]) == 0
@@ -137,7 +139,9 @@ def test_a_table_of_any_folder_is_to_be_edited(tmp_path, capsys):
         "roll 2/NG/e.png": ("anomalous", "roll 2/NG/e_GT.png", ""),
         "roll 2/d.png": ("", "", ""),
     }
-    assert "fill in the column label first" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "fill in the column label first" in out
+    assert f"1 images of {tmp_path}/photos are not listed: roll 1/masks/f_mask.png" in out
     assert importing.main([str(tmp_path / "own.csv"), str(tmp_path)]) == 2  # no archive
     (tmp_path / "empty").mkdir()
     assert importing.main([str(tmp_path / "empty")]) == 2

@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 from texture_ad.data import mvtec
-from texture_ad.data.layouts import Layout, Sample, images_below, pair_masks, scan
+from texture_ad.data.layouts import Layout, Sample, images_below, listed, pair_masks, scan
 from texture_ad.data.layouts.files import apart_from_masks
 from texture_ad.data.layouts.flat import ANOMALOUS, MASKS, NORMAL, plain
 from texture_ad.data.layouts.recognition import recognise
@@ -141,6 +141,10 @@ def _tell(folder: Path, table: Path, rows: list[dict[str, str]]) -> None:
     labels = Counter(row["label"] or "without a label" for row in rows)
     counted = ", ".join(f"{count} {label}" for label, count in labels.most_common())
     print(f"{table}: {len(rows)} images, {counted}; {sum(bool(row['mask']) for row in rows)} with a mask")
+    named = {row[column] for row in rows for column in ("path", "mask")}
+    rest = [path for path in (p.relative_to(folder).as_posix() for p in images_below(folder)) if path not in named]
+    if rest:
+        print(f"{len(rest)} images of {folder} are not listed: {listed(rest)}")
     if not all(row["label"] for row in rows):
         print("fill in the column label first: good, or the kind of defect; remove the rows of other images")
     root, path = (shlex.quote(str(one)) for one in (folder, table))
