@@ -301,7 +301,9 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
     measured = _measure_calibration(run, detector)
     others = list(_cross_fit(run)) if run.config.cross_fit else []
     detector.calibrate_on([*measured, *others], run.config.false_alarm_rate, gather)
-    normal = gather(torch.cat([detector.conclude(*one).scores for one in measured]))
+    normal = detector.calibration_scores
+    if run.config.cross_fit:  # those of the training images' folds are not the detector's own
+        normal = gather(torch.cat([detector.conclude(*one).scores for one in measured]))
     run.metrics["fit_seconds"] = run.metrics.get("fit_seconds", 0) + run.clock() - start
     defects = gather(torch.cat([detector(batch["image"]).scores for batch in run.data.synthetic_dataloader()]))
     labels = [0] * len(normal) + [1] * len(defects)
