@@ -70,8 +70,9 @@ def seconds_by_turns(jobs: Jobs, file: Path) -> dict[str, dict[str, float]]:
         jobs: finished runs of one texture and seed.
         file: where the seconds are kept.
     """
-    if not file.is_file():
-        folders = {method: one.folder for (_, method, _), one in jobs.items()}
+    folders = {method: one.folder for (_, method, _), one in jobs.items()}
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not folders.keys() <= kept.keys():  # by turns, so that all are measured again
         scorers = [_scorer(folder) for folder in folders.values()]
         # Calibration images, which every detector's file of ours keeps: the same for all.
         images = next(load(folder / "detector.pt").examples for folder in folders.values() if _ours(folder))
@@ -84,7 +85,8 @@ def seconds_by_turns(jobs: Jobs, file: Path) -> dict[str, dict[str, float]]:
             for method, seconds in zip(found, turns, strict=True):
                 found[method][str(count)] = median(seconds) / count
         write_text(file, json.dumps(found, indent=1) + "\n")
-    return json.loads(file.read_text(encoding="utf-8"))
+        return found
+    return kept
 
 
 def _ours(folder: Path) -> bool:
