@@ -5,6 +5,8 @@ import json
 import queue
 import socket
 import threading
+import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -20,26 +22,31 @@ from texture_ad.deploy.notify import notifier
 
 @pytest.fixture
 def port():
-    """The port of a broker in a thread of this process."""
+    """A port that is free."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        number = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+@contextmanager
+def broker(port):
+    """Have a broker listen, in a thread of this process."""
     anonymous = {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}}
-    config = {"listeners": {"default": {"type": "tcp", "bind": f"127.0.0.1:{number}"}}, "plugins": anonymous}
+    config = {"listeners": {"default": {"type": "tcp", "bind": f"127.0.0.1:{port}"}}, "plugins": anonymous}
     loop = asyncio.new_event_loop()
 
     async def start():
-        broker = Broker(config)
-        await broker.start()
-        return broker
+        listening = Broker(config)
+        await listening.start()
+        return listening
 
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    broker = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
-    yield number
-    asyncio.run_coroutine_threadsafe(broker.shutdown(), loop).result(10)
+    listening = asyncio.run_coroutine_threadsafe(start(), loop).result(30)
+    yield
+    asyncio.run_coroutine_threadsafe(listening.shutdown(), loop).result(30)
     loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
+    thread.join(30)
 
 
 def test_a_broker_passes_results_on(port):
@@ -48,14 +55,24 @@ def test_a_broker_passes_results_on(port):
     client = Client(CallbackAPIVersion.VERSION2)
     client.on_subscribe = lambda *_: subscribed.set()
     client.on_message = lambda _client, _data, message: received.put((message.topic, json.loads(message.payload)))
-    client.connect("127.0.0.1", port)
-    client.subscribe("line/3", qos=1)
-    client.loop_start()
-    assert subscribed.wait(10)
-    with notifier(None, f"mqtt://127.0.0.1:{port}/line/3") as tell:
-        for number in range(3):
-            tell({"name": f"{number}.png", "label": "normal"})
-    found = [received.get(timeout=10) for _ in range(3)]
-    client.loop_stop()
+    with broker(port):
+        client.connect("127.0.0.1", port)
+        client.subscribe("line/3", qos=1)
+        client.loop_start()
+        assert subscribed.wait(30)
+        with notifier(None, f"mqtt://127.0.0.1:{port}/line/3") as tell:
+            for number in range(3):
+                tell({"name": f"{number}.png", "label": "normal"})
+        found = [received.get(timeout=30) for _ in range(3)]
+        client.loop_stop()
     assert found == [("line/3", {"name": f"{number}.png", "label": "normal"}) for number in range(3)]
+    assert tell.lost == 0
+
+
+def test_a_result_waits_for_a_broker_that_is_not_there_yet(port):
+    tell = notifier(None, f"mqtt://127.0.0.1:{port}/line/3")
+    tell({"name": "0.png", "label": "normal"})
+    time.sleep(0.2)
+    with broker(port), tell:  # its end waits for what is left to send
+        pass
     assert tell.lost == 0

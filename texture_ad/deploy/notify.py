@@ -63,10 +63,15 @@ def mqtt(url: str) -> Send:
         client.username_pw_set(unquote(where.username), unquote(where.password or ""))
     if where.scheme == "mqtts":
         client.tls_set()
+    connected = threading.Event()
+    client.on_connect = lambda *_: connected.set()
+    client.on_disconnect = lambda *_: connected.clear()
     client.connect_async(where.hostname, where.port or (8883 if where.scheme == "mqtts" else 1883))
     client.loop_start()
 
     def send(content: bytes) -> None:
+        if not connected.wait(TIMEOUT):  # published without a connection it would go out later and count as lost
+            raise TimeoutError(f"no connection to {where.hostname} within {TIMEOUT} seconds")
         message = client.publish(topic, content, qos=1)
         message.wait_for_publish(TIMEOUT)
         if not message.is_published():
