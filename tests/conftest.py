@@ -4,10 +4,16 @@ import importlib
 import subprocess
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from forked import run_module
-from helpers import environment
+from helpers import environment, untrained_detector
+from PIL import Image
+
+from texture_ad.data.geometry import Geometry
+from texture_ad.data.roi import read_roi
 
 
 @pytest.fixture
@@ -37,3 +43,26 @@ def process() -> Callable[..., subprocess.CompletedProcess]:
         return run_module(f"texture_ad.{module}", *arguments, env=environment(**env))
 
     return call
+
+
+@pytest.fixture(scope="session")
+def with_roi(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """Return a detector with a region of interest, a folder of three photographs, and their pixels inside, (H, W) bool.
+
+    The photographs have twice the detector's size and differ by a white square: that of outside.png lies outside the
+    region, that of inside.png crosses its edge, and own.png has none.
+    """
+    folder = tmp_path_factory.mktemp("roi")
+    own = np.random.default_rng(0).integers(90, 140, (160, 200, 3), np.uint8)
+    for name, left, top in (("own", 0, 160), ("outside", 60, 4), ("inside", 10, 64)):
+        pixels = own.copy()
+        pixels[top : top + 28, left : left + 40] = 255
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+    detector = untrained_detector(backbone=("resnet18", ("layer1",)), sigma=4.0)
+    detector.set_geometry(Geometry((80, 100)))
+    detector.roi = read_roi([20, 12, 60, 90], (80, 100), (80, 100))
+    found = detector(detector.read(folder / "own.png"))
+    detector.calibrate(found.scores, found.anomaly_maps.amax((1, 2)), 0.5)
+    inside = np.zeros(own.shape[:2], bool)
+    inside[40:120, 24:180] = True
+    return SimpleNamespace(detector=detector, folder=folder, inside=inside)

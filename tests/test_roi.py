@@ -1,9 +1,12 @@
 """The region of interest: what lies outside changes nothing that is learnt, scored or drawn; what lies inside does."""
 
+import csv
 import json
+import signal
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from helpers import arguments, baseline, make, tiny_backbone, untrained_detector
 from hypothesis import given, settings
@@ -16,9 +19,13 @@ from texture_ad.data.images import resize
 from texture_ad.data.roi import Roi, gather_pixels, mirror_index, read_roi
 from texture_ad.data.synthetic import synthetic_defects
 from texture_ad.deploy.graph import DecidingGraph, trace
+from texture_ad.deploy.outputs import Wanted
+from texture_ad.deploy.scorer import Scorer
+from texture_ad.deploy.watch import watch
 from texture_ad.errors import ParameterError
 from texture_ad.evaluation.metrics import pixel_metrics
 from texture_ad.methods.registry import load
+from texture_ad.reporting.panels import shown_region
 
 BOX = [20, 12, 60, 90]  # of pictures of 80 x 100 pixels
 INSIDE = np.zeros((80, 100), bool)
@@ -265,3 +272,41 @@ def test_the_fingerprint_covers_masks_sides_and_the_region(tmp_path):
         (tmp_path / "images.csv").write_text(table.format(*["train"] * number, *["test"] * (10 - number)))
         found.append(fingerprint(table=f"{tmp_path}/images.csv"))
     assert len(set(found)) == len(found) == 6
+
+
+@pytest.fixture
+def own_signals():
+    """Give back the handlers of signals that a watched folder takes."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_a_watched_folder_leaves_out_what_lies_outside(with_roi, tmp_path, own_signals):
+    told = []
+
+    def tell(result):
+        told.append(result["name"])
+        if len(told) == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    scorer = Scorer(with_roi.detector, with_roi.folder, tmp_path, wanted=Wanted(pictures=True, masks=True, maps=True))
+    watch(scorer, with_roi.folder, tmp_path, batch_size=2, interval=0.01, tell=tell)
+    rows = {row.pop("path"): row for row in csv.DictReader((tmp_path / "scores.csv").open())}
+    assert rows["own.png"] == rows["outside.png"] != rows["inside.png"]
+    assert [rows[name]["label"] for name in ("outside.png", "inside.png")] == ["normal", "anomalous"]
+    for name, found in (("outside", False), ("inside", True)):
+        mask = np.asarray(Image.open(tmp_path / f"masks/{name}.png.png"))
+        scores = tifffile.imread(tmp_path / f"maps/{name}.png.tiff")
+        assert mask.shape == scores.shape == with_roi.inside.shape
+        assert mask.any() == found and not mask[~with_roi.inside].any()
+        assert (scores[~with_roi.inside] == scores.min()).all() and scores.max() > scores.min()
+        red, green, blue = np.asarray(Image.open(tmp_path / f"overlays/{name}.png.jpg").convert("RGB"), int).T
+        assert ((red > 230) & (green > 150) & (blue < 90)).any() == found  # the outline of a region
+
+
+def test_the_highest_positions_are_shown_within_the_region():
+    inside = np.arange(64).reshape(8, 8) % 8 >= 3
+    shown, _ = shown_region(np.zeros((8, 8), bool), 0, np.array([[1, 1]]), (4, 4), True, inside)
+    assert shown.any() and not shown[~inside].any()

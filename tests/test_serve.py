@@ -121,6 +121,17 @@ def test_the_answer_is_the_detectors(port, detector, photographs):
         assert np.array_equal((levels > 128)[levels != 128], mask[levels != 128])
 
 
+def test_what_lies_outside_the_region_of_interest_is_not_answered(with_roi, tmp_path):
+    with served(with_roi.detector, tmp_path) as port:
+        names = ("own", "outside", "inside")
+        contents = ((with_roi.folder / f"{name}.png").read_bytes() for name in names)
+        own, outside, inside = (post(port, content, "/predict?mask=true&map=true")[2] for content in contents)
+    assert own == outside and inside["label"] == "anomalous" != outside["label"]
+    mask, levels = decoded(inside["mask"]), decoded(inside["map"])
+    assert mask.any() and not mask[~with_roi.inside].any() and not decoded(outside["mask"]).any()
+    assert (levels[~with_roi.inside] == levels.min()).all() and levels.max() > 128
+
+
 def test_pictures_only_where_they_are_asked_for(port, photographs):
     _, _, answer = post(port, (photographs / "a.png").read_bytes())
     assert "mask" not in answer and "map" not in answer

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from texture_ad.deploy.results import Result
-from texture_ad.evaluation.regions import resize_map
+from texture_ad.deploy.results import Result, enlarged_map
 from texture_ad.files import atomic_path, write_text
 
 
@@ -54,7 +53,7 @@ def write_files(result: Result, name: Path, source: Path, output: Path, wanted: 
     for path in masks:
         write_mask(output / path, result.mask)
     for path in maps:
-        write_map(output / path, resize_map(result.anomaly_map, result.size))
+        write_map(output / path, enlarged_map(result.anomaly_map, result.size, result.roi))
 
 
 def write_mask(path: Path, mask: np.ndarray) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from texture_ad.data.roi import Roi
 from texture_ad.errors import UserError
 from texture_ad.evaluation.calibration import Decision
 from texture_ad.evaluation.regions import Region, find_regions, resize_map
@@ -39,6 +40,7 @@ class Result:
         error: why it can't be read, "" where it can.
         path: of its file, None where it came otherwise.
         write_panel: writes its panel to a file, None where maps were not kept or there are none.
+        roi: the region of interest, None for whole photographs.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Result:
     error: str = ""
     path: Path | None = None
     write_panel: Callable[[Path], object] | None = field(default=None, repr=False)
+    roi: Roi | None = field(default=None, repr=False)
 
     @property
     def label(self) -> str:
@@ -113,6 +116,7 @@ def decide(
     names: Sequence[str],
     sizes: Sequence[tuple[int, int]] | None = None,
     warnings: Sequence[str] | None = None,
+    roi: Roi | None = None,
 ) -> Iterator[Result]:
     """Yield the result of each photograph of a batch, one at a time, since masks can be large.
 
@@ -122,6 +126,7 @@ def decide(
         names: B of them.
         sizes: (H, W) of each photograph, in whose pixels masks and regions are; None for the maps' own.
         warnings: B of them, "" for none; None for none at all.
+        roi: the region of interest, None for whole photographs.
     """
     scores = prediction.scores.tolist()
     for i, (name, score) in enumerate(zip(names, scores, strict=True)):
@@ -131,7 +136,7 @@ def decide(
         if prediction.anomaly_maps is not None and decision.pixel_threshold is not None:
             anomaly_map = prediction.anomaly_maps[i].float().cpu().numpy()
             size = size or (anomaly_map.shape[0], anomaly_map.shape[1])
-            mask, regions = locate(anomaly_map, size, decision.pixel_threshold, decision.min_area)
+            mask, regions = locate(anomaly_map, size, decision.pixel_threshold, decision.min_area, roi)
         yield Result(
             name,
             score,
@@ -142,22 +147,30 @@ def decide(
             anomaly_map,
             mask,
             warnings[i] if warnings else "",
+            roi=roi,
         )
 
 
 def locate(
-    anomaly_map: np.ndarray, size: tuple[int, int], pixel_threshold: float, min_area: int
+    anomaly_map: np.ndarray, size: tuple[int, int], pixel_threshold: float, min_area: int, roi: Roi | None
 ) -> tuple[np.ndarray, tuple[Region, ...]]:
     """Return mask (H, W) bool and regions of an anomaly map (h, w), in pixels of a photograph of `size` (H, W)."""
     # Between pixels a map is never higher than on them: most maps need not be enlarged.
     if (anomaly_map <= pixel_threshold).all():
         return np.zeros(size, bool), ()
     if math.prod(size) <= ENLARGED:
-        return find_regions(resize_map(anomaly_map, size), pixel_threshold, min_area)
+        return find_regions(enlarged_map(anomaly_map, size, roi), pixel_threshold, min_area)
     down, across = (n / m for n, m in zip(size, anomaly_map.shape, strict=True))
     mask, regions = find_regions(anomaly_map, pixel_threshold, math.ceil(min_area / (down * across)))
     rows, columns = (np.arange(n) * m // n for n, m in zip(size, mask.shape, strict=True))
     return mask[rows][:, columns], tuple(scale_region(region, down, across) for region in regions)
+
+
+def enlarged_map(anomaly_map: np.ndarray, size: tuple[int, int], roi: Roi | None) -> np.ndarray:
+    """Return an anomaly map (h, w) as float32 (H, W) of `size`, its lowest value outside the roi."""
+    enlarged = resize_map(anomaly_map, size)
+    # Between a pixel inside and one outside, values were interpolated.
+    return enlarged if roi is None else np.where(roi.at(size).numpy(), enlarged, anomaly_map.min())
 
 
 def scale_region(region: Region, down: float, across: float) -> Region:

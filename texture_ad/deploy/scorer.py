@@ -239,7 +239,7 @@ class Scorer:
         sizes = [photograph.size for photograph in images]
         found = {}
         prediction = self.detector(_batch(images))
-        decided = decide(prediction, self.decision, names, sizes, warnings)
+        decided = decide(prediction, self.decision, names, sizes, warnings, self.detector.roi)
         drawn = []
         with ThreadPoolExecutor(torch.get_num_threads()) as painters:
             for i, (path, result) in enumerate(zip(photographs, decided, strict=True)):
@@ -287,7 +287,8 @@ class Scorer:
         mask = torch.from_numpy(result.mask)[None].float()
         shown = F.adaptive_max_pool2d(mask, anomaly_map.shape)[0].bool().numpy()
         called = bool(result.anomalous)
-        region, region_name = shown_region(shown, len(result.regions), positions, grid, called)
+        inside = None if roi is None else roi.inside.numpy()
+        region, region_name = shown_region(shown, len(result.regions), positions, grid, called, inside)
         vmin, vmax = colour_scale(float(self.detector.map_floor), self.decision.pixel_threshold or 0)
         localization_panel(
             (image if roi is None else roi.shade(image)).permute(1, 2, 0).numpy(),

@@ -60,7 +60,12 @@ def colour_scale(floor: float, threshold: float) -> tuple[float, float]:
 
 
 def shown_region(
-    mask: np.ndarray, count: int, positions: np.ndarray, grid: tuple[int, int], called: bool
+    mask: np.ndarray,
+    count: int,
+    positions: np.ndarray,
+    grid: tuple[int, int],
+    called: bool,
+    inside: np.ndarray | None,
 ) -> tuple[np.ndarray, str]:
     """Return what a panel encloses, (H, W) bool, and what it is called.
 
@@ -73,10 +78,12 @@ def shown_region(
         positions: (k, 2) of the patch map.
         grid: (h, w) of the patch map.
         called: whether the image is called anomalous.
+        inside: (H, W) bool, the pixels that count; None for all of them.
     """
     if count or not called:
         return mask, "region" if count == 1 else f"{count or 'no'} regions"
-    return region_mask(positions, grid, (mask.shape[0], mask.shape[1])), "no region; the highest positions"
+    highest = region_mask(positions, grid, (mask.shape[0], mask.shape[1]))
+    return highest if inside is None else highest & inside, "no region; the highest positions"
 
 
 def localization_panel(

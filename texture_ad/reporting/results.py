@@ -122,7 +122,8 @@ class _Overlays:
         score = float(self.predictions["score"][row])
         found, regions = find_regions(maps[row], self.decision.pixel_threshold, self.decision.min_area)
         called = self.decision.is_anomalous(score)
-        region, region_name = shown_region(found, len(regions), positions[row], grid, called)
+        inside = None if self.data.interest is None else self.data.interest.inside.numpy()
+        region, region_name = shown_region(found, len(regions), positions[row], grid, called, inside)
         tiles = localization_panel(
             image,
             maps[row],

@@ -25,7 +25,7 @@ from starlette.requests import ClientDisconnect
 
 from texture_ad import __version__
 from texture_ad.data.images import header
-from texture_ad.deploy.results import Result, resize_map
+from texture_ad.deploy.results import Result, enlarged_map
 from texture_ad.deploy.scorer import Content, Scorer
 from texture_ad.deploy.service.limits import (
     Limits,
@@ -229,7 +229,7 @@ class Service:
             return None
         scale = min(1.0, MAP_SIDE / max(result.size))
         size = (max(1, round(result.size[0] * scale)), max(1, round(result.size[1] * scale)))
-        x = (resize_map(result.anomaly_map, size) - threshold) / self.scorer.decision.scale
+        x = (enlarged_map(result.anomaly_map, size, result.roi) - threshold) / self.scorer.decision.scale
         return png(np.rint(255 * (0.5 + 0.5 * x / (1 + np.abs(x)))).astype(np.uint8))
 
     def about(self) -> dict[str, Any]:
