@@ -54,14 +54,14 @@ def test_float_tiff(tmp_path):
 
 
 def deep_png(path, values):
-    """Write uint16 (H, W, 3) as a PNG, which Pillow can't."""
+    """Write uint16 (H, W, 3), or with an alpha (H, W, 4), as a PNG, which Pillow can't."""
 
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    height, width, _ = values.shape
+    height, width, channels = values.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
     parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
     return path
@@ -136,6 +136,10 @@ def test_palette(tmp_path):
 def test_alpha_lies_over_black(tmp_path):
     rgba = np.dstack([np.full((4, 4, 3), 200, np.uint8), np.tile(np.array([0, 255, 51, 255], np.uint8), (4, 1))])
     assert read_image(saved(tmp_path, Image.fromarray(rgba)))[0, :, 0].tolist() == [0, 200, 40, 200]
+    deep = rgba.astype(np.uint16) * 257
+    tifffile.imwrite(tmp_path / "a.tif", deep, photometric="rgb", extrasamples=["unassalpha"])
+    for path in (deep_png(tmp_path / "deep.png", deep), tmp_path / "a.tif"):
+        assert read_image(path)[0, :, 0] == pytest.approx([0, 200, 40, 200], abs=0.01)
 
 
 def test_cmyk(tmp_path):

@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from texture_ad.data.tiff import is_tiff, open_page
+from texture_ad.data.tiff import is_tiff, on_black, open_page
 from texture_ad.environment import available_memory
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.parameters import check
@@ -211,10 +211,7 @@ def _colour_values(path: Path, image: Image.Image, frame: int) -> np.ndarray:
             return page.values()
     from torchvision.io import ImageReadMode, decode_png, read_file
 
-    values = decode_png(read_file(str(path)), ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
-    values = values.astype(np.float32)
-    colour = values[..., :3] if values.shape[-1] > 2 else values[..., :1].repeat(3, -1)
-    return colour * values[..., -1:] / 65535 if values.shape[-1] in (2, 4) else colour
+    return on_black(decode_png(read_file(str(path)), ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy())
 
 
 def _turned(values: np.ndarray, orientation: int) -> np.ndarray:

@@ -23,6 +23,16 @@ def is_tiff(path: Path) -> bool:
         return file.read(4) in MAGIC
 
 
+def on_black(values: np.ndarray) -> np.ndarray:
+    """Return values (H, W, C) as colour (H, W, 3), laid over black by the alpha that 2 and 4 channels end with."""
+    channels = values.shape[-1]
+    colour = values[..., :3] if channels > 2 else values[..., :1].repeat(3, -1)
+    if channels in (1, 3):
+        return colour
+    full = np.iinfo(values.dtype).max if values.dtype.kind != "f" else 1
+    return (colour * (values[..., -1:] / full)).astype(values.dtype)
+
+
 class Page:
     """Give one image of a TIFF.
 
@@ -69,14 +79,9 @@ class Page:
             return values
         if self._page.planarconfig == 2:  # a plane for each channel
             values = np.moveaxis(values, 0, -1)
-        channels = values.shape[-1]
-        if channels > 4:
-            raise ValueError(f"{channels} channels, expected at most 4")
-        colour = values[..., :3] if channels > 2 else values[..., :1].repeat(3, -1)
-        if channels in (2, 4):
-            full = np.iinfo(values.dtype).max if values.dtype.kind != "f" else 1
-            colour = (colour * (values[..., -1:] / full)).astype(values.dtype)
-        return colour
+        if values.shape[-1] > 4:
+            raise ValueError(f"{values.shape[-1]} channels, expected at most 4")
+        return on_black(values)
 
 
 @contextmanager
