@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from texture_ad.data import importing
+from texture_ad.data import importing, inspection
 from texture_ad.data.images import Reading
-from texture_ad.data.inspection import copies, described, inspect_files, near_duplicates
-from texture_ad.data.layouts import scan
+from texture_ad.data.inspection import File, copy_lines, described, inspect_files, near_duplicates
+from texture_ad.data.layouts import copies, scan
 
 
 def save(path: Path, pixels: np.ndarray) -> Path:
@@ -42,11 +42,33 @@ def test_copies_and_near_duplicates_are_told_apart(tmp_path):
     Image.fromarray(smooth).resize((80, 80)).point(lambda v: v * 0.9).save(tmp_path / "c.jpg", quality=80)
     save(tmp_path / "d.png", np.array(Image.fromarray(noise(1, (8, 8))).resize((96, 96), Image.Resampling.BICUBIC)))
     files = inspect_files(sorted(tmp_path.iterdir()), Reading())
-    names = [[file.path.name for file in group] for group in copies(files)]
-    assert names == [["a.png", "b.png"]]
-    pairs = {tuple(file.path.name for file in pair) for pair in near_duplicates(files)}
-    assert pairs == {("a.png", "c.jpg"), ("b.png", "c.jpg")}
+    assert [[path.name for path in group] for group in copies(file.path for file in files)] == [["a.png", "b.png"]]
+    assert [[path.name for path in group] for group in near_duplicates(files)] == [["a.png", "b.png", "c.jpg"]]
     assert described(files) == "96 x 96 px (3), 80 x 80 px (1); L"
+
+
+def test_many_near_copies_of_one_image_are_one_group(monkeypatch):
+    rng = np.random.default_rng(0)
+    hashes = rng.random((3, 256)) < 0.5
+
+    def near(bits, count, name):
+        for i in range(count):  # a chain: each differs from the next in few bits, the first from the last in many
+            bits = bits ^ (np.arange(256) // 20 == i % 12)
+            yield File(Path(f"{name}{i}"), (8, 8), "L", bits)
+
+    sides = {
+        "training": [*near(hashes[0], 38, "a"), *near(hashes[1], 1, "b")],
+        "calibration": list(near(hashes[2], 2, "c")),
+        "test": [*near(hashes[0] ^ (np.arange(256) < 5), 2, "d")],
+    }
+    monkeypatch.setattr(inspection, "copies", lambda _: [])  # there are no files
+    lines = list(copy_lines(sides, Path()))
+    assert lines == [
+        "near-duplicates in training, test: 40 images in 1 groups: (a0, d1 and 38 more); the metrics will be too good",
+        "near-duplicates in calibration: 2 images in 1 groups: (c0, c1)",
+    ]
+    monkeypatch.setattr(inspection, "ROWS", 7)
+    assert list(copy_lines(sides, Path())) == lines
 
 
 def test_check_tells_what_a_run_would_use(folder, command):
@@ -58,7 +80,8 @@ def test_check_tells_what_a_run_would_use(folder, command):
     assert "kinds    good (3), hole (2)\nmasks    of 2 of 2 anomalous images\n" in out
     assert "warning: 1 files" in out and "train/good/notes.xyz" in out
     assert (
-        f"warning: 1 pairs of copies, training and test: {folder}/train/good/0.png and {folder}/test/good/9.png" in out
+        "warning: copies in training, test: 2 images in 1 groups: (train/good/0.png, "
+        "test/good/9.png); the metrics will be too good\n" in out
     )
     assert out.endswith("ready    a run would start\n")
     assert not (folder / "runs").exists()
@@ -120,6 +143,24 @@ def test_a_table_of_a_known_folder_lists_what_the_folder_does(folder, capsys):
         assert own == {(s.path, s.label, s.kind, s.mask) for s in getattr(found, side)}
     assert importing.main([str(folder)]) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_a_kind_of_defect_named_as_a_label_stays_one(folder, capsys):
+    (folder / "test/hole").rename(folder / "test/0")
+    (folder / "ground_truth/hole").rename(folder / "ground_truth/0")
+    save(folder / "test/1/5.png", noise(30))
+    save(folder / "test/cut/5.png", noise(31))
+    assert importing.main([str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "8 good, 2 defect_0, 1 defect_1, 1 cut; 2 with a mask" in out
+    assert "defect_0 stands for the kind 0, since" in out and "defect_1 stands for the kind 1, since" in out
+    found = scan(folder, table=str(folder / "images.csv")).test
+    assert {(s.path.parent.name, s.kind, s.label) for s in found} == {
+        ("0", "defect_0", 1),
+        ("1", "defect_1", 1),
+        ("cut", "cut", 1),
+        ("good", "good", 0),
+    }
 
 
 def test_a_table_of_any_folder_is_to_be_edited(tmp_path, capsys):

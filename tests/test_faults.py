@@ -197,12 +197,12 @@ def test_one_training_image_is_too_few_and_two_are_enough(run, folder):
     refused(run("run_dir=" + str(folder.parent / "other")), "1 images; at least 2 are needed")
 
 
-def test_duplicates_are_warned_of_and_listed(run, folder, tmp_path):
+def test_copies_are_warned_of_and_listed(run, folder, tmp_path):
     for i in range(6):
         (folder / f"test/good/copy{i}.png").write_bytes((folder / f"train/good/{i}.png").read_bytes())
     code, out, _ = run()
     assert code == 0 and "warning: 6 test images are copies of training images" in out
-    listed = list(csv.DictReader((tmp_path / "run/duplicates.csv").open()))
+    listed = list(csv.DictReader((tmp_path / "run/copies.csv").open()))
     assert [Path(row["test"]).name for row in listed] == [f"copy{i}.png" for i in range(6)]
 
 

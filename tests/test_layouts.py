@@ -18,7 +18,7 @@ from texture_ad.data.layouts import (
     Layout,
     Sample,
     check_groups,
-    duplicates,
+    copies,
     fingerprint,
     pair_masks,
     scan,
@@ -142,7 +142,9 @@ def test_places_are_folders_files_globs_and_lists_of_them(tmp_path):
     assert [sample.name for sample in found.test] == [f"Imgs/{i}.jpg" for i in (0, 1, 2, 3, 0, 1)]
     assert [len(paths) for paths in found.left_out.values()] == [4]  # two images of MT_Fray with their masks
     alone = scan(tmp_path, normal=["MT_Free/Imgs/1.jpg", "MT_Free/Imgs/2.jpg", "MT_Free/Imgs/*.jpg"])
-    assert len(alone.train) == 4 and alone.test == [] and not alone.undivided
+    assert len(alone.train) == 4
+    again = scan(tmp_path, normal=["MT_Fray/../MT_Free", str(tmp_path / "MT_Free"), "MT_Crack/../*Free/*/*.jpg"])
+    assert again == scan(tmp_path, normal="MT_Free") and alone.test == [] and not alone.undivided
 
 
 def test_masks_beside_their_images_are_no_images(tmp_path):
@@ -159,7 +161,7 @@ def test_places_and_rows_may_lie_outside_the_folder(tmp_path, monkeypatch):
     several(tmp_path / "there/OK", 2)
     several(tmp_path / "there/NG", 1, "{}_mask.png")
     monkeypatch.chdir(tmp_path)
-    found = scan(Path("here"), normal=["OK", str(tmp_path / "there/OK")], anomalous=str(tmp_path / "there/NG"))
+    found = scan(Path("here"), normal=["OK", "../there/NG/../OK"], anomalous=str(tmp_path / "there/NG"))
     assert [sample.name for sample in found.train] == [
         f"{place}/OK/{i}.png" for place in ("here", "there") for i in (0, 1)
     ]
@@ -180,6 +182,14 @@ def test_the_names_of_layouts_are_those_that_a_run_takes():
         (
             {"normal": "OK", "anomalous": ["NG", "*/1.png"]},
             "1 files are given as normal images and as anomalous images: ",
+        ),
+        (
+            {"normal": "OK", "anomalous": ["NG", "NG/../OK/1.png"]},
+            "1 files are given as normal images and as anomalous",
+        ),
+        (
+            {"normal": "OK", "anomalous": ["NG", "NG/../O*/1.png"]},
+            "1 files are given as normal images and as anomalous",
         ),
         ({"normal": "OK", "anomalous": "NG", "masks": "*"}, "8 files are given as normal images and as masks: "),
         ({"anomalous": "NG", "layout": "mvtec"}, "anomalous=NG: is for the layout flat, not for mvtec"),
@@ -370,7 +380,8 @@ def test_calibration_images_of_the_layout_are_used_and_copies_of_them_told(folde
     data = module(folder)
     assert {sample.path.parent.parent.name for sample in data.calibration_samples} == {"validation"}
     assert len(data.train_samples) == 6
-    assert [(a.name, b.name) for a, b in duplicates(data.layout)] == [("1.png", "copy.png")]
+    found = copies(sample.path for sample in data.layout.samples)
+    assert [[path.name for path in group] for group in found] == [["1.png", "copy.png"]]
     assert data.warnings == [
         f"3 test images without labels of {folder} are used for nothing: "
         + ", ".join(["test_private/0.png", "test_private/1.png", "test_private_mixed/0.png"])

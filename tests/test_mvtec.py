@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from texture_ad.data import mvtec
-from texture_ad.data.layouts import duplicates, scan
+from texture_ad.data.layouts import copies, scan
 from texture_ad.data.mvtec import COUNTS, import_archive, main
 from texture_ad.errors import UserError
 
@@ -67,9 +67,10 @@ def test_symlink_loops_do_not_hang(folder):
     assert len(scan(folder).train) == 3
 
 
-def test_duplicates(folder):
+def test_copies(folder):
     shutil.copy(folder / "train/good/1.png", folder / "test/good/copy.png")
-    assert [(a.name, b.name) for a, b in duplicates(scan(folder))] == [("1.png", "copy.png")]
+    found = copies(sample.path for sample in scan(folder).samples)
+    assert [[path.name for path in group] for group in found] == [["1.png", "copy.png"]]
 
 
 @pytest.fixture

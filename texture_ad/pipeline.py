@@ -25,7 +25,7 @@ from torch import Tensor
 from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.data.drift import brightness, training_statistics
 from texture_ad.data.geometry import Shape
-from texture_ad.data.layouts import duplicates
+from texture_ad.data.layouts import copies
 from texture_ad.environment import available_memory, versions
 from texture_ad.errors import DivergenceError, ParameterError, UserError
 from texture_ad.evaluation.calibration import FalseAlarmRate
@@ -214,7 +214,7 @@ def prepare_data(run: Run) -> None:
     if is_rank_zero():
         for warning in data.warnings:
             print(f"warning: {warning}", flush=True)
-        _warn_of_duplicates(run)
+        _warn_of_copies(run)
         _warn_of_stretched(run)
         write_text(run.folder / "config.yaml", OmegaConf.to_yaml(run.config, resolve=True))
     settings = OmegaConf.to_container(run.config, resolve=True)
@@ -229,18 +229,21 @@ def prepare_data(run: Run) -> None:
     }
 
 
-def _warn_of_duplicates(run: Run) -> None:
-    copies = duplicates(run.data.layout)
-    run.copies = len(copies)
-    for train, test in copies[:5]:
-        print(f"warning: {test} is a copy of the training image {train}", flush=True)
-    if copies:
+def _warn_of_copies(run: Run) -> None:
+    tested = {sample.path for sample in run.data.layout.test}
+    found = []
+    for group in copies(sample.path for sample in run.data.layout.samples):
+        learnt = [path for path in group if path not in tested]
+        found += [(learnt[0], path) for path in group if learnt and path in tested]
+    run.copies = len(found)
+    if found:
+        train, test = found[0]
         print(
-            f"warning: {len(copies)} test images are copies of training images, all listed in duplicates.csv; the "
-            "metrics are too good",
+            f"warning: {len(found)} test images are copies of training images, all listed in copies.csv, such as "
+            f"{test} of {train}; the metrics are too good",
             flush=True,
         )
-        write_atomic(run.folder / "duplicates.csv", csv_text([("train", "test"), *copies]))
+        write_atomic(run.folder / "copies.csv", csv_text([("train", "test"), *found]))
 
 
 def _warn_of_stretched(run: Run) -> None:

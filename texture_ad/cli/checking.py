@@ -40,7 +40,7 @@ def check_data(config: DictConfig) -> list[str]:
     # What stopped the set-up tells of the first of these, or of something else.
     problems += [problem for problem in refused if not any(known in problem for known in problems)]
     _print_use(data, sides)
-    warnings = [*data.warnings, *copy_lines(sides)]
+    warnings = [*data.warnings, *copy_lines(sides, data.folder)]
     if not can_hash():
         warnings.append(f"near-duplicates were not looked for; {to_install('check')}")
     for warning in warnings:

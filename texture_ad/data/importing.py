@@ -16,7 +16,7 @@ from texture_ad.data.layouts import Layout, Sample, images_below, listed, pair_m
 from texture_ad.data.layouts.files import apart_from_masks
 from texture_ad.data.layouts.flat import ANOMALOUS, MASKS, NORMAL, plain
 from texture_ad.data.layouts.recognition import recognise
-from texture_ad.data.layouts.table import COLUMNS
+from texture_ad.data.layouts.table import COLUMNS, label_of
 from texture_ad.errors import UserError
 from texture_ad.files import write_text
 
@@ -38,10 +38,9 @@ def rows_of(layout: Layout, folder: Path) -> list[dict[str, str]]:
 
 def _row(folder: Path, sample: Sample, split: str) -> dict[str, str]:
     mask = "" if sample.mask is None else sample.mask.relative_to(folder).as_posix()
-    kind = sample.kind if sample.label else "good"
     return {
         "path": sample.path.relative_to(folder).as_posix(),
-        "label": kind,
+        "label": label_of(sample.kind) if sample.label else "good",
         "mask": mask,
         "split": split,
         "group": sample.group,
@@ -141,6 +140,9 @@ def _tell(folder: Path, table: Path, rows: list[dict[str, str]]) -> None:
     labels = Counter(row["label"] or "without a label" for row in rows)
     counted = ", ".join(f"{count} {label}" for label, count in labels.most_common())
     print(f"{table}: {len(rows)} images, {counted}; {sum(bool(row['mask']) for row in rows)} with a mask")
+    for kind, label in ((label.removeprefix("defect_"), label) for label in labels):
+        if kind != label == label_of(kind):
+            print(f"{label} stands for the kind {kind}, since a label {kind} says only whether an image is normal")
     named = {row[column] for row in rows for column in ("path", "mask")}
     rest = [path for path in (p.relative_to(folder).as_posix() for p in images_below(folder)) if path not in named]
     if rest:

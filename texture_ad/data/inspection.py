@@ -1,6 +1,5 @@
 """What a folder holds before anything is trained: sizes, modes, copies, and what is wrong with single files."""
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from texture_ad.data.images import Reading, header, read_image
-from texture_ad.data.layouts import listed
+from texture_ad.data.layouts import copies, listed
 from texture_ad.data.pictures import rounded
 from texture_ad.data.roi import Roi
 from texture_ad.errors import UserError
@@ -32,7 +33,6 @@ class File:
         path: of the file.
         shape: (height, width) in pixels, None where it can't be read.
         mode: Pillow's name of its mode, "" where it can't be read.
-        digest: of its bytes.
         hash: bits of its perceptual hash, None where it can't be read or no hash was asked for.
         problem: why a run would refuse it, "" where it wouldn't.
     """
@@ -40,7 +40,6 @@ class File:
     path: Path
     shape: tuple[int, int] | None = None
     mode: str = ""
-    digest: bytes = b""
     hash: np.ndarray | None = field(default=None, repr=False, compare=False)
     problem: str = ""
 
@@ -67,7 +66,6 @@ def _inspect(path: Path, reading: Reading, varied: bool, roi: Roi | None) -> Fil
     try:
         width, height, mode = header(path)
         values = read_image(path, reading)
-        digest = hashlib.sha256(path.read_bytes()).digest()
     except UserError as error:
         return File(path, problem=str(error))
     pixels = rounded(values)
@@ -77,7 +75,7 @@ def _inspect(path: Path, reading: Reading, varied: bool, roi: Roi | None) -> Fil
     problem = ""
     if varied and (told == told[:1]).all():
         problem = f"{path}: one colour all over, nothing to learn from; remove this exposure"
-    return File(path, (height, width), mode, digest, perceptual_hash(pixels) if can_hash() else None, problem)
+    return File(path, (height, width), mode, perceptual_hash(pixels) if can_hash() else None, problem)
 
 
 def perceptual_hash(pixels: np.ndarray) -> np.ndarray:
@@ -87,30 +85,23 @@ def perceptual_hash(pixels: np.ndarray) -> np.ndarray:
     return imagehash.phash(Image.fromarray(pixels), HASH_SIDE).hash.ravel()
 
 
-def copies(files: Iterable[File]) -> list[list[File]]:
-    """Return the groups of files that have the same bytes."""
-    groups: dict[bytes, list[File]] = defaultdict(list)
-    for file in files:
-        if file.digest:
-            groups[file.digest].append(file)
-    return [group for group in groups.values() if len(group) > 1]
-
-
-def near_duplicates(files: Iterable[File]) -> list[tuple[File, File]]:
-    """Return the pairs of files whose hashes differ in few bits, without those of the same bytes, the nearest first."""
+def near_duplicates(files: Iterable[File]) -> list[list[Path]]:
+    """Return the groups of files whose hashes differ in few bits, by links from one to the next; copies among them."""
     hashed = [file for file in files if file.hash is not None]
-    if not hashed:
-        return []
     # Of signs, the product counts bits that agree less those that don't.
-    signs = np.array([file.hash for file in hashed], np.float32) * 2 - 1
+    signs = np.array([file.hash for file in hashed], np.float32).reshape(len(hashed), -1) * 2 - 1
     bits = signs.shape[1]
-    found = []
+    everyone = first = np.arange(len(hashed))  # of each file, the first in its group
     for start in range(0, len(signs), ROWS):
-        differing = (bits - signs[start : start + ROWS] @ signs.T) / 2
-        for a, b in zip(*np.nonzero(differing <= NEAR * bits), strict=True):
-            if start + a < b and hashed[start + a].digest != hashed[b].digest:
-                found.append((float(differing[a, b]), int(start + a), int(b)))
-    return [(hashed[a], hashed[b]) for _, a, b in sorted(found)]
+        near, other = np.nonzero((bits - signs[start : start + ROWS] @ signs.T) / 2 <= NEAR * bits)
+        links = np.concatenate((near + start, everyone)), np.concatenate((other, first))
+        graph = coo_array((np.ones(len(links[0]), bool), links), shape=(len(hashed), len(hashed)))
+        group = connected_components(graph, directed=False)[1]
+        first = np.unique(group, return_index=True)[1][group]
+    groups: dict[int, list[Path]] = defaultdict(list)
+    for file, leader in zip(hashed, first.tolist(), strict=True):
+        groups[leader].append(file.path)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def described(files: Sequence[File]) -> str:
@@ -131,20 +122,31 @@ def _counted(counts: Counter[str]) -> str:
     return listed([f"{name} ({count})" for name, count in counts.most_common()])
 
 
-def copy_lines(sides: dict[str, list[File]]) -> Iterator[str]:
-    """Yield a line about copies, and one about near-duplicates, for each pair of sides that has some.
+def copy_lines(sides: dict[str, list[File]], folder: Path) -> Iterator[str]:
+    """Yield a line about groups of copies, and one about near-duplicates, for the sides that share some.
 
     Args:
         sides: "training" and the like, to their files.
+        folder: that names are relative to.
     """
     side_of = {file.path: side for side, files in sides.items() for file in files}
-    files = [file for group in sides.values() for file in group]
-    same = [(first, other) for first, *others in copies(files) for other in others]
-    for what, pairs in (("copies", same), ("near-duplicates", near_duplicates(files))):
-        by_sides: dict[str, list[tuple[File, File]]] = defaultdict(list)
-        for pair in pairs:
-            by_sides[" and ".join(dict.fromkeys(side_of[file.path] for file in pair))].append(pair)
+    # Frames of one file may lie on several sides.
+    files = {file.path: file for group in sides.values() for file in group if file.shape}.values()
+    same = copies(file.path for file in files)
+    one_content = [set(group) for group in same]
+    near = [group for group in near_duplicates(files) if not any(set(group) <= content for content in one_content)]
+    for what, groups in (("copies", same), ("near-duplicates", near)):
+        by_sides: dict[tuple[str, ...], list[list[Path]]] = defaultdict(list)
+        for group in groups:
+            by_sides[tuple(dict.fromkeys(side_of[path] for path in group))].append(group)
         for between, found in by_sides.items():
-            shown = listed([f"{first.path} and {second.path}" for first, second in found])
-            too_good = "; the metrics will be too good" if between == "training and test" else ""
-            yield f"{len(found)} pairs of {what}, {between}: {shown}{too_good}"
+            count = sum(map(len, found))
+            too_good = "; the metrics will be too good" if between[1:] and "test" in between else ""
+            named = listed([_named(group, folder) for group in sorted(found, key=len, reverse=True)])
+            yield f"{what} in {', '.join(between)}: {count} images in {len(found)} groups: {named}{too_good}"
+
+
+def _named(group: Sequence[Path], folder: Path) -> str:
+    """Return the first and the last image of a group, which are of different sides where it has several."""
+    first, last = (path.relative_to(folder) if path.is_relative_to(folder) else path for path in (group[0], group[-1]))
+    return f"({first}, {last}{f' and {len(group) - 2} more' if group[2:] else ''})"

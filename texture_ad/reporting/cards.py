@@ -227,7 +227,7 @@ def _test_images(facts: Facts) -> list[str]:
     anomalous = sum(sample.label for sample in facts.test)
     told = [f"{len(facts.test)} images, {anomalous} of them anomalous; {masks} have a mask of the defect."]
     if facts.copies:
-        told.append(f"{facts.copies} are copies of training images; duplicates.csv lists them.")
+        told.append(f"{facts.copies} are copies of training images; copies.csv lists them.")
     return told
 
 

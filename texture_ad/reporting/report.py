@@ -110,8 +110,8 @@ def write_report(
     """
     source = metrics["data_source"]
     sentences = verdict(metrics)
-    if (folder / "duplicates.csv").is_file():
-        sentences.append("Some test images are copies of training images (duplicates.csv): the metrics are too good.")
+    if (folder / "copies.csv").is_file():
+        sentences.append("Some test images are copies of training images (copies.csv): the metrics are too good.")
     figures = [(folder / f"{name}.png", *about) for name, about in _FIGURES.items()]
     shown = "".join(_figure(*figure) for figure in figures if figure[0].is_file())
     body = [

@@ -3,10 +3,10 @@
 `scan` lists a folder; `with_groups`, `with_test_images` and `split_calibration` divide what it lists.
 """
 
-from texture_ad.data.layouts.files import files_below, images_below, listed, pair_masks
+from texture_ad.data.layouts.files import copies, files_below, images_below, listed, pair_masks
 from texture_ad.data.layouts.flat import Places
 from texture_ad.data.layouts.recognition import LAYOUTS, layout_name, scan
-from texture_ad.data.layouts.samples import Layout, Sample, check_masks, duplicates, fingerprint, with_frames
+from texture_ad.data.layouts.samples import Layout, Sample, check_masks, fingerprint, with_frames
 from texture_ad.data.layouts.splits import (
     calibration_folds,
     check_groups,
@@ -23,7 +23,7 @@ __all__ = [
     "calibration_folds",
     "check_groups",
     "check_masks",
-    "duplicates",
+    "copies",
     "files_below",
     "fingerprint",
     "images_below",

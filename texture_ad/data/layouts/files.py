@@ -1,8 +1,9 @@
 """Files of a folder, and which mask belongs to which image."""
 
+import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 
 from texture_ad.data.images import IMAGE_SUFFIXES
@@ -70,6 +71,27 @@ def require_images(folder: Path, count: int = 2) -> list[Path]:
         unread = f"; it also holds files of formats that can't be read: {listed(others)}" if others else ""
         raise UserError(f"{folder}: {len(images)} images; at least {count} are needed{unread}")
     return images
+
+
+def copies(paths: Iterable[Path]) -> list[list[Path]]:
+    """Return the groups of files that have the same bytes, each file once; only those of one size are read."""
+    return [group for same_size in _grouped(paths, _size) for group in _grouped(same_size, _digest)]
+
+
+def _grouped(paths: Iterable[Path], told: Callable[[Path], Hashable]) -> list[list[Path]]:
+    """Return the groups of at least two files of which the same is told."""
+    groups: dict[Hashable, list[Path]] = defaultdict(list)
+    for path in dict.fromkeys(paths):
+        groups[told(path)].append(path)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _digest(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).digest()
 
 
 def below_common(paths: Iterable[Path]) -> tuple[Path, list[Path]]:

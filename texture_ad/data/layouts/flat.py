@@ -1,6 +1,7 @@
 """Folders of normal images, of anomalous ones and of masks, by the names that people give them or as they are told."""
 
 import glob
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
@@ -112,16 +113,21 @@ def _given(folder: Path, name: str, places: Places | None, names: Iterable[str])
 
 def _at(folder: Path, name: str, place: str) -> list[Path]:
     """Return the images at one place: a folder, a file or a glob."""
-    path = folder / Path(place).expanduser()
-    matches = (
-        [path] if path.exists() else [folder / p for p in sorted(glob.glob(place, root_dir=folder, recursive=True))]
-    )
+    path = _plain_path(folder, place)
+    found = sorted(glob.glob(place, root_dir=folder, recursive=True))
+    matches = [path] if path.exists() else [_plain_path(folder, match) for match in found]
     images = [image for match in matches for image in (images_below(match) if match.is_dir() else [match])]
     images = [image for image in images if is_image(image)]
     if not images:
         what = "no images there" if matches else "no such folder or file"
         raise ParameterError(name, place, f"{what}; it is looked for in {folder}")
     return images
+
+
+def _plain_path(folder: Path, place: str) -> Path:
+    """Return a place relative to a folder, without ".." and below that folder where it can be: a file has one path."""
+    top, path = (os.path.normpath(one.absolute()) for one in (folder, folder / Path(place).expanduser()))
+    return folder / Path(path).relative_to(top) if Path(path).is_relative_to(top) else Path(path)
 
 
 def _kinds(folder: Path, paths: Sequence[Path]) -> list[tuple[Path, str, str]]:

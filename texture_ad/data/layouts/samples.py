@@ -2,11 +2,9 @@
 
 import hashlib
 import os
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 
 from texture_ad.data.geometry import Window
@@ -154,21 +152,6 @@ def check_masks(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
     checked = [sample if mark else replace(sample, mask=None) for sample, mark in zip(samples, marks, strict=True)]
     without = [sample for sample in checked if sample.label and sample.mask is None]
     return checked, without if any(sample.mask for sample in samples) else []
-
-
-def duplicates(layout: Layout) -> list[tuple[Path, Path]]:
-    """Return all pairs (training or calibration file, test file) with identical bytes."""
-    by_size: dict[int, list[Path]] = defaultdict(list)
-    for sample in layout.train + layout.calibration:
-        by_size[sample.path.stat().st_size].append(sample.path)
-
-    @cache
-    def digest(path: Path) -> str:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-
-    return [
-        (a, s.path) for s in layout.test for a in by_size.get(s.path.stat().st_size, ()) if digest(a) == digest(s.path)
-    ]
 
 
 def fingerprint(layout: Layout, folder: Path, others: Iterable[Path] = ()) -> str:

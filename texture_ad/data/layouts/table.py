@@ -27,8 +27,9 @@ SPLITS = {
     "test": "test",
     "testing": "test",
 }
-NUMBERS = ("0", "0.0", "false")  # labels of normal images, beside their names
-UNNAMED = ("1", "1.0", "true", "ng", "bad", "defect", "anomaly", "anomalous", "abnormal")  # of no kind of defect
+ZERO = ("0", "0.0", "false")  # labels of normal images, beside their names
+ONE = ("1", "1.0", "true")  # of anomalous ones
+UNNAMED = (*ONE, "ng", "bad", "defect", "anomaly", "anomalous", "abnormal")  # of no kind of defect
 
 
 @dataclass(frozen=True)
@@ -171,11 +172,16 @@ def _file(base: Path, text: str) -> Path:
     return Path(os.path.normpath(base / text))
 
 
+def label_of(kind: str) -> str:
+    """Return the label of a kind of defect: its name, or another where a table's reader takes that for 0 or 1."""
+    return f"defect_{kind}" if plain(kind) in (*ZERO, *ONE, *NORMAL) else kind
+
+
 def _sample(row: Row, base: Path, name: str) -> Sample:
     """Return a row's image."""
     label = plain(row.label)
     path = _file(base, row.path)
-    if label in (*NUMBERS, *NORMAL):
+    if label in (*ZERO, *NORMAL):
         return Sample(path, name=name, group=row.group)
     kind = "anomalous" if label in UNNAMED else row.label
     return Sample(path, 1, kind, _file(base, row.mask) if row.mask else None, name, group=row.group)
