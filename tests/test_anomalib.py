@@ -12,6 +12,7 @@ from experiments.anomalib import main as compare
 from experiments.anomalib_run import ImageBatches, make_model, score
 from experiments.runs import Job
 from texture_ad.errors import UserError
+from texture_ad.evaluation.metrics import image_metrics, pixel_metrics
 
 SIZE = 224  # pixels, at which anomalib's smoothing is ours
 
@@ -80,3 +81,34 @@ def test_anomalibs_model_computes_what_ours_does(method, tmp_path):
     inside = (slice(None), slice(20, -20), slice(20, -20))  # away from the edges, where the smoothing differs
     limits = {"rtol": 0.01, "atol": 0.01} if method == "padim" else {"rtol": 0.2, "atol": 0.1}
     torch.testing.assert_close(torch.from_numpy(maps)[inside], found.anomaly_maps[inside], **limits)
+
+
+@pytest.mark.parametrize("limit", [0.05, 0.3])
+def test_metrics_are_those_of_anomalib(limit):
+    pytest.importorskip("anomalib")
+    from anomalib.data import ImageBatch
+    from anomalib.metrics import AUPRO, AUROC, F1Max
+
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.zeros(6, 40, 50, dtype=torch.bool)
+    for number in range(4):
+        masks[number, 5 : 15 + number, 10:20] = True
+        masks[number, 25:30, 30 : 33 + number] = True
+    maps = torch.rand(masks.shape, generator=generator) + 0.4 * masks
+    labels, scores = masks.amax((1, 2)), torch.tensor([0.9, 0.3, 0.6, 0.7, 0.5, 0.2])
+    image = torch.zeros(6, 3, 40, 50)
+    batch = ImageBatch(image=image, anomaly_map=maps, gt_mask=masks, gt_label=labels, pred_score=scores)
+
+    def theirs(metric):
+        metric.update(batch)
+        return metric.compute().item()
+
+    ours = pixel_metrics(maps.numpy(), masks.numpy(), 0.5)
+    pixels = ["anomaly_map", "gt_mask"]
+    name = {0.05: "aupro_05", 0.3: "aupro"}[limit]
+    assert ours[name] == pytest.approx(theirs(AUPRO(fields=pixels, fpr_limit=limit)), rel=5e-3)
+    assert ours["pixel_auroc"] == pytest.approx(theirs(AUROC(fields=pixels)), rel=1e-4)
+    found = image_metrics(scores.numpy(), labels.numpy(), 0.5)
+    images = ["pred_score", "gt_label"]
+    assert found["image_auroc"] == pytest.approx(theirs(AUROC(fields=images)), rel=1e-5)
+    assert found["image_f1_max"] == pytest.approx(theirs(F1Max(fields=images)), rel=1e-5)

@@ -1,0 +1,121 @@
+"""Compare a detector that was updated with photographs with one that was fitted on all of them.
+
+    python -m experiments.update root=FOLDER                          # each folder in it is a texture, as MVTec AD's
+    python -m experiments.update root=FOLDER textures=magnetic_tile seeds=0,1,2
+
+Of a texture's training images a random half fits a detector (`half`), which is then updated with the other half
+(`updated`); another one is fitted on all of them (`all`). Each scores the test images. No figure here chooses anything.
+
+Own keys: root, textures, seeds, workers, runs (folder of the halves and runs), output (without suffix: .json and .md
+are written). Every other key=value goes to each run. Neither a finished run nor an update is repeated.
+"""
+
+import json
+import os
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+
+from experiments.runs import Job, arguments, run_all, script, write_table
+from experiments.textures import find_textures
+from texture_ad import pipeline
+from texture_ad.data.datamodule import TextureDataModule
+from texture_ad.data.layouts import scan
+from texture_ad.deploy.scorer import find_images
+from texture_ad.deploy.update import update
+from texture_ad.evaluation.metrics import image_metrics
+from texture_ad.files import write_text
+from texture_ad.methods.registry import load
+
+SHOWN = {"image_auroc": "image AUROC", "false_positive_rate": "false alarms", "recall": "recall"}
+
+
+def halve(texture: Path, seed: int, folder: Path) -> None:
+    """Link half of the training images and all test images from `folder`/half, the other half from `folder`/rest."""
+    layout = scan(texture)
+    chosen = np.random.default_rng(seed).permutation(len(layout.train)) < len(layout.train) // 2
+    for sample, first in zip(layout.train, chosen, strict=True):
+        link(sample.path, texture, folder / ("half" if first else "rest"))
+    for sample in layout.test:
+        for path in (sample.path, *([sample.mask] if sample.mask else [])):
+            link(path, texture, folder / "half")
+
+
+def link(path: Path, root: Path, folder: Path) -> None:
+    """Link a file from the place in `folder` that it has in `root`."""
+    place = folder / path.relative_to(root)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if not place.is_symlink():
+        os.symlink(path.resolve(), place)
+
+
+def updated(run: Path, rest: Path) -> dict[str, Any]:
+    """Return the image metrics of a run's detector after an update with the photographs of `rest`; it is made once."""
+    path = run / "updated.json"
+    if not path.is_file():
+        data: TextureDataModule = pipeline.make(
+            "data", OmegaConf.to_container(OmegaConf.load(run / "config.yaml").data, resolve=True)
+        )  # type: ignore[arg-type]
+        data.setup()
+        detector = load(run / "detector.pt", "cpu")
+        update(detector, rest, find_images(rest, rest / "none"), 32, None)
+        with torch.no_grad():
+            found = [(detector(batch["image"]).scores, batch["label"]) for batch in data.test_dataloader()]
+        scores, labels = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
+        write_text(path, json.dumps(image_metrics(scores, labels, float(detector.threshold))))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def main() -> None:
+    """Make the runs and updates, and write the table."""
+    own, overrides = arguments(
+        {
+            "root": [""],
+            "textures": [],
+            "seeds": ["0", "1", "2"],
+            "workers": ["1"],
+            "runs": ["runs/experiments/update"],
+            "output": ["experiments/results/update"],
+        }
+    )
+    root = Path(own["root"][0]).expanduser()
+    folder = Path(own["runs"][0])
+    jobs = {}
+    for texture, seed in product(find_textures(root, own["textures"]), own["seeds"]):
+        halves = folder / "halves" / f"{texture}-seed{seed}"
+        halve(root / texture, int(seed), halves)
+        for kind, data in (("half", halves / "half"), ("all", root / texture)):
+            options = ["data=folder", f"data.root={data}", f"seed={seed}", *overrides]
+            jobs[texture, seed, kind] = Job(folder / f"{texture}-{kind}-seed{seed}", options)
+    measured: dict[tuple[str, str, str], dict[str, Any]] = dict(
+        zip(jobs, run_all(list(jobs.values()), int(own["workers"][0])), strict=True)
+    )
+    for (texture, seed, kind), job in jobs.items():
+        if kind == "half":
+            rest = folder / "halves" / f"{texture}-seed{seed}" / "rest"
+            measured[texture, seed, "updated"] = updated(job.folder, rest)
+    found = [
+        {"texture": texture, "seed": int(seed), "detector": kind, **{key: one[key] for key in SHOWN}}
+        for (texture, seed, kind), one in measured.items()
+    ]
+    rows = [
+        {
+            "texture": texture,
+            "detector": kind,
+            **{
+                shown: [f[key] for f in found if (f["texture"], f["detector"]) == (texture, kind)]
+                for key, shown in SHOWN.items()
+            },
+        }
+        for texture in dict.fromkeys(f["texture"] for f in found)
+        for kind in ("half", "updated", "all")
+    ]
+    print(write_table(Path(own["output"][0]), found, rows))
+
+
+if __name__ == "__main__":
+    script(main)
