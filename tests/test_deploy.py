@@ -132,6 +132,14 @@ def test_images_unlike_the_training_images_are_warned_of(predict, photographs, t
         assert re.search(rf"warning: \d of 4 images differ in {respect}", errors)
 
 
+def test_a_file_of_several_images_is_told(predict, tmp_path):
+    first = Image.new("L", (64, 64), 120)
+    first.save(tmp_path / "a.tif", save_all=True, append_images=[first, first])
+    code, _, errors, rows = predict(tmp_path / "a.tif")
+    told = "holds 3 images, of which the first alone is scored"
+    assert code == 0 and f"1 of 1 images hold several, first a.tif: {told}" in errors and told in rows[0]["warning"]
+
+
 def test_an_image_unlike_the_training_images_is_neither_where_that_is_asked_for(predict, photographs, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()

@@ -194,6 +194,8 @@ def test_frames(tmp_path):
         assert found == pytest.approx([0, 100, 200], abs=2)
         with pytest.raises(UserError, match="3 frames"):
             read_image(path, Reading(frames="error"))
+    preview = saved(tmp_path, frames[0], "a.mpo", save_all=True, append_images=frames[1:])
+    assert frames_of([preview]) == {preview: 1} and read_image(preview, Reading(frames="error")).max() < 3
 
 
 def test_masks(tmp_path):

@@ -204,6 +204,14 @@ def test_places_that_cannot_be_used_are_named(folders, options, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("places", [{}, {"normal": "OK"}])
+def test_formats_that_cannot_be_read_are_named(tmp_path, places):
+    (tmp_path / "OK").mkdir()
+    (tmp_path / "OK/a.heic").write_bytes(b"?")
+    with pytest.raises(UserError, match=r"formats that can't be read: \.heic"):
+        scan(tmp_path, **places)
+
+
 def test_masks_go_to_the_image_whose_folders_are_most_like_theirs():
     def paired(images, masks):
         return {str(i): str(m) for i, m in pair_masks(map(Path, images), map(Path, masks)).items()}

@@ -175,8 +175,8 @@ def _read_tiff(path: Path, frame: int, frames: Frames) -> Image.Image | np.ndarr
 
 
 def count_frames(image: Image.Image) -> int:
-    """Return how many images a file holds."""
-    return getattr(image, "n_frames", 1)
+    """Return how many images a file holds; previews and gain maps that cameras add to a JPEG don't count."""
+    return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
 
 
 def _decode(path: Path, image: Image.Image, frame: int) -> Image.Image | np.ndarray:
@@ -262,10 +262,10 @@ def frames_of(paths: Iterable[Path]) -> dict[Path, int]:
     """Return how many images each file holds; one that can't be read counts as one, its reader says why."""
     paths = list(paths)
     with ThreadPoolExecutor() as pool:
-        return dict(zip(paths, pool.map(_frames_in, paths), strict=True))
+        return dict(zip(paths, pool.map(frames_in, paths), strict=True))
 
 
-def _frames_in(path: Path) -> int:
+def frames_in(path: Path) -> int:
     """Return how many images a file holds, 1 where it can't be read."""
     with suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from texture_ad.data.drift import brightness, differences
-from texture_ad.data.images import IMAGE_SUFFIXES
+from texture_ad.data.images import IMAGE_SUFFIXES, frames_in
 from texture_ad.data.pictures import Picture, read_scaled
 from texture_ad.deploy.outputs import Wanted, write_files, write_regions
 from texture_ad.deploy.results import Result, decide
@@ -145,7 +145,8 @@ class Scorer:
         images: how many images were scored.
         anomalous: how many of them are above the threshold.
         failed: a message for each file that could not be read.
-        unlike: how many images differ from the training images, by respect ("size", "mode", "brightness", "contrast").
+        unlike: how many images differ from the training images, by respect ("size", "mode", "brightness", "contrast"),
+            and how many files hold several images ("frames").
         first: the description of the first such image, by respect.
     """
 
@@ -225,6 +226,9 @@ class Scorer:
         """Return and count how an image, by its file and its brightness (2,), differs from the training images."""
         statistics = self.provenance and self.provenance.training_images
         found = differences(statistics, path, levels) if statistics else {}
+        frames = frames_in(path)
+        if frames > 1:
+            found["frames"] = f"holds {frames} images, of which the first alone is scored"
         self.unlike.update(found.keys())
         for respect, sentence in found.items():
             self.first.setdefault(respect, f"{self.name(path)}: {sentence}")
@@ -320,10 +324,8 @@ class Scorer:
         """Yield a sentence for each respect in which images differ from the training images."""
         means = "they are labelled unsure" if self.unsure else "their scores may mean little"
         for respect, count in self.unlike.items():
-            yield (
-                f"{count} of {self.images} images differ in {respect} from the training images, first "
-                f"{self.first[respect]}; {means}"
-            )
+            what = "hold several" if respect == "frames" else f"differ in {respect} from the training images"
+            yield f"{count} of {self.images} images {what}, first {self.first[respect]}; {means}"
         if self.provenance is None or self.provenance.training_images is None:
             yield "the detector holds no statistics of its training images; a drift would go unseen"
 

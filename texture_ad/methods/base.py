@@ -305,9 +305,8 @@ class AnomalyDetector(nn.Module, ABC):
             ParameterError: the method can't work with it.
         """
         if geometry.tiled and self.uses_positions:
-            raise ParameterError(
-                "tile", list(geometry.size), f"{self.name} learns every position of an image by itself; expected null"
-            )
+            problem = f"{self.name} learns every position of an image by itself, which tiles don't have"
+            raise ParameterError("tile", list(geometry.size), f"{problem}; leave tile out")
         self.geometry = geometry
 
     @property

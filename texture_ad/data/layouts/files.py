@@ -67,10 +67,14 @@ def require_images(folder: Path, count: int = 2) -> list[Path]:
     """
     images = images_below(folder)
     if len(images) < count:
-        others = sorted({p.suffix or p.name for p in files_below(folder)} - {p.suffix for p in images})
-        unread = f"; it also holds files of formats that can't be read: {listed(others)}" if others else ""
-        raise UserError(f"{folder}: {len(images)} images; at least {count} are needed{unread}")
+        raise UserError(f"{folder}: {len(images)} images; at least {count} are needed{unread(files_below(folder))}")
     return images
+
+
+def unread(files: Iterable[Path]) -> str:
+    """Return the end of a message that names the formats of files that can't be read, "" where there are none."""
+    others = sorted({path.suffix or path.name for path in files if not is_image(path)})
+    return f"; there are files of formats that can't be read: {listed(others)}" if others else ""
 
 
 def copies(paths: Iterable[Path]) -> list[list[Path]]:

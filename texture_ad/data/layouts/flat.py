@@ -11,10 +11,12 @@ from texture_ad.data.layouts.files import (
     apart_from_masks,
     below_common,
     entries,
+    files_below,
     images_below,
     is_image,
     listed,
     pair_masks,
+    unread,
 )
 from texture_ad.data.layouts.samples import Layout, Sample
 from texture_ad.errors import ParameterError, UserError
@@ -80,7 +82,7 @@ def flat(
     bad, beside = apart_from_masks(_given(folder, "anomalous", anomalous, () if normal else ANOMALOUS))
     truth = _given(folder, "masks", masks, () if normal else MASKS)
     if not good:
-        raise UserError(f"{folder}: has no normal images; say by normal where they are")
+        raise UserError(f"{folder}: has no normal images; say by normal where they are{unread(files_below(folder))}")
     _check_apart({"normal images": good, "anomalous images": bad, "masks": truth})
     pairs = pair_masks(bad, dict.fromkeys([*truth, *beside]))
     return Layout(
@@ -116,11 +118,11 @@ def _at(folder: Path, name: str, place: str) -> list[Path]:
     path = _plain_path(folder, place)
     found = sorted(glob.glob(place, root_dir=folder, recursive=True))
     matches = [path] if path.exists() else [_plain_path(folder, match) for match in found]
-    images = [image for match in matches for image in (images_below(match) if match.is_dir() else [match])]
-    images = [image for image in images if is_image(image)]
+    files = [file for match in matches for file in (files_below(match) if match.is_dir() else [match])]
+    images = [file for file in files if is_image(file)]
     if not images:
         what = "no images there" if matches else "no such folder or file"
-        raise ParameterError(name, place, f"{what}; it is looked for in {folder}")
+        raise ParameterError(name, place, f"{what}; it is looked for in {folder}{unread(files)}")
     return images
 
 
