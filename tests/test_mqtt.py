@@ -1,19 +1,19 @@
 """Results that a real broker takes and passes on."""
 
-import asyncio
 import json
 import queue
 import socket
+import subprocess
+import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
-pytest.importorskip("amqtt.broker", reason="amqtt, a broker for tests, is not installed")
+pytest.importorskip("amqtt", reason="amqtt, a broker for tests, is not installed")
 pytest.importorskip("paho.mqtt.client", reason="paho-mqtt is not installed")
 
-from amqtt.broker import Broker
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
 
@@ -29,33 +29,32 @@ def port():
 
 
 @contextmanager
-def broker(port):
-    """Have a broker listen, in a thread of this process."""
+def broker(port, folder):
+    """Have a broker listen, in a process of its own."""
     anonymous = {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}}
     config = {"listeners": {"default": {"type": "tcp", "bind": f"127.0.0.1:{port}"}}, "plugins": anonymous}
-    loop = asyncio.new_event_loop()
+    file = folder / "broker.yaml"
+    file.write_text(json.dumps(config))
+    process = subprocess.Popen([sys.executable, "-m", "amqtt.scripts.broker_script", "-c", str(file)])
+    try:
+        for _ in range(600):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            assert process.poll() is None
+            time.sleep(0.05)
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
-    async def start():
-        listening = Broker(config)
-        await listening.start()
-        return listening
 
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    listening = asyncio.run_coroutine_threadsafe(start(), loop).result(30)
-    yield
-    asyncio.run_coroutine_threadsafe(listening.shutdown(), loop).result(30)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(30)
-
-
-def test_a_broker_passes_results_on(port):
+def test_a_broker_passes_results_on(port, tmp_path):
     received = queue.Queue()
     subscribed = threading.Event()
     client = Client(CallbackAPIVersion.VERSION2)
     client.on_subscribe = lambda *_: subscribed.set()
     client.on_message = lambda _client, _data, message: received.put((message.topic, json.loads(message.payload)))
-    with broker(port):
+    with broker(port, tmp_path):
         client.connect("127.0.0.1", port)
         client.subscribe("line/3", qos=1)
         client.loop_start()
@@ -69,10 +68,10 @@ def test_a_broker_passes_results_on(port):
     assert tell.lost == 0
 
 
-def test_a_result_waits_for_a_broker_that_is_not_there_yet(port):
+def test_a_result_waits_for_a_broker_that_is_not_there_yet(port, tmp_path):
     tell = notifier(None, f"mqtt://127.0.0.1:{port}/line/3")
     tell({"name": "0.png", "label": "normal"})
     time.sleep(0.2)
-    with broker(port), tell:  # its end waits for what is left to send
+    with broker(port, tmp_path), tell:  # its end waits for what is left to send
         pass
     assert tell.lost == 0
