@@ -151,7 +151,6 @@ def arguments(data: Path, run_dir: Path | str, *more: str) -> list[str]:
         "density.epoch_steps=3",
         "density.batch=64",
         "dictionary.num_atoms=16",
-        "detection.iterations=20",
         "detection.epochs=2",
         "trainer.max_epochs=3",
         "trainer.enable_progress_bar=false",
