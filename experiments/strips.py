@@ -3,10 +3,12 @@
     python -m experiments.strips root=FOLDER                       # FOLDER holds aitex_fabric03, as MVTec AD's
     python -m experiments.strips root=FOLDER seeds=0 strips=8 trainer.accelerator=gpu
 
-Strips of 16 tiles are put together from the texture's images of 256 pixels: training strips from training images, each
-used once; test strips from good test images, drawn by seed 0, as many with as without one anomalous image at a random
-place. Joints are everywhere, so that they tell nothing. Good images named clean_*, of another roll than those for
-training, are left out: the highest of sixteen would often be one of them, with or without a defect.
+Strips of 16 tiles are put together from the texture's images of 256 pixels in the order of their names, which is that
+on the roll: training strips from training images, test strips from good test images. In each test strip one tile, at
+a random place, is another one: a good one of elsewhere, or an anomalous one. So both kinds have as many joints that
+do not fit. Random tiles side by side would have one at every tile, to which a woven cloth is as sensitive as to a
+defect. Good images named clean_*, of another roll than those for training, are left out: the highest of sixteen would
+often be one of them, with or without a defect.
 
 Compared are the images one by one (`tiles`) and the strips cut by data.tile (`strips`), by image AUROC; `located` is
 the share of anomalous strips whose highest anomaly lies in the defective tile.
@@ -51,29 +53,36 @@ def make_strips(source: Path, target: Path, most: int) -> None:
     generator = np.random.default_rng(0)
     trained = [read_image(sample.path) for sample in layout.train]
     good = [s for s in layout.test if not s.label and not s.path.stem.startswith("clean_")]
-    if len(trained) < 2 * LENGTH or len(good) < LENGTH:
-        raise UserError(f"{source}: needs {2 * LENGTH} training images and {LENGTH} good test images of the same roll")
+    if len(trained) < 2 * LENGTH or len(good) <= LENGTH:
+        raise UserError(
+            f"{source}: needs {2 * LENGTH} training images and {LENGTH + 1} good test images of the same roll"
+        )
     normal = [read_image(sample.path) for sample in good]
-    shuffled = generator.permutation(len(trained))
     for number in range(len(trained) // LENGTH):
-        chosen = shuffled[number * LENGTH : (number + 1) * LENGTH]
-        write(np.concatenate([trained[i] for i in chosen], 1), target / f"train/good/{number:03d}.png")
-
-    def drawn() -> list[np.ndarray]:
-        return [normal[i] for i in generator.permutation(len(normal))[:LENGTH]]
-
+        write(
+            np.concatenate(trained[number * LENGTH : (number + 1) * LENGTH], 1),
+            target / f"train/good/{number:03d}.png",
+        )
     defective = [sample for sample in layout.test if sample.label]
     defective = [defective[i] for i in sorted(generator.permutation(len(defective))[:most])]
     places = {}
+
+    def strip(other: np.ndarray | None) -> tuple[np.ndarray, int]:
+        """Return a piece of the roll with another tile, None for a good one of elsewhere, and its place."""
+        start = int(generator.integers(len(normal) - LENGTH + 1))
+        tiles, rest = normal[start : start + LENGTH], normal[:start] + normal[start + LENGTH :]
+        place = int(generator.integers(LENGTH))
+        tiles[place] = rest[int(generator.integers(len(rest)))] if other is None else other
+        return np.concatenate(tiles, 1), place
+
     for number, sample in enumerate(defective):
         name = f"{number:03d}.png"
-        write(np.concatenate(drawn(), 1), target / "test/good" / name)
-        place = places[name] = int(generator.integers(LENGTH))
-        tiles, mask = drawn(), np.zeros((SIDE, LENGTH * SIDE), bool)
-        tiles[place] = read_image(sample.path)
-        marked = read_mask(sample.mask, (SIDE, SIDE)) if sample.mask else True
-        mask[:, place * SIDE : (place + 1) * SIDE] = marked
-        write(np.concatenate(tiles, 1), target / "test/defect" / name)
+        write(strip(None)[0], target / "test/good" / name)
+        pixels, place = strip(read_image(sample.path))
+        places[name] = place
+        mask = np.zeros((SIDE, LENGTH * SIDE), bool)
+        mask[:, place * SIDE : (place + 1) * SIDE] = read_mask(sample.mask, (SIDE, SIDE)) if sample.mask else True
+        write(pixels, target / "test/defect" / name)
         write(mask, target / "ground_truth/defect" / name)
     write_text(target / "places.json", json.dumps(places))
 
