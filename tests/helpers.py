@@ -146,7 +146,7 @@ def arguments(data: Path, run_dir: Path | str, *more: str) -> list[str]:
         "data.eval_batch_size=4",
         "backbone=resnet18",
         "backbone.weights=none",
-        "backbone.layers=[layer1,layer2]",
+        "backbone.layers=[layer1]",
         "flow.blocks=2",
         "density.epoch_steps=3",
         "density.batch=64",

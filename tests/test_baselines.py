@@ -322,7 +322,8 @@ QUICK = {
 
 def of_method(name, folder, run_dir):
     """Arguments of a quick run of a method; the settings of fusion's parts are left alone."""
-    return arguments(folder, run_dir, f"method={name}", "data.eval_batch_size=32", *QUICK.get(name, []))
+    layers = "backbone.layers=[layer1,layer2]"
+    return arguments(folder, run_dir, f"method={name}", layers, "data.eval_batch_size=32", *QUICK.get(name, []))
 
 
 def read_scores(path):

@@ -17,6 +17,15 @@ from experiments.textures import WITHOUT, options
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["data.size=64", "backbone=resnet18", "backbone.weights=none", "backbone.layers=[layer1]"]
+QUICK = [
+    *SMALL,
+    "flow.blocks=1",
+    "density.epoch_steps=2",
+    "density.batch=64",
+    "trainer.max_epochs=1",
+    "dictionary.num_atoms=16",
+    "detection.iterations=20",
+]
 
 
 def script(module: str, *args: str) -> subprocess.CompletedProcess:
@@ -61,12 +70,7 @@ def test_textures_are_compared_with_their_mean_and_rank(tmp_path):
         "seeds=0",
         f"runs={tmp_path / 'runs'}",
         f"output={tmp_path / 'textures'}",
-        "flow.blocks=1",
-        "density.epoch_steps=2",
-        "density.batch=64",
-        "trainer.max_epochs=1",
-        "dictionary.num_atoms=16",
-        *SMALL,
+        *QUICK,
     ]
     done = script("experiments.textures", *args)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -89,7 +93,7 @@ def test_ours_without_a_part_is_a_configuration(part):
 
 def test_figures_share_one_run(tmp_path):
     data = few_photographs(tmp_path / "data")
-    args = [f"runs={tmp_path / 'runs'}", "data=folder", f"data.root={data}", "flow.blocks=2", *SMALL]
+    args = [f"runs={tmp_path / 'runs'}", "data=folder", f"data.root={data}", *QUICK]
     for name in ("figure6", "figure7"):
         done = script(f"experiments.{name}", *args, f"output={tmp_path / name}.png")
         assert done.returncode == 0, done.stdout + done.stderr

@@ -102,7 +102,13 @@ def killed_in_stage_2(data, run_dir, *more):
 
 def test_a_stage_that_stopped_early_stays_stopped(data, tmp_path):
     # At such a rate the likelihood soon gets worse.
-    more = ("trainer.max_epochs=9", "density.lr=0.03", "density.patience=1", "density.epoch_steps=3", "pictures=false")
+    more = (
+        "trainer.max_epochs=9",
+        "backbone.layers=[layer1,layer2]",
+        "density.lr=0.03",
+        "density.patience=1",
+        "pictures=false",
+    )
     finish(data, tmp_path / "undisturbed", *more)
     assert torch.load(tmp_path / "undisturbed/stage1/last.ckpt", weights_only=True)["epoch"] < 8
     killed_in_stage_2(data, tmp_path / "killed", *more)
