@@ -60,7 +60,9 @@ def executed(folder, kernel):
             notebook = read(name)
             start = nbformat.v4.new_code_cell(f"%reset -f\nimport os\nos.chdir({str(folder / name)!r})", id="start")
             notebook.cells.insert(0, start)
-            NotebookClient(notebook, timeout=300, km=kernel).execute()
+            client = NotebookClient(notebook, timeout=300, km=kernel)
+            client.execute()
+            client.kc.stop_channels()  # else it warns when it is collected, in some other test's output
             found[name] = code_cells(notebook)
             del found[name]["start"]
         return found[name]
