@@ -5,6 +5,7 @@
 
 Of a texture's training images a random half fits a detector (`half`), which is then updated with the other half
 (`updated`); another one is fitted on all of them (`all`). Each scores the test images. No figure here chooses anything.
+The other half has to hold 19 images at the default false-alarm rate.
 
 Own keys: root, textures, seeds, workers, runs (folder of the halves and runs), output (without suffix: .json and .md
 are written). Every other key=value goes to each run. Neither a finished run nor an update is repeated.
