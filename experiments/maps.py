@@ -20,13 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from omegaconf import OmegaConf
 from torch import Tensor
 
-from experiments.runs import arguments, run_all, script, write_table
+from experiments.runs import arguments, data_of, run_all, script, write_table
 from experiments.textures import jobs_of
-from texture_ad import pipeline
-from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.evaluation.calibration import conformal_threshold
 from texture_ad.evaluation.metrics import pixel_metrics
 from texture_ad.evaluation.regions import resize_map
@@ -66,9 +63,7 @@ def judge(folder: Path, settings: Sequence[tuple[str, float]]) -> list[dict[str,
     known = json.loads(path.read_text("utf-8")) if path.is_file() else []
     missing = [one for one in settings if not any((k["upsampling"], k["sigma"]) == one for k in known)]
     if missing:
-        config = OmegaConf.load(folder / "config.yaml")
-        data: TextureDataModule = pipeline.make("data", OmegaConf.to_container(config.data, resolve=True))  # type: ignore[arg-type]
-        data.setup()
+        data = data_of(folder)
         detector = load(folder / "detector.pt", "cuda" if torch.cuda.is_available() else "cpu")
         calibration = patch_maps(detector, data.calibration_dataloader())
         test = patch_maps(detector, data.test_dataloader())

@@ -12,7 +12,6 @@ Own keys: root, textures, counts, tested, seeds, workers, runs (folder of the dr
 .json and .md are written). Every other key=value goes to each run. A finished run is not repeated.
 """
 
-import os
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.runs import Job, arguments, run_all, script, write_table
+from experiments.runs import Job, arguments, link, run_all, script, write_table
 from experiments.textures import find_textures
 from texture_ad.data.layouts import scan
 
@@ -32,10 +31,8 @@ def draw(texture: Path, count: int, tested: int, seed: int, folder: Path) -> Pat
     layout = scan(texture)
     paths = [sample.path for sample in (*layout.train, *layout.test) if not sample.label]
     for place, number in enumerate(np.random.default_rng(seed).permutation(len(paths))[: count + tested]):
-        link = folder / ("train" if place < count else "test") / "good" / f"{number:05}{paths[number].suffix}"
-        link.parent.mkdir(parents=True, exist_ok=True)
-        if not link.is_symlink():
-            os.symlink(paths[number].resolve(), link)
+        name = f"{number:05}{paths[number].suffix}"
+        link(paths[number], folder / ("train" if place < count else "test") / "good" / name)
     return folder
 
 

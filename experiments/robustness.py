@@ -20,18 +20,16 @@ from statistics import fmean
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from experiments.runs import Job, arguments, read_run, run_all, script, write_table
+from experiments.runs import Job, arguments, data_of, read_run, run_all, script, write_table
 from experiments.textures import find_textures
 from texture_ad.evaluation.metrics import image_metrics
 from texture_ad.files import atomic_path, write_text
 from texture_ad.methods.base import AnomalyDetector
 from texture_ad.methods.registry import load
-from texture_ad.pipeline import Run
 
 
 def jpeg(images: Tensor, quality: float) -> Tensor:
@@ -97,10 +95,7 @@ def measure_run(folder: Path, device: str) -> dict[str, dict[str, float]]:
     wanted = {"unchanged": (lambda images, _: images, 0.0)} | wanted
     if found.keys() >= wanted.keys():
         return found
-    run = Run(OmegaConf.load(folder / "config.yaml"), folder)  # type: ignore[arg-type]
-    data = run.make("data")
-    data.setup()
-    batches = list(data.test_dataloader())
+    batches = list(data_of(folder).test_dataloader())
     detector = load(folder / "detector.pt", device)
     for name, (change, strength) in wanted.items():
         if name not in found:

@@ -11,12 +11,15 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from texture_ad.data.embedded import TEXTURES
 from texture_ad.errors import UserError
 from texture_ad.files import write_text
 from texture_ad.reporting.tables import markdown_table
+
+if TYPE_CHECKING:
+    from texture_ad.data.datamodule import TextureDataModule
 
 QUIET = ("pictures=false", "logger=none", "trainer.enable_progress_bar=false")
 SHOWN = ("image_auroc", "pixel_auroc", "aupro")  # on a finished run's line
@@ -106,6 +109,24 @@ def _read_metrics(folder: Path) -> Metrics:
     if json.loads((folder / "finished.json").read_text(encoding="utf-8"))["resumed"]:
         metrics["fit_seconds"] = None
     return metrics
+
+
+def data_of(folder: Path) -> "TextureDataModule":
+    """Return the data of a run, set up."""
+    from omegaconf import OmegaConf
+
+    from texture_ad.pipeline import Run
+
+    data: TextureDataModule = Run(OmegaConf.load(folder / "config.yaml"), folder).make("data")  # type: ignore[arg-type]
+    data.setup()
+    return data
+
+
+def link(file: Path, place: Path) -> None:
+    """Link a file from a place, whose folder is made; a link that is there stays."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if not place.is_symlink():
+        os.symlink(file.resolve(), place)
 
 
 def run_all(jobs: Sequence[Job], workers: int, done: Callable[[], object] = lambda: None) -> list[Metrics]:

@@ -12,19 +12,15 @@ are written). Every other key=value goes to each run. Neither a finished run nor
 """
 
 import json
-import os
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 
-from experiments.runs import Job, arguments, run_all, script, write_table
+from experiments.runs import Job, arguments, data_of, link, run_all, script, write_table
 from experiments.textures import find_textures
-from texture_ad import pipeline
-from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.data.layouts import scan
 from texture_ad.deploy.scorer import find_images
 from texture_ad.deploy.update import update
@@ -40,32 +36,20 @@ def halve(texture: Path, seed: int, folder: Path) -> None:
     layout = scan(texture)
     chosen = np.random.default_rng(seed).permutation(len(layout.train)) < len(layout.train) // 2
     for sample, first in zip(layout.train, chosen, strict=True):
-        link(sample.path, texture, folder / ("half" if first else "rest"))
+        link(sample.path, folder / ("half" if first else "rest") / sample.path.relative_to(texture))
     for sample in layout.test:
         for path in (sample.path, *([sample.mask] if sample.mask else [])):
-            link(path, texture, folder / "half")
-
-
-def link(path: Path, root: Path, folder: Path) -> None:
-    """Link a file from the place in `folder` that it has in `root`."""
-    place = folder / path.relative_to(root)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    if not place.is_symlink():
-        os.symlink(path.resolve(), place)
+            link(path, folder / "half" / path.relative_to(texture))
 
 
 def updated(run: Path, rest: Path) -> dict[str, Any]:
     """Return the image metrics of a run's detector after an update with the photographs of `rest`; it is made once."""
     path = run / "updated.json"
     if not path.is_file():
-        data: TextureDataModule = pipeline.make(
-            "data", OmegaConf.to_container(OmegaConf.load(run / "config.yaml").data, resolve=True)
-        )  # type: ignore[arg-type]
-        data.setup()
         detector = load(run / "detector.pt", "cpu")
         update(detector, rest, find_images(rest, rest / "none"), 32, None)
         with torch.no_grad():
-            found = [(detector(batch["image"]).scores, batch["label"]) for batch in data.test_dataloader()]
+            found = [(detector(batch["image"]).scores, batch["label"]) for batch in data_of(run).test_dataloader()]
         scores, labels = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
         write_text(path, json.dumps(image_metrics(scores, labels, float(detector.threshold))))
     return json.loads(path.read_text(encoding="utf-8"))

@@ -17,6 +17,7 @@ pytest.importorskip("paho.mqtt.client", reason="paho-mqtt is not installed")
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
 
+from texture_ad.deploy import notify
 from texture_ad.deploy.notify import notifier
 
 
@@ -66,6 +67,16 @@ def test_a_broker_passes_results_on(port, tmp_path):
         client.loop_stop()
     assert found == [("line/3", {"name": f"{number}.png", "label": "normal"}) for number in range(3)]
     assert tell.lost == 0
+
+
+def test_without_a_broker_the_end_waits_once_and_not_for_every_message(port, monkeypatch):
+    monkeypatch.setattr(notify, "TIMEOUT", 0.5)
+    start = time.monotonic()
+    with notifier(None, f"mqtt://127.0.0.1:{port}/line/3") as tell:
+        for number in range(20):
+            tell({"name": f"{number}.png", "label": "normal"})
+    assert tell.lost == 20 and "no connection to 127.0.0.1" in tell.problem
+    assert time.monotonic() - start < 5  # twenty timeouts are ten seconds
 
 
 def test_a_result_waits_for_a_broker_that_is_not_there_yet(port, tmp_path):

@@ -8,6 +8,7 @@ import json
 import queue
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -68,10 +69,13 @@ def mqtt(url: str) -> Send:
     client.on_disconnect = lambda *_: connected.clear()
     client.connect_async(where.hostname, where.port or (8883 if where.scheme == "mqtts" else 1883))
     client.loop_start()
+    deadline = time.monotonic() + TIMEOUT
 
     def send(content: bytes) -> None:
-        if not connected.wait(TIMEOUT):  # published without a connection it would go out later and count as lost
-            raise TimeoutError(f"no connection to {where.hostname} within {TIMEOUT} seconds")
+        # The first connection is waited for, once for all messages. Published without one, a message would go out later
+        # and count as lost.
+        if not connected.wait(max(0.0, deadline - time.monotonic())):
+            raise ConnectionError(f"no connection to {where.hostname}")
         message = client.publish(topic, content, qos=1)
         message.wait_for_publish(TIMEOUT)
         if not message.is_published():
