@@ -13,7 +13,7 @@ from texture_ad.models.networks import Library, open_network
 from texture_ad.models.slices import in_slices
 from texture_ad.parameters import Count, NonNegativeInt, Range, arguments_of, checked
 
-SLICE = 2**20  # pixels of the images in a slice
+SLICE = 2**18  # pixels of the images in a slice
 
 
 @checked

@@ -23,7 +23,7 @@ from texture_ad.models.slices import in_slices
 from texture_ad.models.whitening import Whitening
 from texture_ad.parameters import Count, NonNegative, checked
 
-SLICE = 2**20  # numbers of the features in a slice
+SLICE = 2**18  # numbers of the features in a slice
 PARTS = ("gaussian", "head", "flow", "dictionary")  # of the score, in this order
 
 
