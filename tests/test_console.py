@@ -8,6 +8,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from forked import run_module
 from helpers import environment
 
 from texture_ad import __version__
@@ -76,13 +77,13 @@ def test_the_list_imports_nothing_heavy():
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_command_has_its_own_help(name):
-    done = python("-m", "texture_ad", name, "--help")
+    done = run_module("texture_ad", name, "--help", env=environment())
     assert done.returncode == 0, done.stderr
     assert COMMANDS[name].module in done.stdout and "texture-ad COMMAND" not in done.stdout
 
 
 def test_a_commands_error_is_told_as_its_module_does():
-    done = python("-m", "texture_ad", "predict", "detector=none.pt", "input=/nowhere")
+    done = run_module("texture_ad", "predict", "detector=none.pt", "input=/nowhere", env=environment())
     assert done.returncode == 2
     assert done.stderr == "error: input=/nowhere: no such file or folder\n"
 

@@ -1,15 +1,19 @@
 """The scripts that reproduce and measure: a finished run counts once, and every line names its data."""
 
 import json
+import runpy
 import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from forked import run_module
 from helpers import composed, environment, few_photographs, untrained_detector
 from omegaconf import OmegaConf
 
+import experiments.runs
 from benchmarks.comparison import Row
 from benchmarks.results import regressions
 from experiments.mvtec import table as mvtec_table
@@ -28,11 +32,44 @@ QUICK = [
 ]
 
 
-def script(module: str, *args: str) -> subprocess.CompletedProcess:
-    return run_module(module, *args, env=environment(), cwd=ROOT)
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """Return a function for `python -m experiments.NAME ARGUMENTS` in this process: its outcome."""
+
+    def call(name: str, *args: str) -> subprocess.CompletedProcess:
+        monkeypatch.setattr(sys, "argv", [name, *args])
+        monkeypatch.delitem(sys.modules, f"experiments.{name}", raising=False)  # else runpy warns
+        monkeypatch.delenv("MVTEC_AD_ROOT", raising=False)
+        capsys.readouterr()
+        try:
+            runpy.run_module(f"experiments.{name}", run_name="__main__")
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        return subprocess.CompletedProcess(sys.argv, code, *capsys.readouterr())
+
+    return call
 
 
-def test_a_finished_run_is_not_repeated(tmp_path):
+@pytest.fixture
+def forked_runs(monkeypatch):
+    """Let the scripts' runs be forked, not started; one test starts its own."""
+
+    def run(call, stdout, stderr):
+        python, m, module, *args = call
+        assert (python, m, stderr) == (sys.executable, "-m", subprocess.STDOUT)
+        done = run_module(module, *args, env=environment())
+        stdout.write((done.stdout + done.stderr).encode())
+        return done
+
+    monkeypatch.setattr(experiments.runs, "subprocess", SimpleNamespace(run=run, STDOUT=subprocess.STDOUT))
+
+
+def benchmark(name: str, *args: str) -> subprocess.CompletedProcess:
+    return run_module(f"benchmarks.{name}", *args, env=environment(), cwd=ROOT)
+
+
+def test_a_finished_run_is_not_repeated(script, tmp_path):
     args = [
         "methods=one_nn",
         "sizes=64",
@@ -41,7 +78,7 @@ def test_a_finished_run_is_not_repeated(tmp_path):
         f"output={tmp_path / 'baselines'}",
         *SMALL[1:],
     ]
-    done = script("experiments.baselines", *args)
+    done = script("baselines", *args)
     assert done.returncode == 0, done.stderr
     (run,) = json.loads((tmp_path / "baselines.json").read_text())
     assert run["method"] == "one_nn" and run["fit_seconds"] > 0 and run["peak_memory_mb"] > 0
@@ -49,19 +86,19 @@ def test_a_finished_run_is_not_repeated(tmp_path):
     assert lines and all("embedded carpet (generated, not a benchmark)" in line for line in lines)
     (detector,) = (tmp_path / "runs").glob("*/detector.pt")
     before = detector.stat().st_mtime_ns
-    assert script("experiments.baselines", *args).returncode == 0 and detector.stat().st_mtime_ns == before
-    done = script("experiments.baselines", *args, "method.components=3")
+    assert script("baselines", *args).returncode == 0 and detector.stat().st_mtime_ns == before
+    done = script("baselines", *args, "method.components=3")
     assert done.returncode == 2 and "holds a run with other overrides" in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("name", ["baselines", "fusion", "textures", "table1", "table2", "figure6", "figure7"])
-def test_bad_arguments_get_one_line(name):
-    done = script(f"experiments.{name}", "--fast")
+def test_bad_arguments_get_one_line(script, name):
+    done = script(name, "--fast")
     assert done.returncode == 2 and "error: --fast: expected key=value" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_textures_are_compared_with_their_mean_and_rank(tmp_path):
+def test_textures_are_compared_with_their_mean_and_rank(script, forked_runs, tmp_path):
     for name in ("rug", "mat"):
         few_photographs(tmp_path / "root" / name)
     args = [
@@ -72,7 +109,7 @@ def test_textures_are_compared_with_their_mean_and_rank(tmp_path):
         f"output={tmp_path / 'textures'}",
         *QUICK,
     ]
-    done = script("experiments.textures", *args)
+    done = script("textures", *args)
     assert done.returncode == 0, done.stdout + done.stderr
     runs = json.loads((tmp_path / "textures.json").read_text())
     assert {(r["texture"], r["method"]) for r in runs} == {(t, m) for t in ("rug", "mat") for m in ("fusion", "padim")}
@@ -81,7 +118,7 @@ def test_textures_are_compared_with_their_mean_and_rank(tmp_path):
     ours = [r["image_auroc"] for r in runs if r["method"] == "fusion"]
     assert f"{sum(ours) / 2:.3f}" in lines["mean of 2"] and "mean rank" in lines
     assert "fusion less padim: " in text or all(a["image_auroc"] == b["image_auroc"] for a in runs for b in runs)
-    done = script("experiments.textures", f"root={tmp_path / 'nowhere'}")
+    done = script("textures", f"root={tmp_path / 'nowhere'}")
     assert done.returncode == 2 and "no such folder" in done.stderr
 
 
@@ -91,11 +128,11 @@ def test_ours_without_a_part_is_a_configuration(part):
     assert str(OmegaConf.select(composed(*options(part)), key)) == value
 
 
-def test_figures_share_one_run(tmp_path):
+def test_figures_share_one_run(script, forked_runs, tmp_path):
     data = few_photographs(tmp_path / "data")
     args = [f"runs={tmp_path / 'runs'}", "data=folder", f"data.root={data}", *QUICK]
     for name in ("figure6", "figure7"):
-        done = script(f"experiments.{name}", *args, f"output={tmp_path / name}.png")
+        done = script(name, *args, f"output={tmp_path / name}.png")
         assert done.returncode == 0, done.stdout + done.stderr
         assert (tmp_path / f"{name}.png").stat().st_size > 0 and done.stdout.startswith("folder carpet: ")
     assert len(list((tmp_path / "runs").iterdir())) == 1
@@ -104,7 +141,7 @@ def test_figures_share_one_run(tmp_path):
 def test_benchmarks_leave_out_the_rows_of_another_machine(tmp_path):
     results = tmp_path / "bench.json"
     results.write_text(json.dumps({"machine": {"processor": "another"}, "groups": {"startup": {}}}))
-    done = script("benchmarks.bench", "--quick", "--only", "embedded_data", "--output", str(tmp_path))
+    done = benchmark("bench", "--quick", "--only", "embedded_data", "--output", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert list(json.loads(results.read_text())["groups"]) == ["embedded_data"]
     assert "| embedded data set carpet | 5 seconds |" in (tmp_path / "bench.md").read_text(encoding="utf-8")
@@ -149,7 +186,7 @@ def test_soak_measures_a_saved_detector(tmp_path):
     untrained_detector().save(tmp_path / "detector.pt")
     output = tmp_path / "soak.json"
     args = [str(tmp_path / "detector.pt"), str(images), "--count", "20", "--output", str(output)]
-    done = script("benchmarks.soak", *args)
+    done = benchmark("soak", *args)
     assert done.returncode == 0, done.stderr
     found = json.loads(output.read_text())
     assert found["predictions"] == 20 and found["size"] == [64, 64] and found["p99_ms"] >= found["median_ms"] > 0

@@ -4,8 +4,6 @@ import csv
 import os
 import resource
 import struct
-import subprocess
-import sys
 import urllib.error
 import zlib
 from http.client import IncompleteRead
@@ -15,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import arguments, composed
+from forked import Forked, run_module
+from helpers import arguments, composed, environment
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -233,15 +232,13 @@ def test_a_run_folder_that_cant_be_written(run, tmp_path, place):
 
 
 def test_a_full_disk_loses_nothing(folder, tmp_path):
-    call = [sys.executable, "-m", "texture_ad.run", *arguments(folder, tmp_path / "run", *TINY)]
-
-    def small_files():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    done = subprocess.run(call, preexec_fn=small_files, capture_output=True, text=True)
-    refused((done.returncode, done.stdout, done.stderr), "File too large", "resumes from its last checkpoint")
+    call = arguments(folder, tmp_path / "run", *TINY)
+    process = Forked("texture_ad.run", *call, env=environment())
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (20_000, 20_000))  # long before its first file
+    out, errors = process.communicate(timeout=120)
+    refused((process.returncode, out, errors), "File too large", "resumes from its last checkpoint")
     assert not list((tmp_path / "run").rglob("*.ckpt")) and not list((tmp_path / "run").rglob("*.partial"))
-    done = subprocess.run(call, capture_output=True, text=True)
+    done = run_module("texture_ad.run", *call, env=environment())
     assert done.returncode == 0, done.stderr
 
 
