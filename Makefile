@@ -23,7 +23,7 @@ $(CATEGORIES): setup ## run the experiment on this texture
 	$(BIN)/python -m texture_ad.run +experiment=$@
 
 test: setup ## run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile # one process a core, each with one thread
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder # one process a core, each with one thread
 
 bench: setup ## measure speed beside baselines, about 15 minutes; writes benchmarks/results/bench.md
 	$(BIN)/python -m benchmarks.bench

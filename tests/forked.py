@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from unittest import mock
@@ -67,6 +67,19 @@ class Forked:
         return self._process.exitcode
 
     poll = returncode.fget
+
+    def lines(self) -> Iterator[str]:
+        """Yield the lines that it writes to stdout, as they come."""
+        with open(self._outputs[0], encoding="utf-8", errors="replace") as output:
+            while True:
+                ended = self.poll() is not None
+                line = output.readline()
+                if line:
+                    yield line
+                elif ended:
+                    return
+                else:
+                    time.sleep(0.01)
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for the end, and return the exit code.

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
@@ -17,6 +18,7 @@ from texture_ad.cli.entry import CONF
 from texture_ad.data.drift import brightness, training_statistics
 from texture_ad.data.embedded import ensure
 from texture_ad.data.geometry import Geometry
+from texture_ad.environment import cache_folder
 from texture_ad.methods.base import AnomalyDetector, Provenance
 from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.registry import method_class
@@ -123,7 +125,9 @@ def untrained_detector(
 
 def few_photographs(root: Path) -> Path:
     """Return a folder with a few of the embedded photographs, so that a run takes seconds."""
-    complete = ensure("carpet")
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with FileLock(cache_folder() / "tests.lock"):  # one process builds it, with all cores, and the others wait
+        complete = ensure("carpet")
     for pattern, count in (("train/good", 14), ("test/good", 4), ("test/hole", 4), ("ground_truth/hole", 4)):
         source = complete / pattern
         if not source.is_dir():

@@ -28,9 +28,11 @@ POSIX_ONLY = {
     "tty",
 }
 
-# Runs a module as `python -m` does, without the modules, the library without a name and the files of Linux.
+# Runs modules one after the other as `python -m` does, without the modules, the library without a name and the files
+# of Linux. They share a process, since its start takes longer than what they do.
 HIDDEN = """
 import ctypes
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -47,32 +49,16 @@ class Library(ctypes.CDLL):
 ctypes.CDLL = Library
 import texture_ad.training.resources
 texture_ad.training.resources._PROCESS = Path("/nowhere")
-module, *sys.argv[1:] = sys.argv[1:]
-runpy.run_module(module, run_name="__main__", alter_sys=True)
+for module, *sys.argv[1:] in json.loads(sys.argv[1]):
+    for stream in (sys.stdout, sys.stderr):
+        print({next!r}, file=stream, flush=True)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 """
 
+NEXT = "--- the next module"
 NO_MEMORY = "note: peak_memory_mb is left out"
 NO_LIBRARY = "note: freed memory is not kept for reuse"
 NO_LOCK = "scores.csv is not locked: this system has no file locks"
-
-
-def hidden(module, *args):
-    """The call of a module on a system that lacks what HIDDEN hides."""
-    return [sys.executable, "-c", HIDDEN.format(modules=sorted(POSIX_ONLY)), module, *map(str, args)]
-
-
-def call(module, *args):
-    """What a call on such a system gives."""
-    done = subprocess.run(
-        hidden(module, *args),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -81,58 +67,58 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(data, tmp_path_factory):
-    """A run on such a system: its folder and what it printed."""
-    folder = tmp_path_factory.mktemp("run")
-    quick = ("trainer.max_epochs=1",)
-    return folder, call("texture_ad.run", *arguments(data, folder, *quick))
-
-
-def test_a_run_leaves_out_the_memory_and_says_so(run):
-    folder, done = run
-    metrics = json.loads((folder / "metrics.json").read_text())
-    assert "peak_memory_mb" not in metrics and 0 <= metrics["image_auroc"] <= 1
-    assert done.stderr.count(NO_MEMORY) == 1 and done.stderr.count(NO_LIBRARY) == 1
-    assert (folder / "report.html").is_file()
-
-
-def test_predict_scores_as_the_run_did(run, data, tmp_path):
-    folder, _ = run
-    call("texture_ad.predict", f"detector={folder / 'detector.pt'}", f"input={data / 'test'}", f"output={tmp_path}")
-    expected = {r["path"]: float(r["score"]) for r in csv.DictReader((folder / "scores.csv").open())}
-    found = {f"test/{r['path']}": float(r["score"]) for r in csv.DictReader((tmp_path / "scores.csv").open())}
-    assert found.keys() == expected.keys()
-    assert max(abs(found[k] - expected[k]) / max(1, abs(expected[k])) for k in found) < 1e-5
-
-
-def test_a_watched_folder_is_scored_without_a_lock(run, data, tmp_path):
+def done(data, tmp_path_factory):
+    """A run, a prediction and a watched folder on such a system: for each its folder, stdout and stderr."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("run", "predict", "watch")}
+    detector = f"detector={folders['run'] / 'detector.pt'}"
+    watching = ("watch=true", "interval=0.1", "pictures=false")
+    calls = [
+        ["texture_ad.run", *arguments(data, folders["run"], "trainer.max_epochs=1")],
+        ["texture_ad.predict", detector, f"input={data / 'test'}", f"output={folders['predict']}"],
+        ["texture_ad.predict", detector, f"input={data / 'test/good'}", f"output={folders['watch']}", *watching],
+    ]
+    script = HIDDEN.format(modules=sorted(POSIX_ONLY), next=NEXT)
     process = subprocess.Popen(
-        hidden(
-            "texture_ad.predict",
-            f"detector={run[0] / 'detector.pt'}",
-            f"input={data / 'test/good'}",
-            f"output={tmp_path}",
-            "watch=true",
-            "interval=0.1",
-            "pictures=false",
-        ),
+        [sys.executable, "-c", script, json.dumps(calls)],
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    wanted = len(list((data / "test/good").iterdir()))
-    scores = tmp_path / "scores.csv"
-    deadline = time.monotonic() + 120
+    scores = folders["watch"] / "scores.csv"
+    deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
-        if scores.exists() and len(scores.read_text().splitlines()) > wanted:
+        if scores.exists() and len(scores.read_text().splitlines()) > len(list((data / "test/good").iterdir())):
             break
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     out, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
-    assert f"of {wanted} images" in out and errors.count(NO_LOCK) == 1
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["scores.csv", "stream.html"]
+    assert "Traceback" not in errors
+    parts = zip(folders, out.split(NEXT)[1:], errors.split(NEXT)[1:], strict=True)
+    return {name: (folders[name], out, errors) for name, out, errors in parts}
+
+
+def test_a_run_leaves_out_the_memory_and_says_so(done):
+    folder, _, errors = done["run"]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert "peak_memory_mb" not in metrics and 0 <= metrics["image_auroc"] <= 1
+    assert errors.count(NO_MEMORY) == 1 and errors.count(NO_LIBRARY) == 1
+    assert (folder / "report.html").is_file()
+
+
+def test_predict_scores_as_the_run_did(done):
+    expected, found = (csv.DictReader((done[name][0] / "scores.csv").open()) for name in ("run", "predict"))
+    expected = {r["path"]: float(r["score"]) for r in expected}
+    found = {f"test/{r['path']}": float(r["score"]) for r in found}
+    assert found.keys() == expected.keys()
+    assert max(abs(found[k] - expected[k]) / max(1, abs(expected[k])) for k in found) < 1e-5
+
+
+def test_a_watched_folder_is_scored_without_a_lock(done, data):
+    folder, out, errors = done["watch"]
+    assert f"of {len(list((data / 'test/good').iterdir()))} images" in out and errors.count(NO_LOCK) == 1
+    assert sorted(p.name for p in folder.iterdir()) == ["scores.csv", "stream.html"]
 
 
 def imports(path: Path):

@@ -134,14 +134,14 @@ def test_the_log_of_the_earlier_part_is_kept(data, tmp_path):
 
 def test_sigterm_stops_with_advice_and_the_run_resumes(data, undisturbed, tmp_path):
     run_dir = tmp_path / "run"
-    process = started(data, run_dir, "trainer.max_epochs=3")
+    process = started(data, run_dir, "pictures=false")
     wait_for(run_dir / "stage1/last.ckpt", process)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     # In the middle of training Lightning stops at the next batch; elsewhere the process ends at once.
     assert process.returncode in (143, -signal.SIGTERM), errors
     assert "Traceback" not in errors
-    finish(data, run_dir)
+    finish(data, run_dir, "pictures=false")
     assert results(run_dir) == results(undisturbed[0])
 
 

@@ -9,12 +9,14 @@ import json
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from browser import CHROMIUM, Browser
-from helpers import untrained_detector
+from forked import Forked
+from helpers import environment, untrained_detector
 from PIL import Image
 
 from benchmarks import serve_soak
@@ -401,6 +403,14 @@ def test_a_miniature_of_the_soak_keeps_its_bounds(saved, photographs, monkeypatc
     monkeypatch.setattr(serve_soak, "MAX_GROWTH", 0.5)  # of the first few requests
     monkeypatch.setattr(serve_soak, "SLOW_SHARE", 0.2)
     monkeypatch.setattr(serve_soak, "TIMEOUT", 0.5)
+
+    def start(call, stdout, text):
+        process = Forked(*call[2:], env=environment())
+        lines = process.lines()
+        process.stdout = SimpleNamespace(readline=lambda: next(lines, ""))
+        return process
+
+    monkeypatch.setattr(serve_soak, "subprocess", SimpleNamespace(Popen=start, PIPE=None))
     result = serve_soak.soak(saved, photographs, count=80, clients=4)
     assert result["kept"], result
     assert sum(result["kinds"].values()) == 80 and len(result["kinds"]) >= 7 and result["exit_code"] == 0

@@ -192,7 +192,7 @@ def strips(root, normal=8):
 
 def test_a_run_on_strips_finds_and_locates_the_spots(tmp_path, command):
     data = strips(tmp_path / "strips")
-    own = ["data.tile=48", "data.overlap=16", "data.max_tiles=40", "backbone.min_size=0"]
+    own = ["data.tile=48", "data.overlap=16", "data.max_tiles=40", "backbone.min_size=0", "pictures=false"]
     code, out, errors = command("run", *arguments(data, tmp_path / "run", *own))
     assert code == 0, errors
     assert "6 training (40 tiles), 2 calibration" in out and "48 x 48 px" in out
