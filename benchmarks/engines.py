@@ -113,7 +113,7 @@ def folder_seconds(file: Path, paths: list[Path], quick: bool) -> dict[str, Any]
             (source / f"{number:04d}{path.suffix}").symlink_to(path.resolve())
         files = find_images(source, Path(temporary, "out"))
         for name, detector in detectors(file).items():
-            plain, drawn = by_turns(
+            (plain,), (drawn,) = by_turns(
                 partial(predict_quietly, detector, files, None, Path(temporary, "out")),
                 partial(predict_quietly, detector, files, Path(temporary, "out"), Path(temporary, "out")),
                 repetitions=1,
@@ -121,9 +121,9 @@ def folder_seconds(file: Path, paths: list[Path], quick: bool) -> dict[str, Any]
             )
             rows[name] = {
                 "files": len(files),
-                "seconds": round(plain[0], 1),
-                "seconds_with_pictures": round(drawn[0], 1),
-                "times_as_long": round(drawn[0] / plain[0], 3),
+                "seconds": round(plain, 1),
+                "seconds_with_pictures": round(drawn, 1),
+                "times_as_long": round(drawn / plain, 3),
             }
             print(name, rows[name], flush=True)
     return rows

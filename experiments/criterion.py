@@ -28,7 +28,7 @@ from scipy.stats import spearmanr, wilcoxon
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from experiments.runs import Job, arguments, run_once, script, write_table
+from experiments.runs import Job, arguments, data_of, run_once, script, write_table
 from experiments.textures import find_textures, job
 from texture_ad.errors import UserError
 from texture_ad.files import save_atomic
@@ -180,17 +180,11 @@ def measure(folder: Path, draws: int) -> Maps:
         folder: of a finished run of the fusion.
         draws: synthetic defects for each calibration image.
     """
-    from omegaconf import OmegaConf
-
     from texture_ad.data.batches import WithSyntheticDefects
-    from texture_ad.data.datamodule import TextureDataModule
     from texture_ad.methods.fusion.model import FusionModel
     from texture_ad.methods.registry import load
 
-    options: dict = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml").data)  # type: ignore[assignment]
-    options.pop("_target_")
-    data = TextureDataModule(**options)
-    data.setup()
+    data = data_of(folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     detector = load(folder / "detector.pt").to(device)
     if not isinstance(detector, FusionModel):
@@ -207,7 +201,7 @@ def measure(folder: Path, draws: int) -> Maps:
     defects = []
     count = len(data.calibration_samples)
     for draw in range(draws):
-        damaged = WithSyntheticDefects(data._calibration, options["seed"] + draw)
+        damaged = WithSyntheticDefects(data._calibration, data.seed + draw)
         for start in range(0, count, data.eval_batch_size):
             batch = damaged.__getitems__([count + i for i in range(start, min(start + data.eval_batch_size, count))])
             synthetic.append(parts(batch["image"]))
