@@ -27,7 +27,17 @@ WITHOUT = {
     "-dictionary": ["score.dictionary_weight=0"],
     "-position": ["whitening.mode=global"],
 }
-COMPARED = ("image_auroc", "image_ap", "pixel_auroc", "aupro", "fit_seconds", "test_seconds_per_image")
+BY_TEXTURE = ("image_auroc", "aupro_05", "seg_f1")  # shown for each texture
+COMPARED = (
+    "image_auroc",
+    "image_ap",
+    "pixel_auroc",
+    "aupro",
+    "aupro_05",
+    "seg_f1",
+    "fit_seconds",
+    "test_seconds_per_image",
+)
 
 
 def options(method: str) -> list[str]:
@@ -77,20 +87,23 @@ def find_textures(root: Path, wanted: Sequence[str]) -> list[str]:
     return list(wanted) or found
 
 
-def table(runs: Sequence[dict], methods: Sequence[str], textures: Sequence[str]) -> list[dict]:
-    """Return a row for each texture, then the mean and the mean rank: image AUROC of each method, lists over seeds."""
+def table(runs: Sequence[dict], methods: Sequence[str], textures: Sequence[str], key: str) -> list[dict]:
+    """Return a row for each texture, then the mean and the mean rank: a metric of each method, lists over seeds."""
+    heading = METRICS[key].heading
     of = {
-        (texture, method): [r["image_auroc"] for r in runs if (r["texture"], r["method"]) == (texture, method)]
+        (texture, method): [
+            r[key] for r in runs if (r["texture"], r["method"]) == (texture, method) and r[key] is not None
+        ]
         for texture in textures
         for method in methods
     }
-    rows: list[dict] = [{"image AUROC": t, **{m: of[t, m] or None for m in methods}} for t in textures]
+    rows: list[dict] = [{heading: t, **{m: of[t, m] or None for m in methods}} for t in textures]
     complete = [t for t in textures if all(of[t, m] for m in methods)]
     if complete:
         means = {m: [fmean(of[t, m]) for t in complete] for m in methods}
-        rows.append({"image AUROC": f"mean of {len(complete)}", **{m: fmean(means[m]) for m in methods}})
+        rows.append({heading: f"mean of {len(complete)}", **{m: fmean(means[m]) for m in methods}})
         ranks = mean_ranks([[means[m][i] for m in methods] for i in range(len(complete))])
-        rows.append({"image AUROC": "mean rank", **dict(zip(methods, ranks, strict=True))})
+        rows.append({heading: "mean rank", **dict(zip(methods, ranks, strict=True))})
     return rows
 
 
@@ -155,11 +168,10 @@ def main() -> None:
 
     def write() -> str:
         runs = finished_runs(jobs)
+        first, *others = (table(runs, own["methods"], textures, key) for key in BY_TEXTURE)
+        below = [markdown_table(other_metrics(runs, own["methods"])), paired(runs, own["methods"])]
         return write_table(
-            Path(own["output"][0]),
-            runs,
-            table(runs, own["methods"], textures),
-            "\n\n".join([markdown_table(other_metrics(runs, own["methods"])), paired(runs, own["methods"])]),
+            Path(own["output"][0]), runs, first, "\n\n".join([*below, *(markdown_table(rows) for rows in others)])
         )
 
     run_all(list(jobs.values()), int(own["workers"][0]), write)

@@ -114,9 +114,10 @@ def test_textures_are_compared_with_their_mean_and_rank(script, forked_runs, tmp
     runs = json.loads((tmp_path / "textures.json").read_text())
     assert {(r["texture"], r["method"]) for r in runs} == {(t, m) for t in ("rug", "mat") for m in ("fusion", "padim")}
     text = (tmp_path / "textures.md").read_text()
-    lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
-    ours = [r["image_auroc"] for r in runs if r["method"] == "fusion"]
-    assert f"{sum(ours) / 2:.3f}" in lines["mean of 2"] and "mean rank" in lines
+    means = [line for line in text.splitlines() if line.startswith("| mean of 2")]
+    for line, key in zip(means, ("image_auroc", "aupro_05", "seg_f1"), strict=True):
+        assert f"{sum(r[key] for r in runs if r['method'] == 'fusion') / 2:.3f}" in line
+    assert "| mean rank" in text
     assert "fusion less padim: " in text or all(a["image_auroc"] == b["image_auroc"] for a in runs for b in runs)
     done = script("textures", f"root={tmp_path / 'nowhere'}")
     assert done.returncode == 2 and "no such folder" in done.stderr
