@@ -26,7 +26,7 @@ SCORES = {
     "Gaussian": [*ALONE, "score.flow_weight=0", "score.dictionary_weight=0"],
     "flow likelihood": [*ALONE, "score.dictionary_weight=0"],
     "dictionary": [*ALONE, "score.flow_weight=0"],
-    "dictionary on latent features": [*ALONE, "score.flow_weight=0", "dictionary.features=latent"],
+    "dictionary on latent features": [*ALONE, "score.flow_weight=0", "dictionary.features=latent", "dictionary.last=0"],
     "all of these": ["score.head_weight=0"],
 }
 MEASURED = {"test": "image_auroc", "synthetic": "synthetic_auroc"}

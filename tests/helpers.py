@@ -76,14 +76,14 @@ def untrained_fusion(backbone: Backbone, size: int, **options: Any) -> FusionDet
         options: of the dictionary (num_atoms, nonzeros, error, features) and of the score (its weights, top, ...).
     """
     dim = sum(backbone.num_channels)
-    dictionary = {"num_atoms": 12, "nonzeros": 3} | options
+    dictionary = {"num_atoms": 12, "nonzeros": 3, "last": 0} | options
     score = {key: dictionary.pop(key) for key in composed().score if key in dictionary}
     parts = {
         "backbone": backbone,
         "whitening": make("whitening", channels=[dim], mode="none"),
         "head": make("head", dim=dim, hidden=4),
         "flow": make("flow", dim=dim, blocks=2, hidden=16),
-        "dictionary": make("dictionary", dim=dim, **dictionary),
+        "dictionary": make("dictionary", channels=[dim], **dictionary),
     }
     detector = make("score", **parts, **score).eval()
     detector.set_geometry(Geometry((size, size)))

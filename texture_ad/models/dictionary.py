@@ -3,6 +3,7 @@
 Mairal et al.: Online learning for matrix factorization and sparse coding, JMLR 2010.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from texture_ad.errors import ParameterError
 from texture_ad.models.sparse import own_threads, residuals
-from texture_ad.parameters import Count, NonNegative, arguments_of, checked
+from texture_ad.parameters import Count, NonNegative, NonNegativeInt, arguments_of, checked
 
 
 @checked
@@ -20,16 +21,19 @@ class Dictionary(nn.Module):
     """Measure how badly sparse combinations of atoms reconstruct feature vectors.
 
     Args:
-        dim: C, length of a feature vector.
+        channels: of each layer in the whitened patch features.
         num_atoms: K.
-        features: what the atoms model: "whitened" patch features; "coloured", the same with the spectrum of all
-            positions restored, so that directions of much variance weigh more; or "latent", the flow's.
+        features: what the atoms model: "whitened" patch features, or "latent", the flow's.
+        last: how many layers of the whitened features they model, the deepest ones; 0 for all.
         nonzeros: limit on the atoms of a code, at most C.
         error: pursuit stops where the squared error is at most this; 0 for no bound.
         neighborhood: odd; what the atoms model is the mean over neighborhood x neighborhood positions.
 
+    Attributes:
+        dim: C, length of a feature vector.
+
     Raises:
-        ParameterError: a parameter out of its range, an even neighborhood.
+        ParameterError: a parameter out of its range, an even neighborhood, or latent features of some layers.
     """
 
     atoms: Tensor  # (K, C), unit-norm rows
@@ -37,9 +41,10 @@ class Dictionary(nn.Module):
 
     def __init__(
         self,
-        dim: Count,
+        channels: Sequence[int],
         num_atoms: Count,
-        features: Literal["whitened", "coloured", "latent"],
+        features: Literal["whitened", "latent"],
+        last: NonNegativeInt,
         nonzeros: Count,
         error: NonNegative,
         neighborhood: Count,
@@ -47,14 +52,19 @@ class Dictionary(nn.Module):
         super().__init__()
         if neighborhood % 2 == 0:
             raise ParameterError("neighborhood", neighborhood, "expected an odd number of at least 1")
-        if nonzeros > dim:
-            raise ParameterError("nonzeros", nonzeros, f"expected an integer from 1 to {dim}")
-        self.settings = arguments_of(self)
+        if last > len(channels):
+            raise ParameterError("last", last, f"expected an integer from 0 to {len(channels)}")
+        if last and features == "latent":
+            raise ParameterError("last", last, "expected 0 with features=latent, since the flow mixes all layers")
+        self.dim = sum(channels[-last:])
+        if nonzeros > self.dim:
+            raise ParameterError("nonzeros", nonzeros, f"expected an integer from 1 to {self.dim}")
+        self.settings = arguments_of(self) | {"channels": list(channels)}
         self.features = features
         self.nonzeros = nonzeros
         self.error = error
         self.neighborhood = neighborhood
-        self.register_buffer("atoms", F.normalize(torch.ones(num_atoms, dim), dim=1))
+        self.register_buffer("atoms", F.normalize(torch.ones(num_atoms, self.dim), dim=1))
         self.register_buffer("gram", self.atoms @ self.atoms.T, persistent=False)
         self.register_load_state_dict_post_hook(lambda module, _: module.set_atoms(module.atoms))
 

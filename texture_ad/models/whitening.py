@@ -24,19 +24,20 @@ FOLDS = 3  # of the training images, for whitening each by statistics of the oth
 class Whitening(nn.Module):
     """Decorrelate and scale patch features by the training set's covariance.
 
-    Whitened features have a mean squared length of 1, so that the dictionary's `lambda1` means the same for every
-    backbone. Whitening keeps the `components` directions of most variance and adds RIDGE of the mean variance to each:
-    features of a normal texture have many directions of almost no variance, whose noise would else drown the rest.
+    Each layer is whitened by itself: what layers have in common is left in. Whitening keeps the `components`
+    directions of most variance of each, and adds RIDGE of the layer's mean variance to each direction: features of a
+    normal texture have many directions of almost no variance, whose noise would else drown the rest. Whitened features
+    have a mean squared length of 1, so that the dictionary's `lambda1` means the same for every backbone.
 
     Args:
-        channels: of each layer in the patch features; their sum is C. Layers are brought to the same mean squared
-            length, so that none outweighs another.
+        channels: of each layer in the patch features; their sum is C.
         mode: "position", by the covariance of the same position of the image; "global", by that of all positions;
             "none", which centres and scales all features alike; or "auto", which is "position" unless the fit is told
             that positions mean nothing.
-        components: directions that whitening keeps.
+        components: directions that whitening keeps of each layer.
 
     Attributes:
+        lengths: of each layer in a whitened feature vector.
         length: of a whitened feature vector.
         folds: center and matrix of all images but those of each fold; not saved.
 
@@ -48,7 +49,6 @@ class Whitening(nn.Module):
     basis: Tensor  # (C, length)
     center: Tensor  # (positions, length), of all positions together (1) or, once fitted, of each
     matrix: Tensor  # (positions, length, length)
-    spectrum: Tensor  # (length,), deviation of the features in each direction, of mean square 1; ones with mode "none"
     count: Tensor  # (), feature vectors that each of center and matrix was fitted on
     energy: Tensor  # (), root mean square length of the whitened features before they are scaled to 1
 
@@ -66,12 +66,12 @@ class Whitening(nn.Module):
         self.channels = list(channels)
         self.may_change = mode == "auto"
         self.mode = self.settings["mode"] = "position" if mode == "auto" else mode
-        self.length = dim if mode == "none" else min(components, dim)
+        self.lengths = [count if mode == "none" else min(components, count) for count in channels]
+        self.length = sum(self.lengths)
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("basis", torch.eye(dim, self.length))
         self.register_buffer("center", torch.zeros(1, self.length))
         self.register_buffer("matrix", torch.eye(self.length)[None])
-        self.register_buffer("spectrum", torch.ones(self.length))
         self.register_buffer("count", torch.tensor(0))
         self.register_buffer("energy", torch.tensor(1.0))
         self.folds: list[tuple[Tensor, Tensor]] = []
@@ -118,19 +118,13 @@ class Whitening(nn.Module):
         self.mean.copy_(shift + moments.mean()[0])
         if self.mode != "none":
             covariance = moments.covariance()[0].cpu()
-            scale = self._layer_scale(covariance.diagonal())
-            directions = torch.linalg.eigh(scale[:, None] * covariance * scale)[1][:, -self.length :]
-            self.basis.copy_(scale[:, None] * directions)
+            layers = zip(_diagonal_blocks(covariance, self.channels), self.lengths, strict=True)
+            self.basis.copy_(torch.block_diag(*(torch.linalg.eigh(layer)[1][:, -kept:] for layer, kept in layers)))
         self.refit(patches())
-
-    def _layer_scale(self, variances: Tensor) -> Tensor:
-        """Return what brings each layer to a mean squared length of 1, (C,), from the channels' variances (C,)."""
-        lengths = [layer.sum().clamp(min=1e-12).sqrt().expand(len(layer)) for layer in variances.split(self.channels)]
-        return 1 / torch.cat(lengths)
 
     @torch.no_grad()
     def update(self, patches: Iterable[Tensor]) -> None:
-        """Add the features (B, P, C) of further images to center, matrix and spectrum, without those of the first ones.
+        """Add the features (B, P, C) of further images to center and matrix, without those of the first ones.
 
         The result is that of `refit` on all of them. Mean and basis stay.
 
@@ -153,15 +147,15 @@ class Whitening(nn.Module):
         )
         drawn = factor @ factor.transpose(1, 2)  # towards the overall covariance, with a ridge
         between = own * mean.T @ mean / len(mean)
-        ridge = RIDGE / (1 + RIDGE) * (drawn.mean(0) + between).diagonal().mean()
-        overall = drawn.mean(0) + between - ridge * identity
-        covariance = (drawn - ridge * identity - (1 - own) * overall) / own
+        ridge = self._ridge(drawn.mean(0) + between) / (1 + RIDGE)
+        overall = drawn.mean(0) + between - ridge
+        covariance = (drawn - ridge - (1 - own) * overall) / own
         outer = count * (covariance + mean[:, :, None] * mean[:, None])
         return _Moments(count, count * mean.float(), outer.float())
 
     @torch.no_grad()
     def refit(self, patches: Iterable[Tensor], known: "_Moments | None" = None) -> None:
-        """Fit center, matrix and spectrum anew, and those of each fold, from one pass over patch features (B, P, C).
+        """Fit center and matrix anew, and those of each fold, from one pass over patch features (B, P, C).
 
         Mean and basis stay, so that the whitened features change no more than the features do. A position's statistics
         are drawn towards those of all, as if PRIOR more images had shown the latter. What is `known` of other images
@@ -180,9 +174,6 @@ class Whitening(nn.Module):
         self.matrix = matrix.div_(energy)
         self.energy.copy_(energy)
         self.count.fill_(everything.count)
-        if self.mode != "none":  # those features keep their spectrum
-            spectrum = everything.overall().diagonal().clamp(min=0).sqrt()
-            self.spectrum = spectrum / spectrum.square().mean().clamp(min=1e-12).sqrt()
         self.folds = []
         if self.mode != "none" and number >= 2 * FOLDS:
             while parts:
@@ -198,19 +189,27 @@ class Whitening(nn.Module):
         own = moments.count / (moments.count + PRIOR)
         overall = moments.overall()
         identity = torch.eye(self.length, device=overall.device)
-        ridge = RIDGE * overall.diagonal().mean() * identity
-        matrices = moments.outer.new_empty(moments.outer.shape)
+        ridge = self._ridge(overall)
+        matrices = torch.zeros_like(moments.outer)
         energies = []
         for part, found in zip(moments.split(POSITIONS), matrices.split(POSITIONS), strict=True):
             covariance = part.covariance()
-            matrix = identity[None]
-            if self.mode != "none":
-                covariance = torch.lerp(overall.expand_as(covariance), covariance, own)
-                factor = torch.linalg.cholesky(covariance + ridge)
-                matrix = torch.linalg.solve_triangular(factor, identity, upper=False).transpose(1, 2)
-            energies.append((matrix * (covariance @ matrix)).sum((1, 2)))
-            found.copy_(matrix)
+            if self.mode == "none":
+                found.copy_(identity)
+            else:
+                drawn = torch.lerp(overall.expand_as(covariance), covariance, own) + ridge
+                blocks = (_diagonal_blocks(matrix, self.lengths) for matrix in (drawn, found))
+                for layer, whitening in zip(*blocks, strict=True):
+                    factor = torch.linalg.cholesky(layer)
+                    one = torch.eye(factor.shape[1], device=factor.device)
+                    whitening.copy_(torch.linalg.solve_triangular(factor, one, upper=False).transpose(1, 2))
+            energies.append((found * (covariance @ found)).sum((1, 2)))
         return own * moments.mean(), matrices, torch.cat(energies).mean().clamp(min=1e-12).sqrt()
+
+    def _ridge(self, covariance: Tensor) -> Tensor:
+        """Return what is added to a covariance (k, k): RIDGE of each layer's mean variance in all its directions."""
+        layers = covariance.diagonal().split(self.lengths)
+        return RIDGE * torch.diag(torch.cat([layer.mean().expand(len(layer)) for layer in layers]))
 
     @torch.no_grad()
     def cross_fitted(self, patches: Tensor, numbers: Tensor) -> Tensor:
@@ -242,6 +241,11 @@ class Whitening(nn.Module):
         x = (patches @ self.basis).view(-1, len(center), self.length).transpose(0, 1)
         shifted = center + self.mean @ self.basis  # a pass over the patches less than to subtract the mean
         return ((x - shifted[:, None]) @ matrix).transpose(0, 1).reshape(-1, self.length)
+
+
+def _diagonal_blocks(matrix: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """Return views of the square blocks on the diagonal of matrices (..., n, n)."""
+    return [row.split(sizes, -1)[number] for number, row in enumerate(matrix.split(sizes, -2))]
 
 
 class _Moments:

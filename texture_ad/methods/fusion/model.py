@@ -40,7 +40,7 @@ class FusionModel(AnomalyDetector):
         whitening: of those features.
         head: taught by CutPaste, of the whitened features.
         flow: over the whitened features.
-        dictionary: of the whitened features, coloured or not, or of the flow's latent ones.
+        dictionary: of the whitened features of the deepest layers, or of the flow's latent ones.
         gaussian_weight: of the whitened features' squared length.
         head_weight: of the head's score.
         flow_weight: of the flow's likelihood.
@@ -121,7 +121,8 @@ class FusionModel(AnomalyDetector):
         """Return an untrained detector; see AnomalyDetector.assemble."""
         backbone = make("backbone")
         whitening = make("whitening", channels=backbone.num_channels)
-        parts = {name: make(name, dim=whitening.length) for name in ("head", "flow", "dictionary")}
+        parts = {name: make(name, dim=whitening.length) for name in ("head", "flow")}
+        parts["dictionary"] = make("dictionary", channels=whitening.lengths)
         return make("score", backbone=backbone, whitening=whitening, **parts, **options)
 
     @property
@@ -149,12 +150,12 @@ class FusionModel(AnomalyDetector):
         return self.backbone.extract(images)
 
     def dictionary_features(self, whitened: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return what the dictionary models, (N, c), of whitened features (N, c) of images with a grid (h, w)."""
-        features = whitened
+        """Return what the dictionary models, (N, C), of whitened features (N, c) of images with a grid (h, w)."""
         if self.dictionary.features == "latent":
             features = in_slices(self._latent, whitened, SLICE // whitened.shape[1])
-        elif self.dictionary.features == "coloured":
-            features = whitened * self.whitening.spectrum
+        else:
+            share = self.dictionary.dim / self.whitening.length
+            features = whitened[:, -self.dictionary.dim :] / share**0.5  # of mean squared length 1 again
         return neighborhood_means(features, grid, self.dictionary.neighborhood)
 
     def _latent(self, whitened: Tensor) -> Tensor:
