@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from helpers import untrained_detector
+from helpers import make, untrained_detector
 from sklearn.linear_model import orthogonal_mp_gram
 from threadpoolctl import threadpool_limits
 
+from texture_ad.errors import UserError
 from texture_ad.methods.registry import load
 from texture_ad.models.dictionary import initial_atoms, update_atoms
 from texture_ad.models.sparse import omp_spams, own_threads, residuals, spams_blas
@@ -175,3 +176,16 @@ def test_new_atoms_bring_their_gram_matrix(tmp_path):
     assert torch.allclose(dictionary.gram, dictionary.atoms @ dictionary.atoms.T, atol=1e-6)
     detector.save(tmp_path / "detector.pt")
     assert torch.equal(load(tmp_path / "detector.pt").dictionary.gram, dictionary.gram)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"last": 3}, r"dictionary.last=3: expected an integer from 0 to 2"),
+        ({"last": 1, "features": "latent"}, r"dictionary.last=1: expected 0 with features=latent"),
+        ({"last": 1, "nonzeros": 5}, r"dictionary.nonzeros=5: expected an integer from 1 to 4"),
+    ],
+)
+def test_settings_of_the_layers_are_checked(options, told):
+    with pytest.raises(UserError, match=told):
+        make("dictionary", channels=[6, 4], num_atoms=8, **options)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import make, tiny_backbone, untrained_detector
 
 from texture_ad.data.geometry import Geometry
@@ -110,6 +111,19 @@ def test_neighbourhood_means_stay_within_each_image():
         around = maps[i, max(0, r - 1) : r + 2, max(0, c - 1) : c + 2]
         assert torch.allclose(means.view(2, 3, 4, 5)[i, r, c], around.mean((0, 1)), atol=1e-5)
     assert torch.equal(neighborhood_means(features, (3, 4), 1), features)
+
+
+def test_the_dictionary_models_the_deepest_layers():
+    """Of features whose mean squared length is 1 in all layers together, and again in those that are left."""
+    detector = untrained_detector()
+    first, deepest = 40, detector.whitening.length - 40
+    features = torch.randn(6000, first + deepest) / (first + deepest) ** 0.5
+    detector.dictionary = make("dictionary", channels=[first, deepest], last=1)
+    found = detector.dictionary_features(features, (2, 3))
+    assert torch.allclose(F.normalize(found), F.normalize(features[:, first:]), atol=1e-6)
+    assert found.square().sum(1).mean() == pytest.approx(1, rel=0.02)
+    detector.dictionary = make("dictionary", channels=[first, deepest], last=0)
+    assert torch.equal(detector.dictionary_features(features, (2, 3)), features)
 
 
 def test_a_part_that_explodes_does_not_outvote_the_others():

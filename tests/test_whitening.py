@@ -42,6 +42,21 @@ def test_one_matrix_for_all_places(mode):
     assert (spread[-1] < 5 * spread[0]) == (mode == "global")
 
 
+@pytest.mark.parametrize("mode", ["position", "global"])
+def test_each_layer_is_whitened_as_if_it_were_alone(mode):
+    """Also where layers have much in common, which is left in."""
+    common = noise(400, 3, 5)
+    layers = [common @ noise(5, 6) + noise(400, 3, 6), 100 * (common @ noise(5, 9) + noise(400, 3, 9))]
+    together = make("whitening", channels=[6, 9], components=7, mode=mode)
+    features = fitted(together, torch.cat(layers, 2))
+    assert together.lengths == [6, 7]
+    for layer, found in zip(layers, features.split([6, 7], 2), strict=True):
+        alone = fitted(make("whitening", channels=[layer.shape[2]], components=7, mode=mode), layer)
+        assert torch.allclose(found / found.norm(), alone / alone.norm(), rtol=1e-3, atol=1e-5)
+    correlation = torch.corrcoef(features.flatten(0, 1).T)[:6, 6:]
+    assert correlation.abs().max() > 0.3
+
+
 def test_the_stream_may_be_cut_anywhere():
     patches = noise(50, 4, 5)
     first = make("whitening", channels=[5])
