@@ -57,6 +57,12 @@ def test_each_layer_is_whitened_as_if_it_were_alone(mode):
     assert correlation.abs().max() > 0.3
 
 
+def test_a_layer_that_never_changes_is_no_obstacle():
+    patches = torch.cat((noise(50, 3, 4), torch.ones(50, 3, 2)), 2)
+    features = fitted(make("whitening", channels=[4, 2]), patches)
+    assert features.isfinite().all() and features[..., :4].std() > 0.1
+
+
 def test_the_stream_may_be_cut_anywhere():
     patches = noise(50, 4, 5)
     first = make("whitening", channels=[5])

@@ -209,7 +209,7 @@ class Whitening(nn.Module):
     def _ridge(self, covariance: Tensor) -> Tensor:
         """Return what is added to a covariance (k, k): RIDGE of each layer's mean variance in all its directions."""
         layers = covariance.diagonal().split(self.lengths)
-        return RIDGE * torch.diag(torch.cat([layer.mean().expand(len(layer)) for layer in layers]))
+        return RIDGE * torch.diag(torch.cat([layer.mean().clamp(min=1e-12).expand(len(layer)) for layer in layers]))
 
     @torch.no_grad()
     def cross_fitted(self, patches: Tensor, numbers: Tensor) -> Tensor:
