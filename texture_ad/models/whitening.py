@@ -200,8 +200,8 @@ class Whitening(nn.Module):
                 drawn = torch.lerp(overall.expand_as(covariance), covariance, own) + ridge
                 blocks = (_diagonal_blocks(matrix, self.lengths) for matrix in (drawn, found))
                 for layer, whitening in zip(*blocks, strict=True):
+                    one = identity[: layer.shape[1], : layer.shape[1]]
                     factor = torch.linalg.cholesky(layer)
-                    one = torch.eye(factor.shape[1], device=factor.device)
                     whitening.copy_(torch.linalg.solve_triangular(factor, one, upper=False).transpose(1, 2))
             energies.append((found * (covariance @ found)).sum((1, 2)))
         return own * moments.mean(), matrices, torch.cat(energies).mean().clamp(min=1e-12).sqrt()
