@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from texture_ad.training.cache import Cache
 
 FORMAT = "texture_ad.detector"
-VERSION = 7
+VERSION = 8
 CPU_PIXELS = 2**20  # of the tiles that are measured at a time
 GPU_PIXELS = 2**22
 TILE_PRIOR = 8  # tiles: how much all positions weigh at each single one

@@ -48,7 +48,7 @@ class Whitening(nn.Module):
     mean: Tensor  # (C,)
     basis: Tensor  # (C, length)
     center: Tensor  # (positions, length), of all positions together (1) or, once fitted, of each
-    matrix: Tensor  # (positions, length, length)
+    matrix: Tensor  # (positions, squares), of each layer (l, l) and flat: between layers there is nothing to store
     count: Tensor  # (), feature vectors that each of center and matrix was fitted on
     energy: Tensor  # (), root mean square length of the whitened features before they are scaled to 1
 
@@ -71,14 +71,14 @@ class Whitening(nn.Module):
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("basis", torch.eye(dim, self.length))
         self.register_buffer("center", torch.zeros(1, self.length))
-        self.register_buffer("matrix", torch.eye(self.length)[None])
+        self.register_buffer("matrix", _flat([torch.eye(length)[None] for length in self.lengths]))
         self.register_buffer("count", torch.tensor(0))
         self.register_buffer("energy", torch.tensor(1.0))
         self.folds: list[tuple[Tensor, Tensor]] = []
 
     def memory(self, positions: int) -> tuple[int, int]:
         """Return the bytes that the statistics of so many positions take once fitted, and at most while they are."""
-        matrix = 4 * self.length**2 * (positions if self.mode == "position" else 1)
+        matrix = self.matrix[0].nbytes * (positions if self.mode == "position" else 1)
         return matrix, FITTING * matrix
 
     def ignore_positions(self) -> None:
@@ -107,7 +107,7 @@ class Whitening(nn.Module):
             patches: streams the training set's patch features, (B, P, C) of P positions, anew at every call, always in
                 the same order.
         """
-        moments = _Moments()
+        moments = _Moments(self.channels)
         shift: Tensor | None = None
         for batch in patches():
             x = batch.flatten(0, 1)
@@ -117,9 +117,8 @@ class Whitening(nn.Module):
         assert shift is not None
         self.mean.copy_(shift + moments.mean()[0])
         if self.mode != "none":
-            covariance = moments.covariance()[0].cpu()
-            layers = zip(_diagonal_blocks(covariance, self.channels), self.lengths, strict=True)
-            self.basis.copy_(torch.block_diag(*(torch.linalg.eigh(layer)[1][:, -kept:] for layer, kept in layers)))
+            layers = zip(_matrices(moments.covariance().cpu(), self.channels), self.lengths, strict=True)
+            self.basis.copy_(torch.block_diag(*(torch.linalg.eigh(layer[0])[1][:, -kept:] for layer, kept in layers)))
         self.refit(patches())
 
     @torch.no_grad()
@@ -141,17 +140,19 @@ class Whitening(nn.Module):
         count = int(self.count)
         own = count / (count + PRIOR)
         mean = self.center.double() / own
-        identity = torch.eye(self.length, dtype=mean.dtype, device=mean.device)
-        factor = torch.linalg.solve_triangular(
-            (self.matrix.double() * self.energy).transpose(1, 2), identity, upper=False
-        )
-        drawn = factor @ factor.transpose(1, 2)  # towards the overall covariance, with a ridge
-        between = own * mean.T @ mean / len(mean)
-        ridge = self._ridge(drawn.mean(0) + between) / (1 + RIDGE)
-        overall = drawn.mean(0) + between - ridge
-        covariance = (drawn - ridge - (1 - own) * overall) / own
-        outer = count * (covariance + mean[:, :, None] * mean[:, None])
-        return _Moments(count, count * mean.float(), outer.float())
+        squares = _outer(mean, self.lengths)
+        drawn = []  # towards the overall covariance, with a ridge
+        for layer in _matrices(self.matrix.double() * self.energy, self.lengths):
+            identity = torch.eye(layer.shape[1], dtype=layer.dtype, device=layer.device)
+            factor = torch.linalg.solve_triangular(layer.transpose(1, 2), identity, upper=False)
+            drawn.append(factor @ factor.transpose(1, 2))
+        covariance = _flat(drawn)
+        overall = covariance.mean(0) + own * squares.mean(0)
+        ridge = self._ridge(overall) / (1 + RIDGE)
+        overall -= ridge
+        covariance = (covariance - ridge - (1 - own) * overall) / own
+        outer = count * (covariance + squares)
+        return _Moments(self.lengths, count, count * mean.float(), outer.float())
 
     @torch.no_grad()
     def refit(self, patches: Iterable[Tensor], known: "_Moments | None" = None) -> None:
@@ -161,7 +162,7 @@ class Whitening(nn.Module):
         are drawn towards those of all, as if PRIOR more images had shown the latter. What is `known` of other images
         counts as if the pass had begun with them.
         """
-        parts = [_Moments() for _ in range(FOLDS)]
+        parts = [_Moments(self.lengths) for _ in range(FOLDS)]
         number = 0
         for batch in patches:
             x = (batch - self.mean) @ self.basis
@@ -188,28 +189,30 @@ class Whitening(nn.Module):
         """Return center, matrix before it is scaled, and the root mean square length of what they whiten."""
         own = moments.count / (moments.count + PRIOR)
         overall = moments.overall()
-        identity = torch.eye(self.length, device=overall.device)
         ridge = self._ridge(overall)
-        matrices = torch.zeros_like(moments.outer)
+        matrices = torch.empty_like(moments.outer)
         energies = []
         for part, found in zip(moments.split(POSITIONS), matrices.split(POSITIONS), strict=True):
             covariance = part.covariance()
-            if self.mode == "none":
-                found.copy_(identity)
-            else:
-                drawn = torch.lerp(overall.expand_as(covariance), covariance, own) + ridge
-                blocks = (_diagonal_blocks(matrix, self.lengths) for matrix in (drawn, found))
-                for layer, whitening in zip(*blocks, strict=True):
-                    one = identity[: layer.shape[1], : layer.shape[1]]
-                    factor = torch.linalg.cholesky(layer)
-                    whitening.copy_(torch.linalg.solve_triangular(factor, one, upper=False).transpose(1, 2))
-            energies.append((found * (covariance @ found)).sum((1, 2)))
+            drawn = torch.lerp(overall.expand_as(covariance), covariance, own) + ridge
+            energy = torch.zeros((), device=overall.device)
+            for layers in zip(*(_matrices(x, self.lengths) for x in (drawn, covariance, found)), strict=True):
+                towards, spread, whitening = layers
+                identity = torch.eye(whitening.shape[1], device=overall.device)
+                if self.mode == "none":
+                    whitening.copy_(identity)
+                else:
+                    factor = torch.linalg.cholesky(towards)
+                    whitening.copy_(torch.linalg.solve_triangular(factor, identity, upper=False).transpose(1, 2))
+                energy = energy + (whitening * (spread @ whitening)).sum((1, 2))
+            energies.append(energy)
         return own * moments.mean(), matrices, torch.cat(energies).mean().clamp(min=1e-12).sqrt()
 
     def _ridge(self, covariance: Tensor) -> Tensor:
-        """Return what is added to a covariance (k, k): RIDGE of each layer's mean variance in all its directions."""
-        layers = covariance.diagonal().split(self.lengths)
-        return RIDGE * torch.diag(torch.cat([layer.mean().clamp(min=1e-12).expand(len(layer)) for layer in layers]))
+        """Return what is added to a covariance (squares,): RIDGE of each layer's mean variance in all directions."""
+        variances = [layer.diagonal().mean().clamp(min=1e-12) for layer in _matrices(covariance, self.lengths)]
+        pairs = zip(variances, self.lengths, strict=True)
+        return _flat([RIDGE * variance * torch.eye(length).to(covariance) for variance, length in pairs])
 
     @torch.no_grad()
     def cross_fitted(self, patches: Tensor, numbers: Tensor) -> Tensor:
@@ -240,38 +243,55 @@ class Whitening(nn.Module):
     def _whitened(self, patches: Tensor, center: Tensor, matrix: Tensor) -> Tensor:
         x = (patches @ self.basis).view(-1, len(center), self.length).transpose(0, 1)
         shifted = center + self.mean @ self.basis  # a pass over the patches less than to subtract the mean
-        return ((x - shifted[:, None]) @ matrix).transpose(0, 1).reshape(-1, self.length)
+        layers = zip((x - shifted[:, None]).split(self.lengths, 2), _matrices(matrix, self.lengths), strict=True)
+        white = torch.cat([layer @ whitening for layer, whitening in layers], 2)
+        return white.transpose(0, 1).reshape(-1, self.length)
 
 
-def _diagonal_blocks(matrix: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    """Return views of the square blocks on the diagonal of matrices (..., n, n)."""
-    return [row.split(sizes, -1)[number] for number, row in enumerate(matrix.split(sizes, -2))]
+def _matrices(flat: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+    """Return views of the layers' matrices (..., l, l) that lie one after the other in (..., squares)."""
+    parts = flat.split([length**2 for length in lengths], -1)
+    return [part.unflatten(-1, (length, length)) for part, length in zip(parts, lengths, strict=True)]
+
+
+def _flat(matrices: Sequence[Tensor]) -> Tensor:
+    """Return the layers' matrices (..., l, l), one after the other in (..., squares)."""
+    return torch.cat([matrix.flatten(-2) for matrix in matrices], -1)
+
+
+def _outer(x: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Return the outer products (P, squares) of each layer's part of vectors (P, k)."""
+    return _flat([part[:, :, None] * part[:, None] for part in x.split(lengths, 1)])
 
 
 class _Moments:
-    """Add up count, sum and outer products of features (P, N, k), for each of P positions."""
+    """Add up count, sum and each layer's outer products of features (P, N, k), for each of P positions."""
 
-    def __init__(self, count: int = 0, total: Tensor | None = None, outer: Tensor | None = None) -> None:
+    def __init__(
+        self, lengths: Sequence[int], count: int = 0, total: Tensor | None = None, outer: Tensor | None = None
+    ) -> None:
+        self.lengths = lengths
         self.count = count
-        self.total = torch.zeros(()) if total is None else total
-        self.outer = torch.zeros(()) if outer is None else outer
+        self.total = torch.zeros(()) if total is None else total  # (P, k)
+        self.outer = torch.zeros(()) if outer is None else outer  # (P, squares)
 
     def add(self, x: Tensor, dtype: torch.dtype | None = None) -> None:
         """Add features (P, N, k); the sums are kept in `dtype`, as the features are where it is None."""
         if not self.count:
             self.total = x.new_zeros(len(x), x.shape[2], dtype=dtype)
-            self.outer = x.new_zeros(len(x), x.shape[2], x.shape[2], dtype=dtype)
+            self.outer = x.new_zeros(len(x), sum(length**2 for length in self.lengths), dtype=dtype)
         self.count += x.shape[1]
         self.total += x.sum(1)
-        if self.outer.dtype == x.dtype:
-            self.outer.baddbmm_(x.transpose(1, 2), x)
-        else:
-            self.outer += x.transpose(1, 2) @ x
+        for layer, outer in zip(x.split(self.lengths, 2), _matrices(self.outer, self.lengths), strict=True):
+            if outer.dtype == x.dtype:
+                outer.baddbmm_(layer.transpose(1, 2), layer)
+            else:
+                outer += layer.transpose(1, 2) @ layer
 
     @staticmethod
     def sum(parts: "Sequence[_Moments]") -> "_Moments":
         first, *others = (part for part in parts if part.count)
-        found = _Moments(first.count, first.total.clone(), first.outer.clone())
+        found = first._like(first.count, first.total.clone(), first.outer.clone())
         for part in others:
             found.count += part.count
             found.total += part.total
@@ -281,20 +301,22 @@ class _Moments:
     def without(self, part: "_Moments") -> "_Moments":
         """Return the moments without those of a part, whose memory they take."""
         total = torch.sub(self.total, part.total, out=part.total)
-        return _Moments(self.count - part.count, total, torch.sub(self.outer, part.outer, out=part.outer))
+        return self._like(self.count - part.count, total, torch.sub(self.outer, part.outer, out=part.outer))
 
     def split(self, positions: int) -> "list[_Moments]":
         """Return the moments of a few positions each."""
         pairs = zip(self.total.split(positions), self.outer.split(positions), strict=True)
-        return [_Moments(self.count, total, outer) for total, outer in pairs]
+        return [self._like(self.count, total, outer) for total, outer in pairs]
 
     def mean(self) -> Tensor:
         return self.total / self.count
 
     def covariance(self) -> Tensor:
-        mean = self.mean()
-        return self.outer / self.count - mean[:, :, None] * mean[:, None]
+        return self.outer / self.count - _outer(self.mean(), self.lengths)
 
     def overall(self) -> Tensor:
-        """Return the covariance (k, k) of all positions together; the features' overall mean is zero."""
+        """Return the covariance (squares,) of all positions together; the features' overall mean is zero."""
         return self.outer.mean(0) / self.count
+
+    def _like(self, count: int, total: Tensor, outer: Tensor) -> "_Moments":
+        return _Moments(self.lengths, count, total, outer)
