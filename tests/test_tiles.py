@@ -175,6 +175,21 @@ def test_what_learns_positions_refuses_tiles(tmp_path):
         baseline("padim", make("backbone", ["backbone.weights=none"])).set_geometry(geometry)
 
 
+@pytest.mark.parametrize("picture", [(64, 900), (900, 64), (60, 900)])
+def test_a_strip_s_tiles_have_its_places(picture):
+    """What lies across a strip lies at the same place in every tile, so that places are learnt as in whole images."""
+    geometry = tiles((64, 64), 8, [picture])
+    baseline("padim", make("backbone", ["backbone.weights=none"])).set_geometry(geometry)
+    detector = untrained_detector()
+    detector.whitening = make("whitening", channels=[detector.whitening.length])
+    detector.set_geometry(geometry)
+    assert geometry.strip and detector.whitening.mode == "position"
+    plate = tiles((64, 64), 8, [(65, 900)])
+    detector.set_geometry(plate)
+    assert not plate.strip and detector.whitening.mode == "global"
+    assert not Geometry((64, 900)).strip
+
+
 def strips(root, normal=8):
     """Return a folder of strips of 48 x 400 pixels, and one of 48 x 300; anomalous ones have a white spot."""
     generator = np.random.default_rng(0)
@@ -199,7 +214,7 @@ def test_a_run_on_strips_finds_and_locates_the_spots(tmp_path, command):
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert metrics["image_auroc"] == 1.0 and metrics["pixel_auroc"] > 0.9 and metrics["synthetic_auroc"] > 0.5
     detector = load(tmp_path / "run/detector.pt")
-    assert detector.geometry == Geometry((48, 48), 16, (48, 400)) and detector.whitening.mode == "global"
+    assert detector.geometry == Geometry((48, 48), 16, (48, 400)) and detector.whitening.mode == "position"
     prediction = detector(detector.read(*sorted((data / "test/spot").iterdir())))
     for i, one in enumerate(prediction.anomaly_maps):
         column = int(one.mean(0).argmax())
@@ -225,7 +240,7 @@ def test_positions_are_not_learnt_from_tiles(tmp_path, command):
     for own, message in (
         (["whitening.mode=position"], "whitening.mode=position: positions of tiles are no places of the picture"),
         (["method=padim"], "which tiles don't have; leave tile out, or take method=fusion or method=patchcore"),
-        (["data.overlap=48"], "data.overlap=48: expected an integer from 0 to 47"),
+        (["data.overlap=32"], "data.overlap=32: expected an integer from 0 to 31"),
     ):
-        code, _, errors = command("run", *arguments(data, tmp_path / "run", "data.tile=48", *own))
+        code, _, errors = command("run", *arguments(data, tmp_path / "run", "data.tile=32", "data.overlap=8", *own))
         assert code == 2 and message in errors, errors

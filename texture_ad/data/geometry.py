@@ -44,6 +44,11 @@ class Geometry:
         """Return whether pictures are cut into tiles at their own resolution."""
         return self.picture is not None
 
+    @property
+    def strip(self) -> bool:
+        """Return whether a tile covers a typical picture's height or width: all its places across are in each tile."""
+        return self.picture is not None and any(n >= m for n, m in zip(self.size, self.picture, strict=True))
+
     @cached_property
     def view(self) -> Shape:
         """Return the size in which maps, masks and drawings of whole pictures are."""

@@ -304,7 +304,7 @@ class AnomalyDetector(nn.Module, ABC):
         Raises:
             ParameterError: the method can't work with it.
         """
-        if geometry.tiled and self.uses_positions:
+        if geometry.tiled and not geometry.strip and self.uses_positions:
             problem = f"{self.name} learns every position of an image by itself, which tiles don't have"
             raise ParameterError("tile", list(geometry.size), f"{problem}; leave tile out")
         self.geometry = geometry

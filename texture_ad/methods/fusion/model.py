@@ -106,9 +106,9 @@ class FusionModel(AnomalyDetector):
         """Set what the detector sees of a photograph, and how patch features of tiles are whitened.
 
         Raises:
-            ParameterError: whitening by position where the images are tiles.
+            ParameterError: whitening by position where the images are tiles, and not those of a strip.
         """
-        if geometry.tiled:
+        if geometry.tiled and not geometry.strip:
             self.whitening.ignore_positions()
         super().set_geometry(geometry)
 
