@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from experiments.runs import arguments, data_of, run_all, script, write_table
@@ -28,7 +27,7 @@ from texture_ad.evaluation.calibration import conformal_threshold
 from texture_ad.evaluation.metrics import pixel_metrics
 from texture_ad.evaluation.regions import resize_map
 from texture_ad.files import write_text
-from texture_ad.methods.base import AnomalyDetector, smooth
+from texture_ad.methods.base import AnomalyDetector, enlarge, smooth
 from texture_ad.methods.registry import load
 from texture_ad.reporting.tables import markdown_table
 
@@ -43,7 +42,7 @@ def patch_maps(detector: AnomalyDetector, batches: Any) -> Tensor:
     return torch.cat([detector.fuse(parts).cpu() for parts in measured if parts is not None])
 
 
-def anomaly_maps(maps: Tensor, size: Sequence[int], upsampling: str, sigma: float) -> Iterator[np.ndarray]:
+def anomaly_maps(maps: Tensor, size: Sequence[int], upsampling: Any, sigma: float) -> Iterator[np.ndarray]:
     """Yield the anomaly map (H, W) of each patch map (n, h, w), as `AnomalyDetector.predict` makes it.
 
     Args:
@@ -53,7 +52,7 @@ def anomaly_maps(maps: Tensor, size: Sequence[int], upsampling: str, sigma: floa
         sigma: of the Gaussian, in pixels at a shorter side of 224.
     """
     for one in maps.split(1):
-        enlarged = F.interpolate(one[:, None], tuple(size), mode=upsampling, align_corners=False)[:, 0]
+        enlarged = enlarge(one, size, upsampling)
         yield (smooth(enlarged, sigma * min(size) / 224) if sigma else enlarged)[0].numpy()
 
 

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -171,9 +171,9 @@ class Fitting(Protocol):
         """Return what `create` returns for the untrained modules' `state`, from the cache where it is there."""
 
 
-def enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Return maps (B, h, w) at another size, (B, H, W), bilinear."""
-    return F.interpolate(maps[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
+def enlarge(maps: Tensor, size: Sequence[int], upsampling: Literal["bilinear", "bicubic"]) -> Tensor:
+    """Return maps (B, h, w) at another size, (B, H, W)."""
+    return F.interpolate(maps[:, None], tuple(size), mode=upsampling, align_corners=False)[:, 0]
 
 
 def smooth(maps: Tensor, sigma: float) -> Tensor:
@@ -232,6 +232,7 @@ class AnomalyDetector(nn.Module, ABC):
         uses_positions: whether it learns every position of an image by itself, so that it can't work on tiles.
         top: highest positions that are located.
         min_distance: between two of them, in positions.
+        upsampling: of patch maps to anomaly maps.
         sigma: Gaussian smoothing of the anomaly map, in pixels at a size of 224; 0 for none.
         settings: the arguments as plain values, but for the backbone; those of a part are its own settings.
         geometry: from photographs to the images that it scores; `build` sets it.
@@ -255,6 +256,7 @@ class AnomalyDetector(nn.Module, ABC):
     uses_positions: bool = False
     top: int
     min_distance: int
+    upsampling: Literal["bilinear", "bicubic"] = "bilinear"
     sigma: float = 0.0
     backbone: Backbone
     geometry: Geometry
@@ -367,7 +369,9 @@ class AnomalyDetector(nn.Module, ABC):
         sigma = self.sigma * min(size) / 224
         # A single tile does not know which part of the picture it is.
         roi = None if self.geometry.tiled else self.roi
-        return self._predict(measured, lambda maps: enlarge(maps, size), sigma, peaks, roi, self.geometry.view)
+        return self._predict(
+            measured, lambda maps: enlarge(maps, size, self.upsampling), sigma, peaks, roi, self.geometry.view
+        )
 
     def fill(self, images: Tensor) -> Tensor:
         """Return images (..., H, W) of the geometry's view as methods see them: without what lies outside the roi."""
@@ -516,7 +520,7 @@ class AnomalyDetector(nn.Module, ABC):
             if covered[0] < patch_maps.shape[-2] or covered[1] < patch_maps.shape[-1]:
                 maps = F.adaptive_max_pool2d(patch_maps[:, None], covered)[:, 0]  # so that no peak is lost
             else:
-                maps = enlarge(patch_maps, covered)
+                maps = enlarge(patch_maps, covered, self.upsampling)
             return maps[:, :height, :width]
 
         sigma = self.sigma * min(self.geometry.size) / 224 * height / picture[0]

@@ -64,6 +64,7 @@ class FusionModel(AnomalyDetector):
     uses_backbone = True
     mixed_precision = True
     several_processes = True
+    upsampling = "bicubic"
     patch_statistics: Tensor
     learnt: Tensor
 
