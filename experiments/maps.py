@@ -27,7 +27,7 @@ from texture_ad.evaluation.calibration import conformal_threshold
 from texture_ad.evaluation.metrics import pixel_metrics
 from texture_ad.evaluation.regions import resize_map
 from texture_ad.files import write_text
-from texture_ad.methods.base import AnomalyDetector, enlarge, smooth
+from texture_ad.methods.base import AnomalyDetector, Upsampling, enlarge, smooth
 from texture_ad.methods.registry import load
 from texture_ad.reporting.tables import markdown_table
 
@@ -42,7 +42,7 @@ def patch_maps(detector: AnomalyDetector, batches: Any) -> Tensor:
     return torch.cat([detector.fuse(parts).cpu() for parts in measured if parts is not None])
 
 
-def anomaly_maps(maps: Tensor, size: Sequence[int], upsampling: Any, sigma: float) -> Iterator[np.ndarray]:
+def anomaly_maps(maps: Tensor, size: Sequence[int], upsampling: Upsampling, sigma: float) -> Iterator[np.ndarray]:
     """Yield the anomaly map (H, W) of each patch map (n, h, w), as `AnomalyDetector.predict` makes it.
 
     Args:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from helpers import make, tiny_backbone, untrained_detector
 
 from texture_ad.data.geometry import Geometry
+from texture_ad.methods.base import enlarge
 from texture_ad.methods.fusion.density import paste_all
 from texture_ad.methods.fusion.explain import atom_crops, patch_labels, sample_features
 from texture_ad.methods.fusion.features import KeptFeatures
@@ -134,3 +135,18 @@ def test_a_part_that_explodes_does_not_outvote_the_others():
     parts += detector.patch_statistics[:, 0, None, None]
     one, several = detector.fuse(parts)[:, 0, 0]
     assert several > 0.5 * one > 0
+
+
+@pytest.mark.parametrize("upsampling", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(96, 60), (7, 9), (3, 4)])
+def test_maps_are_enlarged_as_torch_does(upsampling, size):
+    maps = torch.randn(2, 7, 9, generator=torch.Generator().manual_seed(0))
+    expected = F.interpolate(maps[:, None], size, mode=upsampling, align_corners=False)[:, 0]
+    torch.testing.assert_close(enlarge(maps, size, upsampling), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_fusion_s_maps_are_its_patch_maps_enlarged_bicubically():
+    detector = untrained_detector()
+    measured = detector.measure(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8))
+    expected = F.interpolate(detector.fuse(measured.parts)[:, None], (64, 64), mode="bicubic", align_corners=False)
+    torch.testing.assert_close(detector.predict(measured, (64, 64)).anomaly_maps, expected[:, 0], rtol=1e-4, atol=1e-5)

@@ -175,19 +175,22 @@ def test_what_learns_positions_refuses_tiles(tmp_path):
         baseline("padim", make("backbone", ["backbone.weights=none"])).set_geometry(geometry)
 
 
-@pytest.mark.parametrize("picture", [(64, 900), (900, 64), (60, 900)])
-def test_a_strip_s_tiles_have_its_places(picture):
+@pytest.mark.parametrize(("picture", "across"), [((64, 900), 0), ((900, 64), 1), ((60, 900), 0)])
+def test_a_strip_s_tiles_have_its_places(picture, across):
     """What lies across a strip lies at the same place in every tile, so that places are learnt as in whole images."""
     geometry = tiles((64, 64), 8, [picture])
-    baseline("padim", make("backbone", ["backbone.weights=none"])).set_geometry(geometry)
+    assert geometry.strips and Geometry.from_dict(geometry.to_dict()) == geometry
+    assert {start[across] for start in geometry.tiling(picture, (8, 8)).starts} == {0}
+    assert {window[across] for window in grid_windows(picture, (64, 64), 8)} == {0}
     detector = untrained_detector()
     detector.whitening = make("whitening", channels=[detector.whitening.length])
     detector.set_geometry(geometry)
-    assert geometry.strip and detector.whitening.mode == "position"
-    plate = tiles((64, 64), 8, [(65, 900)])
-    detector.set_geometry(plate)
-    assert not plate.strip and detector.whitening.mode == "global"
-    assert not Geometry((64, 900)).strip
+    assert detector.whitening.mode == "position"
+    for shapes, more in (([(65, 900)], []), ([picture] * 3 + [(900, 900)], []), ([picture] * 3, [(900, 900)])):
+        plates = tiles((64, 64), 8, shapes, more)
+        detector.whitening = make("whitening", channels=[detector.whitening.length])
+        detector.set_geometry(plates)
+        assert not plates.strips and detector.whitening.mode == "global"
 
 
 def strips(root, normal=8):
@@ -205,16 +208,27 @@ def strips(root, normal=8):
     return root
 
 
-def test_a_run_on_strips_finds_and_locates_the_spots(tmp_path, command):
+@pytest.mark.parametrize("method", ["fusion", "padim"])
+def test_a_run_on_strips_finds_and_locates_the_spots(tmp_path, command, method):
     data = strips(tmp_path / "strips")
-    own = ["data.tile=48", "data.overlap=16", "data.max_tiles=40", "backbone.min_size=0", "pictures=false"]
+    own = [
+        f"method={method}",
+        "data.tile=48",
+        "data.overlap=16",
+        "data.max_tiles=40",
+        "backbone.min_size=0",
+        "pictures=false",
+    ]
     code, out, errors = command("run", *arguments(data, tmp_path / "run", *own))
     assert code == 0, errors
     assert "6 training (40 tiles), 2 calibration" in out and "48 x 48 px" in out
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert metrics["image_auroc"] == 1.0 and metrics["pixel_auroc"] > 0.9 and metrics["synthetic_auroc"] > 0.5
     detector = load(tmp_path / "run/detector.pt")
-    assert detector.geometry == Geometry((48, 48), 16, (48, 400)) and detector.whitening.mode == "position"
+    assert detector.geometry == Geometry((48, 48), 16, (48, 400), strips=True)
+    Image.new("RGB", (400, 49)).save(tmp_path / "high.png")
+    with pytest.raises(UserError, match=r"high.png: the detector knows strips that fit into its tiles of 48 x 48 px"):
+        detector(detector.read(tmp_path / "high.png"))
     prediction = detector(detector.read(*sorted((data / "test/spot").iterdir())))
     for i, one in enumerate(prediction.anomaly_maps):
         column = int(one.mean(0).argmax())
@@ -239,7 +253,7 @@ def test_positions_are_not_learnt_from_tiles(tmp_path, command):
     data = strips(tmp_path / "strips", normal=3)
     for own, message in (
         (["whitening.mode=position"], "whitening.mode=position: positions of tiles are no places of the picture"),
-        (["method=padim"], "which tiles don't have; leave tile out, or take method=fusion or method=patchcore"),
+        (["method=padim"], "which tiles don't have; leave tile out, or take tiles as high or as wide as all"),
         (["data.overlap=32"], "data.overlap=32: expected an integer from 0 to 31"),
     ):
         code, _, errors = command("run", *arguments(data, tmp_path / "run", "data.tile=32", "data.overlap=8", *own))

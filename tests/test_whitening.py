@@ -111,11 +111,17 @@ def test_features_that_are_only_centred_cannot_be_updated():
 
 
 def test_a_state_brings_its_number_of_positions():
-    whitening = make("whitening", channels=[6])
-    other = make("whitening", channels=[6])
+    whitening = make("whitening", channels=[1, 4, 1])
+    other = make("whitening", channels=[1, 4, 1])
     features = fitted(whitening, noise(20, 4, 6))
     other.load_state_dict(whitening.state_dict())
     assert torch.equal(other(noise(20, 4, 6).flatten(0, 1)).view_as(features), features)
+
+
+def test_a_state_of_another_shape_is_refused():
+    state = make("whitening", channels=[6]).state_dict()
+    with pytest.raises(RuntimeError, match="size mismatch for matrix"):
+        make("whitening", channels=[3, 3]).load_state_dict(state)
 
 
 @pytest.mark.parametrize(("bad", "key"), [({"mode": "place"}, "mode=place"), ({"components": 0}, "components=0")])

@@ -33,7 +33,11 @@ ADVICE = (
         (f"data.{name}", "is for the source folder", "add data=folder")
         for name in ("layout", "table", "normal", "anomalous", "masks")
     ),
-    ("data.tile", "leave tile out", "or take method=fusion or method=patchcore"),
+    (
+        "data.tile",
+        "leave tile out",
+        "or take tiles as high or as wide as all pictures, method=fusion or method=patchcore",
+    ),
     ("input", "not a folder", "watch=true needs one"),
     ("trainer.devices", "a sweep's job takes one device", "or several jobs side by side with hydra/launcher=joblib"),
 )

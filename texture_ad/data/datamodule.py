@@ -409,7 +409,7 @@ class TextureDataModule(L.LightningDataModule):
         self._typical = typical_shape(trained)
         self.stretched = {}
         if self.tile is not None:
-            return tiles(self.tile, self.overlap, trained)
+            return tiles(self.tile, self.overlap, trained, shapes.values())
         size = scaled_shape(self.size, trained) if isinstance(self.size, int) else checked_shape("size", self.size)
         self.stretched = {path: shape for path, shape in shapes.items() if not same_aspect(shape, size)}
         return Geometry(size)

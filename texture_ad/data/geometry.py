@@ -5,8 +5,8 @@ see `Tiling`.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import product
 from statistics import median
@@ -33,21 +33,24 @@ class Geometry:
         size: of the images that the method is given: the whole picture scaled to it, or a tile.
         overlap: of neighbouring tiles in pixels, at least; None where whole pictures are scaled.
         picture: of a typical picture that is cut into tiles; None where whole pictures are scaled.
+        strips: whether all pictures fit into a tile in height, or all in width. Tiles then lie in one row or column,
+            and what lies across the strip lies at the same place in each.
     """
 
     size: Shape
     overlap: int | None = None
     picture: Shape | None = None
+    strips: bool = False
 
     @property
     def tiled(self) -> bool:
         """Return whether pictures are cut into tiles at their own resolution."""
         return self.picture is not None
 
-    @property
-    def strip(self) -> bool:
-        """Return whether a tile covers a typical picture's height or width: all its places across are in each tile."""
-        return self.picture is not None and any(n >= m for n, m in zip(self.size, self.picture, strict=True))
+    def one_row(self, picture: Shape) -> bool:
+        """Return whether a picture is a strip as the typical one: its tiles lie in one row, or in one column."""
+        assert self.picture is not None
+        return any(max(typical, own) <= n for n, typical, own in zip(self.size, self.picture, picture, strict=True))
 
     @cached_property
     def view(self) -> Shape:
@@ -86,7 +89,9 @@ class Geometry:
         height, width = values["picture"]
         for side in (height, width):
             check("picture", side, Annotated[int, Range(1, 2**20)])
-        return tiles(size, values["overlap"], [(height, width)])
+        if not isinstance(values["strips"], bool):
+            raise TypeError("its strips are neither true nor false")
+        return replace(tiles(size, values["overlap"], [(height, width)]), strips=values["strips"])
 
 
 def checked_shape(name: str, value: object) -> Shape:
@@ -129,19 +134,21 @@ def same_aspect(first: Sequence[float], second: Sequence[float]) -> bool:
     return abs(ratio) <= math.log(SAME_ASPECT)
 
 
-def tiles(size: Shape, overlap: int, shapes: Sequence[Shape]) -> Geometry:
+def tiles(size: Shape, overlap: int, shapes: Sequence[Shape], more: Iterable[Shape] = ()) -> Geometry:
     """Return the geometry of pictures that are cut into tiles.
 
     Args:
         size: of a tile.
         overlap: of neighbouring tiles in pixels.
         shapes: of the pictures, at least one.
+        more: of further pictures, which are no typical ones.
 
     Raises:
         ParameterError: an overlap that is not smaller than a tile.
     """
     check("overlap", overlap, Annotated[int, Range(0, min(size) - 1)])
-    return Geometry(size, overlap, typical_shape(shapes))
+    strips = any(max(sides) <= n for n, sides in zip(size, zip(*shapes, *more, strict=True), strict=True))
+    return Geometry(size, overlap, typical_shape(shapes), strips)
 
 
 def typical_shape(shapes: Sequence[Shape]) -> Shape:

@@ -20,7 +20,7 @@ from texture_ad.data.geometry import Geometry, Shape, Tiling, Window
 from texture_ad.data.images import Reading
 from texture_ad.data.pictures import Picture, read_scaled
 from texture_ad.data.roi import Roi, checked_roi, counts, gather_pixels
-from texture_ad.errors import ParameterError
+from texture_ad.errors import ParameterError, UserError
 from texture_ad.evaluation.calibration import Decision, FalseAlarmRate, conformal_threshold, false_alarms, spread_of
 from texture_ad.evaluation.localization import top_positions
 from texture_ad.files import save_atomic
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 FORMAT = "texture_ad.detector"
 VERSION = 8
+Upsampling = Literal["bilinear", "bicubic"]
 CPU_PIXELS = 2**20  # of the tiles that are measured at a time
 GPU_PIXELS = 2**22
 TILE_PRIOR = 8  # tiles: how much all positions weigh at each single one
@@ -171,9 +172,18 @@ class Fitting(Protocol):
         """Return what `create` returns for the untrained modules' `state`, from the cache where it is there."""
 
 
-def enlarge(maps: Tensor, size: Sequence[int], upsampling: Literal["bilinear", "bicubic"]) -> Tensor:
-    """Return maps (B, h, w) at another size, (B, H, W)."""
-    return F.interpolate(maps[:, None], tuple(size), mode=upsampling, align_corners=False)[:, 0]
+def enlarge(maps: Tensor, size: Sequence[int], upsampling: Upsampling) -> Tensor:
+    """Return maps (B, h, w) at another size, (B, H, W), by a matrix product a side: runtimes are slow at bicubic."""
+    rows, columns = (
+        F.interpolate(
+            torch.eye(n, dtype=maps.dtype, device=maps.device)[None, None],
+            (side, n),
+            mode=upsampling,
+            align_corners=False,
+        )[0, 0]
+        for n, side in zip(maps.shape[-2:], size, strict=True)
+    )
+    return rows @ maps @ columns.T
 
 
 def smooth(maps: Tensor, sigma: float) -> Tensor:
@@ -229,10 +239,11 @@ class AnomalyDetector(nn.Module, ABC):
         uses_spams: whether SPAMS, which is GPL-3, learns its dictionary.
         mixed_precision: whether it can be trained in mixed precision.
         several_processes: whether several processes can fit it together.
-        uses_positions: whether it learns every position of an image by itself, so that it can't work on tiles.
+        uses_positions: whether it learns every position of an image by itself, so that of tiles it takes those of
+            strips alone.
         top: highest positions that are located.
         min_distance: between two of them, in positions.
-        upsampling: of patch maps to anomaly maps.
+        upsampling: of patch maps to anomaly maps. Bicubic ones may leave the range of the patches' scores a little.
         sigma: Gaussian smoothing of the anomaly map, in pixels at a size of 224; 0 for none.
         settings: the arguments as plain values, but for the backbone; those of a part are its own settings.
         geometry: from photographs to the images that it scores; `build` sets it.
@@ -256,7 +267,7 @@ class AnomalyDetector(nn.Module, ABC):
     uses_positions: bool = False
     top: int
     min_distance: int
-    upsampling: Literal["bilinear", "bicubic"] = "bilinear"
+    upsampling: Upsampling = "bilinear"
     sigma: float = 0.0
     backbone: Backbone
     geometry: Geometry
@@ -306,7 +317,7 @@ class AnomalyDetector(nn.Module, ABC):
         Raises:
             ParameterError: the method can't work with it.
         """
-        if geometry.tiled and not geometry.strip and self.uses_positions:
+        if geometry.tiled and not geometry.strips and self.uses_positions:
             problem = f"{self.name} learns every position of an image by itself, which tiles don't have"
             raise ParameterError("tile", list(geometry.size), f"{problem}; leave tile out")
         self.geometry = geometry
@@ -453,6 +464,10 @@ class AnomalyDetector(nn.Module, ABC):
         Raises:
             UserError: a picture that can't be read.
         """
+        if self.uses_positions and not self.geometry.one_row(picture.shape):
+            high, wide = self.geometry.size
+            problem = f"the detector knows strips that fit into its tiles of {high} x {wide} px in height or width"
+            raise UserError(f"{picture.path}: {problem}; fit again with larger tiles and such pictures")
         pixels = CPU_PIXELS if self.device.type == "cpu" else GPU_PIXELS
         count = max(1, pixels // math.prod(self.geometry.size))
         tiling = self._tiling(picture.shape)

@@ -88,7 +88,7 @@ class Whitening(nn.Module):
             ParameterError: whitening by position was asked for.
         """
         if self.mode == "position" and not self.may_change:
-            problem = "positions of tiles are no places of the picture; expected auto, global or none with tiles"
+            problem = "positions of tiles are no places of the picture; expected auto, global or none but for strips"
             raise ParameterError("mode", "position", problem)
         if self.mode == "position":
             self.mode = self.settings["mode"] = "global"
@@ -96,7 +96,8 @@ class Whitening(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in ("center", "matrix"):  # of one position or of many
             if prefix + name in state_dict:
-                setattr(self, name, torch.empty_like(state_dict[prefix + name], device=self.mean.device))
+                own = getattr(self, name)
+                setattr(self, name, own.new_empty(len(state_dict[prefix + name]), *own.shape[1:]))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @torch.no_grad()
@@ -196,8 +197,8 @@ class Whitening(nn.Module):
             covariance = part.covariance()
             drawn = torch.lerp(overall.expand_as(covariance), covariance, own) + ridge
             energy = torch.zeros((), device=overall.device)
-            for layers in zip(*(_matrices(x, self.lengths) for x in (drawn, covariance, found)), strict=True):
-                towards, spread, whitening = layers
+            layers = (_matrices(x, self.lengths) for x in (drawn, covariance, found))
+            for towards, spread, whitening in zip(*layers, strict=True):
                 identity = torch.eye(whitening.shape[1], device=overall.device)
                 if self.mode == "none":
                     whitening.copy_(identity)
@@ -212,7 +213,7 @@ class Whitening(nn.Module):
         """Return what is added to a covariance (squares,): RIDGE of each layer's mean variance in all directions."""
         variances = [layer.diagonal().mean().clamp(min=1e-12) for layer in _matrices(covariance, self.lengths)]
         pairs = zip(variances, self.lengths, strict=True)
-        return _flat([RIDGE * variance * torch.eye(length).to(covariance) for variance, length in pairs])
+        return _flat([RIDGE * variance * torch.eye(length, out=covariance.new_empty(0)) for variance, length in pairs])
 
     @torch.no_grad()
     def cross_fitted(self, patches: Tensor, numbers: Tensor) -> Tensor:
