@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from experiments.runs import arguments, data_of, run_all, script, write_table
 from experiments.textures import jobs_of
+from texture_ad.errors import UserError
 from texture_ad.evaluation.calibration import conformal_threshold
 from texture_ad.evaluation.metrics import pixel_metrics
 from texture_ad.evaluation.regions import resize_map
@@ -108,6 +109,8 @@ def main() -> None:
             "output": ["experiments/results/maps"],
         }
     )
+    if unknown := set(own["upsamplings"]) - set(get_args(Upsampling)):
+        raise UserError(f"upsamplings={','.join(sorted(unknown))}: expected {' or '.join(get_args(Upsampling))}")
     settings = [(upsampling, float(sigma)) for upsampling, sigma in product(own["upsamplings"], own["sigmas"])]
     jobs = jobs_of(own, overrides)
     run_all(list(jobs.values()), int(own["workers"][0]))

@@ -225,7 +225,7 @@ def test_a_run_on_strips_finds_and_locates_the_spots(tmp_path, command, method):
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert metrics["image_auroc"] == 1.0 and metrics["pixel_auroc"] > 0.9 and metrics["synthetic_auroc"] > 0.5
     detector = load(tmp_path / "run/detector.pt")
-    assert detector.geometry == Geometry((48, 48), 16, (48, 400), strips=True)
+    assert detector.geometry == Geometry((48, 48), 16, (48, 400), strips=True) and detector.uses_positions
     Image.new("RGB", (400, 49)).save(tmp_path / "high.png")
     with pytest.raises(UserError, match=r"high.png: the detector knows strips that fit into its tiles of 48 x 48 px"):
         detector(detector.read(tmp_path / "high.png"))

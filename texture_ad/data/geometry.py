@@ -52,6 +52,11 @@ class Geometry:
         assert self.picture is not None
         return any(max(typical, own) <= n for n, typical, own in zip(self.size, self.picture, picture, strict=True))
 
+    @property
+    def keeps_places(self) -> bool:
+        """Return whether a position of an image or tile is the same place in every picture, or across every strip."""
+        return not self.tiled or self.strips
+
     @cached_property
     def view(self) -> Shape:
         """Return the size in which maps, masks and drawings of whole pictures are."""

@@ -317,7 +317,7 @@ class AnomalyDetector(nn.Module, ABC):
         Raises:
             ParameterError: the method can't work with it.
         """
-        if geometry.tiled and not geometry.strips and self.uses_positions:
+        if self.uses_positions and not geometry.keeps_places:
             problem = f"{self.name} learns every position of an image by itself, which tiles don't have"
             raise ParameterError("tile", list(geometry.size), f"{problem}; leave tile out")
         self.geometry = geometry

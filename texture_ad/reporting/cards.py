@@ -188,7 +188,8 @@ def _limits(facts: Facts) -> list[str]:
         told.append(f"{facts.copies} test images are copies of training images: the metrics are too good.")
     if facts.uses_positions:
         told.append(
-            "It learnt what is normal at each position of the image, or across a strip: parts should lie as there."
+            "It learnt what is normal at each position of the image, or across a strip: "
+            "parts should lie as in training."
         )
     return told
 

@@ -109,7 +109,7 @@ class FusionModel(AnomalyDetector):
         Raises:
             ParameterError: whitening by position where the images are tiles, and not those of a strip.
         """
-        if geometry.tiled and not geometry.strips:
+        if not geometry.keeps_places:
             self.whitening.ignore_positions()
         super().set_geometry(geometry)
 
