@@ -124,12 +124,12 @@ def fit_whitening(whitening: Whitening, patches: Tensor, count: int) -> Tensor:
 @cache
 @torch.no_grad()
 def features() -> Tensor:
-    """Return patch features of three layers, whitened alike at all positions, (32768, 232) in random order."""
+    """Return patch features of three layers, each whitened alike at all positions, (32768, 232) in random order."""
     layers = ["block4", "block7", "block10"]
     backbone = make("backbone", SMALL, layers=layers).eval()
     pictures = images("train")[:32]
     patches = flatten_patches(backbone.extract(pictures))
-    whitening = make("whitening", dim=patches.shape[1], mode="global", components=patches.shape[1])
+    whitening = make("whitening", channels=backbone.num_channels, mode="global", components=patches.shape[1])
     return fit_whitening(whitening, patches, len(pictures))[torch.randperm(len(patches))]
 
 
@@ -139,8 +139,9 @@ def default_detector() -> FusionDetector:
     """Return the default detector, its atoms those of one pass over the training images."""
     detector = untrained_detector(pipeline.Run(configuration("cutpaste=none", "data.size=256"), Path()))
     pictures = images("train")
-    patches = flatten_patches(detector.patch_features(pictures))
-    x = fit_whitening(detector.whitening, patches, len(pictures))
+    maps = detector.patch_features(pictures)
+    whitened = fit_whitening(detector.whitening, flatten_patches(maps), len(pictures))
+    x = detector.dictionary_features(whitened, (maps.shape[2], maps.shape[3]))
     detector.dictionary.set_atoms(learn_atoms(x, len(detector.dictionary.atoms), 3, 30, default_lambda1(), 1))
     detector.threshold.fill_(1.0)
     return detector

@@ -10,7 +10,9 @@ the same settings; experiments.anomalib_run says what is its own. A finished run
 
 The time of an image is measured afterwards, all methods by turns on the same images and threads, without reading files,
 with the score and the anomaly map in the images' size. It is the processor's, summed over threads, so that other
-programs don't count; that of training is the wall's, and ours includes the thresholds.
+programs don't count; that of training is the wall's, and ours includes the thresholds. It is measured by torch, and by
+the runtime that each is exported to, in float32: ONNX Runtime for ours, which predict takes on a CPU, and OpenVINO for
+anomalib's, by its own exporter.
 """
 
 import json
@@ -23,9 +25,11 @@ from statistics import fmean, median
 import torch
 
 from benchmarks.comparison import by_turns
-from experiments.anomalib_run import check_installed, score
+from experiments.anomalib_run import check_installed, exported, score
 from experiments.runs import Job, arguments, run_all, script, write_table
 from experiments.textures import finished_runs, jobs_of
+from texture_ad.data.geometry import Shape
+from texture_ad.deploy.engines import FASTEST, use_engine
 from texture_ad.files import write_text
 from texture_ad.methods.registry import load
 from texture_ad.reporting.metrics import METRICS
@@ -33,6 +37,7 @@ from texture_ad.training.resources import keep_freed_memory
 
 THEIRS = ("padim", "patchcore")  # methods that anomalib has too
 BATCHES = (1, 32)
+ENGINES = ("torch", "exported")
 TURNS = 3
 ACCURACY = ("image_auroc", "pixel_auroc", "aupro")
 COSTS = ("fit_seconds", "peak_memory_mb")
@@ -64,7 +69,7 @@ def theirs(method: str) -> str:
 
 
 def seconds_by_turns(jobs: Jobs, file: Path) -> dict[str, dict[str, float]]:
-    """Return the median processor seconds an image of each method at each batch size, measured once by turns.
+    """Return the median processor seconds an image of each method, engine and batch size, measured once by turns.
 
     Args:
         jobs: finished runs of one texture and seed.
@@ -72,32 +77,44 @@ def seconds_by_turns(jobs: Jobs, file: Path) -> dict[str, dict[str, float]]:
     """
     folders = {method: one.folder for (_, method, _), one in jobs.items()}
     kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if not folders.keys() <= kept.keys():  # by turns, so that all are measured again
-        scorers = [_scorer(folder) for folder in folders.values()]
-        # Calibration images, which every detector's file of ours keeps: the same for all.
-        images = next(load(folder / "detector.pt").examples for folder in folders.values() if _ours(folder))
-        found: dict[str, dict[str, float]] = {method: {} for method in folders}
-        for count in BATCHES:
-            batch = images[torch.arange(count) % len(images)]
-            turns = by_turns(
-                *(partial(scorer, batch) for scorer in scorers), repetitions=TURNS, clock=time.process_time
-            )
-            for method, seconds in zip(found, turns, strict=True):
-                found[method][str(count)] = median(seconds) / count
-        write_text(file, json.dumps(found, indent=1) + "\n")
-        return found
-    return kept
+    if folders.keys() <= kept.keys():
+        return kept
+    # By turns, so that all are measured again where one is missing.
+    # Calibration images, which every detector's file of ours keeps: the same for all.
+    images = next(load(folder / "detector.pt").examples for folder in folders.values() if _ours(folder))
+    scorers = {
+        (method, engine): _scorer(folder, engine, images.shape[2:])
+        for method, folder in folders.items()
+        for engine in ENGINES
+    }
+    found: dict[str, dict[str, float]] = {method: {} for method in folders}
+    for count in BATCHES:
+        batch = images[torch.arange(count) % len(images)]
+        turns = by_turns(
+            *(partial(scorer, batch) for scorer in scorers.values()), repetitions=TURNS, clock=time.process_time
+        )
+        for (method, engine), seconds in zip(scorers, turns, strict=True):
+            found[method][_engine_and_batch(engine, count)] = median(seconds) / count
+    write_text(file, json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def _engine_and_batch(engine: str, count: int) -> str:
+    return f"{engine}, {count} at once"
 
 
 def _ours(folder: Path) -> bool:
     return (folder / "detector.pt").is_file()
 
 
-def _scorer(folder: Path) -> Callable[[torch.Tensor], object]:
-    """Return what a finished run scores images uint8 (B, 3, H, W) by."""
+def _scorer(folder: Path, engine: str, size: Shape) -> Callable[[torch.Tensor], object]:
+    """Return what a finished run scores images uint8 (B, 3, H, W) of a size (H, W) by."""
     if _ours(folder):
-        return load(folder / "detector.pt")
-    return partial(score, torch.load(folder / "model.pt", weights_only=False))  # written by our own run
+        detector = load(folder / "detector.pt")
+        use_engine(detector, folder / "detector.pt", "torch" if engine == "torch" else FASTEST[0], 0)
+        return detector
+    model = torch.load(folder / "model.pt", weights_only=False)  # written by our own run
+    return partial(score, model) if engine == "torch" else exported(model, size, folder)
 
 
 def rows(runs: Sequence[dict], seconds: Mapping[str, Mapping]) -> list[dict]:
@@ -105,7 +122,7 @@ def rows(runs: Sequence[dict], seconds: Mapping[str, Mapping]) -> list[dict]:
 
     Args:
         runs: finished ones.
-        seconds: of an image by texture, method and batch size.
+        seconds: of an image by texture and method, then by engine and batch size.
     """
     found = []
     for texture, method in dict.fromkeys((run["texture"], run["method"]) for run in runs):
@@ -113,9 +130,9 @@ def rows(runs: Sequence[dict], seconds: Mapping[str, Mapping]) -> list[dict]:
         row: dict = {"texture": texture, "method": method}
         for key in ACCURACY + COSTS:
             row[METRICS[key].heading] = [run[key] for run in own if run[key] is not None] or None
-        for count in BATCHES:
-            measured = seconds.get(texture, {}).get(method)
-            row[f"processor ms an image, {count} at once"] = measured and round(1000 * measured[str(count)], 1)
+        measured = seconds.get(texture, {}).get(method)
+        for name in (_engine_and_batch(engine, count) for engine in ENGINES for count in BATCHES):
+            row[f"processor ms an image, {name}"] = measured and round(1000 * measured[name], 1)
         found.append(row)
     return found
 

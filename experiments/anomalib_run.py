@@ -11,7 +11,7 @@ import importlib.util
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from texture_ad.cli.compose import compose
 from texture_ad.cli.experiment import hushed_libraries
 from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.data.geometry import Shape
+from texture_ad.deploy.runtimes import open_openvino
 from texture_ad.environment import not_installed, versions
 from texture_ad.errors import UserError
 from texture_ad.evaluation.metrics import image_metrics, pixel_metrics
@@ -136,6 +137,21 @@ def score(model: nn.Module, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Return scores (B,) and anomaly maps (B, H, W) of images, uint8 (B, 3, H, W)."""
     found = model(in_unit_range(images))
     return found.pred_score.flatten().numpy(), found.anomaly_map[:, 0].numpy()
+
+
+def exported(model: L.LightningModule, size: Shape, folder: Path) -> Callable[[Tensor], Any]:
+    """Return a model that anomalib exports to OpenVINO as a function of images, uint8 (B, 3, H, W).
+
+    Args:
+        model: fitted.
+        size: (H, W) of the images.
+        folder: of its run, where the file is kept.
+    """
+    path = folder / "weights/openvino/model.xml"
+    if not path.exists():
+        model.to_openvino(folder, input_size=tuple(size))
+    run = open_openvino(path, ("pred_score", "anomaly_map"), torch.get_num_threads())
+    return lambda images: run(in_unit_range(images))
 
 
 def evaluate(model: nn.Module, data: TextureDataModule) -> dict[str, Any]:

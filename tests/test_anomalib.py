@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import baseline, composed, tiny_backbone
 
-from experiments.anomalib import differences, rows, with_theirs
+from experiments.anomalib import BATCHES, ENGINES, differences, rows, with_theirs
 from experiments.anomalib import main as compare
 from experiments.anomalib_run import ImageBatches, make_model, score
 from experiments.runs import Job
@@ -46,11 +46,13 @@ def test_the_table_sets_anomalibs_figures_beside_ours():
         run("rug", "padim of anomalib", 0.82),
         run("mat", "padim", 0.7),
     ]
-    ours, theirs, other = rows(runs, {"rug": {"padim": {"1": 0.05, "32": 0.0125}}})
+    engines = [f"{engine}, {count} at once" for engine in ENGINES for count in BATCHES]
+    measured = dict(zip(engines, (0.05, 0.0125, 0.03, 0.025), strict=True))
+    ours, theirs, other = rows(runs, {"rug": {"padim": measured}})
     assert ours["image AUROC"] == [0.9, 0.8] and ours["training, s"] == [2.0, 4.0]
-    one, many = (f"processor ms an image, {count} at once" for count in (1, 32))
-    assert ours[one] == 50 and ours[many] == 12.5
-    assert theirs["training, s"] is None and theirs[one] is None and other["texture"] == "mat"
+    columns = [f"processor ms an image, {name}" for name in engines]
+    assert [ours[column] for column in columns] == [50, 12.5, 30, 25]
+    assert theirs["training, s"] is None and theirs[columns[0]] is None and other["texture"] == "mat"
     assert differences(runs) == "- padim less padim of anomalib, image AUROC: mean +0.0300; rug +0.0300"
 
 

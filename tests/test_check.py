@@ -132,6 +132,21 @@ def test_check_refuses_settings_of_the_data(folder, command, argument, words):
     assert code == 2 and words in errors
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["method=padim", "data.tile=48"], "error: data.tile=[48, 48]: padim learns every position"),
+        (["whitening.mode=position", "data.tile=48"], "error: whitening.mode=position: positions of tiles"),
+        (["backbone.weights=nowhere.pt"], "error: backbone.weights=nowhere.pt"),
+        (["method.coreset=2", "method=patchcore"], "error: method.coreset=2"),
+    ],
+)
+def test_check_refuses_a_detector_that_a_run_could_not_build(folder, command, arguments, words):
+    code, out, errors = command("check", "data=folder", f"data.root={folder}", *arguments)
+    assert code == 2 and words in errors and out.endswith("refused  a run would be\n")
+    assert len(errors.splitlines()) == 1 and "training 5 images" in out
+
+
 def test_a_table_of_a_known_folder_lists_what_the_folder_does(folder, capsys):
     assert importing.main([str(folder)]) == 0
     out = capsys.readouterr().out

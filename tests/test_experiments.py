@@ -9,11 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from forked import run_module
 from helpers import composed, environment, few_photographs, untrained_detector
 from omegaconf import OmegaConf
 
 import experiments.runs
+from benchmarks import material
 from benchmarks.comparison import Row
 from benchmarks.results import regressions
 from experiments.mvtec import table as mvtec_table
@@ -137,6 +139,15 @@ def test_figures_share_one_run(script, forked_runs, tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
         assert (tmp_path / f"{name}.png").stat().st_size > 0 and done.stdout.startswith("folder carpet: ")
     assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+def test_benchmarks_can_make_what_they_work_on(monkeypatch):
+    some = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8)
+    monkeypatch.setattr(material, "images", lambda part: some)
+    assert material.features.__wrapped__().shape == (8 * 4**2, 232)
+    detector = material.default_detector.__wrapped__()
+    assert detector.dictionary.atoms.shape == (512, detector.dictionary.dim)
+    assert detector(some[:1]).scores.isfinite().all()
 
 
 def test_benchmarks_leave_out_the_rows_of_another_machine(tmp_path):

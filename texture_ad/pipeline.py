@@ -261,6 +261,18 @@ def _warn_of_stretched(run: Run) -> None:
 def fit(run: Run) -> AnomalyDetector:
     """Build and fit the detector (step 2)."""
     start = run.clock()
+    detector = build(run)
+    run.metrics |= detector.fit(run)
+    run.metrics["fit_seconds"] = run.clock() - start
+    return detector
+
+
+def build(run: Run) -> AnomalyDetector:
+    """Build the untrained detector, and say what its statistics will take where that is much.
+
+    Raises:
+        UserError: a setting that it can't have with these images, or more memory than there is.
+    """
     detector = run.make("method", make=run.make, geometry=run.data.geometry)
     detector.reading = run.data.reading
     detector.roi = run.data.interest
@@ -268,8 +280,6 @@ def fit(run: Run) -> AnomalyDetector:
     if precision != "32-true" and not detector.mixed_precision:
         raise ParameterError("trainer.precision", precision, f"expected 32-true with method={detector.name}")
     _tell_memory(detector)
-    run.metrics |= detector.fit(run)
-    run.metrics["fit_seconds"] = run.clock() - start
     return detector
 
 

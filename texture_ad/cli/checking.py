@@ -1,7 +1,8 @@
-"""What a run would use for what, told before it trains, and all that is wrong with the images of its configuration."""
+"""What a run would use for what, told before it trains, and all for which it would be refused."""
 
 import sys
 from collections import Counter
+from pathlib import Path
 
 from omegaconf import DictConfig
 
@@ -12,11 +13,11 @@ from texture_ad.data.inspection import File, can_hash, copy_lines, described, in
 from texture_ad.data.layouts.samples import read_marks
 from texture_ad.environment import to_install
 from texture_ad.errors import ParameterError, UserError
-from texture_ad.pipeline import make
+from texture_ad.pipeline import Run, build, make
 
 
 def check_data(config: DictConfig) -> list[str]:
-    """Print what the images of a configuration are used for, and return why a run would refuse them.
+    """Print what the images of a configuration are used for, and return why a run would be refused.
 
     Args:
         config: of a run.
@@ -40,6 +41,7 @@ def check_data(config: DictConfig) -> list[str]:
     # What stopped the set-up tells of the first of these, or of something else.
     problems += [problem for problem in refused if not any(known in problem for known in problems)]
     _print_use(data, sides)
+    problems = problems or _not_built(config, data)
     warnings = [*data.warnings, *copy_lines(sides, data.folder)]
     if not can_hash():
         warnings.append(f"near-duplicates were not looked for; {to_install('check')}")
@@ -64,6 +66,17 @@ def _set_up(data: TextureDataModule) -> list[str]:
         error = error.within("data") if isinstance(error, ParameterError) else error
         if not hasattr(data, "calibration_samples"):
             raise error from error.__cause__
+        return [advised(error)]
+    return []
+
+
+def _not_built(config: DictConfig, data: TextureDataModule) -> list[str]:
+    """Build the detector for images that can be read, as a run does, and return why that was refused."""
+    run = Run(config, Path(config.run_dir))
+    run.data = data
+    try:
+        build(run)
+    except UserError as error:
         return [advised(error)]
     return []
 
