@@ -128,7 +128,7 @@ def end_to_end(quick: bool) -> list[Row]:
             partial(detector, x),
             partial(bare, x),
             partial(detector.backbone, x),
-            repetitions=3 if quick else 9,
+            repetitions=3 if quick else 5,
             calls=calls,
         )
         work = f"detector end to end, batches of {count}"
@@ -142,7 +142,7 @@ def end_to_end(quick: bool) -> list[Row]:
 def folder(quick: bool) -> list[Row]:
     """Compare `predict` on a folder with decoding its files and the bare backbone's forward, pipelined."""
     detector = default_detector()
-    count = 200 if quick else 1000
+    count = 100 if quick else 300
     with linked_files(count) as (paths, output):
         scorer = Scorer(detector, paths[0].parent, None)
         seconds, theirs, folded = by_turns(

@@ -88,15 +88,15 @@ def fit_to_objective(quick: bool) -> list[Row]:
     It has the better of its solvers and numbers of jobs, and goes on until it is as good or the goal is surely met.
     """
     weights = lasso_weights(features().shape[1])
-    return [_objective_row(name, lambda1, held, quick) for name, (lambda1, held) in weights.items()]
+    return [_objective_row(name, lambda1, held) for name, (lambda1, held) in weights.items()]
 
 
-def _objective_row(name: str, lambda1: float, held: bool, quick: bool) -> Row:
+def _objective_row(name: str, lambda1: float, held: bool) -> Row:
     x = features()[:20_000]
     held_out = features()[-2000:]
     learn_atoms(x, ATOMS, 1, 1, lambda1, -1)  # warms up
     start = time.perf_counter()
-    atoms = learn_atoms(x, ATOMS, 4, 5 if quick else 10, lambda1, -1)
+    atoms = learn_atoms(x, ATOMS, 4, 5, lambda1, -1)
     ours = time.perf_counter() - start
     target = objective(held_out, atoms, lambda1)
     limit = 1.2 * GOAL * ours

@@ -32,7 +32,7 @@ def startup(quick: bool) -> list[Row]:
     rows = []
     for name, arguments in STARTS.items():
         ours = _process("-m", "texture_ad.run", *arguments)
-        seconds = by_turns(ours, baseline, repetitions=3 if quick else 7, warm=False)
+        seconds = by_turns(ours, baseline, repetitions=3 if quick else 5, warm=False)
         rows.append(Row(f"`{name}`", "import torch", 1 / 0.8, *seconds))
     return rows
 
