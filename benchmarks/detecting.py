@@ -25,6 +25,7 @@ from texture_ad.deploy.graph import MeasuringGraph
 from texture_ad.deploy.scorer import Scorer, predict
 from texture_ad.evaluation.localization import image_scores, top_positions
 from texture_ad.evaluation.metrics import image_metrics
+from texture_ad.methods.base import AnomalyDetector
 from texture_ad.methods.patchcore import core_set
 from texture_ad.models.backbone import Backbone, flatten_patches
 
@@ -147,8 +148,8 @@ def folder(quick: bool) -> list[Row]:
         scorer = Scorer(detector, paths[0].parent, None)
         seconds, theirs, folded = by_turns(
             lambda: predict_quietly(scorer, paths, output),
-            partial(decode_and_run, scorer, paths, published_backbone(detector.backbone)),
-            partial(decode_and_run, scorer, paths, detector.backbone),
+            partial(decode_and_run, detector, paths, published_backbone(detector.backbone)),
+            partial(decode_and_run, detector, paths, detector.backbone),
             repetitions=1 if quick else 3,
             warm=False,
         )
@@ -180,15 +181,16 @@ def predict_quietly(scorer: Scorer, paths: list[Path], output: Path) -> None:
 
 
 @torch.no_grad()
-def decode_and_run(scorer: Scorer, paths: list[Path], network: Network) -> None:
-    """Run a network on all files, 32 at a time, while a thread decodes the next ones."""
+def decode_and_run(detector: AnomalyDetector, paths: list[Path], network: Network) -> None:
+    """Run a network on all files, 32 at a time, while a thread decodes the next ones as a detector reads them."""
     parts = [paths[start : start + 32] for start in range(0, len(paths), 32)]
     with ThreadPoolExecutor(1) as reader:
-        ahead = reader.submit(scorer.read, parts[0])
-        for following in [*parts[1:], []]:
-            contents = ahead.result()
-            ahead = reader.submit(scorer.read, following)
-            network(torch.stack([one for one in contents if isinstance(one, Tensor)]))
+        ahead = reader.submit(detector.read, *parts[0])
+        for following in parts[1:]:
+            images = ahead.result()
+            ahead = reader.submit(detector.read, *following)
+            network(images)
+        network(ahead.result())
 
 
 def compiled(quick: bool) -> list[Row]:
