@@ -20,6 +20,7 @@ SIZE = 128
 SETTINGS = (
     *SMALL,
     "backbone.layers=[block2]",
+    "backbone.grid=block2",
     "backbone.weights=none",
     "dictionary.num_atoms=64",
     f"data.size={SIZE}",

@@ -15,7 +15,7 @@ from helpers import composed, environment, few_photographs, untrained_detector
 from omegaconf import OmegaConf
 
 import experiments.runs
-from benchmarks import material
+from benchmarks import detecting, material
 from benchmarks.comparison import Row
 from benchmarks.results import regressions
 from experiments.mvtec import table as mvtec_table
@@ -148,6 +148,10 @@ def test_benchmarks_can_make_what_they_work_on(monkeypatch):
     detector = material.default_detector.__wrapped__()
     assert detector.dictionary.atoms.shape == (512, detector.dictionary.dim)
     assert detector(some[:1]).scores.isfinite().all()
+    shapes = []
+    with detecting.linked_files(33) as (paths, _):
+        detecting.decode_and_run(detector, paths, lambda images: shapes.append(tuple(images.shape)))
+    assert shapes == [(32, 3, 256, 256), (1, 3, 256, 256)]
 
 
 def test_benchmarks_leave_out_the_rows_of_another_machine(tmp_path):
