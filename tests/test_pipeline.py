@@ -66,7 +66,7 @@ def test_calibration_standardises_scores_and_sets_threshold_and_floor(data, tmp_
 
 def test_run_and_predict_draw_an_image_alike(data, tmp_path, command):
     run_dir = tmp_path / "run"
-    quick = ("logger=none", "trainer.max_epochs=1", "detection.epochs=1")
+    quick = ("logger=[]", "trainer.max_epochs=1", "detection.epochs=1")
     code, _, errors = command("run", *arguments(data, run_dir, *quick))
     assert code == 0, errors
     code, _, errors = command(

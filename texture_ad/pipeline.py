@@ -185,7 +185,8 @@ def run(
     if is_rank_zero():
         prepare_folder(this.folder)
     L.seed_everything(config.seed, workers=True, verbose=False)
-    factories = (partial(make, "logger", options) for options in this.options("logger").values())
+    chosen = this.options("logger") if "logger" in config else {}  # logger=[] leaves no such key
+    factories = (partial(make, "logger", options) for options in chosen.values())
     with open_loggers(factories) as this.loggers:
         prepare_data(this)
         detector = fit(this)
