@@ -12,7 +12,7 @@ The time of an image is measured afterwards, all methods by turns on the same im
 with the score and the anomaly map in the images' size. It is the processor's, summed over threads, so that other
 programs don't count; that of training is the wall's, and ours includes the thresholds. It is measured by torch, and by
 the runtime that each is exported to, in float32: ONNX Runtime for ours, which predict takes on a CPU, and OpenVINO for
-anomalib's, by its own exporter.
+anomalib's, by its own exporter, one image after the other.
 """
 
 import json

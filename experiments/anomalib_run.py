@@ -140,7 +140,7 @@ def score(model: nn.Module, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def exported(model: L.LightningModule, size: Shape, folder: Path) -> Callable[[Tensor], Any]:
-    """Return a model that anomalib exports to OpenVINO as a function of images, uint8 (B, 3, H, W).
+    """Return a model that anomalib exports to OpenVINO as a function of images, uint8 (B, 3, H, W), one after the other.
 
     Args:
         model: fitted.
@@ -149,9 +149,10 @@ def exported(model: L.LightningModule, size: Shape, folder: Path) -> Callable[[T
     """
     path = folder / "weights/openvino/model.xml"
     if not path.exists():
-        model.to_openvino(folder, input_size=tuple(size))
+        # A batch of any size, its default, became one of two images in the graph of anomalib 2.7.0.
+        model.to_openvino(folder, input_size=tuple(size), onnx_kwargs={"dynamic_axes": {}})
     run = open_openvino(path, ("pred_score", "anomaly_map"), torch.get_num_threads())
-    return lambda images: run(in_unit_range(images))
+    return lambda images: [run(image) for image in in_unit_range(images).split(1)]
 
 
 def evaluate(model: nn.Module, data: TextureDataModule) -> dict[str, Any]:
