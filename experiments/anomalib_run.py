@@ -140,7 +140,7 @@ def score(model: nn.Module, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def exported(model: L.LightningModule, size: Shape, folder: Path) -> Callable[[Tensor], Any]:
-    """Return a model that anomalib exports to OpenVINO as a function of images, uint8 (B, 3, H, W), one after the other.
+    """Return a model that anomalib exports to OpenVINO as a function of images, uint8 (B, 3, H, W), one at a time.
 
     Args:
         model: fitted.
