@@ -130,9 +130,9 @@ def rows(runs: Sequence[dict], seconds: Mapping[str, Mapping]) -> list[dict]:
         row: dict = {"texture": texture, "method": method}
         for key in ACCURACY + COSTS:
             row[METRICS[key].heading] = [run[key] for run in own if run[key] is not None] or None
-        measured = seconds.get(texture, {}).get(method)
+        measured = seconds.get(texture, {}).get(method, {})
         for name in (_engine_and_batch(engine, count) for engine in ENGINES for count in BATCHES):
-            row[f"processor ms an image, {name}"] = measured and round(1000 * measured[name], 1)
+            row[f"processor ms an image, {name}"] = round(1000 * measured[name], 1) if name in measured else None
         found.append(row)
     return found
 
