@@ -1,6 +1,6 @@
 """Compare our methods with anomalib's PaDiM and PatchCore on every texture of a folder.
 
-    python -m experiments.anomalib root=FOLDER seeds=0          # needs anomalib: pip install ".[compare]"
+    python -m experiments.anomalib root=FOLDER seeds=0          # needs pip install ".[compare,openvino]"
     python -m experiments.anomalib root=FOLDER textures=carpet,wood coreset=0.01
 
 Own keys: root, textures, methods, seeds, workers, runs, output, as in experiments.textures, and coreset, the share of
@@ -30,6 +30,7 @@ from experiments.runs import Job, arguments, run_all, script, write_table
 from experiments.textures import finished_runs, jobs_of
 from texture_ad.data.geometry import Shape
 from texture_ad.deploy.engines import FASTEST, use_engine
+from texture_ad.deploy.runtimes import FORMATS, check_packages
 from texture_ad.files import write_text
 from texture_ad.methods.registry import load
 from texture_ad.reporting.metrics import METRICS
@@ -170,6 +171,8 @@ def main() -> None:
         }
     )
     check_installed()
+    for name in (FASTEST[0], "openvino"):
+        check_packages("engine", name, FORMATS[name].packages)
     jobs = with_theirs(jobs_of(own, overrides), own["coreset"][0])
     seconds: dict[str, Mapping] = {}
 
