@@ -25,7 +25,7 @@ $(CATEGORIES): setup ## run the experiment on this texture
 test: setup ## run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder # one process a core, each with one thread
 
-bench: setup ## measure speed beside baselines, about 15 minutes; writes benchmarks/results/bench.md
+bench: setup ## measure speed beside baselines, about 17 minutes; writes benchmarks/results/bench.md
 	$(BIN)/python -m benchmarks.bench
 
 bench-scale: setup ## measure time against images, size and atoms; writes benchmarks/results/bench_scale.png

@@ -1,6 +1,6 @@
 """Measure how fast we are beside baselines.
 
-    make bench                                       # all rows, about 15 minutes on 2 quiet cores
+    make bench                                       # all rows, about 17 minutes on 2 quiet cores
     python -m benchmarks.bench --quick               # fewer repetitions and files
     python -m benchmarks.bench --only startup coders # some rows, which replace theirs in the results
     python -m benchmarks.bench --only compiled       # torch.compile, which takes minutes

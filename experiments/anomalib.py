@@ -78,9 +78,9 @@ def seconds_by_turns(jobs: Jobs, file: Path) -> dict[str, dict[str, float]]:
     """
     folders = {method: one.folder for (_, method, _), one in jobs.items()}
     kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if folders.keys() <= kept.keys():
-        return kept
-    # By turns, so that all are measured again where one is missing.
+    names = {_engine_and_batch(engine, count) for engine in ENGINES for count in BATCHES}
+    if all(names <= kept.get(method, {}).keys() for method in folders):
+        return kept  # else all are measured again, since they take turns
     # Calibration images, which every detector's file of ours keeps: the same for all.
     images = next(load(folder / "detector.pt").examples for folder in folders.values() if _ours(folder))
     scorers = {
