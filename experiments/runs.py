@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,6 +20,7 @@ from texture_ad.reporting.tables import markdown_table
 
 if TYPE_CHECKING:
     from texture_ad.data.datamodule import TextureDataModule
+    from texture_ad.data.layouts.samples import Sample
 
 QUIET = ("pictures=false", "logger=none", "trainer.enable_progress_bar=false")
 SHOWN = ("image_auroc", "pixel_auroc", "aupro")  # on a finished run's line
@@ -127,6 +128,22 @@ def link(file: Path, place: Path) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     if not place.is_symlink():
         os.symlink(file.resolve(), place)
+
+
+def draw(samples: "Sequence[Sample]", count: int, seed: int) -> "tuple[list[Sample], list[Sample]]":
+    """Return `count` photographs drawn at random, and the others, both in their order."""
+    import numpy as np
+
+    ranks = np.random.default_rng(seed).permutation(len(samples))
+    drawn = [sample for sample, rank in zip(samples, ranks, strict=True) if rank < count]
+    return drawn, [sample for sample, rank in zip(samples, ranks, strict=True) if rank >= count]
+
+
+def link_samples(samples: "Iterable[Sample]", texture: Path, folder: Path) -> None:
+    """Link photographs of a texture and their masks from a folder, where they lie as in the texture's."""
+    for sample in samples:
+        for path in (sample.path, *([sample.mask] if sample.mask else [])):
+            link(path, folder / path.relative_to(texture))
 
 
 def run_all(jobs: Sequence[Job], workers: int, done: Callable[[], object] = lambda: None) -> list[Metrics]:

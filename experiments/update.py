@@ -16,10 +16,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from experiments.runs import Job, arguments, data_of, link, run_all, script, write_table
+from experiments.runs import Job, arguments, data_of, draw, link_samples, run_all, script, write_table
 from experiments.textures import find_textures
 from texture_ad.data.layouts import scan
 from texture_ad.deploy.scorer import find_images
@@ -34,12 +33,9 @@ SHOWN = {"image_auroc": "image AUROC", "false_positive_rate": "false alarms", "r
 def halve(texture: Path, seed: int, folder: Path) -> None:
     """Link half of the training images and all test images from `folder`/half, the other half from `folder`/rest."""
     layout = scan(texture)
-    chosen = np.random.default_rng(seed).permutation(len(layout.train)) < len(layout.train) // 2
-    for sample, first in zip(layout.train, chosen, strict=True):
-        link(sample.path, folder / ("half" if first else "rest") / sample.path.relative_to(texture))
-    for sample in layout.test:
-        for path in (sample.path, *([sample.mask] if sample.mask else [])):
-            link(path, folder / "half" / path.relative_to(texture))
+    half, rest = draw(layout.train, len(layout.train) // 2, seed)
+    link_samples([*half, *layout.test], texture, folder / "half")
+    link_samples(rest, texture, folder / "rest")
 
 
 def updated(run: Path, rest: Path) -> dict[str, Any]:

@@ -1,0 +1,100 @@
+"""Compare methods that are fitted on few photographs: what a new product has on its first day.
+
+    python -m experiments.few root=FOLDER                             # each folder in it is a texture, as MVTec AD's
+    python -m experiments.few root=FOLDER counts=4,16 methods=fusion,patchcore seeds=0 workers=2
+
+Of each texture's training images `counts` are drawn at random, by seed, the same for all methods; every test image
+tests. No figure here chooses anything: the table is written and not read.
+
+Own keys: root, textures, methods, counts, seeds, workers, runs (folder of the links and runs), output (without suffix:
+.json and .md are written). Every other key=value goes to each run. The output grows with every run; a finished run is
+not repeated.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from experiments.runs import arguments, draw, link_samples, run_all, script, write_table
+from experiments.textures import find_textures, finished_runs, job, table
+from texture_ad.data.layouts import scan
+from texture_ad.errors import UserError
+from texture_ad.reporting.tables import markdown_table
+
+
+def link_few(texture: Path, count: int, seed: int, folder: Path) -> None:
+    """Link `count` training images and all test images of a texture from a folder.
+
+    Raises:
+        UserError: the texture has fewer training images.
+    """
+    layout = scan(texture)
+    if count > len(layout.train):
+        raise UserError(f"{texture}: has {len(layout.train)} training images, counts= wants {count}")
+    link_samples([*draw(layout.train, count, seed)[0], *layout.test], texture, folder)
+
+
+def by_count(runs: Sequence[dict], methods: Sequence[str], key: str) -> list[dict]:
+    """Return a row for each number of images: a metric of each method, a list over seeds of means over textures."""
+    rows = []
+    for count in dict.fromkeys(run["count"] for run in runs):
+        row: dict = {"training images": str(count)}
+        for method in methods:
+            of: dict[int, list[float]] = {}
+            for run in runs:
+                if (run["count"], run["method"]) == (count, method) and run[key] is not None:
+                    of.setdefault(run["seed"], []).append(run[key])
+            row[method] = [fmean(values) for values in of.values()] or None
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    """Make the runs, and write the tables after each."""
+    own, overrides = arguments(
+        {
+            "root": [""],
+            "textures": [],
+            "methods": ["fusion", "padim", "patchcore"],
+            "counts": ["4", "8", "16"],
+            "seeds": ["0", "1", "2"],
+            "workers": ["1"],
+            "runs": ["runs/experiments/few"],
+            "output": ["experiments/results/few"],
+        }
+    )
+    root = Path(own["root"][0]).expanduser()
+    textures = find_textures(root, own["textures"])
+    folder = Path(own["runs"][0]).absolute()
+    jobs = {}
+    for seed in own["seeds"]:
+        for count in own["counts"]:
+            for texture in textures:
+                few = folder / "images" / f"{count}-seed{seed}" / texture
+                link_few(root / texture, int(count), int(seed), few)
+                for method in own["methods"]:
+                    runs = str(folder / f"{count}-images")
+                    jobs[count, texture, method, seed] = job(runs, few, method, seed, overrides)
+
+    def write() -> str:
+        found = [
+            {"count": int(count), **run}
+            for count in own["counts"]
+            for run in finished_runs({key[1:]: one for key, one in jobs.items() if key[0] == count})
+        ]
+        below = [markdown_table(by_count(found, own["methods"], "aupro"))]
+        for count in own["counts"]:
+            of = [run for run in found if run["count"] == int(count)]
+            below.append(
+                f"{count} training images:\n\n" + markdown_table(table(of, own["methods"], textures, "image_auroc"))
+            )
+        return write_table(
+            Path(own["output"][0]), found, by_count(found, own["methods"], "image_auroc"), "\n\n".join(below)
+        )
+
+    run_all(list(jobs.values()), int(own["workers"][0]), write)
+    print(write())
+
+
+if __name__ == "__main__":
+    script(main)
