@@ -142,9 +142,21 @@ def test_alpha_lies_over_black(tmp_path):
         assert read_image(path)[0, :, 0] == pytest.approx([0, 200, 40, 200], abs=0.01)
 
 
+@pytest.mark.parametrize("kind", ["assocalpha", "unspecified"])
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+def test_a_fourth_channel_by_which_nothing_is_to_be_multiplied(kind, depth, tmp_path):
+    colour = np.array([40, 120, 100], depth) * (np.iinfo(depth).max // 255)
+    pixels = np.dstack([np.full((4, 4, 3), colour), np.full((4, 4), np.iinfo(depth).max // 255 * 128)]).astype(depth)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=[kind])
+    assert read_image(tmp_path / "a.tif")[0, 0] == pytest.approx([40, 120, 100], abs=1)
+
+
 def test_cmyk(tmp_path):
     found = read_image(saved(tmp_path, Image.new("CMYK", (8, 8), (255, 0, 0, 0)), "a.jpg", quality=95))
     assert found[4, 4, 0] < 30 and found[4, 4, 1] > 200
+    inks = np.full((8, 8, 4), [65535, 0, 0, 0], np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", inks, photometric="separated")
+    assert np.array_equal(read_image(tmp_path / "a.tif")[4, 4], [0, 255, 255])
 
 
 def test_exif_rotation_is_applied(tmp_path):

@@ -122,6 +122,8 @@ def test_a_finished_stage_is_not_trained_again(carpet, process):
         (["backbone.layers=[block99]"], "backbone.layers=['block99']"),
         (["backbone.weights=/nowhere.pth"], "backbone.weights=/nowhere.pth: no such file"),
         (["+colour=red"], "colour: no such key"),
+        (["~flow"], "~flow: a setting can't be taken away"),
+        (["~flow.blocks"], "~flow.blocks: a setting can't be taken away"),
         (["seed=-1"], "seed=-1"),
     ],
 )

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from texture_ad.cli.entry import CONF, check_config
 from texture_ad.cli.plugins import register
-from texture_ad.cli.quoting import quoted
+from texture_ad.cli.quoting import check_kept, quoted
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
@@ -24,8 +24,9 @@ def compose(overrides: Sequence[str]) -> DictConfig:
         overrides: as on the command line, each "key=value".
 
     Raises:
-        UserError: an unknown key, or a class that neither conf/ nor `allow` names.
+        UserError: an unknown key, one that is taken away (~KEY), or a class that neither conf/ nor `allow` names.
     """
+    check_kept(overrides)
     # Who calls may be a program of Hydra's itself.
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()

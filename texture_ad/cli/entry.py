@@ -18,7 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from texture_ad.cli import naming  # noqa: F401, makes conf/'s resolvers known
 from texture_ad.cli.explain import fail
 from texture_ad.cli.plugins import register
-from texture_ad.cli.quoting import quote_paths
+from texture_ad.cli.quoting import check_kept, quote_paths
 from texture_ad.errors import ParameterError, UserError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -125,6 +125,7 @@ def _run_entry(entry: Callable[[], object]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         register()
+        check_kept(sys.argv[1:])
         sys.argv[1:] = quote_paths(sys.argv[1:])
         entry()
         sys.stdout.flush()

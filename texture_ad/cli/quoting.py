@@ -5,9 +5,12 @@ Imports nothing heavy.
 
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.types import Quote, QuotedString
+
+from texture_ad.errors import UserError
 
 # Keys whose values are paths, or texts with characters that the grammar has meanings for.
 PATH_KEYS = frozenset(
@@ -66,6 +69,18 @@ def _quoted(argument: str, sweep: bool) -> str:
 def quoted(text: str) -> str:
     """Return a text in quotes, as Hydra's grammar reads it."""
     return QuotedString(text=text, quote=Quote.single).with_quotes()
+
+
+def check_kept(arguments: Sequence[str]) -> None:
+    """Check that no argument takes a setting away, as Hydra's ~KEY does: each has to have a value.
+
+    Raises:
+        UserError: one does.
+    """
+    for argument in arguments:
+        if argument.startswith("~") and not argument.startswith("~hydra"):
+            problem = "a setting can't be taken away, only changed; give it a value, such as none or a weight of 0"
+            raise UserError(f"{argument}: {problem}")
 
 
 def unreadable(argument: str) -> str:

@@ -194,9 +194,9 @@ def _decode(path: Path, image: Image.Image, frame: int) -> Image.Image | np.ndar
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Return whether an opened image has more than 8 bits a channel; it is not decoded."""
+    """Return whether an opened image has more than 8 bits a channel; it is not decoded. Of inks 8 bits are read."""
     # Pillow keeps 8 bits of each colour; its raw mode tells what the file has, and of a TIFF in planes its tag.
-    return (
+    return image.mode != "CMYK" and (
         image.mode.startswith("I")
         or image.mode == "F"
         or max(getattr(image, "tag_v2", {}).get(BITS, (8,))) > 8

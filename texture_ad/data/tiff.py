@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # TIFF and BigTIFF, of either order of bytes
 NORMAL = 1  # orientation
+UNSPECIFIED = (0,)  # what a channel beside the colours is: no alpha, infrared say; without the tag it is one, as in Pillow
+MULTIPLIED = (1,)  # an alpha by which the colours have been multiplied: they lie over black
 
 
 def is_tiff(path: Path) -> bool:
@@ -62,7 +64,7 @@ class Page:
         return f"{self._page.dtype}" if samples == 1 else f"{self._page.dtype} x {samples}"
 
     def values(self) -> np.ndarray:
-        """Decode its pixels, and lay them over black where they have an alpha.
+        """Decode its pixels, lay them over black where they have an alpha, and leave a channel out that is none.
 
         Returns:
             (H, W), or in colour (H, W, 3): uint8, or of more bits integers or floats.
@@ -81,6 +83,8 @@ class Page:
             values = np.moveaxis(values, 0, -1)
         if values.shape[-1] > 4:
             raise ValueError(f"{values.shape[-1]} channels, expected at most 4")
+        if values.shape[-1] in (2, 4) and self._page.extrasamples[:1] in (UNSPECIFIED, MULTIPLIED):
+            values = values[..., :-1]
         return on_black(values)
 
 

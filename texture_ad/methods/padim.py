@@ -28,7 +28,7 @@ class PaDiM(Baseline):
 
     Args:
         backbone: pretrained.
-        last: deepest layers of the backbone's chosen ones that are used.
+        last: deepest layers of the backbone's chosen ones that are used; all where there are fewer.
         channels: chosen at random; all where there are fewer.
         seed: of the choice.
 

@@ -45,7 +45,7 @@ class PatchCore(Baseline):
 
     Args:
         backbone: pretrained.
-        last: deepest layers of the backbone's chosen ones that are used.
+        last: deepest layers of the backbone's chosen ones that are used; all where there are fewer.
         neighborhood: positions on a side that are averaged into a patch feature, odd.
         coreset: share of the patches that is kept.
         neighbors: memories round the nearest one that re-weight the score.
