@@ -49,7 +49,8 @@ class AffineCoupling(nn.Module):
         """Return s and t, each (dim_out, N), of k1 (dim_in, N)."""
         hidden = torch.addmm(self.hidden.bias[:, None], self.hidden.weight, k1).relu_()
         s, t = torch.addmm(self.out.bias[:, None], self.out.weight, hidden).chunk(2)
-        return self.clamp * torch.tanh(s), t
+        # clamp * tanh(s), for which torch takes twice as long on a CPU.
+        return self.clamp * (2 * torch.sigmoid(2 * s) - 1), t
 
 
 class CouplingBlock(nn.Module):
