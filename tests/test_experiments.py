@@ -125,6 +125,31 @@ def test_textures_are_compared_with_their_mean_and_rank(script, forked_runs, tmp
     assert done.returncode == 2 and "no such folder" in done.stderr
 
 
+def test_methods_are_compared_on_the_same_few_photographs(script, forked_runs, tmp_path):
+    texture = few_photographs(tmp_path / "root" / "rug")
+    args = [
+        f"root={texture.parent}",
+        "methods=padim,one_nn",
+        "counts=4,6",
+        "seeds=0",
+        f"runs={tmp_path / 'runs'}",
+        f"output={tmp_path / 'few'}",
+    ]
+    done = script("few", *args, *SMALL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = json.loads((tmp_path / "few.json").read_text())
+    assert [(r["count"], r["method"]) for r in runs] == [(4, "padim"), (4, "one_nn"), (6, "padim"), (6, "one_nn")]
+    drawn = [
+        {path.resolve() for path in (tmp_path / "runs" / "images" / f"{count}-seed0" / "rug" / "train").rglob("*.png")}
+        for count in (4, 6)
+    ]
+    assert list(map(len, drawn)) == [4, 6] and drawn[0] < drawn[1] < set((texture / "train" / "good").iterdir())
+    first = f"| 4 | {runs[0]['image_auroc']:.3f} | {runs[1]['image_auroc']:.3f} |"
+    assert first in " ".join((tmp_path / "few.md").read_text().split())
+    done = script("few", *args[:-1], f"output={tmp_path / 'more'}", "counts=99", *SMALL)
+    assert done.returncode == 2 and "training images, counts= wants 99" in done.stderr
+
+
 @pytest.mark.parametrize("part", WITHOUT)
 def test_ours_without_a_part_is_a_configuration(part):
     (key, value) = WITHOUT[part][0].split("=")
