@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # TIFF and BigTIFF, of either order of bytes
 NORMAL = 1  # orientation
-UNSPECIFIED = (0,)  # what a channel beside the colours is: no alpha, infrared say; without the tag it is one, as in Pillow
+# What a channel beside the colours is; without the tag it is an alpha, as in Pillow.
+UNSPECIFIED = (0,)  # none: infrared, say
 MULTIPLIED = (1,)  # an alpha by which the colours have been multiplied: they lie over black
 
 
