@@ -16,7 +16,7 @@ from texture_ad.deploy.scorer import Row
 from texture_ad.deploy.stream import RECENT, Stream, write_report
 from texture_ad.deploy.watch import Rows
 from texture_ad.errors import ParameterError
-from texture_ad.evaluation.calibration import Decision, conformal_threshold, false_alarms
+from texture_ad.evaluation.calibration import Decision, FalseAlarms, conformal_threshold, false_alarms
 from texture_ad.evaluation.stream import BLOCK, rank_chart, ranks, share_chart
 
 
@@ -42,13 +42,25 @@ def test_a_drift_below_the_threshold_is_seen_in_the_ranks_and_not_in_the_shares(
     stream = np.concatenate((rng.normal(size=300), rng.normal(loc=1.0, size=100)))
     chart = rank_chart(stream, calibration, first=1001)
     assert not chart.out()[:300].any() and chart.out()[-50:].mean() > 0.9 and chart.number[-1] == 1400
-    assert not share_chart(stream > 4, 1 / 201).out().any()
+    assert not share_chart(stream > 4, false_alarms(torch.tensor(calibration), 4.0)).out().any()
+
+
+@pytest.mark.parametrize("count", [6, 19, 28, 99])
+def test_a_normal_streams_shares_stay_in_control(count):
+    rng = np.random.default_rng(3)
+    out = []
+    for _ in range(400):
+        calibration = torch.tensor(rng.normal(size=count))
+        threshold = conformal_threshold(calibration, 0.05)
+        chart = share_chart(rng.normal(size=301) > threshold, false_alarms(calibration, threshold))
+        out.append(chart.out().mean())
+    assert np.mean(out) < 0.01
 
 
 def test_shares_are_those_of_blocks():
     above = np.zeros(2 * BLOCK + 10, bool)
     above[BLOCK : BLOCK + 20] = True
-    chart = share_chart(above, 0.05, first=11)
+    chart = share_chart(above, FalseAlarms(0.05, 0.03, 0.08, 399), first=11)
     assert np.array_equal(chart.value, [0, 20 / BLOCK, 0]) and np.array_equal(chart.out(), [False, True, False])
     assert chart.number.tolist() == [10 + BLOCK, 10 + 2 * BLOCK, 20 + 2 * BLOCK]
     assert chart.high[2] > chart.high[0]  # a block of few images says less

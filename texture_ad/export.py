@@ -46,7 +46,9 @@ def _photographs(detector: "AnomalyDetector", folder: Path) -> list["Tensor"]:
     from texture_ad.deploy.scorer import require_images
 
     paths = require_images(folder, folder / "overlays")
-    return [torch.from_numpy(read_image(path, detector.reading)).permute(2, 0, 1) for path in paths[:MAX_PHOTOGRAPHS]]
+    images = [torch.from_numpy(read_image(path, detector.reading)) for path in paths[:MAX_PHOTOGRAPHS]]
+    # Of more than 8 bits they are floats in 0..255; the graph takes bytes.
+    return [image.round().to(torch.uint8).permute(2, 0, 1) for image in images]
 
 
 if __name__ == "__main__":

@@ -3,11 +3,15 @@
 import csv
 import io
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+
+from texture_ad.errors import UserError
 
 
 @contextmanager
@@ -58,3 +62,34 @@ def csv_text(rows: Iterable[Sequence]) -> bytes:
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode("utf-8", "backslashreplace")
+
+
+def lock(path: Path) -> BaseFileLock | None:
+    """Return a lock that this process alone holds until it ends, on a file beside `path`.
+
+    Only a lock of the operating system ends with a killed process. Where there is none, a line on stderr says so.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    if issubclass(FileLock, SoftFileLock):
+        print(f"note: {path} is not locked: this system has no file locks; watch with one process", file=sys.stderr)
+        return None
+    held = FileLock(f"{path}.lock")
+    try:
+        held.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"{path}: another process is writing to it; give another output") from error
+    return held
+
+
+def check_unlocked(path: Path) -> None:
+    """Check that no process holds the lock of a file.
+
+    Raises:
+        UserError: one does.
+    """
+    if Path(f"{path}.lock").exists():
+        held = lock(path)
+        if held is not None:
+            held.release()

@@ -57,6 +57,7 @@ Finite = Annotated[float, Range(-math.inf)]
 Positive = Annotated[float, Range(0, above=True)]
 NonNegative = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
+Switch = Literal[True, False]
 
 
 def check(name: str, value: object, annotation: Any) -> None:

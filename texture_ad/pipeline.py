@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import lightning as L
 import torch
@@ -38,7 +38,7 @@ from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.explain import atom_crops, sample_features
 from texture_ad.methods.registry import method_class
 from texture_ad.models.backbone import Backbone
-from texture_ad.parameters import NonNegativeInt, Range, check
+from texture_ad.parameters import NonNegativeInt, Range, Switch, check
 from texture_ad.reporting import charts, panels
 from texture_ad.reporting.cards import Card, Facts, data_card, markdown, model_card
 from texture_ad.reporting.loggers import log_results, open_loggers
@@ -180,7 +180,7 @@ def run(
     check("seed", config.seed, Annotated[int, Range(0, 2**32 - 1)])
     check("false_alarm_rate", config.false_alarm_rate, FalseAlarmRate)
     check("examples", config.examples, NonNegativeInt)
-    check("cross_fit", config.cross_fit, Literal[True, False])
+    check("cross_fit", config.cross_fit, Switch)
     this = Run(config, Path(config.run_dir), command, cache, stage1_settings or {}, in_sweep)
     if is_rank_zero():
         prepare_folder(this.folder)

@@ -5,9 +5,12 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from texture_ad.cli.entry import hydra_main
-from texture_ad.parameters import Count, Positive, check
+from texture_ad.errors import ParameterError
+from texture_ad.parameters import Count, Positive, Switch, check
 
 DECISION = ("false_alarm_rate", "threshold", "pixel_threshold", "min_area")
+OF_MAPS = ("pixel_threshold", "masks", "maps", "regions", "submission")  # which a method without maps has not
+OF_WATCH = ("webhook", "mqtt")
 
 
 @hydra_main("predict")
@@ -15,7 +18,7 @@ def main(config: DictConfig) -> None:
     """Score the file or folder that the configuration names, once or as new files arrive."""
     from texture_ad.deploy.engines import FEW, EngineName, use_engine
     from texture_ad.deploy.notify import notifier
-    from texture_ad.deploy.outputs import Wanted
+    from texture_ad.deploy.outputs import Wanted, check_distinct
     from texture_ad.deploy.scorer import Scorer, predict, require_images
     from texture_ad.deploy.watch import check_endless, check_folder, watch
     from texture_ad.methods.registry import load
@@ -25,14 +28,24 @@ def main(config: DictConfig) -> None:
     check("batch_size", config.batch_size, Count)
     check("interval", config.interval, Positive)
     check("engine", config.engine, EngineName)
+    for name in (*Wanted._fields, "watch", "unsure"):
+        check(name, config[name], Switch)
+    for name in OF_WATCH:
+        if config[name] is not None and not config.watch:
+            raise ParameterError(name, config[name], "tells of a watched folder; add watch=true")
     source = Path(config.input)
     output = Path(config.output)
     paths = [] if config.watch else require_images(source, output)
+    if config.submission:
+        check_distinct(paths)
     if config.watch:
         check_folder(source)
         check_endless(config.regions)
     keep_freed_memory()
     detector = load(config.detector, config.device)
+    for name in OF_MAPS:
+        if config[name] and not len(detector.calibration_maxima):
+            raise ParameterError(name, config[name], f"a detector of method {detector.name} has no anomaly map")
     # A watched folder begins at once: by itself it uses an engine's file, and makes none.
     count = FEW if config.watch else len(paths)
     engine = use_engine(detector, Path(config.detector), config.engine, count)

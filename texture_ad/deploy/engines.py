@@ -5,6 +5,7 @@ A runtime's file is made from the detector once, compared with it, and kept besi
 
 import hashlib
 import importlib.util
+import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -79,12 +80,29 @@ def _use_runtime(detector: AnomalyDetector, file: Path, name: str) -> str:
     if not len(detector.examples):
         raise ParameterError("engine", name, "the detector's file holds no examples to compare on; use engine=torch")
     path = engine_file(file, name)
-    if path.exists():
-        _open(detector, path, name)
-    else:
+    if not (path.exists() and _opened(detector, path, name)):
         print(f"engine   {name} is made from {file} once, which takes about a minute", flush=True)
         _make(detector, path, name)
     return f"{name}, kept in {path.parent}"
+
+
+def _opened(detector: AnomalyDetector, path: Path, name: str) -> bool:
+    """Return whether a runtime can use its file; one that is damaged is removed."""
+    try:
+        _open(detector, path, name)
+    except Exception as error:  # each runtime has kinds of its own
+        reason = str(error).strip().partition("\n")[0]
+        print(f"note: {path}: damaged ({reason}); it is made anew", file=sys.stderr)
+        _remove(detector, path)
+        return False
+    return True
+
+
+def _remove(detector: AnomalyDetector, path: Path) -> None:
+    """Remove a runtime's file, and let torch measure again."""
+    vars(detector).pop("measure", None)
+    for part in (path, path.with_suffix(".bin")):
+        part.unlink(missing_ok=True)
 
 
 def engine_file(file: Path, name: str) -> Path:
@@ -106,9 +124,7 @@ def _make(detector: AnomalyDetector, path: Path, name: str) -> None:
         FORMATS[name].write(program, graph.names(_measured(detector)), path, "fp32")
         _compare(detector, path, name)
     except (ParameterError, OSError, RuntimeError, TypeError, ValueError) as error:
-        vars(detector).pop("measure", None)  # torch's again
-        for part in (path, path.with_suffix(".bin")):
-            part.unlink(missing_ok=True)
+        _remove(detector, path)
         if isinstance(error, ParameterError):
             raise
         reason = str(error).strip().partition("\n")[0]

@@ -12,7 +12,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from texture_ad.environment import not_installed
 from texture_ad.errors import ParameterError
@@ -23,13 +23,28 @@ TIMEOUT = 5  # seconds for one delivery
 Send = Callable[[bytes], None]
 
 
+def _split(name: str, url: str) -> SplitResult:
+    """Return the parts of a URL.
+
+    Raises:
+        ParameterError: no URL, or no number as its port; it may hold a password, and is not shown.
+    """
+    try:
+        where = urlsplit(url)
+        where.port  # noqa: B018, it is checked when it is read
+    except ValueError as error:
+        raise ParameterError(name, "URL", f"no URL ({error})") from error
+    return where
+
+
 def webhook(url: str) -> Send:
     """Return a function that posts a JSON message to a URL.
 
     Raises:
         ParameterError: no URL of HTTP.
     """
-    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+    where = _split("webhook", url)
+    if where.scheme not in ("http", "https") or not where.hostname:
         raise ParameterError("webhook", url, "expected a URL as http://HOST/PATH")
 
     def send(content: bytes) -> None:
@@ -49,7 +64,7 @@ def mqtt(url: str) -> Send:
     Raises:
         ParameterError: another URL, or paho-mqtt is not installed.
     """
-    where = urlsplit(url)
+    where = _split("mqtt", url)
     topic = unquote(where.path.lstrip("/"))
     if where.scheme not in ("mqtt", "mqtts") or not where.hostname or not topic:
         raise ParameterError("mqtt", where.hostname, "expected a URL as mqtt://HOST/TOPIC")
@@ -99,6 +114,7 @@ class Notifier:
         self.sends = sends
         self.lost = 0
         self.problem = ""
+        self._deadline = float("inf")
         self._waiting: queue.Queue[bytes | None] = queue.Queue(WAITING)
         self._thread = threading.Thread(target=self._run, name="notifier", daemon=True)
         self._thread.start()
@@ -107,7 +123,8 @@ class Notifier:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Send what is waiting, and tell what was lost."""
+        """Send what is waiting, as far as that takes no longer than one delivery may, and tell what was lost."""
+        self._deadline = time.monotonic() + TIMEOUT
         self._waiting.put(None)
         self._thread.join()
         if self.lost:
@@ -125,6 +142,9 @@ class Notifier:
     def _run(self) -> None:
         while (content := self._waiting.get()) is not None:
             for send in self.sends:
+                if time.monotonic() > self._deadline:
+                    self._lose("the program has ended")
+                    continue
                 try:
                     send(content)
                 except Exception as error:  # whatever a receiver does, scoring continues

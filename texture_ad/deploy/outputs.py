@@ -11,7 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from texture_ad.deploy.results import Result, enlarged_map
+from texture_ad.errors import ParameterError
 from texture_ad.files import atomic_path, write_text
+
+# Of images below the folder of results.
+FOLDERS = ("overlays", "masks", "maps", "anomaly_images", "anomaly_images_thresholded")
 
 
 class Wanted(NamedTuple):
@@ -30,6 +34,20 @@ class Wanted(NamedTuple):
     maps: bool = False
     regions: bool = False
     submission: bool = False
+
+
+def check_distinct(paths: Sequence[Path]) -> None:
+    """Check that no two photographs share a name but for its suffix, which a submission's files don't keep.
+
+    Raises:
+        ParameterError: two do.
+    """
+    seen: dict[Path, Path] = {}
+    for path in paths:
+        other = seen.setdefault(path.with_suffix(""), path)
+        if other != path:
+            problem = f"{other} and {path} would be one file; rename one"
+            raise ParameterError("submission", True, problem)
 
 
 def write_files(result: Result, name: Path, source: Path, output: Path, wanted: Wanted) -> None:

@@ -20,11 +20,11 @@ from torch import Tensor
 from texture_ad.data.drift import brightness, differences
 from texture_ad.data.images import IMAGE_SUFFIXES, frames_in
 from texture_ad.data.pictures import Picture, read_scaled
-from texture_ad.deploy.outputs import Wanted, write_files, write_regions
+from texture_ad.deploy.outputs import FOLDERS, Wanted, write_files, write_regions
 from texture_ad.deploy.results import Result, decide
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.evaluation.calibration import Decision
-from texture_ad.files import csv_text, write_atomic
+from texture_ad.files import check_unlocked, csv_text, write_atomic
 from texture_ad.methods.base import AnomalyDetector, Prediction
 from texture_ad.parameters import Count, checked
 
@@ -107,13 +107,15 @@ def check_source(source: Path) -> None:
 def find_images(source: Path, output: Path) -> list[Path]:
     """Return the images below `source`, or `source` itself, in order of name.
 
-    Those below `output` are left out, because they are our own overlays.
+    Those below `output` are left out, because they are our own; where it holds `source` itself, those of FOLDERS in it.
     """
     if source.is_file():
         return [source]
-    output = output.resolve()
+    ours = {output.resolve()}
+    if ours & {source.resolve(), *source.resolve().parents}:
+        ours = {(output / name).resolve() for name in FOLDERS}
     found = (p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    return sorted(p for p in found if output not in p.resolve().parents)
+    return sorted(p for p in found if ours.isdisjoint(p.resolve().parents))
 
 
 def require_images(source: Path, output: Path) -> list[Path]:
@@ -358,8 +360,10 @@ def predict(scorer: Scorer, paths: list[Path], output: Path, batch_size: Count) 
         batch_size: images that are scored together.
 
     Raises:
-        UserError: after everything is written, if a file could not be read.
+        UserError: another process watches a folder into the same one, or, after everything is written, a file could
+            not be read.
     """
+    check_unlocked(output / "scores.csv")
     results = [result for batch in score_in_batches(scorer, paths, batch_size) for result in batch]
     write_atomic(output / "scores.csv", csv_text([COLUMNS, *(scorer.row(result) for result in results)]))
     if scorer.wanted.regions:

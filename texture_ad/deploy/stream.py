@@ -65,7 +65,7 @@ def sentences(stream: Stream, ranks: Chart, shares: Chart) -> list[str]:
         told.append("In control: the last images score as the calibration images did.")
     unlike = stream.counts["unlike the training images"]
     if unlike:
-        told.append(f"{unlike} images differ from the training images in size, mode, brightness or contrast.")
+        told.append(f"{unlike} images differ from the training images, or hold several images; their rows say how.")
     return told
 
 
@@ -87,7 +87,7 @@ def write_report(stream: Stream, scorer: Scorer, path: Path) -> None:
     first = stream.counts["scored"] - len(scores) + 1
     decision = scorer.decision
     ranks = rank_chart(scores, calibration, first)
-    shares = share_chart(above, decision.false_alarms.expected, first)
+    shares = share_chart(above, decision.false_alarms, first)
     with TemporaryDirectory() as folder:
         plots = Path(folder)
         charts.control_chart(ranks, "Average rank", plots / "ranks.png", scorer.source)

@@ -13,12 +13,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
-
 from texture_ad.deploy.scorer import COLUMNS, Row, Scorer, check_source, find_images
 from texture_ad.deploy.stream import Stream, write_report
 from texture_ad.errors import ParameterError, UserError
-from texture_ad.files import csv_text
+from texture_ad.files import csv_text, lock
 from texture_ad.parameters import Count, Positive, checked
 
 HEADER = csv_text([COLUMNS])
@@ -65,25 +63,6 @@ def bytes_of_complete_rows(lines: Iterable[bytes]) -> int:
     return complete
 
 
-def lock(path: Path) -> BaseFileLock | None:
-    """Return a lock that this process alone holds until it ends, on a file beside `path`.
-
-    Only a lock of the operating system ends with a killed process. Where there is none, a line on stderr says so.
-
-    Raises:
-        UserError: another process holds it.
-    """
-    if issubclass(FileLock, SoftFileLock):
-        print(f"note: {path} is not locked: this system has no file locks; watch with one process", file=sys.stderr)
-        return None
-    held = FileLock(f"{path}.lock")
-    try:
-        held.acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(f"{path}: another process is writing to it; give another output") from error
-    return held
-
-
 class Rows:
     """Keep a CSV that grows by complete rows: opening it cuts off a row that a kill left half written.
 
@@ -93,6 +72,7 @@ class Rows:
     Attributes:
         names: of the files that have a row.
         stream: what the rows say.
+        thresholds: that the rows found had been scored by, as text.
 
     Raises:
         UserError: another process has it open, or it is a file of another kind.
@@ -103,6 +83,7 @@ class Rows:
         self.path = path
         self.names: set[str] = set()
         self.stream = Stream()
+        self.thresholds: set[str] = set()
         self._lock = lock(path)
         self._file = open(path, "a+b")  # noqa: SIM115, it stays open with its lock
         self._take_over()
@@ -132,7 +113,9 @@ class Rows:
             self._write(HEADER)
         rows = list(csv.reader(io.StringIO(complete.decode("utf-8", "replace"), newline="")))
         self.names = {row[0] for row in rows[1:]}
-        self.stream.add(Row(*row) for row in rows[1:] if len(row) == len(COLUMNS))
+        complete_rows = [Row(*row) for row in rows[1:] if len(row) == len(COLUMNS)]
+        self.thresholds = {row.threshold for row in complete_rows} - {""}
+        self.stream.add(complete_rows)
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add rows in one write and wait until they are on the disk."""
@@ -225,6 +208,12 @@ def watch(
     stop = Stop()
     seen: dict[Path, State] = {}
     with Rows(output / "scores.csv") as rows:
+        threshold = f"{scorer.decision.threshold:.8g}"
+        others = rows.thresholds - {threshold}
+        if others:
+            problem = f"holds scores by a threshold of {', '.join(sorted(others))}, which is now {threshold}"
+            advice = "after a change of detector give another output"
+            print(f"warning: {output / 'scores.csv'}: {problem}; {advice}", file=sys.stderr)
         print(f"watching {folder}, {len(rows.names)} images scored before; Ctrl-C ends", flush=True)
         reported = time.monotonic()
         while not stop.asked:

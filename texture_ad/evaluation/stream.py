@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from texture_ad.evaluation.calibration import FalseAlarms
+
 BLOCK = 50  # images of a point of the chart of shares
 WEIGHT = 0.05  # of a new image in the moving average
 WIDTH = 3  # standard deviations of a limit from its centre
@@ -68,18 +70,24 @@ def rank_chart(scores: ArrayLike, calibration: ArrayLike, first: int = 1) -> Cha
     return Chart(first - 1 + steps, average, np.maximum(0.5 - reach, 0), np.minimum(0.5 + reach, 1), 0.5)
 
 
-def share_chart(above: ArrayLike, expected: float, first: int = 1) -> Chart:
+def share_chart(above: ArrayLike, expected: FalseAlarms, first: int = 1) -> Chart:
     """Chart the share of images above the threshold, in blocks of BLOCK images; the last block may be smaller.
+
+    The limits hold the chance of a block and that of the calibration images: together a beta-binomial distribution.
 
     Args:
         above: (n,) bool, in order.
-        expected: share of normal images.
+        expected: share of normal images, and how many images say so.
         first: number of the first image in the stream.
     """
+    from scipy.stats import betabinom, norm
+
     above = np.asarray(above, dtype=bool)
     starts = np.arange(0, len(above), BLOCK)
     sizes = np.minimum(BLOCK, len(above) - starts)
     shares = np.add.reduceat(above, starts) / sizes if len(above) else np.zeros(0)
-    reach = WIDTH * np.sqrt(expected * (1 - expected) / sizes)
-    number = first - 1 + starts + sizes
-    return Chart(number, shares, np.maximum(expected - reach, 0), np.minimum(expected + reach, 1), expected)
+    hits = expected.expected * (expected.images + 1)
+    misses = max(expected.images + 1 - hits, 1e-9)  # none where the threshold is below all calibration scores
+    tail = norm.sf(WIDTH)
+    low, high = (betabinom.ppf(q, sizes, hits, misses) / sizes for q in (tail, 1 - tail))
+    return Chart(first - 1 + starts + sizes, shares, low, high, expected.expected)
