@@ -10,7 +10,7 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.callbacks import EarlyStopping
 
-from texture_ad.cli.compose import compose
+from texture_ad.cli.compose import as_overrides, compose
 from texture_ad.methods.base import AnomalyDetector
 from texture_ad.methods.evaluation import Evaluation
 from texture_ad.pipeline import Run, calibrate
@@ -25,7 +25,8 @@ def train(photographs: Path, folder: Path, *overrides: str, **options: object) -
         overrides: of the configuration, such as "flow.blocks=4".
         options: of every lightning.Trainer.
     """
-    config = compose(["data=folder", f"data.root={photographs}", f"run_dir={folder}", *overrides])
+    settings = {"data": "folder", "data.root": photographs, "run_dir": folder}
+    config = compose([*as_overrides(settings), *overrides])
     L.seed_everything(config.seed, workers=True)
     run = Run(config, folder)
     run.data = data = run.make("data")  # a LightningDataModule

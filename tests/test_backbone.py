@@ -159,6 +159,16 @@ def test_a_size_that_a_network_refuses_is_named():
         of_timm("mixer_s32_224", ["blocks.0"])(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
 
 
+@pytest.mark.parametrize("name", ["vit_small_patch16_dinov3", "xcit_nano_12_p16_224"])
+def test_a_vit_that_makes_tensors_of_its_own_is_saved_and_loaded(name, tmp_path):
+    torch.manual_seed(0)
+    detector = baseline("padim", of_timm(name, ["blocks.0"]), size=32, channels=4).eval()
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    detector.learn([{"image": images}])
+    detector.requires_grad_(False).save(tmp_path / "detector.pt")
+    assert torch.equal(load(tmp_path / "detector.pt")(images).scores, detector(images).scores)
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_through_fit_predict_save_load_export(name, tmp_path):
     """With random weights, the way of every network that conf/ names; of those of one builder one is exported."""

@@ -9,6 +9,7 @@ import pickle
 import re
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -20,8 +21,10 @@ from helpers import tiny_backbone, untrained_detector
 from PIL import Image
 
 from texture_ad.data.images import read_image, resize
-from texture_ad.deploy.scorer import Scorer, find_images
+from texture_ad.deploy import notify
+from texture_ad.deploy.scorer import Row, Scorer, find_images
 from texture_ad.deploy.scorer import predict as predict_files
+from texture_ad.deploy.watch import Rows
 from texture_ad.errors import UserError
 from texture_ad.methods.registry import load
 
@@ -191,11 +194,45 @@ def test_its_own_pictures_are_not_scored(predict, photographs, tmp_path):
         (["input=/nowhere"], "input=/nowhere: no such file or folder"),
         (["device=cuda:99"], "device=cuda:99: not available"),
         (["+colour=red"], "colour: no such key"),
+        (["masks=flase"], "masks=flase: expected one of True, False"),
+        (["webhook=http://localhost/x"], "webhook=http://localhost/x: tells of a watched folder; add watch=true"),
+        (["watch=true", "mqtt=mqtt://localhost:abc/topic"], "mqtt=URL: no URL"),
+        (["watch=true", "webhook='http://[::1/x'"], "webhook=URL: no URL"),
     ],
 )
 def test_bad_arguments(predict, photographs, args, message):
     code, _, errors, _ = predict(photographs, *args) if "input" not in args[0] else predict(args[0][6:])
     assert code == 2 and message in errors and "Traceback" not in errors
+
+
+def test_a_folder_inside_that_of_the_results_is_scored(photographs):
+    assert find_images(photographs, photographs.parent) == find_images(photographs, photographs / "out") != []
+
+
+def test_a_submission_would_be_one_file_of_two_photographs(predict, photographs, tmp_path):
+    for name in ("a.png", "a.jpg"):
+        (tmp_path / name).write_bytes((photographs / "0.png").read_bytes())
+    code, _, errors, _ = predict(tmp_path, "submission=true")
+    assert code == 2 and "would be one file; rename one" in errors
+
+
+def test_rows_of_a_watched_folder_are_not_written_over(predict, photographs, tmp_path):
+    with Rows(tmp_path / "out/scores.csv") as rows:
+        rows.append([Row("a.png", "1", "0.5", "2.5")])
+        code, _, errors, _ = predict(photographs)
+        assert code == 2 and "another process is writing to it" in errors
+    with Rows(tmp_path / "out/scores.csv") as rows:
+        assert rows.names == {"a.png"} and rows.thresholds == {"2.5"}
+
+
+def test_a_receiver_that_is_silent_does_not_hold_up_the_end(monkeypatch, capsys):
+    monkeypatch.setattr(notify, "TIMEOUT", 0.2)
+    start = time.monotonic()
+    with notify.Notifier(lambda content: time.sleep(0.1)) as tell:
+        for number in range(100):
+            tell({"number": number})
+    assert time.monotonic() - start < 5 and tell.lost > 50
+    assert "messages were lost" in capsys.readouterr().err
 
 
 def test_a_folder_without_images(predict, tmp_path):

@@ -225,6 +225,17 @@ def test_a_service_uses_an_engine_that_is_there(saved, engine, tmp_path, monkeyp
     assert command("serve", f"detector={file}", "engine=tflite")[0] == 2
 
 
+def test_a_damaged_engine_is_made_anew(engine, tmp_path, capsys):
+    file = tmp_path / "detector.pt"
+    file.write_bytes(engine.read_bytes())
+    made = engines.engine_file(file, "onnx")
+    made.parent.mkdir()
+    made.write_bytes(engines.engine_file(engine, "onnx").read_bytes()[:1000])
+    detector = load(file)
+    assert engines.use_engine(detector, file, "onnx", 1).startswith("onnx") and "measure" in vars(detector)
+    assert "damaged" in capsys.readouterr().err and made.stat().st_size > 1000
+
+
 def _copy(source, target):
     target.parent.mkdir()
     shutil.copy(source, target)

@@ -21,7 +21,7 @@ from PIL import Image
 from wandb_file import records
 
 from texture_ad.errors import UserError
-from texture_ad.reporting.loggers import wandb, wandb_server
+from texture_ad.reporting.loggers import open_loggers, wandb, wandb_server
 from texture_ad.reporting.loggers.wandb import run_names
 
 DEFAULTS = dict.fromkeys(("entity", "group", "job_type", "name", "registry"))
@@ -299,3 +299,16 @@ def test_progress_on_a_terminal_and_nothing_is_warned_of(folder, tmp_path):
     shown = shown.decode()
     assert "\x1b[2K" in shown
     assert {text for text in ("epoch 2/2", "epoch 3/3", "residual") if text not in shown} == set()
+
+
+def test_a_run_of_wandb_that_the_caller_opened_stays_open(tmp_path, monkeypatch):
+    import wandb as wandb_client
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = wandb_client.init(dir=str(tmp_path))
+    try:
+        with open_loggers([]):
+            pass
+        assert wandb_client.run is run
+    finally:
+        run.finish()

@@ -94,3 +94,9 @@ def test_the_detectors_examples_come_from_as_many_batches_as_they_need(data, tmp
     pipeline.calibrate(run, detector)
     calibration = torch.cat([batch["image"] for batch in run.data.calibration_dataloader()])
     assert torch.equal(load(tmp_path / "detector.pt").examples, calibration[:2])
+
+
+@pytest.mark.parametrize("path", ["texture_ad.Nosuch", "nowhere.at_all.Logger"])
+def test_a_class_that_is_not_there_is_named(path):
+    with pytest.raises(ParameterError, match=rf"logger._target_={path}: can't be imported"):
+        pipeline.make("logger", {"_target_": path})

@@ -61,10 +61,14 @@ def make(group: str, options: Mapping[str, Any], **arguments: Any) -> Any:
         arguments: beside those.
 
     Raises:
-        ParameterError: a key that the target doesn't have, or a value out of its range.
+        ParameterError: a target that can't be imported, a key that it doesn't have, or a value out of its range.
     """
     options = dict(options)
-    target = get_object(options.pop("_target_"))
+    path = options.pop("_target_")
+    try:
+        target = get_object(path)
+    except Exception as error:  # a module of the user's own may raise anything
+        raise ParameterError(f"{group}._target_", path, f"can't be imported ({error.__cause__ or error})") from error
     known = inspect.signature(target).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         for name in options.keys() - known.keys():

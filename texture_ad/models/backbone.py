@@ -132,8 +132,9 @@ class Backbone(nn.Module):
     @property
     def num_channels(self) -> list[int]:
         """Return the channels of each chosen layer, found by a small image."""
-        with torch.no_grad():
-            probe = torch.zeros(1, 3, 32, 32, dtype=torch.uint8, device=self.mean.device)
+        # Some networks make tensors of their own while they run, where a detector is built to be loaded without any.
+        with torch.no_grad(), self.mean.device:
+            probe = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
             return [m.shape[1] for m in self.eval()(probe)]
 
     @torch.no_grad()

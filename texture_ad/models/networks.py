@@ -96,9 +96,10 @@ class Timm(Network):
 
     def __init__(self, name: str, net: nn.Module):
         about: Any = net.pretrained_cfg
-        patch = getattr(getattr(net, "patch_embed", None), "patch_size", (1, 1))
+        patch = getattr(getattr(net, "patch_embed", None), "patch_size", 1)
+        patch = patch if isinstance(patch, int) else max(patch)
         layers = [str(info["module"]) for info in net.feature_info]  # type: ignore[union-attr]
-        super().__init__(layers, about["mean"], about["std"], max(patch))
+        super().__init__(layers, about["mean"], about["std"], patch)
         self.name = name
         self.net = net
         self.taps: list[int] = []
@@ -132,8 +133,10 @@ class Timm(Network):
             raise
         except (AssertionError, RuntimeError) as error:
             height, width = images.shape[-2:]
-            problem = f"takes no images of {height} x {width} pixels ({_first_line(error)})"
-            raise ParameterError("name", self.name, problem) from error
+            problem = (
+                f"takes no images of {height} x {width} pixels ({_first_line(error)}); try another backbone.min_size"
+            )
+            raise ParameterError("backbone.name", self.name, problem) from error
 
 
 def open_network(library: Library, name: str, weights: str) -> Network:

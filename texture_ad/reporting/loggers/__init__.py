@@ -18,21 +18,28 @@ def open_loggers(factories: Iterable[Callable[[], Logger]]) -> Iterator[list[Log
         factories: each makes one logger, and may open its run.
     """
     loggers: list[Logger] = []
+    outer = _wandb_run()
     try:
         for make in factories:
             loggers.append(make())
         yield loggers
     except BaseException:
-        _close(loggers, "failed")
+        _close(loggers, "failed", outer)
         raise
-    _close(loggers, "success")
+    _close(loggers, "success", outer)
 
 
-def _close(loggers: Sequence[Logger], status: str) -> None:
+def _wandb_run() -> object:
+    """Return the run that is open in W&B, None without one."""
+    return sys.modules["wandb"].run if "wandb" in sys.modules else None
+
+
+def _close(loggers: Sequence[Logger], status: str, outer: object) -> None:
+    """Close loggers with a status; the run of W&B that was open before them is the caller's and stays open."""
     for logger in loggers:
         logger.finalize(status)
     # Lightning leaves W&B's run open, and Python's end would close it as finished.
-    if "wandb" in sys.modules and sys.modules["wandb"].run is not None:
+    if _wandb_run() not in (None, outer):
         sys.modules["wandb"].finish(exit_code=int(status != "success"))
 
 
