@@ -248,3 +248,12 @@ def test_resizing_keeps_constants_and_thin_defects():
     mask[100, :] = True
     small = resize_mask(mask, (64, 64))
     assert small.dtype == torch.bool and small.any() and small.float().mean() < 0.05
+
+
+def test_many_numbered_regions_are_all_defects(tmp_path):
+    mask = np.zeros((120, 120), np.uint8)
+    for number in range(1, 25):
+        row, column = divmod(number - 1, 6)
+        mask[20 * row : 20 * row + 5, 20 * column : 20 * column + 5] = number
+    found = read_mask(saved(tmp_path, Image.fromarray(mask)), (120, 120))
+    assert np.array_equal(found, mask > 0)

@@ -8,7 +8,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from helpers import make
+from helpers import few_photographs, make
 from miniatures import ANOMALOUS, MINIATURES, NORMAL, draw, mvtec, several, visa
 from PIL import Image
 
@@ -471,3 +471,13 @@ def test_a_command_that_does_not_fit_gets_one_line(folders, tmp_path, command, a
     code, _, err = run(command, tmp_path / "run", *(argument.format(here) for argument in arguments))
     (told,) = err.splitlines()
     assert code == 2 and line.format(here) in told, told
+
+
+def test_masks_beside_the_images_of_a_kind_are_no_images(tmp_path):
+    root = few_photographs(tmp_path / "rug")
+    for mask in sorted((root / "ground_truth" / "hole").iterdir()):
+        mask.rename(root / "test" / "hole" / f"{mask.stem.removesuffix('_mask')}_mask.png")
+    (root / "ground_truth" / "hole").rmdir()
+    (root / "ground_truth").rmdir()
+    anomalous = [sample for sample in scan(root).test if sample.label]
+    assert len(anomalous) == 4 and all(s.mask is not None and s.mask.parent == s.path.parent for s in anomalous)

@@ -6,6 +6,7 @@ on the test images and reports. Each step is a function below; what they share i
 
 import inspect
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -429,7 +430,8 @@ def report(run: Run, detector: AnomalyDetector, predictions: Predictions | None)
     if predictions is not None:
         print(f"report   {run.folder / 'report.html'}")
     print(f"detector {run.folder / 'detector.pt'}")
-    print(f"next     python -m texture_ad.predict detector={run.folder / 'detector.pt'} input=FILE_OR_FOLDER")
+    detector_file = shlex.quote(str(run.folder / "detector.pt"))
+    print(f"next     python -m texture_ad.predict detector={detector_file} input=FILE_OR_FOLDER")
 
 
 def write_cards(run: Run, detector: AnomalyDetector) -> list[Card]:

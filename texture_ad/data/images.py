@@ -380,8 +380,9 @@ def rgb(image: Image.Image | np.ndarray, levels: Levels) -> np.ndarray:
 def read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
     """Read a ground-truth mask: every pixel that is not 0 belongs to a defect.
 
-    So the numbers of several classes may stand in one mask. JPEG and resampling blur black and white: in a mask of more
-    than MAX_CLASSES values, or of a lossy format, a pixel above half of the largest value counts.
+    So the numbers of several classes or regions may stand in one mask. JPEG and resampling blur black and white: in a
+    mask of a lossy format, or of more than MAX_CLASSES values most of which are about the largest, a pixel above half
+    of that counts.
 
     Args:
         path: of the mask's file.
@@ -411,7 +412,8 @@ def read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
             f"{path}: not a mask but a picture, {between:.0%} of its pixels are neither 0 nor {values.max():g}; make "
             "it black and white"
         )
-    return share > 0.5
+    edges = lossy or ((share > 0) & (share < 0.9)).sum() <= (share >= 0.9).sum()
+    return share > 0.5 if edges else values != 0
 
 
 def resize(image: np.ndarray, size: Sequence[int]) -> Tensor:

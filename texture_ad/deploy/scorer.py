@@ -19,6 +19,7 @@ from torch import Tensor
 
 from texture_ad.data.drift import brightness, differences
 from texture_ad.data.images import IMAGE_SUFFIXES, frames_in
+from texture_ad.data.layouts.files import unread
 from texture_ad.data.pictures import Picture, read_scaled
 from texture_ad.deploy.outputs import FOLDERS, Wanted, write_files, write_regions
 from texture_ad.deploy.results import Result, decide
@@ -127,7 +128,8 @@ def require_images(source: Path, output: Path) -> list[Path]:
     check_source(source)
     paths = find_images(source, output)
     if not paths:
-        raise ParameterError("input", source, f"holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        others = unread(path for path in source.rglob("*") if path.is_file())
+        raise ParameterError("input", source, f"holds no image{others}")
     return paths
 
 

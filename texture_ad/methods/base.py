@@ -188,7 +188,8 @@ def enlarge(maps: Tensor, size: Sequence[int], upsampling: Upsampling) -> Tensor
 
 def smooth(maps: Tensor, sigma: float) -> Tensor:
     """Return maps (B, H, W) smoothed by a Gaussian of `sigma` pixels, along rows and then columns."""
-    radius = int(4 * sigma + 0.5)
+    # Reflected at its borders, a map has no more than it holds.
+    radius = min(int(4 * sigma + 0.5), *(side - 1 for side in maps.shape[-2:]))
     x = torch.arange(-radius, radius + 1, dtype=maps.dtype, device=maps.device)
     kernel = F.softmax(-0.5 * (x / sigma) ** 2, 0)
     padded = F.pad(maps[:, None], [radius] * 4, mode="reflect")

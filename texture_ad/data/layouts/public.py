@@ -25,12 +25,15 @@ def kind_samples(kind: Path, truth: Path | None, label: int, name: str) -> list[
 
     Args:
         kind: folder of the images.
-        truth: folder of the masks, None or missing for none.
+        truth: folder of the masks; where there is none, masks beside the images (NAME_mask.png) are theirs.
         label: 0 for normal, 1 for anomalous.
         name: of the kind.
     """
     images = images_below(kind)
-    masks = pair_masks(images, images_below(truth)) if label and truth and truth.is_dir() else {}
+    masks = {}
+    if label:
+        images, beside = apart_from_masks(images)
+        masks = pair_masks(images, images_below(truth) if truth and truth.is_dir() else beside)
     return [Sample(path, label, name, masks.get(path), path.relative_to(kind).as_posix()) for path in images]
 
 
