@@ -94,6 +94,7 @@ def test_core_set_is_greedy_k_center():
 
 
 def test_core_set_covers_wide_features_better_than_chance():
+    torch.manual_seed(0)  # of 200 draws two are not
     x = torch.randn(400, 300) * torch.rand(400, 1) ** 4
     radius = torch.cdist(x, x[core_set(x, 40, torch.Generator().manual_seed(0))]).amin(1).max()
     assert radius < torch.cdist(x, x[:40]).amin(1).max()

@@ -301,11 +301,10 @@ def test_progress_on_a_terminal_and_nothing_is_warned_of(folder, tmp_path):
     assert {text for text in ("epoch 2/2", "epoch 3/3", "residual") if text not in shown} == set()
 
 
-def test_a_run_of_wandb_that_the_caller_opened_stays_open(tmp_path, monkeypatch):
+def test_a_run_of_wandb_that_the_caller_opened_stays_open(tmp_path):
     import wandb as wandb_client
 
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    run = wandb_client.init(dir=str(tmp_path))
+    run = wandb_client.init(mode="offline", dir=str(tmp_path))
     try:
         with open_loggers([]):
             pass

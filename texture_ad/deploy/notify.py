@@ -143,7 +143,7 @@ class Notifier:
         while (content := self._waiting.get()) is not None:
             for send in self.sends:
                 if time.monotonic() > self._deadline:
-                    self._lose("the program has ended")
+                    self._lose(self.problem or "the program has ended")
                     continue
                 try:
                     send(content)
