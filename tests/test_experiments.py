@@ -129,7 +129,7 @@ def test_methods_are_compared_on_the_same_few_photographs(script, forked_runs, t
     texture = few_photographs(tmp_path / "root" / "rug")
     args = [
         f"root={texture.parent}",
-        "methods=padim,one_nn",
+        "methods=one_nn",
         "counts=4,6",
         "seeds=0",
         f"runs={tmp_path / 'runs'}",
@@ -138,14 +138,14 @@ def test_methods_are_compared_on_the_same_few_photographs(script, forked_runs, t
     done = script("few", *args, *SMALL)
     assert done.returncode == 0, done.stdout + done.stderr
     runs = json.loads((tmp_path / "few.json").read_text())
-    assert [(r["count"], r["method"]) for r in runs] == [(4, "padim"), (4, "one_nn"), (6, "padim"), (6, "one_nn")]
+    assert [(r["count"], r["method"]) for r in runs] == [(4, "one_nn"), (6, "one_nn")]
     drawn = [
         {path.resolve() for path in (tmp_path / "runs" / "images" / f"{count}-seed0" / "rug" / "train").rglob("*.png")}
         for count in (4, 6)
     ]
     assert list(map(len, drawn)) == [4, 6] and drawn[0] < drawn[1] < set((texture / "train" / "good").iterdir())
-    first = f"| 4 | {runs[0]['image_auroc']:.3f} | {runs[1]['image_auroc']:.3f} |"
-    assert first in " ".join((tmp_path / "few.md").read_text().split())
+    rows = " ".join((tmp_path / "few.md").read_text().split())
+    assert all(f"| {run['count']} | {run['image_auroc']:.3f} |" in rows for run in runs)
     done = script("few", *args[:-1], f"output={tmp_path / 'more'}", "counts=99", *SMALL)
     assert done.returncode == 2 and "training images, counts= wants 99" in done.stderr
 
