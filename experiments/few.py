@@ -12,6 +12,7 @@ not repeated.
 """
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 
@@ -67,14 +68,11 @@ def main() -> None:
     textures = find_textures(root, own["textures"])
     folder = Path(own["runs"][0]).absolute()
     jobs = {}
-    for seed in own["seeds"]:
-        for count in own["counts"]:
-            for texture in textures:
-                few = folder / "images" / f"{count}-seed{seed}" / texture
-                link_few(root / texture, int(count), int(seed), few)
-                for method in own["methods"]:
-                    runs = str(folder / f"{count}-images")
-                    jobs[count, texture, method, seed] = job(runs, few, method, seed, overrides)
+    for seed, count, texture in product(own["seeds"], own["counts"], textures):
+        few = folder / "images" / f"{count}-seed{seed}" / texture
+        link_few(root / texture, int(count), int(seed), few)
+        for method in own["methods"]:
+            jobs[count, texture, method, seed] = job(str(folder / f"{count}-images"), few, method, seed, overrides)
 
     def write() -> str:
         found = [

@@ -44,7 +44,7 @@ def main(config: DictConfig) -> None:
     keep_freed_memory()
     detector = load(config.detector, config.device)
     for name in OF_MAPS:
-        if config[name] and not len(detector.calibration_maxima):
+        if config[name] is not None and config[name] is not False and not len(detector.calibration_maxima):
             raise ParameterError(name, config[name], f"a detector of method {detector.name} has no anomaly map")
     # A watched folder begins at once: by itself it uses an engine's file, and makes none.
     count = FEW if config.watch else len(paths)
