@@ -149,7 +149,9 @@ def test_a_preempted_slurm_job_saves_and_requeues(data, tmp_path):
     run_dir = tmp_path / "run"
     tools = tmp_path / "bin"
     tools.mkdir()
-    (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/requeued\n')
+    # Moved into place, so that it is never seen half written.
+    requeued = tmp_path / "requeued"
+    (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/call && mv {tmp_path}/call {requeued}\n')
     (tools / "scontrol").chmod(0o755)
     slurm = {
         "SLURM_NTASKS": "1",
@@ -165,11 +167,11 @@ def test_a_preempted_slurm_job_saves_and_requeues(data, tmp_path):
     process = started(data, run_dir, "trainer.max_epochs=20", "pictures=false", **slurm)
     wait_for(run_dir / "stage1/last.ckpt", process)
     process.send_signal(signal.SIGUSR1)
-    wait_for(tmp_path / "requeued", process)
+    wait_for(requeued, process)
     process.kill()
     _, errors = process.communicate()
-    assert (tmp_path / "requeued").exists(), errors
-    assert (tmp_path / "requeued").read_text().split() == ["requeue", "7"]
+    assert requeued.exists(), errors
+    assert requeued.read_text().split() == ["requeue", "7"]
     finish(data, run_dir, "trainer.max_epochs=20", "pictures=false", **slurm)
     assert not list(run_dir.rglob("hpc_ckpt_*"))
     assert "image_auroc" in results(run_dir)[0]
