@@ -113,6 +113,7 @@ def test_intervals_are_those_of_a_plain_bootstrap(monkeypatch):
         ("image_auroc", lambda d: roc_auc_score(labels[d], scores[d])),
         ("image_ap", lambda d: average_precision_score(labels[d], scores[d])),
         ("image_f1", lambda d: f1_score(labels[d], scores[d] > 0.5)),
+        ("image_f1_max", lambda d: max(f1_score(labels[d], scores[d] >= t) for t in set(scores))),
     ):
         expected = np.quantile([metric(d) for d in draws], (0.025, 0.975))
         assert found[f"{name}_interval"] == pytest.approx(expected)
@@ -121,7 +122,7 @@ def test_intervals_are_those_of_a_plain_bootstrap(monkeypatch):
     assert set(image_intervals([1.0, 2.0], [1, 1], 0.5).values()) == {None}
 
 
-def test_intervals_of_aupro_are_those_of_a_plain_bootstrap(monkeypatch):
+def test_intervals_of_pixels_are_those_of_a_plain_bootstrap(monkeypatch):
     monkeypatch.setattr("texture_ad.evaluation.metrics.BOOTSTRAPS", 40)
     rng = np.random.default_rng(2)
     masks = np.zeros((12, 40, 40), bool)
@@ -131,9 +132,14 @@ def test_intervals_of_aupro_are_those_of_a_plain_bootstrap(monkeypatch):
     maps = noise * 4 + masks * rng.uniform(0, 3, (12, 1, 1))
     found = pixel_metrics(maps, masks)
     draws = np.random.default_rng(0).integers(12, size=(40, 12))
-    for name, limit in (("aupro", 0.3), ("aupro_05", 0.05)):
-        expected = np.quantile([aupro(maps[d], masks[d], limit) for d in draws], (0.025, 0.975))
-        assert found[f"{name}_interval"] == pytest.approx(expected, abs=2e-3)
+    for name, metric in (
+        ("pixel_auroc", lambda d: roc_auc_score(masks[d].ravel(), maps[d].ravel())),
+        ("pixel_ap", lambda d: average_precision_score(masks[d].ravel(), maps[d].ravel())),
+        ("aupro", lambda d: aupro(maps[d], masks[d], 0.3)),
+        ("aupro_05", lambda d: aupro(maps[d], masks[d], 0.05)),
+    ):
+        expected = np.quantile([metric(d) for d in draws], (0.025, 0.975))
+        assert found[f"{name}_interval"] == pytest.approx(expected, abs=2e-3), name
         low, high = found[f"{name}_interval"]
         assert low < found[name] < high
 

@@ -150,7 +150,7 @@ def image_metrics(scores: ArrayLike, labels: ArrayLike, threshold: float) -> dic
 
 
 def image_intervals(scores: ArrayLike, labels: ArrayLike, threshold: float) -> dict[str, list[float] | None]:
-    """Return 95 % intervals of `image_auroc`, `image_ap` and `image_f1`, by bootstrap over the images.
+    """Return 95 % intervals of `image_auroc`, `image_ap`, `image_f1` and `image_f1_max`, by bootstrap over the images.
 
     Each is under the metric's name with "_interval", None where the metric is.
 
@@ -161,7 +161,7 @@ def image_intervals(scores: ArrayLike, labels: ArrayLike, threshold: float) -> d
     """
     scores, labels = check_scores(scores, labels)
     truth = labels.astype(bool)
-    names = ("image_auroc_interval", "image_ap_interval", "image_f1_interval")
+    names = ("image_auroc_interval", "image_ap_interval", "image_f1_interval", "image_f1_max_interval")
     if not 0 < truth.sum() < len(truth):
         return dict.fromkeys(names)
     distinct, ranks = np.unique(-scores, return_inverse=True)  # descending
@@ -179,7 +179,8 @@ def image_intervals(scores: ArrayLike, labels: ArrayLike, threshold: float) -> d
         precision = hits / np.maximum(hits + alarms, 1)
         found = positive[called].sum()
         f1 = _f1(found, negative[called].sum(), hits[-1] - found)
-        draws.append((auroc, np.sum(positive * precision) / hits[-1], f1))
+        best = np.max(2 * hits / (hits + alarms + hits[-1]))
+        draws.append((auroc, np.sum(positive * precision) / hits[-1], f1, best))
     return {name: _interval(values) for name, values in zip(names, np.transpose(draws), strict=True)}
 
 
@@ -234,8 +235,8 @@ def pixel_metrics(
 
     Returns:
         `pixel_auroc`, `pixel_ap`, `aupro` (FPR <= 0.3) and `aupro_05` (FPR <= 0.05) in [0, 1]; `seg_f1` at the
-        threshold; the intervals `aupro_interval`, `aupro_05_interval` and `seg_f1_interval`. None where no pixel or
-        every pixel is a defect, or without a threshold.
+        threshold; the interval of each under its name with "_interval". None where no pixel or every pixel is a defect,
+        or without a threshold.
 
     Raises:
         UserError: shapes that differ, scores that are not finite.
@@ -243,7 +244,7 @@ def pixel_metrics(
     pixels = _collect(maps, masks, threshold)
     if not pixels.defects or not pixels.normals:
         names = ("pixel_auroc", "pixel_ap", "aupro", "aupro_05", "seg_f1")
-        return dict.fromkeys((*names, "aupro_interval", "aupro_05_interval", "seg_f1_interval"))
+        return dict.fromkeys((*names, *(f"{name}_interval" for name in names)))
     steps = _rank(pixels)
     mean_false_positives = (steps.above.mean() + steps.not_below.mean()) / 2
     seg_f1 = interval = None
@@ -256,7 +257,7 @@ def pixel_metrics(
         "pixel_ap": _average_precision(steps),
         "aupro": _area(steps, FPR_LIMIT),
         "aupro_05": _area(steps, STRICT_FPR_LIMIT),
-        **_aupro_intervals(pixels),
+        **_curve_intervals(pixels),
         "seg_f1": seg_f1,
         "seg_f1_interval": interval,
     }
@@ -400,31 +401,38 @@ def _rank(pixels: _Pixels) -> _Steps:
     )
 
 
-def _aupro_intervals(pixels: _Pixels) -> dict[str, list[float] | None]:
-    """Return bootstrap intervals of both AUPROs over images.
+def _curve_intervals(pixels: _Pixels) -> dict[str, list[float]]:
+    """Return bootstrap intervals over images of the metrics that are areas below a curve.
 
     A draw's curve is the sum of its images' curves. These have common thresholds: CURVE scores of normal pixels, by
-    which the false positive rate grows from 0 to 1, in steps that are small where it is.
+    which the false positive rate grows from 0 to 1, in steps that are small where it is, and as many of defects, by
+    which the recall does in equal steps.
     """
     stride = 1 + sum(map(len, pixels.normal)) // SAMPLE
     normal = np.sort(np.concatenate([values[::stride] for values in pixels.normal]))
     thresholds = normal[np.round((1 - np.linspace(1, 0, CURVE) ** 2) * (len(normal) - 1)).astype(int)]
-    false_positives = np.array([_above(values, None, thresholds) for values in pixels.normal])
+    defective = np.quantile(np.concatenate(pixels.defective), np.linspace(0, 1, CURVE), method="nearest")
+    thresholds = np.union1d(thresholds, defective)
+    false_positives = np.array([_reached(values, None, thresholds) for values in pixels.normal])
+    false_positives = false_positives * (pixels.normals / false_positives[:, -1].sum())  # where a share stands for all
+    hits = np.array([_reached(scores, None, thresholds) for scores in pixels.defective], float)
     pairs = zip(pixels.defective, pixels.areas, strict=True)
-    overlaps = np.array([_above(scores, 1 / areas, thresholds) for scores, areas in pairs])
+    overlaps = np.array([_reached(scores, 1 / areas, thresholds) for scores, areas in pairs])
     found = []
-    for chosen in _draws(len(overlaps)):
-        counts = np.bincount(chosen, minlength=len(overlaps))
-        normals, regions = counts @ false_positives[:, -1], counts @ overlaps[:, -1]
-        if normals and regions:
-            curve = counts @ false_positives / normals, counts @ overlaps / regions
-            found.append([_area_below(*curve, limit) for limit in (FPR_LIMIT, STRICT_FPR_LIMIT)])
-    ends = zip(("aupro_interval", "aupro_05_interval"), np.transpose(found), strict=True)
-    return {name: _interval(values) for name, values in ends}
+    times = np.array([np.bincount(chosen, minlength=len(hits)) for chosen in _draws(len(hits))], float)  # drawn
+    for wrong, right, overlap in zip(times @ false_positives, times @ hits, times @ overlaps, strict=True):
+        if wrong[-1] and right[-1]:
+            fpr, recall, pro = wrong / wrong[-1], right / right[-1], overlap / overlap[-1]
+            precision = right / np.maximum(right + wrong, 1)
+            auroc = np.sum(np.diff(fpr, prepend=0) * (recall + np.append(0, recall[:-1]))) / 2
+            areas = [_area_below(fpr, pro, limit) for limit in (FPR_LIMIT, STRICT_FPR_LIMIT)]
+            found.append([auroc, np.sum(np.diff(recall, prepend=0) * precision), *areas])
+    names = ("pixel_auroc", "pixel_ap", "aupro", "aupro_05")
+    return {f"{name}_interval": _interval(values) for name, values in zip(names, np.transpose(found), strict=True)}
 
 
-def _above(scores: np.ndarray, weights: np.ndarray | None, thresholds: np.ndarray) -> np.ndarray:
-    """Return how many scores, or which weight of them, lie above each threshold, from the last to the first, then all.
+def _reached(scores: np.ndarray, weights: np.ndarray | None, thresholds: np.ndarray) -> np.ndarray:
+    """Return how many scores, or which weight of them, reach each threshold, from the last to the first, then all.
 
     Args:
         scores: (n,).
@@ -434,7 +442,7 @@ def _above(scores: np.ndarray, weights: np.ndarray | None, thresholds: np.ndarra
     Returns:
         (m + 1,), ascending.
     """
-    below = np.searchsorted(thresholds, scores)
+    below = np.searchsorted(thresholds, scores, side="right")
     return np.bincount(below, weights, len(thresholds) + 1)[::-1].cumsum()
 
 
