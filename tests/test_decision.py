@@ -53,7 +53,10 @@ def test_too_few_images_for_the_rate_give_their_maximum_and_say_what_is_needed()
         detector.calibrate(scores, scores, 0.05)
         assert detector.decision().threshold == count - 1
         assert ("a rate of 0.05 needs 19 of them" in detector.decision().promise()) == (count == 18)
-    assert "5.0% (95% interval 0.1% to 17.6%, from 19 calibration images)" in detector.decision().promise()
+    share = "5.0% (95% interval 0.1% to 17.6%)"
+    told = f"of normal images {share} are expected, a pixel above its threshold in {share}, by 19 calibration images"
+    assert detector.decision().promise() == told
+    assert "above its threshold in 20.0% (" in detector.decision(pixel_threshold=15.0).promise()
 
 
 def test_another_decision_needs_no_training(tmp_path):
@@ -84,6 +87,17 @@ def test_another_decision_needs_no_training(tmp_path):
 def test_decisions_that_make_no_sense(arguments, message):
     with pytest.raises(ParameterError, match=message):
         untrained_detector().decision(**arguments)
+
+
+def test_a_method_without_maps_has_no_threshold_of_pixels():
+    detector = untrained_detector()
+    detector.calibration_maxima = torch.zeros(0)
+    detector.calibrate(torch.arange(19.0), None, 0.05)
+    assert detector.decision().promise() == (
+        "of normal images 5.0% (95% interval 0.1% to 17.6%) are expected, by 19 calibration images"
+    )
+    with pytest.raises(ParameterError, match="pixel_threshold=0.0: method fusion has no anomaly map"):
+        detector.decision(pixel_threshold=0.0)
 
 
 def test_scores_that_are_not_finite_set_no_threshold():

@@ -113,7 +113,7 @@ def test_the_share_above_the_threshold_is_told(predict, photographs):
     share = sum(int(r["anomalous"]) for r in rows)
     assert f"{share} of 5 images ({share / 5:.1%}) above the threshold" in out
     # Its threshold is the highest of four scores.
-    assert "of normal images 20.0% (95% interval 0.6% to 60.2%, from 4 calibration images) are expected" in out
+    assert "of normal images 20.0% (95% interval 0.6% to 60.2%) are expected" in out
     assert "warning" not in errors and all(r["warning"] == "" for r in rows)
 
 

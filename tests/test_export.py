@@ -1,6 +1,7 @@
 """A detector as a file for other runtimes, and other runtimes as engines of predict: the same decisions or none."""
 
 import csv
+import math
 import re
 import shutil
 from pathlib import Path
@@ -118,6 +119,20 @@ def test_the_pages_lines_of_python_use_the_file(saved, onnx_file, photographs, t
     assert scope["score"] == pytest.approx(float(expected.scores), rel=2e-2, abs=1e-2)
     assert ("anomalous" if scope["anomalous"] else "normal") in capsys.readouterr().out
     assert Image.open("mask.png").size == (64, 64) and scope["anomaly_map"].shape == (64, 64)
+
+
+def test_a_few_pixels_of_the_maps_may_differ_and_no_score():
+    maps = torch.arange(4000.0).reshape(1, 40, 100)
+    expected = {"scores": torch.arange(10.0), "anomaly_maps": maps}
+    other = maps.clone()
+    other[0, 0, :4] += 1000
+    few = exporting.largest_difference(expected | {"anomaly_maps": other}, expected)
+    other[0, 0, 4] += 1000
+    more = exporting.largest_difference(expected | {"anomaly_maps": other}, expected)
+    assert (few, more) == (0, pytest.approx(1000 / 3999))
+    assert exporting.largest_difference(expected | {"anomaly_maps": maps / 0}, expected) == math.inf
+    scores = expected["scores"] + torch.tensor([0.9] + 9 * [0.0])
+    assert exporting.largest_difference(expected | {"scores": scores}, expected) == pytest.approx(0.1)
 
 
 def test_a_file_that_says_something_else_is_refused(saved, photographs, tmp_path, monkeypatch):

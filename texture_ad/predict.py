@@ -9,7 +9,7 @@ from texture_ad.errors import ParameterError
 from texture_ad.parameters import Count, Positive, Switch, check
 
 DECISION = ("false_alarm_rate", "threshold", "pixel_threshold", "min_area")
-OF_MAPS = ("pixel_threshold", "masks", "maps", "regions", "submission")  # which a method without maps has not
+OF_MAPS = ("masks", "maps", "regions", "submission")  # which a method without maps has not
 OF_WATCH = ("webhook", "mqtt")
 
 
@@ -44,8 +44,8 @@ def main(config: DictConfig) -> None:
     keep_freed_memory()
     detector = load(config.detector, config.device)
     for name in OF_MAPS:
-        if config[name] is not None and config[name] is not False and not len(detector.calibration_maxima):
-            raise ParameterError(name, config[name], f"a detector of method {detector.name} has no anomaly map")
+        if config[name] and not len(detector.calibration_maxima):
+            raise ParameterError(name, config[name], f"method {detector.name} has no anomaly map")
     # A watched folder begins at once: by itself it uses an engine's file, and makes none.
     count = FEW if config.watch else len(paths)
     engine = use_engine(detector, Path(config.detector), config.engine, count)

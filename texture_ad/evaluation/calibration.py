@@ -35,8 +35,7 @@ class FalseAlarms(NamedTuple):
     images: int
 
     def __str__(self) -> str:
-        interval = f"{CONFIDENCE:.0%} interval {self.low:.1%} to {self.high:.1%}"
-        return f"{self.expected:.1%} ({interval}, from {self.images} calibration images)"
+        return f"{self.expected:.1%} ({CONFIDENCE:.0%} interval {self.low:.1%} to {self.high:.1%})"
 
 
 @checked
@@ -97,6 +96,8 @@ class Decision:
         min_area: pixels of the smallest region that counts.
         scale: of scores, by which levels grow away from the threshold.
         false_alarms: what the calibration images say of `threshold`.
+        pixel_false_alarms: what they say of `pixel_threshold`: the share of normal images with a pixel above it; None
+            for a method without maps.
         false_alarm_rate: that was asked for, None where the threshold itself was.
     """
 
@@ -105,6 +106,7 @@ class Decision:
     min_area: int
     scale: float
     false_alarms: FalseAlarms
+    pixel_false_alarms: FalseAlarms | None
     false_alarm_rate: float | None
 
     def is_anomalous(self, score: float) -> bool:
@@ -122,6 +124,9 @@ class Decision:
     def promise(self) -> str:
         """Return a sentence on the false alarms that are to be expected, and on what is missing for a promise."""
         told = f"of normal images {self.false_alarms} are expected"
+        if self.pixel_false_alarms is not None:
+            told += f", a pixel above its threshold in {self.pixel_false_alarms}"
+        told += f", by {self.false_alarms.images} calibration images"
         if not self.images_needed:
             return told
         needs = f"a rate of {self.false_alarm_rate:g} needs {self.images_needed} of them"

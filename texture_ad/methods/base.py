@@ -632,13 +632,16 @@ class AnomalyDetector(nn.Module, ABC):
             min_area: pixels of the smallest region that counts.
 
         Raises:
-            ParameterError: an argument out of its range.
+            ParameterError: an argument out of its range, a threshold of pixels for a method without maps.
         """
+        maxima = self.calibration_maxima
+        if pixel_threshold is not None and not len(maxima):
+            raise ParameterError("pixel_threshold", pixel_threshold, f"method {self.name} has no anomaly map")
         told = threshold is not None
         if not told:
             threshold = _threshold_at(self.threshold, self.calibration_scores, false_alarm_rate)
-        if pixel_threshold is None and len(self.calibration_maxima):
-            pixel_threshold = _threshold_at(self.pixel_threshold, self.calibration_maxima, false_alarm_rate)
+        if pixel_threshold is None and len(maxima):
+            pixel_threshold = _threshold_at(self.pixel_threshold, maxima, false_alarm_rate)
         own = self.provenance.false_alarm_rate if self.provenance else None
         return Decision(
             threshold=threshold,  # type: ignore[arg-type]
@@ -646,6 +649,7 @@ class AnomalyDetector(nn.Module, ABC):
             min_area=min_area,
             scale=spread_of(self.calibration_scores),
             false_alarms=false_alarms(self.calibration_scores, threshold),  # type: ignore[arg-type]
+            pixel_false_alarms=None if pixel_threshold is None else false_alarms(maxima, pixel_threshold),
             false_alarm_rate=None if told else false_alarm_rate or own,
         )
 
