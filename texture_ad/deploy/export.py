@@ -96,8 +96,8 @@ def joined(parts: Sequence[Outputs]) -> Outputs:
 def largest_difference(found: Outputs, expected: Outputs) -> float:
     """Return the largest difference of scores and maps, relative to the range of the expected ones.
 
-    Of the maps STRAY of the pixels are left out: where two atoms are nearly as good as each other the last digit decides
-    which one a dictionary takes, and so what is left of that position.
+    Of the maps STRAY of the pixels are left out: where two atoms are nearly as good as each other, the last digit
+    decides which one a dictionary takes, and so what is left of that position.
     """
     differences = []
     for name, stray in (("scores", 0.0), ("anomaly_maps", STRAY)):
