@@ -152,7 +152,7 @@ def test_silence_is_silence_and_warnings_are_pythons(fitted, photographs, settin
         ({"data": {"size": 3}}, "data.size=3: expected"),
         ({"overrides": ["seed=0,1"]}, "seed"),
         ({"data": {"_target_": "os.system"}}, r"add allow=\[os\]"),
-        ({"backbone": {"_target_": "os.system"}}, "put it into a method of your own"),
+        ({"backbone": {"_target_": "os.system"}}, r"add allow=\[os\]"),
     ],
 )
 def test_errors_are_one_line(photographs, tmp_path, arguments, message):

@@ -1,5 +1,6 @@
 """Methods of installed packages, and classes of a user's own: the example plugin installed as its page says."""
 
+import csv
 import importlib
 import json
 import subprocess
@@ -7,17 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import arguments, few_photographs
+from helpers import arguments, few_photographs, untrained_detector
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 import texture_ad
 from texture_ad.cli.compose import compose
-from texture_ad.cli.entry import check_targets
 from texture_ad.environment import plugins
 from texture_ad.errors import ParameterError, UserError
-from texture_ad.methods.registry import method_class
+from texture_ad.methods.registry import load, method_class
 
 ROOT = Path(__file__).parents[1]
 
@@ -120,7 +120,40 @@ def test_a_class_of_ones_own_runs_where_it_is_allowed(photographs, tmp_path, mon
     sys.modules.pop("own_data", None)
 
 
-def test_a_backbone_of_ones_own_is_refused_at_the_start():
-    config = OmegaConf.create({"backbone": {"_target_": "own_backbone.Net"}})
-    with pytest.raises(UserError, match="put it into a method of your own"):
-        check_targets(config, ["own_backbone"])
+def test_a_backbone_of_ones_own_is_fitted_saved_loaded_and_exported(photographs, tmp_path, monkeypatch, command):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    own = ["backbone._target_=own_backbone.ResNet34", "backbone.layers=[layer1,layer2]", "backbone.grid=layer1"]
+    own.append("backbone.weights=none")
+    call = arguments(photographs, tmp_path / "run", "method=padim", "pictures=false", *own)
+    code, _, errors = command("run", *call)
+    assert code == 2 and "if you trust its code, add allow=[own_backbone]" in errors
+    allow = "allow=[own_backbone]"
+    code, _, errors = command("run", *call, allow)
+    assert code == 0, errors
+    file = tmp_path / "run/detector.pt"
+    for command_name, more in (("predict", [f"input={photographs}/test"]), ("export", ["format=torch_export"])):
+        target = tmp_path / command_name
+        given = [f"detector={file}", *more, f"output={target}"]
+        code, _, errors = command(command_name, *given)
+        assert code == 2 and "its backbone is own_backbone.ResNet34; if you trust its code" in errors
+        assert not target.exists()
+        code, _, errors = command(command_name, *given, allow)
+        assert code == 0, errors
+    scores = {row["path"]: float(row["score"]) for row in csv.DictReader((tmp_path / "predict/scores.csv").open())}
+    again = texture_ad.load(file, allow=["own_backbone"]).predict(photographs / "test")
+    assert {result.name: result.score for result in again} == pytest.approx(scores, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [("os.system", "no subclass of Backbone"), ("os.nothing", "can't be imported"), ("nowhere.X", "can't be imported")],
+)
+def test_a_file_that_names_another_class_as_its_backbone_is_refused(tmp_path, target, message):
+    path = tmp_path / "detector.pt"
+    detector = untrained_detector()
+    detector.backbone.settings["_target_"] = target
+    detector.save(path)
+    with pytest.raises(UserError, match="if you trust its code"):
+        load(path)
+    with pytest.raises(UserError, match=message):
+        load(path, allow=["os", "nowhere"])

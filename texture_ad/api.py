@@ -63,7 +63,7 @@ def fit(
         keep_freed_memory()
         with isolate_rng(), _shown(progress):
             start(config, all_overrides)
-            return load(Path(config.run_dir) / "detector.pt")
+            return load(Path(config.run_dir) / "detector.pt", allow=list(config.allow))
     except Exception as error:
         line = explain(error)
         if line is None:

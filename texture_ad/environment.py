@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from pathlib import Path
@@ -38,6 +39,16 @@ def to_install(extra: str) -> str:
 def plugins() -> list[EntryPoint]:
     """Return the methods that installed packages offer: the entry points of the group `texture_ad.methods`."""
     return list(entry_points(group="texture_ad.methods"))
+
+
+def is_allowed(target: str, allow: Sequence[str]) -> bool:
+    """Return whether a class is in, or is, what the user trusts.
+
+    Args:
+        target: a class's module and name.
+        allow: modules, or single names in them.
+    """
+    return any(f"{target}.".startswith(f"{name}.") for name in allow)
 
 
 def available_memory() -> int | None:

@@ -25,7 +25,7 @@ def main(config: DictConfig) -> None:
 
     check("format", config.format, FormatName)
     check("precision", config.precision, Precision)
-    detector = load(config.detector)
+    detector = load(config.detector, allow=config.allow)
     photographs = _photographs(detector, Path(config.images)) if config.images else example_photographs(detector)
     target = Path(config.output or Path(config.detector).with_suffix(FORMATS[config.format].suffix))
     decision = detector.decision(config.false_alarm_rate, config.threshold, config.pixel_threshold)

@@ -42,7 +42,7 @@ def main(config: DictConfig) -> None:
         check_folder(source)
         check_endless(config.regions)
     keep_freed_memory()
-    detector = load(config.detector, config.device)
+    detector = load(config.detector, config.device, config.allow)
     for name in OF_MAPS:
         if config[name] and not len(detector.calibration_maxima):
             raise ParameterError(name, config[name], f"method {detector.name} has no anomaly map")

@@ -30,7 +30,7 @@ def main(config: DictConfig) -> None:
     check("unsure", config.unsure, Switch)
     limits = Limits(config.max_mb, config.max_pixels, config.max_requests, config.rate, config.timeout)
     keep_freed_memory()
-    detector = load(config.detector, config.device)
+    detector = load(config.detector, config.device, config.allow)
     # A service answers at once: by itself it uses an engine's file, and makes none.
     print(f"engine   {use_engine(detector, Path(config.detector), config.engine, FEW)}", flush=True)
     decision = detector.decision(config.false_alarm_rate, config.threshold, config.pixel_threshold, config.min_area)

@@ -23,7 +23,7 @@ def main(config: DictConfig) -> None:
     if not source.exists():
         raise ParameterError("images", source, "no such file or folder")
     paths = find_images(source, target)
-    detector = load(before, config.device)
+    detector = load(before, config.device, config.allow)
     change = update(detector, source, paths, config.batch_size, config.false_alarm_rate)
     detector.save(target)
     decision = detector.decision()

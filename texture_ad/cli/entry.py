@@ -19,6 +19,7 @@ from texture_ad.cli import naming  # noqa: F401, makes conf/'s resolvers known
 from texture_ad.cli.explain import fail
 from texture_ad.cli.plugins import register
 from texture_ad.cli.quoting import check_kept, quote_paths
+from texture_ad.environment import is_allowed
 from texture_ad.errors import ParameterError, UserError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -61,14 +62,7 @@ def check_targets(config: DictConfig | ListConfig, allow: Sequence[str] = ()) ->
     files = sorted(Path(CONF).rglob("*.yaml"))
     known = {t for f in files for t in re.findall(r"^\s*_target_:\s*(\S+)", f.read_text(encoding="utf-8"), re.M)}
     for key, target in _targets(OmegaConf.to_container(config, resolve=True)):
-        if target in known:
-            continue
-        if key == "backbone._target_":
-            problem = (
-                "not a class that conf/ names, and a detector file can't name it; put it into a method of your own"
-            )
-            raise UserError(f"{key}={target}: {problem} (docs/plugins.md), or use backbone=timm")
-        if not any(f"{target}.".startswith(f"{name}.") for name in allow):
+        if target not in known and not is_allowed(str(target), allow):
             module = str(target).rpartition(".")[0] or target
             problem = f"not a class that conf/ names ({', '.join(sorted(known))})"
             raise UserError(f"{key}={target}: {problem}; if you trust its code, add allow=[{module}]")

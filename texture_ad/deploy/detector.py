@@ -25,17 +25,19 @@ from texture_ad.parameters import Count, checked
 SHOWN = 100  # results of a notebook's table, at most
 
 
-def load(path: str | PathLike, device: str = "cpu") -> "Detector":
+def load(path: str | PathLike, device: str = "cpu", allow: Sequence[str] = ()) -> "Detector":
     """Read a trained detector of any method.
 
     Args:
         path: its file, a run's detector.pt.
         device: "cpu", "cuda", "cuda:1", ...
+        allow: modules whose code is trusted: that of a backbone of your own.
 
     Raises:
-        ParameterError: the file is missing, no detector, of another version or damaged, or the device is not there.
+        ParameterError: the file is missing, no detector, of another version or damaged, or the device is not there; or
+            its backbone is of a class that isn't allowed, or can't be imported.
     """
-    return Detector(registry.load(Path(path), device), Path(path))
+    return Detector(registry.load(Path(path), device, allow), Path(path))
 
 
 class Results(list[Result]):

@@ -696,14 +696,21 @@ class AnomalyDetector(nn.Module, ABC):
         return cls(**parts, **settings)
 
     @classmethod
-    def from_content(cls, content: dict[str, Any]) -> "AnomalyDetector":
+    def from_content(cls, content: dict[str, Any], backbone: type[Backbone] = Backbone) -> "AnomalyDetector":
         """Return the detector that `save` wrote, on the CPU.
+
+        Args:
+            content: of the file.
+            backbone: class of its backbone.
 
         Raises:
             LookupError, TypeError, ValueError, AttributeError, RuntimeError, UserError: not written by `save`.
         """
         state = content["state"]
-        parts = {"backbone": Backbone(weights="none", **content["backbone"])} if cls.uses_backbone else {}
+        parts = {}
+        if cls.uses_backbone:
+            options = {name: value for name, value in content["backbone"].items() if name != "_target_"}
+            parts["backbone"] = backbone(weights="none", **options)
         # Nothing of the sizes that the file claims is made: its own tensors take their places.
         with torch.device("meta"):
             detector = cls.from_settings(content["settings"], state, **parts)

@@ -2,7 +2,7 @@
 
 import inspect
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from texture_ad.data.geometry import Geometry
-from texture_ad.environment import plugins
+from texture_ad.environment import is_allowed, plugins
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.methods.base import FORMAT, VERSION, AnomalyDetector
+from texture_ad.models.backbone import Backbone
 
 # Name to module and class; a module is imported when its method is asked for.
 METHODS = {
@@ -75,21 +76,24 @@ def build(name: str, make: Callable[..., Any], geometry: Geometry, **options: An
     return kind.build(make, geometry, **options).eval()
 
 
-def load(detector: Path | str, device: str = "cpu") -> AnomalyDetector:
+def load(detector: Path | str, device: str = "cpu", allow: Sequence[str] = ()) -> AnomalyDetector:
     """Read a saved detector of any method.
 
     Args:
         detector: the file.
         device: "cpu", "cuda", "cuda:1", ...
+        allow: modules, or single names in them, whose code is trusted: those of a backbone of your own.
 
     Raises:
-        ParameterError: the file is missing, no detector, of another version or damaged, or the device is not there.
+        ParameterError: the file is missing, no detector, of another version or damaged, or the device is not there; or
+            its backbone is of a class that isn't allowed, or can't be imported.
     """
     path = Path(detector)
     content = _read(path)
+    backbone = _backbone_class(content, path, allow)
     try:
         _check_state(content["state"], path.stat().st_size)
-        found = method_class(content["method"]).from_content(content)
+        found = method_class(content["method"]).from_content(content, backbone)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, UserError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ParameterError("detector", path, f"damaged ({reason}); train it again") from error
@@ -114,6 +118,25 @@ def _read(path: Path) -> dict[str, Any]:
         problem = f"format {found[0]} version {found[1]}, expected {FORMAT} version {VERSION}"
         raise ParameterError("detector", path, f"{problem}; train it again with this version")
     return content
+
+
+def _backbone_class(content: dict[str, Any], path: Path, allow: Sequence[str]) -> type[Backbone]:
+    """Return the class of a file's backbone, which is imported only if it is allowed."""
+    options = content.get("backbone")
+    target = options.get("_target_") if isinstance(options, dict) else None
+    if target is None:
+        return Backbone
+    module, _, name = str(target).rpartition(".")
+    if not is_allowed(str(target), allow):
+        problem = f"its backbone is {target}; if you trust its code, add allow=[{module}]"
+        raise ParameterError("detector", path, problem)
+    try:
+        kind = getattr(import_module(module), name)
+    except Exception as error:
+        raise ParameterError("detector", path, f"its backbone {target} can't be imported ({error})") from error
+    if not (inspect.isclass(kind) and issubclass(kind, Backbone)):
+        raise ParameterError("detector", path, f"its backbone {target} is no subclass of Backbone")
+    return kind
 
 
 def _check_state(state: Any, file_size: int) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from texture_ad.errors import ParameterError
-from texture_ad.models.networks import Library, open_network
+from texture_ad.models.networks import Library, Network, open_network
 from texture_ad.models.slices import in_slices
 from texture_ad.parameters import Count, NonNegativeInt, Range, arguments_of, checked
 
@@ -64,7 +64,7 @@ class Backbone(nn.Module):
         super().__init__()
         if neighborhood % 2 == 0:
             raise ParameterError("neighborhood", neighborhood, "expected an odd number of at least 1")
-        self.network = open_network(library, name, weights)
+        self.network = self.open_network(library, name, weights)
         known = self.network.layers
         if frozen > len(known):
             raise ParameterError("frozen", frozen, f"expected an integer from 0 to {len(known)}")
@@ -76,6 +76,8 @@ class Backbone(nn.Module):
         self.network.choose([known.index(layer) for layer in ordered], frozen)
         self.settings = arguments_of(self) | {"layers": ordered}
         del self.settings["weights"]  # which are saved themselves
+        if type(self) is not Backbone:
+            self.settings["_target_"] = f"{type(self).__module__}.{type(self).__qualname__}"
         self.neighborhood = neighborhood
         self.min_size = min_size
         self.scale = scale
@@ -83,6 +85,14 @@ class Backbone(nn.Module):
         for kind, values in (("mean", self.network.mean), ("std", self.network.std)):
             levels = torch.tensor([255 * value for value in values])
             self.register_buffer(kind, levels.view(1, 3, 1, 1), persistent=False)
+
+    def open_network(self, library: Library, name: str, weights: str) -> Network:
+        """Return a network with all its layers; a subclass may return one of its own.
+
+        Raises:
+            ParameterError: an unknown name, weights that can't be had.
+        """
+        return open_network(library, name, weights)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the chosen layers' maps (B, C_l, h_l, w_l) of images (B, 3, H, W), uint8 or float in 0..255."""
