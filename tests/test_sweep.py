@@ -224,6 +224,8 @@ def test_a_search_that_was_killed_tries_first_what_it_was_at(tmp_path, optuna):
     ("more", "message"),
     [
         (["hydra/sweeper=optuna", "seed=range(0,9)"], "hydra.sweeper.direction=minimize: expected maximize"),
+        (["+search=weights", "seed=range(0,9)"], "seed: nothing that a search can choose"),
+        (["+search=weights", "data.category=choice(a,b)"], "data.category: nothing that"),
         (["+search=weights", "data.root=/nowhere", "hydra.sweeper.n_trials=1"], "no trial of the search has finished"),
         (["hydra/launcher=submitit_ray"], 'in a checkout, pip install ".[sweep]"'),
     ],

@@ -1,13 +1,17 @@
 """What Hydra's plugin for Optuna leaves out: the same command again does only what is missing of a search."""
 
 import warnings
+from collections.abc import Sequence
 
 import optuna
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 
 from texture_ad.errors import UserError
+
+NO_CHOICE = ("seed", "data.category", "data.root")
 
 
 def check_direction(sweeper: DictConfig) -> None:
@@ -19,6 +23,26 @@ def check_direction(sweeper: DictConfig) -> None:
     direction = getattr(sweeper.direction, "name", sweeper.direction)
     if direction != "maximize":
         raise UserError(f"hydra.sweeper.direction={direction}: expected maximize, since a run returns an AUROC")
+
+
+def check_params(sweeper: DictConfig, overrides: Sequence[str]) -> None:
+    """Check that a search chooses settings: the highest AUROC over seeds or textures is luck, or the easiest texture.
+
+    Args:
+        sweeper: the plugin's settings.
+        overrides: of the command line.
+
+    Raises:
+        UserError: it chooses among others.
+    """
+    swept = {
+        one.key_or_group for one in OverridesParser.create().parse_overrides(list(overrides)) if one.is_sweep_override()
+    }
+    for key in NO_CHOICE:
+        if key in swept or key in (sweeper.params or {}):
+            raise UserError(
+                f"{key}: nothing that a search can choose; give it one value, or leave hydra/sweeper=optuna out"
+            )
 
 
 def resume(sweeper: DictConfig) -> None:
