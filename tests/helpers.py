@@ -118,7 +118,7 @@ def untrained_detector(
         prediction = detector(probe)
         detector.calibrate(prediction.scores, prediction.anomaly_maps.amax((1, 2)), 0.05)
     detector.examples = probe if images is None else images
-    statistics = training_statistics(paths, brightness(images)) if images is not None else None
+    statistics = training_statistics([(path, 0) for path in paths], brightness(images)) if images is not None else None
     detector.provenance = Provenance("a test", "test", "0" * 16, 0, 0.05, {}, statistics)
     return detector.requires_grad_(False)
 

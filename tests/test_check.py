@@ -41,7 +41,7 @@ def test_copies_and_near_duplicates_are_told_apart(tmp_path):
     (tmp_path / "b.png").write_bytes(first.read_bytes())
     Image.fromarray(smooth).resize((80, 80)).point(lambda v: v * 0.9).save(tmp_path / "c.jpg", quality=80)
     save(tmp_path / "d.png", np.array(Image.fromarray(noise(1, (8, 8))).resize((96, 96), Image.Resampling.BICUBIC)))
-    files = inspect_files(sorted(tmp_path.iterdir()), Reading())
+    files = inspect_files([(path, 0) for path in sorted(tmp_path.iterdir())], Reading())
     assert [[path.name for path in group] for group in copies(file.path for file in files)] == [["a.png", "b.png"]]
     assert [[path.name for path in group] for group in near_duplicates(files)] == [["a.png", "b.png", "c.jpg"]]
     assert described(files) == "96 x 96 px (3), 80 x 80 px (1); L"
@@ -54,7 +54,7 @@ def test_many_near_copies_of_one_image_are_one_group(monkeypatch):
     def near(bits, count, name):
         for i in range(count):  # a chain: each differs from the next in few bits, the first from the last in many
             bits = bits ^ (np.arange(256) // 20 == i % 12)
-            yield File(Path(f"{name}{i}"), (8, 8), "L", bits)
+            yield File(Path(f"{name}{i}"), 0, (8, 8), "L", bits)
 
     sides = {
         "training": [*near(hashes[0], 38, "a"), *near(hashes[1], 1, "b")],

@@ -161,6 +161,29 @@ def test_all_frames_of_a_file_are_samples(folder):
     assert means[[sample.path.suffix == ".gif" for sample in module.test_samples]].tolist() == [0, 50, 100, 150]
 
 
+@pytest.mark.parametrize("options", [{}, {"tile": 32}])
+def test_frames_have_sizes_and_masks_of_their_own(folder, options):
+    shapes = ((40, 40), (64, 48), (48, 64))
+    pages, masks = [], []
+    for number, (height, width) in enumerate(shapes):
+        pages.append(Image.fromarray(np.random.default_rng(number).integers(0, 256, (height, width), np.uint8)))
+        mask = np.zeros((height, width), np.uint8)
+        mask[number : number + 4, :4] = 255
+        masks.append(Image.fromarray(mask))
+    kind = next(path for path in (folder / "test").iterdir() if path.name != "good")
+    path, mask_path = kind / "pages.tif", folder / "ground_truth" / kind.name / "pages_mask.tif"
+    mask_path.parent.mkdir(parents=True, exist_ok=True)
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    masks[0].save(mask_path, save_all=True, append_images=masks[1:])
+    module = data(folder, frames="all", **options)
+    rows = [i for i, sample in enumerate(module.test_samples) if sample.path == path]
+    assert [found.tolist() for found in module.true_masks(rows)] == [(np.array(one) > 0).tolist() for one in masks]
+    assert len(list(module.test_dataloader())) and module.test_batch(rows)["mask"].flatten(1).any(1).all()
+    masks[0].save(mask_path, save_all=True, append_images=masks[1:2])
+    with pytest.raises(UserError, match=r"pages_mask.tif: 2 masks for the 3 images of .*pages.tif; save one for each"):
+        data(folder, frames="all", **options)
+
+
 def make_detector(module):
     """Return an untrained detector that reads as a data module does, from its file."""
     from helpers import baseline

@@ -50,7 +50,7 @@ def saved(folders, tmp_path_factory):
     images = detector.read(*folders["fit"])
     detector.learn([{"image": images}])
     detector.calibrate_on(detector.measure_all(detector.read(*folders["calibration"])), 0.05)
-    statistics = training_statistics(folders["fit"], brightness(images))
+    statistics = training_statistics([(path, 0) for path in folders["fit"]], brightness(images))
     detector.provenance = Provenance("a test", "test", "0" * 16, 0, 0.05, {}, statistics)
     path = tmp_path_factory.mktemp("detector") / "detector.pt"
     detector.save(path)
@@ -146,7 +146,7 @@ def test_what_cannot_grow_says_so(folders):
 
 def test_either_of_two_statistics(folders):
     dark, light = (
-        training_statistics(p, torch.tensor([[b - 1.0, 20], [b + 1.0, 20]]))
+        training_statistics([(path, 0) for path in p], torch.tensor([[b - 1.0, 20], [b + 1.0, 20]]))
         for p, b in ((folders["fit"], 80), (folders["new"], 170))
     )
     both = either(dark, light)

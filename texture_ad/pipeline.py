@@ -211,7 +211,7 @@ def prepare_data(run: Run) -> None:
     tiles = f" ({data.num_originals} tiles)" if data.geometry.tiled else ""
     layout = f", layout {data.layout.name}" if data.source == "folder" else ""
     print(
-        f"data     {data.source_name}{layout}: {len(data.training_paths)} training{tiles}, "
+        f"data     {data.source_name}{layout}: {len(data.training_pictures)} training{tiles}, "
         f"{len(data.calibration_samples)} calibration, {len(data.test_samples)} test images, {pixels}"
     )
     if data.reading.levels is not None:
@@ -387,7 +387,7 @@ def _provenance(run: Run, device: torch.device) -> Provenance:
         seed=run.config.seed,
         false_alarm_rate=float(run.config.false_alarm_rate),
         versions=versions(),
-        training_images=training_statistics(data.training_paths, torch.cat(levels)),
+        training_images=training_statistics(data.training_pictures, torch.cat(levels)),
     )
 
 
@@ -440,7 +440,7 @@ def write_cards(run: Run, detector: AnomalyDetector) -> list[Card]:
         metrics=run.metrics | {"threshold": float(detector.threshold)},
         config=OmegaConf.to_container(run.config, resolve=True),  # type: ignore[arg-type]
         command=run.command,
-        train=run.data.training_paths,
+        train=list(dict.fromkeys(path for path, _ in run.data.training_pictures)),
         calibration=run.data.calibration_samples,
         test=run.data.test_samples,
         copies=run.copies,

@@ -31,9 +31,9 @@ def check_data(config: DictConfig) -> list[str]:
     # What stopped the set-up may have kept it from finding these.
     reading, roi = getattr(data, "reading", Reading(frames=data.frames)), getattr(data, "interest", None)
     sides = {
-        "training": inspect_files(data.training_paths, reading, True, roi),
-        "calibration": inspect_files((sample.path for sample in data.calibration_samples), reading, True, roi),
-        "test": inspect_files((sample.path for sample in data.layout.test), reading),
+        "training": inspect_files(data.training_pictures, reading, True, roi),
+        "calibration": inspect_files((sample.picture for sample in data.calibration_samples), reading, True, roi),
+        "test": inspect_files((sample.picture for sample in data.layout.test), reading),
     }
     files = [file for side in sides.values() for file in side]
     problems = [file.problem for file in files if file.problem]

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, RandomSampler, Sampler
 
 from texture_ad.data.augmentation import Augmentation
 from texture_ad.data.geometry import Geometry, Shape
-from texture_ad.data.images import Reading, read_mask, resize_mask
+from texture_ad.data.images import Reading, resize_mask
 from texture_ad.data.layouts import Sample
 from texture_ad.data.pictures import DamagedPicture, Picture, read_scaled
 from texture_ad.data.roi import Roi
@@ -51,7 +51,7 @@ def load_sample(
         raise UserError(f"{sample.path}: one colour all over, nothing to learn from; remove this exposure")
     mask = torch.zeros(size, dtype=torch.bool)
     if sample.mask:
-        mask = resize_mask(read_mask(sample.mask, shape), size)
+        mask = resize_mask(sample.read_mask(shape), size)
     return image, mask
 
 
@@ -81,7 +81,7 @@ def load_tiles(
         raise UserError(f"{picture.path}: one colour all over, nothing to learn from; remove this exposure")
     masks = [torch.zeros(tile.shape[1:], dtype=torch.bool) for tile in tiles]
     if samples[0].mask:
-        truth = read_mask(samples[0].mask, picture.shape)
+        truth = samples[0].read_mask(picture.shape)
         for mask, (top, left, height, width) in zip(masks, windows, strict=True):
             part = truth[top : top + height, left : left + width]
             mask[: part.shape[0], : part.shape[1]] = torch.from_numpy(part)
@@ -144,7 +144,7 @@ class ImageBatches(Dataset[Batch]):
         sample = self.samples[number]
         if self.roi is None or sample.window is None:
             return self.roi
-        return Roi(self.roi.at(Picture(sample.path).shape, sample.window))
+        return Roi(self.roi.at(Picture(sample.path, frame=sample.frame).shape, sample.window))
 
     @property
     def in_memory(self) -> bool:
@@ -251,7 +251,7 @@ class PictureBatches(Dataset[Batch]):
     def _mask(self, sample: Sample, picture: Picture) -> Tensor:
         if sample.mask is None:
             return torch.zeros(self.geometry.view, dtype=torch.bool)
-        return resize_mask(read_mask(sample.mask, picture.shape), self.geometry.view)
+        return resize_mask(sample.read_mask(picture.shape), self.geometry.view)
 
 
 class WithSyntheticDefects(Dataset[Batch]):

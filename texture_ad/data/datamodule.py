@@ -44,7 +44,6 @@ from texture_ad.data.images import (
     Reading,
     checked_levels,
     frames_of,
-    read_mask,
     resize_mask,
     shapes_of,
     training_levels,
@@ -300,8 +299,7 @@ class TextureDataModule(L.LightningDataModule):
         self.geometry = self._find_geometry()
         self.interest = read_roi(self.roi, self._typical, self.geometry.view)
         self.warnings += self._outside()
-        pictures = ((sample.path, sample.frame) for sample in self.train_samples)
-        levels = self.range or training_levels(pictures, self.interest)
+        levels = self.range or training_levels((sample.picture for sample in self.train_samples), self.interest)
         self.reading = Reading(levels, self.frames)
         self._make_batches()
         self._ready = True
@@ -389,12 +387,12 @@ class TextureDataModule(L.LightningDataModule):
         if self.interest is None:
             return
         masked = [sample for sample in self.test_samples if sample.mask]
-        shapes = shapes_of([sample.path for sample in masked])
+        shapes = shapes_of(sample.picture for sample in masked)
         outside = [
             sample.path
             for sample in masked
-            if (shape := shapes.get(sample.path))
-            and not read_mask(sample.mask, shape)[self.interest.at(shape).numpy()].any()  # type: ignore[arg-type]
+            if (shape := shapes.get(sample.picture))
+            and not sample.read_mask(shape)[self.interest.at(shape).numpy()].any()
         ]
         if outside:
             yield (
@@ -404,14 +402,14 @@ class TextureDataModule(L.LightningDataModule):
 
     def _find_geometry(self) -> Geometry:
         """Return the geometry that `size` asks for, and note which images have another aspect."""
-        shapes = shapes_of([sample.path for sample in self.layout.samples])
-        trained = [shapes[sample.path] for sample in self.layout.train if sample.path in shapes] or [(1, 1)]
+        shapes = shapes_of(sample.picture for sample in self.layout.samples)
+        trained = [shapes[sample.picture] for sample in self.layout.train if sample.picture in shapes] or [(1, 1)]
         self._typical = typical_shape(trained)
         self.stretched = {}
         if self.tile is not None:
             return tiles(self.tile, self.overlap, trained, shapes.values())
         size = scaled_shape(self.size, trained) if isinstance(self.size, int) else checked_shape("size", self.size)
-        self.stretched = {path: shape for path, shape in shapes.items() if not same_aspect(shape, size)}
+        self.stretched = {path: shape for (path, _), shape in shapes.items() if not same_aspect(shape, size)}
         return Geometry(size)
 
     def _make_batches(self) -> None:
@@ -443,21 +441,21 @@ class TextureDataModule(L.LightningDataModule):
 
     def _tiles(self, samples: list[Sample], most: int) -> list[Sample]:
         """Return tiles of pictures as samples, `most` of them drawn at random where there are more, in order."""
-        shapes = shapes_of([sample.path for sample in samples])
+        shapes = shapes_of(sample.picture for sample in samples)
         found = [
             replace(sample, window=window)
             for sample in samples
-            for window in grid_windows(shapes.get(sample.path, (1, 1)), self.geometry.size, self.overlap)
-            if counts(self.interest, shapes.get(sample.path, (1, 1)), window)
+            for window in grid_windows(shapes.get(sample.picture, (1, 1)), self.geometry.size, self.overlap)
+            if counts(self.interest, shapes.get(sample.picture, (1, 1)), window)
         ]
         generator = torch.Generator().manual_seed(self.seed)
         chosen = torch.randperm(len(found), generator=generator)[:most].sort().values
         return [found[i] for i in chosen.tolist()]
 
     @property
-    def training_paths(self) -> list[Path]:
-        """Return the files of the training images, each once, in order."""
-        return list(dict.fromkeys(sample.path for sample in self.train_samples))
+    def training_pictures(self) -> list[tuple[Path, int]]:
+        """Return the files of the training images and which frame of them, each once, in order."""
+        return list(dict.fromkeys(sample.picture for sample in self.train_samples))
 
     def training_views(self) -> Iterator[Tensor]:
         """Yield whole training images as they are shown, uint8 (B, 3, H, W); of several processes each its own part."""
@@ -543,9 +541,9 @@ class TextureDataModule(L.LightningDataModule):
         That of an anomalous image without a mask is None. Pixels outside the region of interest are masked entries.
         """
         for sample in (self.test_samples[index] for index in indices):
-            shape = shapes_of([sample.path])[sample.path]
+            shape = shapes_of([sample.picture])[sample.picture]
             normal = None if sample.label else np.zeros(shape, bool)
-            mask = read_mask(sample.mask, shape) if sample.mask else normal
+            mask = sample.read_mask(shape) if sample.mask else normal
             if mask is not None and self.interest is not None:
                 mask = np.ma.array(mask, mask=~self.interest.at(shape).numpy())
             yield mask
@@ -572,7 +570,7 @@ class TextureDataModule(L.LightningDataModule):
         shape = Picture(sample.path, self.reading, sample.frame).shape
         middle: Sequence[float] = [side / 2 for side in shape]
         if sample.mask is not None:
-            middle = [float(np.median(where)) for where in read_mask(sample.mask, shape).nonzero()]
+            middle = [float(np.median(where)) for where in sample.read_mask(shape).nonzero()]
         top, left = (
             min(max(0, round(at - length / 2)), max(0, side - length))
             for at, side, length in zip(middle, shape, self.geometry.size, strict=True)
@@ -584,7 +582,7 @@ class TextureDataModule(L.LightningDataModule):
         sample = self.test_samples[number]
         if sample.mask is None:
             return None
-        return resize_mask(read_mask(sample.mask, shapes_of([sample.path])[sample.path]), self.geometry.view).numpy()
+        return resize_mask(sample.read_mask(shapes_of([sample.picture])[sample.picture]), self.geometry.view).numpy()
 
     def test_view(self, number: int) -> np.ndarray:
         """Return the test image of this number for drawings, uint8 (H, W, 3) of the view, dark outside the roi."""

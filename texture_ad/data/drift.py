@@ -1,5 +1,6 @@
 """Comparison of images with those that a detector was trained on: size, mode, brightness and contrast."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -96,14 +97,14 @@ def brightness(images: Tensor) -> Tensor:
     return torch.stack((grey.mean(1), grey.std(1)), 1)
 
 
-def training_statistics(paths: list[Path], levels: Tensor) -> ImageStatistics:
+def training_statistics(pictures: Iterable[tuple[Path, int]], levels: Tensor) -> ImageStatistics:
     """Return what a detector keeps of its training images.
 
     Args:
-        paths: of the training images.
+        pictures: files of the training images, and which frame of each.
         levels: `brightness` of all of them, (N, 2).
     """
-    widths, heights, modes = zip(*(header(p) for p in paths), strict=True)
+    widths, heights, modes = zip(*(header(*picture) for picture in pictures), strict=True)
     mean = levels.mean(0)
     spread = levels.std(0, unbiased=False).clamp(min=1.0)
     return ImageStatistics(

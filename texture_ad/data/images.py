@@ -221,8 +221,12 @@ def _turned(values: np.ndarray, orientation: int) -> np.ndarray:
     return np.asarray(ImageOps.exif_transpose(image))
 
 
-def header(path: Path) -> tuple[int, int, str]:
+def header(path: Path, frame: int = 0) -> tuple[int, int, str]:
     """Return width and height in pixels, as shown by EXIF's orientation, and the mode of an image; nothing is decoded.
+
+    Args:
+        path: of the file.
+        frame: which one of a file that holds several.
 
     Raises:
         UserError: no image.
@@ -233,6 +237,8 @@ def header(path: Path) -> tuple[int, int, str]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=FORMATS) as image:
+                if frame:
+                    image.seek(frame)
                 # Pillow has turned a TIFF's size already, and would decode a PNG to look for EXIF behind its pixels.
                 exif = image.getexif() if "exif" in image.info else {}
                 width, height = image.size[::-1] if exif.get(ORIENTATION, 1) in TURNED else image.size
@@ -242,19 +248,19 @@ def header(path: Path) -> tuple[int, int, str]:
     except Exception as error:
         with suppress(OSError, ValueError):
             if is_tiff(path):
-                with open_page(path) as page:
+                with open_page(path, frame) as page:
                     width, height = page.width, page.height
                     return (height, width, page.mode) if page.orientation in TURNED else (width, height, page.mode)
         raise UserError(f"{path}: can't be read as an image; copy it again or remove it") from error
 
 
-def shapes_of(paths: Iterable[Path]) -> dict[Path, tuple[int, int]]:
-    """Return (height, width) in pixels of every image; one that can't be read is left out, its reader says why."""
+def shapes_of(pictures: Iterable[tuple[Path, int]]) -> dict[tuple[Path, int], tuple[int, int]]:
+    """Return (height, width) in pixels of frames of files; what can't be read is left out, its reader says why."""
     found = {}
-    for path in paths:
+    for path, frame in pictures:
         with suppress(UserError):
-            width, height, _ = header(path)
-            found[path] = (height, width)
+            width, height, _ = header(path, frame)
+            found[path, frame] = (height, width)
     return found
 
 
@@ -377,7 +383,7 @@ def rgb(image: Image.Image | np.ndarray, levels: Levels) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
+def read_mask(path: Path, shape: tuple[int, int], frame: int = 0) -> np.ndarray:
     """Read a ground-truth mask: every pixel that is not 0 belongs to a defect.
 
     So the numbers of several classes or regions may stand in one mask. JPEG and resampling blur black and white: in a
@@ -387,6 +393,7 @@ def read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
     Args:
         path: of the mask's file.
         shape: (H, W) of its image.
+        frame: which one of a file that holds several.
 
     Returns:
         bool (H, W), False everywhere where the mask marks no pixel.
@@ -394,7 +401,7 @@ def read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
     Raises:
         UserError: unreadable, of another size than its image, or a picture.
     """
-    image = open_image(Path(path))
+    image = open_image(Path(path), frame)
     lossy = isinstance(image, Image.Image) and image.format in ("JPEG", "MPO", "WEBP")
     values = image if isinstance(image, np.ndarray) else np.asarray(image.convert("RGB"))
     values = values.max(-1) if values.ndim == 3 else values

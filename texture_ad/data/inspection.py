@@ -31,6 +31,7 @@ class File:
 
     Args:
         path: of the file.
+        frame: which one of a file that holds several.
         shape: (height, width) in pixels, None where it can't be read.
         mode: Pillow's name of its mode, "" where it can't be read.
         hash: bits of its perceptual hash, None where it can't be read or no hash was asked for.
@@ -38,6 +39,7 @@ class File:
     """
 
     path: Path
+    frame: int = 0
     shape: tuple[int, int] | None = None
     mode: str = ""
     hash: np.ndarray | None = field(default=None, repr=False, compare=False)
@@ -49,25 +51,28 @@ def can_hash() -> bool:
     return find_spec("imagehash") is not None
 
 
-def inspect_files(paths: Iterable[Path], reading: Reading, varied: bool = False, roi: Roi | None = None) -> list[File]:
-    """Decode image files and return what they are, each file once.
+def inspect_files(
+    pictures: Iterable[tuple[Path, int]], reading: Reading, varied: bool = False, roi: Roi | None = None
+) -> list[File]:
+    """Decode images and return what they are, each once.
 
     Args:
-        paths: of the files.
+        pictures: files, and which frame of each.
         reading: how they are read.
         varied: refuse an image of one colour, from which nothing can be learnt.
         roi: the region of interest, in which it has to vary.
     """
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(lambda path: _inspect(path, reading, varied, roi), dict.fromkeys(paths)))
+        return list(pool.map(lambda picture: _inspect(picture, reading, varied, roi), dict.fromkeys(pictures)))
 
 
-def _inspect(path: Path, reading: Reading, varied: bool, roi: Roi | None) -> File:
+def _inspect(picture: tuple[Path, int], reading: Reading, varied: bool, roi: Roi | None) -> File:
+    path, frame = picture
     try:
-        width, height, mode = header(path)
-        values = read_image(path, reading)
+        width, height, mode = header(path, frame)
+        values = read_image(path, reading, frame)
     except UserError as error:
-        return File(path, problem=str(error))
+        return File(path, frame, problem=str(error))
     pixels = rounded(values)
     # Without levels from the training images, dark ones of more than 8 bits may be rounded to one colour.
     told = values if reading.levels is None else pixels
@@ -75,7 +80,9 @@ def _inspect(path: Path, reading: Reading, varied: bool, roi: Roi | None) -> Fil
     problem = ""
     if varied and (told == told[:1]).all():
         problem = f"{path}: one colour all over, nothing to learn from; remove this exposure"
-    return File(path, (height, width), mode, perceptual_hash(pixels) if can_hash() else None, problem)
+    # Frames of one file are as a rule near-duplicates of each other, of which there is nothing to tell.
+    bits = perceptual_hash(pixels) if can_hash() and not frame else None
+    return File(path, frame, (height, width), mode, bits, problem)
 
 
 def perceptual_hash(pixels: np.ndarray) -> np.ndarray:
@@ -108,7 +115,7 @@ def described(files: Sequence[File]) -> str:
     """Return sizes and modes of files as text, the commonest first, each with its number where there are several.
 
     Examples:
-        >>> described([File(Path("a"), (4, 8), "L"), File(Path("b"), (4, 8), "RGB")])
+        >>> described([File(Path("a"), 0, (4, 8), "L"), File(Path("b"), 0, (4, 8), "RGB")])
         '8 x 4 px; L (1), RGB (1)'
     """
     sizes = Counter("{1} x {0} px".format(*file.shape) for file in files if file.shape)
@@ -131,7 +138,7 @@ def copy_lines(sides: dict[str, list[File]], folder: Path) -> Iterator[str]:
     """
     side_of = {file.path: side for side, files in sides.items() for file in files}
     # Frames of one file may lie on several sides.
-    files = {file.path: file for group in sides.values() for file in group if file.shape}.values()
+    files = {file.path: file for group in sides.values() for file in group if file.shape and not file.frame}.values()
     same = copies(file.path for file in files)
     one_content = [set(group) for group in same]
     near = [group for group in near_duplicates(files) if not any(set(group) <= content for content in one_content)]

@@ -46,7 +46,7 @@ class Picture:
         self.path = Path(path)
         self.reading = reading or Reading()
         self.frame = frame
-        width, height, _ = header(self.path)
+        width, height, _ = header(self.path, frame)
         self.shape: Shape = (height, width)
         self.levels: Levels = (0.0, 255.0)
         self._image: Image.Image | np.ndarray | None = None

@@ -133,7 +133,7 @@ def extended(
     false_alarm_rate: float,
 ) -> Provenance:
     """Return what a detector was made from, after an update with the images (n, 3, H, W) of these photographs."""
-    new = training_statistics(list(paths), brightness(images))
+    new = training_statistics([(path, 0) for path in paths], brightness(images))
     old = provenance.training_images
     digest = hashlib.sha256(provenance.data_fingerprint.encode())
     for path in paths:

@@ -7,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from texture_ad.data.geometry import Window
+import numpy as np
+
+from texture_ad.data.geometry import Shape, Window
 from texture_ad.data.images import check_size, frames_of, header, read_mask
 from texture_ad.data.layouts.files import listed
 from texture_ad.errors import UserError
@@ -24,6 +26,7 @@ class Sample:
         mask: file of its ground truth, None without one.
         name: that no other photograph of its kind has: the path below the kind's folder; empty for the file's name.
         frame: which one of a file that holds several.
+        mask_frame: which one of the mask's file.
         window: the tile of it that is meant, None for all of it.
         group: what it shares with others, such as a roll or an item; "" where that is not known.
     """
@@ -34,11 +37,26 @@ class Sample:
     mask: Path | None = None
     name: str = ""
     frame: int = 0
+    mask_frame: int = 0
     window: Window | None = None
     group: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.name or self.path.name)
+
+    @property
+    def picture(self) -> tuple[Path, int]:
+        """Return its file and which frame of it."""
+        return self.path, self.frame
+
+    def read_mask(self, shape: Shape) -> np.ndarray:
+        """Return its ground truth, bool (H, W), of an image of this size (H, W); see `images.read_mask`.
+
+        Raises:
+            UserError: it can't be used.
+        """
+        assert self.mask is not None
+        return read_mask(self.mask, shape, self.mask_frame)
 
     def below(self, folder: Path) -> str:
         """Return the path as text, relative to a folder where it lies below; a frame's number comes after "#"."""
@@ -88,17 +106,31 @@ def with_left_out(layout: Layout, files: Iterable[Path]) -> Layout:
 
 
 def with_frames(layout: Layout) -> Layout:
-    """Return a layout in which every image of a file that holds several is a sample of its own, named NAME#NUMBER."""
-    counts = frames_of(sample.path for sample in layout.samples)
+    """Return a layout in which every image of a file that holds several is a sample of its own, named NAME#NUMBER.
 
-    def split(samples: list[Sample]) -> list[Sample]:
+    The mask of each is that with its number; the only one of a file with a single mask is that of all.
+
+    Raises:
+        UserError: a file of another number of masks.
+    """
+    counts = frames_of(path for sample in layout.samples for path in (sample.path, sample.mask) if path)
+
+    def split(sample: Sample) -> list[Sample]:
+        count = counts[sample.path]
+        if count == 1:
+            return [sample]
+        masks = counts[sample.mask] if sample.mask else 1
+        if masks not in (1, count):
+            raise UserError(f"{sample.mask}: {masks} masks for the {count} images of {sample.path}; save one for each")
         return [
-            replace(sample, name=f"{sample.name}#{frame + 1}", frame=frame) if counts[sample.path] > 1 else sample
-            for sample in samples
-            for frame in range(counts[sample.path])
+            replace(sample, name=f"{sample.name}#{frame + 1}", frame=frame, mask_frame=frame if masks > 1 else 0)
+            for frame in range(count)
         ]
 
-    return replace(layout, train=split(layout.train), calibration=split(layout.calibration), test=split(layout.test))
+    def all_of(samples: list[Sample]) -> list[Sample]:
+        return [frame for sample in samples for frame in split(sample)]
+
+    return replace(layout, train=all_of(layout.train), calibration=all_of(layout.calibration), test=all_of(layout.test))
 
 
 def mask_marks(samples: list[Sample]) -> list[bool]:
@@ -126,12 +158,12 @@ def _mask_marks(sample: Sample) -> bool | UserError:
     if sample.mask is None:
         return False
     try:
-        width, height, _ = header(sample.path)
+        width, height, _ = header(sample.path, sample.frame)
         check_size(sample.path, width, height)
     except UserError:
         return True  # the image's reader says what is wrong with it
     try:
-        return bool(read_mask(sample.mask, (height, width)).any())
+        return bool(sample.read_mask((height, width)).any())
     except UserError as error:
         return error
 
