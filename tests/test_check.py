@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from texture_ad.data import importing, inspection
@@ -85,6 +86,18 @@ def test_check_tells_what_a_run_would_use(folder, command):
     )
     assert out.endswith("ready    a run would start\n")
     assert not (folder / "runs").exists()
+
+
+def test_another_depth_is_told(folder, command):
+    for name in ("train/good/3.png", "test/good/0.png"):
+        (folder / name).unlink()
+        tifffile.imwrite(folder / name.replace("png", "tif"), np.stack([noise(3).astype(np.uint16) * 257] * 3, -1))
+    (folder / "test/hole/0.png").write_bytes(b"")
+    _, out, _ = command("check", "data=folder", f"data.root={folder}")
+    assert "L (4), RGB of more than 8 bits (1)" in out
+    warned = next(line for line in out.splitlines() if "give all one depth" in line)
+    assert warned.startswith("warning: 2 of 10 files have more than 8 bits a channel and the others have not")
+    assert "0.tif" in warned and "3.tif" in warned
 
 
 def test_check_names_every_fault_and_is_refused_as_a_run_is(folder, command):

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, RandomSampler, Sampler
 
 from texture_ad.data.augmentation import Augmentation
 from texture_ad.data.geometry import Geometry, Shape
-from texture_ad.data.images import Reading, resize_mask
+from texture_ad.data.images import Reading, in_turn, resize_mask
 from texture_ad.data.layouts import Sample
 from texture_ad.data.pictures import DamagedPicture, Picture, read_scaled
 from texture_ad.data.roi import Roi
@@ -135,9 +135,10 @@ class ImageBatches(Dataset[Batch]):
 
     def _load(self, samples: list[Sample]) -> list[tuple[Tensor, Tensor]]:
         """Read the samples of one file and their masks."""
-        if samples[0].window is not None:
-            return load_tiles(samples, self.training, self.reading, self.roi)
-        return [load_sample(sample, self.size, self.training, self.reading, self.roi) for sample in samples]
+        with in_turn(samples[0].path):
+            if samples[0].window is not None:
+                return load_tiles(samples, self.training, self.reading, self.roi)
+            return [load_sample(sample, self.size, self.training, self.reading, self.roi) for sample in samples]
 
     def roi_of(self, number: int) -> Roi | None:
         """Return the region of interest of one image, or tile."""

@@ -43,6 +43,7 @@ from texture_ad.data.images import (
     Frames,
     Reading,
     checked_levels,
+    file_is_deep,
     frames_of,
     resize_mask,
     shapes_of,
@@ -301,6 +302,7 @@ class TextureDataModule(L.LightningDataModule):
         self.warnings += self._outside()
         levels = self.range or training_levels((sample.picture for sample in self.train_samples), self.interest)
         self.reading = Reading(levels, self.frames)
+        self.warnings += self._of_other_depth()
         self._make_batches()
         self._ready = True
 
@@ -398,6 +400,20 @@ class TextureDataModule(L.LightningDataModule):
             yield (
                 f"{len(outside)} anomalous images have no defect within data.roi, and count as anomalous all the same: "
                 f"{listed(outside)}"
+            )
+
+    def _of_other_depth(self) -> Iterator[str]:
+        """Yield a sentence about images of another depth than most, whose brightness doesn't compare with theirs."""
+        paths = list(dict.fromkeys(sample.path for sample in self.layout.samples))
+        by_depth: dict[bool | None, list[Path]] = {True: [], False: [], None: []}
+        for path in paths:
+            by_depth[file_is_deep(path)].append(path)
+        deep, plain = by_depth[True], by_depth[False]
+        if deep and plain:
+            few, depth = (deep, "more than 8 bits") if len(deep) < len(plain) else (plain, "8 bits")
+            yield (
+                f"{len(few)} of {len(paths)} files have {depth} a channel and the others have not, so that black and "
+                f"white don't mean the same; give all one depth: {listed(few)}"
             )
 
     def _find_geometry(self) -> Geometry:

@@ -5,11 +5,12 @@ rounds: a detector's images are bytes, but they are rounded once and last.
 """
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -32,7 +33,10 @@ FORMATS = tuple(name for name in Image.ID if name not in _NO_PICTURES)
 IMAGE_SUFFIXES = frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS)
 
 MAX_PIXELS = 500_000_000
+LARGE = 2**24  # pixels of a picture of which one is decoded at a time
+_large = Lock()
 DECODED = 4  # bytes of a pixel, at most, as Pillow holds it
+DEEP = 16  # bytes of a pixel of more than 8 bits, while it is decoded and scaled
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower; `check_size` looks at every file
 MIN_SIDE = 4
 ORIENTATION = 0x0112  # of EXIF
@@ -133,11 +137,10 @@ def open_image(path: Path, frame: int = 0, frames: Frames = "first") -> Image.Im
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(path, formats=FORMATS)
-            check_size(path, *image.size)
             _check_frames(path, count_frames(image), frames)
             if frame:
                 image.seek(frame)
-                check_size(path, *image.size)
+            check_size(path, *image.size, DEEP if is_deep(image) else DECODED)
             return _decode(path, image, frame)
     except UserError:
         raise
@@ -185,6 +188,8 @@ def _decode(path: Path, image: Image.Image, frame: int) -> Image.Image | np.ndar
     if deep and image.mode in ("RGB", "RGBA", "LA"):
         orientation = image.getexif().get(ORIENTATION, 1)
         values = _colour_values(path, image, frame)
+        if orientation == 1:
+            return values
         return np.stack([_turned(values[..., c].astype(np.float32), orientation) for c in range(3)], -1).astype(
             np.uint16
         )
@@ -315,22 +320,44 @@ def training_levels(pictures: Iterable[tuple[Path, int]], roi: "Roi | None" = No
     return (max(0.0, low - margin) if low >= 0 else low - margin), high + margin
 
 
-def _levels(path: Path, frame: int, roi: "Roi | None") -> Levels | None:
-    """Return the range of an image's values but for its tails, None for an image of 8 bits."""
+@contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """Let one thread at a time decode and use a large picture; several at once could fill the memory."""
+    try:
+        width, height, _ = header(path)
+    except UserError:  # which its reader tells
+        width = height = 0
+    with _large if width * height > LARGE else nullcontext():
+        yield
+
+
+def file_is_deep(path: Path) -> bool | None:
+    """Return whether a file has more than 8 bits a channel, None where it can't be read; nothing is decoded."""
     with suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(path, formats=FORMATS) as image:
-            if not is_deep(image):
-                return None
-    values = open_image(path, frame)
-    if isinstance(values, Image.Image):  # of 8 bits, though Pillow could not open it
+            return is_deep(image)
+    with suppress(Exception):
+        if is_tiff(path):
+            with open_page(path) as page:
+                return not page.mode.startswith("uint8")
+    return None
+
+
+def _levels(path: Path, frame: int, roi: "Roi | None") -> Levels | None:
+    """Return the range of an image's values but for its tails, None for an image of 8 bits."""
+    if not file_is_deep(path):
         return None
-    values = values if roi is None else values[roi.at((values.shape[0], values.shape[1])).numpy()]
-    finite = values[np.isfinite(values)]
-    if not finite.size:
-        raise UserError(f"{path}: no value is finite; remove the image")
-    low, high = np.percentile(finite, [TAIL, 100 - TAIL])
-    return float(low), float(high)
+    with in_turn(path):
+        values = open_image(path, frame)
+        if isinstance(values, Image.Image):
+            return None
+        values = values if roi is None else values[roi.at((values.shape[0], values.shape[1])).numpy()]
+        finite = values[np.isfinite(values)]
+        if not finite.size:
+            raise UserError(f"{path}: no value is finite; remove the image")
+        low, high = np.percentile(finite, [TAIL, 100 - TAIL])
+        return float(low), float(high)
 
 
 def _scaled(values: np.ndarray, levels: Levels) -> np.ndarray:

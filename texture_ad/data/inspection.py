@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from texture_ad.data.images import Reading, header, read_image
+from texture_ad.data.images import Reading, header, in_turn, read_image
 from texture_ad.data.layouts import copies, listed
 from texture_ad.data.pictures import rounded
 from texture_ad.data.roi import Roi
@@ -33,7 +33,7 @@ class File:
         path: of the file.
         frame: which one of a file that holds several.
         shape: (height, width) in pixels, None where it can't be read.
-        mode: Pillow's name of its mode, "" where it can't be read.
+        mode: Pillow's name of its mode, and its depth where that doesn't tell it, "" where it can't be read.
         hash: bits of its perceptual hash, None where it can't be read or no hash was asked for.
         problem: why a run would refuse it, "" where it wouldn't.
     """
@@ -68,11 +68,18 @@ def inspect_files(
 
 def _inspect(picture: tuple[Path, int], reading: Reading, varied: bool, roi: Roi | None) -> File:
     path, frame = picture
+    with in_turn(path):
+        return _decoded(path, frame, reading, varied, roi)
+
+
+def _decoded(path: Path, frame: int, reading: Reading, varied: bool, roi: Roi | None) -> File:
     try:
         width, height, mode = header(path, frame)
         values = read_image(path, reading, frame)
     except UserError as error:
         return File(path, frame, problem=str(error))
+    if values.dtype != np.uint8 and mode in ("L", "LA", "RGB", "RGBA"):
+        mode += " of more than 8 bits"
     pixels = rounded(values)
     # Without levels from the training images, dark ones of more than 8 bits may be rounded to one colour.
     told = values if reading.levels is None else pixels

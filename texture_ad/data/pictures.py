@@ -15,6 +15,7 @@ from texture_ad.errors import UserError
 
 STRIP = 2**22  # pixels that are reduced at a time
 WHOLE = 10**8  # pixels up to which a picture is resized in one piece
+WHOLE_DEEP = 10**7  # likewise of more than 8 bits, which become floats
 
 
 def read_scaled(path: Path, size: Shape, reading: Reading | None = None, frame: int = 0) -> tuple[Tensor, Shape]:
@@ -83,10 +84,10 @@ class Picture:
 
     def scaled(self, size: Shape) -> Tensor:
         """Return the whole picture at another size, uint8 (3, h, w); a large one is first reduced by a whole factor."""
-        _ = self.image
+        most = WHOLE_DEEP if isinstance(self.image, np.ndarray) else WHOLE
         (height, width) = self.shape
         factor = min(height // size[0], width // size[1]) // 2
-        if height * width <= WHOLE or factor < 2:
+        if height * width <= most or factor < 2:
             return resize(self.pixels(Window(0, 0, height, width)), size)
         rows = max(1, STRIP // (width * factor)) * factor
         strips = [self._reduced(Window(top, 0, rows, width), factor) for top in range(0, height, rows)]

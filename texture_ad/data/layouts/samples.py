@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from texture_ad.data.geometry import Shape, Window
-from texture_ad.data.images import check_size, frames_of, header, read_mask
+from texture_ad.data.images import check_size, frames_of, header, in_turn, read_mask
 from texture_ad.data.layouts.files import listed
 from texture_ad.errors import UserError
 
@@ -163,7 +163,8 @@ def _mask_marks(sample: Sample) -> bool | UserError:
     except UserError:
         return True  # the image's reader says what is wrong with it
     try:
-        return bool(sample.read_mask((height, width)).any())
+        with in_turn(sample.mask):
+            return bool(sample.read_mask((height, width)).any())
     except UserError as error:
         return error
 
