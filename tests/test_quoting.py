@@ -61,6 +61,14 @@ def test_a_place_is_taken_to_the_letter_and_a_list_of_places_by_the_grammar(name
     (argument,) = quote_paths([f"data.normal={name}"])
     assert parsed(argument) == name
     assert parsed(quote_paths(["data.normal=[OK,'b (1)/*.png']"])[0]) == ["OK", "b (1)/*.png"]
+    assert parsed(quote_paths(["data.normal=[OK,'b, c', b (1)/*.png ,it's,it's]"])[0]) == [
+        "OK",
+        "b, c",
+        "b (1)/*.png",
+        "it's",
+        "it's",
+    ]
+    assert parsed(quote_paths(["data.roi=[1,2,30,40]"])[0]) == [1, 2, 30, 40]
 
 
 def test_what_is_no_path_stays(tmp_path):
@@ -71,6 +79,9 @@ def test_what_is_no_path_stays(tmp_path):
 def test_a_sweep_of_paths_and_a_path_with_a_comma(tmp_path):
     (tmp_path / "a,b").mkdir()
     assert quote_paths(["-m", "data.root=x,y"])[1] == "data.root=x,y"
+    assert quote_paths(["-m", "data.root=x (1),it's"])[1] == r"data.root='x (1)','it\'s'"
+    kept = ["-m", "data.root=choice(a,b)", "data.masks=null,b"]
+    assert quote_paths(kept) == kept
     assert parsed(quote_paths(["-m", f"data.root={tmp_path}/a,b"])[1]) == f"{tmp_path}/a,b"
     assert parsed(quote_paths(["-m", "run_dir=x,y"])[1]) == "x,y"
 

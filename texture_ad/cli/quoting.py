@@ -31,16 +31,21 @@ LIST_KEYS = frozenset({"data.anomalous", "data.masks", "data.normal", "data.roi"
 # Paths that the grammar reads as they are.
 _PLAIN = re.compile(r"(?!(true|false|nan|inf|null)$)[A-Za-z_./][A-Za-z0-9_./-]*", re.IGNORECASE | re.ASCII)
 
+_PARTS = re.compile(r"""(?<![^,])\s*('[^']*'|"[^"]*"|[^,]+)\s*(?=,|$)""")  # between commas that are in no quotes
+_KNOWN = re.compile(r"""-?[0-9.]+|null|'.*'|".*"|.*\$\{.*""")  # a number, none, in quotes, an interpolation
+_FUNCTION = re.compile(r"\w+\(.*\)")
+
 
 def quote_paths(arguments: list[str]) -> list[str]:
     """Return the arguments of a command line with the values of keys that are paths in quotes.
 
-    Left as they are: null, interpolations (${...}), values in quotes, and in a sweep (-m) a list of values that is not
-    itself the name of something that exists. Where a run is written does not vary within a sweep.
+    Left as they are: null, interpolations (${...}), values in quotes, and in a sweep (-m) functions such as
+    choice(a,b). Of a list each part is quoted, and so is each value of a sweep, unless they are together the name of
+    something that exists. Where a run is written does not vary within a sweep.
 
     Examples:
-        >>> quote_paths(["data.root=photos (1)", "seed=0,1"])
-        ["data.root='photos (1)'", 'seed=0,1']
+        >>> quote_paths(["data.root=photos (1)", "data.normal=[OK (1),good]", "seed=0,1"])
+        ["data.root='photos (1)'", "data.normal=['OK (1)',good]", 'seed=0,1']
     """
     sweep = any(argument in ("-m", "--multirun") for argument in arguments)
     return [_quoted(argument, sweep) for argument in arguments]
@@ -49,7 +54,10 @@ def quote_paths(arguments: list[str]) -> list[str]:
 def _quoted(argument: str, sweep: bool) -> str:
     key, equals, value = argument.partition("=")
     name = key.lstrip("+")
-    if (name in LIST_KEYS and value.startswith("[")) or (name == "data.roi" and value.isdigit()):
+    if name in LIST_KEYS and value.startswith("["):
+        inner = value[1:-1]
+        return argument if not value.endswith("]") or "[" in inner else f"{key}=[{_each_quoted(inner)}]"
+    if name == "data.roi" and value.isdigit():
         return argument
     if (
         not equals
@@ -62,8 +70,14 @@ def _quoted(argument: str, sweep: bool) -> str:
     if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
         return argument
     if sweep and name != "run_dir" and "," in value and not Path(value).expanduser().exists():
-        return argument
+        return argument if _FUNCTION.fullmatch(value) else f"{key}={_each_quoted(value)}"
     return f"{key}={quoted(value)}"
+
+
+def _each_quoted(values: str) -> str:
+    """Return values with commas between them, each in quotes but for numbers, plain paths and what is in quotes."""
+    parts = [part.strip() for part in _PARTS.findall(values)]
+    return ",".join(part if _PLAIN.fullmatch(part) or _KNOWN.fullmatch(part) else quoted(part) for part in parts)
 
 
 def quoted(text: str) -> str:
