@@ -181,8 +181,11 @@ def test_its_own_pictures_are_not_scored(predict, photographs, tmp_path):
     (tmp_path / "a.png").write_bytes((photographs / "0.png").read_bytes())
     (tmp_path / "a.jpg").write_bytes((photographs / "1.png").read_bytes())
     for _ in range(2):
-        code, _, errors, rows = predict(tmp_path)
+        code, out, errors, rows = predict(tmp_path)
         assert code == 0 and [r["path"] for r in rows] == ["a.jpg", "a.png"], errors
+        assert "are no images" not in out
+    (tmp_path / "a.heic2").write_text("?")
+    assert f"note     1 files of {tmp_path} are no images: {tmp_path}/a.heic2\n" in predict(tmp_path)[1]
     assert sorted(p.name for p in (tmp_path / "out/overlays").iterdir()) == ["a.jpg", "a.png.jpg"]
 
 

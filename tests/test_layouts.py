@@ -369,6 +369,10 @@ def test_a_table_that_divides_its_images(shots):
     found = scan(shots, table=str(write(shots, *rows, head="path,label,mask,split")))
     assert [len(side) for side in (found.train, found.calibration, found.test)] == [4, 2, 3]
     assert [path.name for path in found.left_out["anomalous training images"]] == ["0.png"]
+    rows[0] = "shots/0.png,0,bad/m0.png,train"
+    masked = scan(shots, table=str(write(shots, *rows, head="path,label,mask,split")))
+    assert [path.name for path in masked.left_out["masks of normal images"]] == ["m0.png"]
+    rows[0] = "shots/0.png,0,,train"
     before = fingerprint(found, shots)
     for changed in ("shots/3.png,0,,test", "shots/3.png,0,,calibration"):
         rows[3] = changed

@@ -19,7 +19,7 @@ def main(config: DictConfig) -> None:
     from texture_ad.deploy.engines import FEW, EngineName, use_engine
     from texture_ad.deploy.notify import notifier
     from texture_ad.deploy.outputs import Wanted, check_distinct
-    from texture_ad.deploy.scorer import Scorer, predict, require_images
+    from texture_ad.deploy.scorer import Scorer, not_read, predict, require_images
     from texture_ad.deploy.watch import check_endless, check_folder, watch
     from texture_ad.methods.registry import load
     from texture_ad.training.resources import keep_freed_memory
@@ -36,6 +36,8 @@ def main(config: DictConfig) -> None:
     source = Path(config.input)
     output = Path(config.output)
     paths = [] if config.watch else require_images(source, output)
+    if paths and (others := not_read(source, output)):
+        print(f"note     {others}", flush=True)
     if config.submission:
         check_distinct(paths)
     if config.watch:

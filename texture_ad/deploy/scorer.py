@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from texture_ad.data.drift import brightness, differences
-from texture_ad.data.images import IMAGE_SUFFIXES, frames_in
-from texture_ad.data.layouts.files import unread
+from texture_ad.data.images import frames_in
+from texture_ad.data.layouts.files import is_image, listed, unread
 from texture_ad.data.pictures import Picture, read_scaled
 from texture_ad.deploy.outputs import FOLDERS, Wanted, write_files, write_regions
 from texture_ad.deploy.results import Result, decide
@@ -112,11 +112,24 @@ def find_images(source: Path, output: Path) -> list[Path]:
     """
     if source.is_file():
         return [source]
+    return sorted(path for path in _files(source, output) if is_image(path))
+
+
+def _files(source: Path, output: Path) -> Iterator[Path]:
+    """Yield the files below `source` that are not our own."""
     ours = {output.resolve()}
     if ours & {source.resolve(), *source.resolve().parents}:
         ours = {(output / name).resolve() for name in FOLDERS}
-    found = (p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    return sorted(p for p in found if ours.isdisjoint(p.resolve().parents))
+    yield from (p for p in source.rglob("*") if p.is_file() and ours.isdisjoint(p.resolve().parents))
+
+
+def not_read(source: Path, output: Path) -> str:
+    """Return a sentence on the files below `source` that are no images, "" where there are none.
+
+    Those that lie directly in `output` are left out, because they are our own.
+    """
+    others = [p for p in _files(source, output) if not is_image(p) and p.parent.resolve() != output.resolve()]
+    return f"{len(others)} files of {source} are no images: {listed(sorted(others))}" if others else ""
 
 
 def require_images(source: Path, output: Path) -> list[Path]:

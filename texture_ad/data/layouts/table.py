@@ -136,6 +136,8 @@ def table_layout(table: Path, rows: Sequence[Row], base: Path) -> Layout:
     _, names = below_common(_file(base, row.path) for row in rows)
     for row, name in zip(rows, names, strict=True):
         sample = _sample(row, base, name.as_posix())
+        if row.mask and not sample.label:
+            left_out["masks of normal images"].append(_file(base, row.mask))
         side = SPLITS[row.split.lower()] if divided else "test" if sample.label else "train"
         if sample.label and side != "test":
             left_out[f"anomalous {side.replace('train', 'training')} images"].append(sample.path)
