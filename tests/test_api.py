@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -36,12 +37,13 @@ def fitted(photographs, settings, tmp_path_factory):
     """A detector that was fitted in silence, what was printed, the warnings, and the state around it."""
     folder = tmp_path_factory.mktemp("runs") / "api"
     torch.manual_seed(5)
+    os.environ.pop("PL_GLOBAL_SEED", None)  # left by a test of Lightning's own
     state = torch.get_rng_state()
     level = logging.getLogger("lightning.pytorch").level
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         detector = texture_ad.fit(photographs, seed=3, run_dir=folder, overrides=settings, progress=False)
-    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(torch.get_rng_state(), state) and "PL_GLOBAL_SEED" not in os.environ
     assert not GlobalHydra.instance().is_initialized()
     assert logging.getLogger("lightning.pytorch").level == level
     return detector, [str(w.message) for w in told if w.filename.endswith(("api.py", "test_api.py", "contextlib.py"))]
@@ -151,6 +153,8 @@ def test_silence_is_silence_and_warnings_are_pythons(fitted, photographs, settin
         ({"flow": {"block": 4}}, "block"),
         ({"data": {"size": 3}}, "data.size=3: expected"),
         ({"overrides": ["seed=0,1"]}, "seed"),
+        ({"overrides": "seed=1"}, r"overrides=seed=1: expected a list of texts, \['seed=1'\]"),
+        ({"data": {"root": "nowhere"}}, "data.root=nowhere: stands beside the photographs"),
         ({"data": {"_target_": "os.system"}}, r"add allow=\[os\]"),
         ({"backbone": {"_target_": "os.system"}}, r"add allow=\[os\]"),
     ],
@@ -165,9 +169,11 @@ def test_errors_are_one_line(photographs, tmp_path, arguments, message):
 def test_no_photographs(tmp_path, fitted):
     with pytest.raises(texture_ad.UserError, match="data.root"):
         texture_ad.fit(tmp_path / "nowhere", progress=False, run_dir=tmp_path / "run")
-    for nothing in (tmp_path / "nowhere", tmp_path, []):
+    for nothing in (tmp_path / "nowhere", tmp_path, [], None):
         with pytest.raises(texture_ad.UserError):
             fitted[0].predict(nothing)
+    with pytest.raises(texture_ad.UserError, match="device=cuda:99: not available"):
+        fitted[0].to("cuda:99")
 
 
 def test_the_stages_train_in_a_trainer_of_ones_own(photographs, settings, tmp_path, monkeypatch):

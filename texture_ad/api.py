@@ -1,6 +1,7 @@
 """Train a detector in Python: the run of the command line, with its settings, its folder and its digits."""
 
 import io
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -14,7 +15,7 @@ from texture_ad.cli.compose import as_overrides, compose
 from texture_ad.cli.experiment import check_start, start
 from texture_ad.cli.explain import explain
 from texture_ad.deploy.detector import Detector, load
-from texture_ad.errors import UserError
+from texture_ad.errors import ParameterError, UserError
 from texture_ad.training.resources import keep_freed_memory
 
 
@@ -53,6 +54,11 @@ def fit(
     """
     given: dict[str, Any] = {"method": method, "backbone": backbone, "seed": seed}
     named = {key: value for key, value in given.items() if value is not None}
+    if isinstance(overrides, str):
+        raise ParameterError("overrides", overrides, f"expected a list of texts, [{overrides!r}]")
+    data = settings.get("data")
+    if photographs is not None and isinstance(data, Mapping) and "root" in data:
+        raise ParameterError("data.root", data["root"], f"stands beside the photographs {photographs}; leave one out")
     found = [] if photographs is None else ["data=folder", *as_overrides({"data.root": photographs})]
     quiet = [] if progress else ["trainer.enable_progress_bar=false"]
     all_overrides = [*found, *as_overrides(named | settings), *quiet, *overrides]
@@ -61,7 +67,7 @@ def fit(
         config.run_dir = str(config.run_dir)  # the time in it is that of now
         check_start(config)
         keep_freed_memory()
-        with isolate_rng(), _shown(progress):
+        with isolate_rng(), _kept_seed(), _shown(progress):
             start(config, all_overrides)
             return load(Path(config.run_dir) / "detector.pt", allow=list(config.allow))
     except Exception as error:
@@ -69,6 +75,21 @@ def fit(
         if line is None:
             raise
         raise UserError(line) from error
+
+
+@contextmanager
+def _kept_seed() -> Iterator[None]:
+    """Leave the seed that Lightning keeps for its processes as the caller had it."""
+    names = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

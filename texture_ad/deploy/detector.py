@@ -130,8 +130,12 @@ class Detector:
         return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
     def to(self, device: str) -> "Detector":
-        """Move it to a device, such as "cuda", and return it."""
-        self.module.to(device)
+        """Move it to a device, such as "cuda", and return it.
+
+        Raises:
+            ParameterError: there is no such device.
+        """
+        registry.on_device(self.module, device)
         return self
 
     def read(self, *paths: str | PathLike) -> Tensor | list[Picture]:
@@ -194,7 +198,7 @@ def _find(photographs: str | PathLike | Sequence[str | PathLike]) -> tuple[Path,
         if others := not_read(source, source / "overlays"):
             warnings.warn(others, UserWarning, stacklevel=4)
         return source, paths
-    paths = [Path(path) for path in photographs]
+    paths = [Path(path) for path in photographs or []]
     if not paths:
         raise ParameterError("photographs", [], "expected a folder, a file, or a list of files")
     return Path(os.path.commonpath([path.absolute() for path in paths])), [path.absolute() for path in paths]

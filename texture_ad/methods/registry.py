@@ -97,7 +97,7 @@ def load(detector: Path | str, device: str = "cpu", allow: Sequence[str] = ()) -
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, UserError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ParameterError("detector", path, f"damaged ({reason}); train it again") from error
-    return _on_device(found, device)
+    return on_device(found, device)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def _check_state(state: Any, file_size: int) -> None:
         raise ValueError("its tensors are larger than the file")
 
 
-def _on_device(detector: AnomalyDetector, device: str) -> AnomalyDetector:
+def on_device(detector: AnomalyDetector, device: str) -> AnomalyDetector:
     """Return the detector on a device, ready for scoring."""
     try:
         return detector.eval().requires_grad_(False).to(device)
