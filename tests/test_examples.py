@@ -157,7 +157,7 @@ def test_results_are_a_table_and_the_files_of_predict(executed, folder):
     assert float(threshold) == pytest.approx(float(rows[name]["threshold"]), abs=0.006) and float(score) > float(
         threshold
     )
-    assert re.search(r"mask \(256, 256\), anomaly map \(160, 160\)", printed(cells["regions"]))
+    assert re.search(r"mask \(256, 256\), anomaly map \(128, 128\)", printed(cells["regions"]))
     assert len(list((folder / "predictions" / "overlays").iterdir())) == 8
     assert printed(cells["save"]) == "True\n"
 
