@@ -19,7 +19,7 @@ from torch import Tensor
 
 from texture_ad.data.drift import brightness, differences
 from texture_ad.data.images import frames_in
-from texture_ad.data.layouts.files import is_image, listed, unread
+from texture_ad.data.layouts.files import files_below, is_image, listed, unread
 from texture_ad.data.pictures import Picture, read_scaled
 from texture_ad.deploy.outputs import FOLDERS, Wanted, write_files, write_regions
 from texture_ad.deploy.results import Result, decide
@@ -112,15 +112,15 @@ def find_images(source: Path, output: Path) -> list[Path]:
     """
     if source.is_file():
         return [source]
-    return sorted(path for path in _files(source, output) if is_image(path))
+    return [path for path in _files(source, output) if is_image(path)]
 
 
 def _files(source: Path, output: Path) -> Iterator[Path]:
-    """Yield the files below `source` that are not our own."""
+    """Yield the files below `source` that are neither hidden nor our own."""
     ours = {output.resolve()}
     if ours & {source.resolve(), *source.resolve().parents}:
         ours = {(output / name).resolve() for name in FOLDERS}
-    yield from (p for p in source.rglob("*") if p.is_file() and ours.isdisjoint(p.resolve().parents))
+    yield from (path for path in files_below(source) if ours.isdisjoint(path.resolve().parents))
 
 
 def not_read(source: Path, output: Path) -> str:
@@ -129,7 +129,7 @@ def not_read(source: Path, output: Path) -> str:
     Those that lie directly in `output` are left out, because they are our own.
     """
     others = [p for p in _files(source, output) if not is_image(p) and p.parent.resolve() != output.resolve()]
-    return f"{len(others)} files of {source} are no images: {listed(sorted(others))}" if others else ""
+    return f"{len(others)} files of {source} are no images: {listed(others)}" if others else ""
 
 
 def require_images(source: Path, output: Path) -> list[Path]:
@@ -141,7 +141,7 @@ def require_images(source: Path, output: Path) -> list[Path]:
     check_source(source)
     paths = find_images(source, output)
     if not paths:
-        others = unread(path for path in source.rglob("*") if path.is_file())
+        others = unread(files_below(source))
         raise ParameterError("input", source, f"holds no image{others}")
     return paths
 
