@@ -128,6 +128,8 @@ def not_read(source: Path, output: Path) -> str:
 
     Those that lie directly in `output` are left out, because they are our own.
     """
+    if source.is_file():
+        return ""
     others = [p for p in _files(source, output) if not is_image(p) and p.parent.resolve() != output.resolve()]
     return f"{len(others)} files of {source} are no images: {listed(others)}" if others else ""
 
