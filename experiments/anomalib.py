@@ -119,7 +119,7 @@ def _scorer(folder: Path, engine: str, size: Shape) -> Callable[[torch.Tensor], 
 
 
 def rows(runs: Sequence[dict], seconds: Mapping[str, Mapping]) -> list[dict]:
-    """Return a row for each texture and method, lists over the seeds.
+    """Return a row for each texture and method, lists over the seeds, and the mean over textures of each method.
 
     Args:
         runs: finished ones.
@@ -135,7 +135,18 @@ def rows(runs: Sequence[dict], seconds: Mapping[str, Mapping]) -> list[dict]:
         for name in (_engine_and_batch(engine, count) for engine in ENGINES for count in BATCHES):
             row[f"processor ms an image, {name}"] = round(1000 * measured[name], 1) if name in measured else None
         found.append(row)
+    textures = dict.fromkeys(row["texture"] for row in found)
+    for method in dict.fromkeys(row["method"] for row in found):
+        own = [row for row in found if row["method"] == method]
+        if len(own) == len(textures) > 1:
+            values = {key: [one[key] for one in own] for key in own[0] if key not in ("texture", "method")}
+            means = {key: fmean(map(_mean, one)) if all(one) else None for key, one in values.items()}
+            found.append({"texture": f"mean of {len(own)}", "method": method} | means)
     return found
+
+
+def _mean(values: float | Sequence[float]) -> float:
+    return fmean(values) if isinstance(values, Sequence) else values
 
 
 def differences(runs: Sequence[dict]) -> str:

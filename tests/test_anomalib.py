@@ -48,11 +48,13 @@ def test_the_table_sets_anomalibs_figures_beside_ours():
     ]
     engines = [f"{engine}, {count} at once" for engine in ENGINES for count in BATCHES]
     measured = dict(zip(engines, (0.05, 0.0125, 0.03, 0.025), strict=True))
-    ours, theirs, other = rows(runs, {"rug": {"padim": measured}})
+    ours, theirs, other, mean = rows(runs, {"rug": {"padim": measured}})
     assert ours["image AUROC"] == [0.9, 0.8] and ours["training, s"] == [2.0, 4.0]
     columns = [f"processor ms an image, {name}" for name in engines]
     assert [ours[column] for column in columns] == [50, 12.5, 30, 25]
     assert theirs["training, s"] is None and theirs[columns[0]] is None and other["texture"] == "mat"
+    assert (mean["texture"], mean["method"], mean["training, s"]) == ("mean of 2", "padim", None)
+    assert mean["image AUROC"] == pytest.approx((0.85 + 0.7) / 2)
     assert differences(runs) == "- padim less padim of anomalib, image AUROC: mean +0.0300; rug +0.0300"
 
 
