@@ -362,5 +362,6 @@ def test_another_threshold_and_all_files(predict, photographs, tmp_path):
     code, out, _, _ = predict(photographs, "false_alarm_rate=0.5", "pictures=false")
     assert code == 0 and "of normal images 40.0%" in out  # two of the four calibration scores are above it
     assert predict(photographs, "false_alarm_rate=0")[0] == 2
-    code, _, errors, _ = predict(photographs, "regions=true", "watch=true")
-    assert code == 2 and "regions=True: a watched folder has no end" in errors
+    for name in ("regions", "submission"):
+        code, _, errors, _ = predict(photographs, f"{name}=true", "watch=true")
+        assert code == 2 and f"{name}=True: a watched folder has no end" in errors

@@ -33,6 +33,7 @@ def main(config: DictConfig) -> None:
     for name in OF_WATCH:
         if config[name] is not None and not config.watch:
             raise ParameterError(name, config[name], "tells of a watched folder; add watch=true")
+    wanted = Wanted(**{name: config[name] for name in Wanted._fields})
     source = Path(config.input)
     output = Path(config.output)
     paths = [] if config.watch else require_images(source, output)
@@ -42,7 +43,7 @@ def main(config: DictConfig) -> None:
         check_distinct(paths)
     if config.watch:
         check_folder(source)
-        check_endless(config.regions)
+        check_endless(wanted)
     keep_freed_memory()
     detector = load(config.detector, config.device, config.allow)
     for name in OF_MAPS:
@@ -53,7 +54,6 @@ def main(config: DictConfig) -> None:
     engine = use_engine(detector, Path(config.detector), config.engine, count)
     print(f"engine   {engine}", flush=True)
     decision = detector.decision(**{name: config[name] for name in DECISION})
-    wanted = Wanted(**{name: config[name] for name in Wanted._fields})
     scorer = Scorer(detector, source, output, decision, wanted, unsure=config.unsure)
     if config.watch:
         with notifier(config.webhook, config.mqtt) as tell:

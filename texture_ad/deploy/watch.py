@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from texture_ad.deploy.outputs import Wanted
 from texture_ad.deploy.scorer import COLUMNS, Row, Scorer, check_source, find_images
 from texture_ad.deploy.stream import Stream, write_report
 from texture_ad.errors import ParameterError, UserError
@@ -35,14 +36,15 @@ def check_folder(source: Path) -> None:
         raise ParameterError("input", source, "not a folder")
 
 
-def check_endless(regions: bool) -> None:
-    """Check that nothing is asked for that is written at an end.
+def check_endless(wanted: Wanted) -> None:
+    """Check that nothing is asked for that needs all photographs at once.
 
     Raises:
-        ParameterError: regions.json.
+        ParameterError: regions.json, or a submission, in which no two names may be alike.
     """
-    if regions:
-        raise ParameterError("regions", regions, "a watched folder has no end at which to write them; use masks=true")
+    for name in ("regions", "submission"):
+        if getattr(wanted, name):
+            raise ParameterError(name, True, "a watched folder has no end at which it is whole; use masks=true")
 
 
 def bytes_of_complete_rows(lines: Iterable[bytes]) -> int:
