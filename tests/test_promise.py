@@ -141,7 +141,7 @@ def test_a_run_calibrates_on_images_that_each_detector_has_not_seen(tmp_path, co
     told = detector.decision().false_alarms
     assert told.images == 28 and told.expected == pytest.approx(1 / 29)
     assert not (tmp_path / "true/folds").exists()
-    assert "from 28 calibration images" in found["true"] and "advice" not in found["true"]
+    assert "by 28 calibration images" in found["true"] and "advice" not in found["true"]
     assert "advice   cross_fit=true calibrates on all 28 normal images" in found["false"]
     new = torch.from_numpy(
         np.stack([np.asarray(Image.open(p)) for p in sorted((tmp_path / "data/test/good").iterdir())])
