@@ -140,7 +140,7 @@ def rows(runs: Sequence[dict], seconds: Mapping[str, Mapping]) -> list[dict]:
         own = [row for row in found if row["method"] == method]
         if len(own) == len(textures) > 1:
             values = {key: [one[key] for one in own] for key in own[0] if key not in ("texture", "method")}
-            means = {key: fmean(map(_mean, one)) if all(one) else None for key, one in values.items()}
+            means = {key: fmean(map(_mean, one)) if None not in one else None for key, one in values.items()}
             found.append({"texture": f"mean of {len(own)}", "method": method} | means)
     return found
 

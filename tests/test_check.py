@@ -72,6 +72,16 @@ def test_many_near_copies_of_one_image_are_one_group(monkeypatch):
     assert list(copy_lines(sides, Path())) == lines
 
 
+def test_check_writes_nothing_where_it_is_called(folder, command, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    tifffile.imwrite(
+        folder / "test/good/2.tif", np.zeros((64, 64, 9), np.uint8), photometric="rgb"
+    )  # of which Pillow logs an error
+    assert command("check", "data=folder", f"data.root={folder}")[0] == 2
+    assert not list((tmp_path / "here").iterdir())
+
+
 def test_check_tells_what_a_run_would_use(folder, command):
     (folder / "train/good/notes.xyz").write_text("?")
     (folder / "test/good/9.png").write_bytes((folder / "train/good/0.png").read_bytes())

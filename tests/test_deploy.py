@@ -212,6 +212,14 @@ def test_a_folder_inside_that_of_the_results_is_scored(photographs):
     assert find_images(photographs, photographs.parent) == find_images(photographs, photographs / "out") != []
 
 
+def test_hidden_images_are_left_out_and_a_folder_that_is_gone_has_none(tmp_path):
+    for name in ("0.png", ".1.png", ".hidden/2.png", "batch/3.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert find_images(tmp_path, tmp_path / "out") == [tmp_path / "0.png", tmp_path / "batch/3.png"]
+    assert find_images(tmp_path / "gone", tmp_path) == []  # a watched one can come back
+
+
 def test_a_submission_would_be_one_file_of_two_photographs(predict, photographs, tmp_path):
     for name in ("a.png", "a.jpg"):
         (tmp_path / name).write_bytes((photographs / "0.png").read_bytes())

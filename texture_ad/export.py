@@ -45,8 +45,10 @@ def _photographs(detector: "AnomalyDetector", folder: Path) -> list["Tensor"]:
     from texture_ad.data.images import read_image
     from texture_ad.deploy.scorer import require_images
 
-    paths = require_images(folder, folder / "overlays")
-    images = [torch.from_numpy(read_image(path, detector.reading)) for path in paths[:MAX_PHOTOGRAPHS]]
+    found = require_images(folder, folder / "overlays")
+    if found.others:
+        print(f"note     {found.left_out(folder)}", flush=True)
+    images = [torch.from_numpy(read_image(path, detector.reading)) for path in found.images[:MAX_PHOTOGRAPHS]]
     # Of more than 8 bits they are floats in 0..255; the graph takes bytes.
     return [image.round().to(torch.uint8).permute(2, 0, 1) for image in images]
 

@@ -440,7 +440,7 @@ def write_cards(run: Run, detector: AnomalyDetector) -> list[Card]:
         metrics=run.metrics | {"threshold": float(detector.threshold)},
         config=OmegaConf.to_container(run.config, resolve=True),  # type: ignore[arg-type]
         command=run.command,
-        train=list(dict.fromkeys(path for path, _ in run.data.training_pictures)),
+        train=run.data.training_pictures,
         calibration=run.data.calibration_samples,
         test=run.data.test_samples,
         copies=run.copies,

@@ -19,7 +19,7 @@ def main(config: DictConfig) -> None:
     from texture_ad.deploy.engines import FEW, EngineName, use_engine
     from texture_ad.deploy.notify import notifier
     from texture_ad.deploy.outputs import Wanted, check_distinct
-    from texture_ad.deploy.scorer import Scorer, not_read, predict, require_images
+    from texture_ad.deploy.scorer import Found, Scorer, predict, require_images
     from texture_ad.deploy.watch import check_endless, check_folder, watch
     from texture_ad.methods.registry import load
     from texture_ad.training.resources import keep_freed_memory
@@ -36,9 +36,10 @@ def main(config: DictConfig) -> None:
     wanted = Wanted(**{name: config[name] for name in Wanted._fields})
     source = Path(config.input)
     output = Path(config.output)
-    paths = [] if config.watch else require_images(source, output)
-    if paths and (others := not_read(source, output)):
-        print(f"note     {others}", flush=True)
+    found = Found([], []) if config.watch else require_images(source, output)
+    paths = found.images
+    if found.others:
+        print(f"note     {found.left_out(source)}", flush=True)
     if config.submission:
         check_distinct(paths)
     if config.watch:
@@ -49,11 +50,11 @@ def main(config: DictConfig) -> None:
     for name in OF_MAPS:
         if config[name] and not len(detector.calibration_maxima):
             raise ParameterError(name, config[name], f"method {detector.name} has no anomaly map")
+    decision = detector.decision(**{name: config[name] for name in DECISION})
     # A watched folder begins at once: by itself it uses an engine's file, and makes none.
     count = FEW if config.watch else len(paths)
     engine = use_engine(detector, Path(config.detector), config.engine, count)
     print(f"engine   {engine}", flush=True)
-    decision = detector.decision(**{name: config[name] for name in DECISION})
     scorer = Scorer(detector, source, output, decision, wanted, unsure=config.unsure)
     if config.watch:
         with notifier(config.webhook, config.mqtt) as tell:

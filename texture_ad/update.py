@@ -11,7 +11,7 @@ from texture_ad.errors import ParameterError
 @hydra_main("update")
 def main(config: DictConfig) -> None:
     """Write a detector that has learnt from more photographs, and print what changed."""
-    from texture_ad.deploy.scorer import find_images
+    from texture_ad.deploy.scorer import find_files
     from texture_ad.deploy.update import update
     from texture_ad.methods.registry import load
 
@@ -22,9 +22,11 @@ def main(config: DictConfig) -> None:
     source = Path(config.images)
     if not source.exists():
         raise ParameterError("images", source, "no such file or folder")
-    paths = find_images(source, target)
+    found = find_files(source, target)
+    if found.others:
+        print(f"note     {found.left_out(source)}", flush=True)
     detector = load(before, config.device, config.allow)
-    change = update(detector, source, paths, config.batch_size, config.false_alarm_rate)
+    change = update(detector, source, found.images, config.batch_size, config.false_alarm_rate)
     detector.save(target)
     decision = detector.decision()
     print(

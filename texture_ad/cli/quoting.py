@@ -32,7 +32,7 @@ LIST_KEYS = frozenset({"data.anomalous", "data.masks", "data.normal", "data.roi"
 _PLAIN = re.compile(r"(?!(true|false|nan|inf|null)$)[A-Za-z_./][A-Za-z0-9_./-]*", re.IGNORECASE | re.ASCII)
 
 _PARTS = re.compile(r"""(?<![^,])\s*('[^']*'|"[^"]*"|[^,]+)\s*(?=,|$)""")  # between commas that are in no quotes
-_KNOWN = re.compile(r"""-?[0-9.]+|null|'.*'|".*"|.*\$\{.*""")  # a number, none, in quotes, an interpolation
+_NUMBER = re.compile(r"-?[0-9.]+")
 _FUNCTION = re.compile(r"\w+\(.*\)")
 
 
@@ -59,15 +59,7 @@ def _quoted(argument: str, sweep: bool) -> str:
         return argument if not value.endswith("]") or "[" in inner else f"{key}=[{_each_quoted(inner)}]"
     if name == "data.roi" and value.isdigit():
         return argument
-    if (
-        not equals
-        or name not in PATH_KEYS | LIST_KEYS
-        or value in ("", "null", "???")
-        or "${" in value
-        or _PLAIN.fullmatch(value)
-    ):
-        return argument
-    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+    if not equals or name not in PATH_KEYS | LIST_KEYS or _readable(value):
         return argument
     if sweep and name != "run_dir" and "," in value and not Path(value).expanduser().exists():
         return argument if _FUNCTION.fullmatch(value) else f"{key}={_each_quoted(value)}"
@@ -77,7 +69,13 @@ def _quoted(argument: str, sweep: bool) -> str:
 def _each_quoted(values: str) -> str:
     """Return values with commas between them, each in quotes but for numbers, plain paths and what is in quotes."""
     parts = [part.strip() for part in _PARTS.findall(values)]
-    return ",".join(part if _PLAIN.fullmatch(part) or _KNOWN.fullmatch(part) else quoted(part) for part in parts)
+    return ",".join(part if _readable(part) or _NUMBER.fullmatch(part) else quoted(part) for part in parts)
+
+
+def _readable(value: str) -> bool:
+    """Return whether the grammar reads a value as it is meant: none, an interpolation, in quotes, or a plain path."""
+    in_quotes = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    return value in ("", "null", "???") or "${" in value or in_quotes or _PLAIN.fullmatch(value) is not None
 
 
 def quoted(text: str) -> str:

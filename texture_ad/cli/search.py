@@ -9,9 +9,8 @@ from omegaconf import DictConfig
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 
+from texture_ad.cli.sweep import DATA
 from texture_ad.errors import UserError
-
-NO_CHOICE = ("seed", "data.category", "data.root")
 
 
 def check_direction(sweeper: DictConfig) -> None:
@@ -38,7 +37,7 @@ def check_params(sweeper: DictConfig, overrides: Sequence[str]) -> None:
     swept = {
         one.key_or_group for one in OverridesParser.create().parse_overrides(list(overrides)) if one.is_sweep_override()
     }
-    for key in NO_CHOICE:
+    for key in ("seed", *DATA):
         if key in swept or key in (sweeper.params or {}):
             raise UserError(
                 f"{key}: nothing that a search can choose; give it one value, or leave hydra/sweeper=optuna out"

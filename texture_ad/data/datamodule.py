@@ -3,7 +3,7 @@
 import copy
 import difflib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -43,7 +43,7 @@ from texture_ad.data.images import (
     Frames,
     Reading,
     checked_levels,
-    file_is_deep,
+    depths_of,
     frames_of,
     resize_mask,
     shapes_of,
@@ -300,9 +300,10 @@ class TextureDataModule(L.LightningDataModule):
         self.geometry = self._find_geometry()
         self.interest = read_roi(self.roi, self._typical, self.geometry.view)
         self.warnings += self._outside()
-        levels = self.range or training_levels((sample.picture for sample in self.train_samples), self.interest)
-        self.reading = Reading(levels, self.frames)
-        self.warnings += self._of_other_depth()
+        depths = depths_of(sample.path for sample in self.layout.samples)
+        self.warnings += _of_other_depth(depths)
+        rest = (sample.picture for sample in self.train_samples if depths[sample.path] is not False)
+        self.reading = Reading(self.range or training_levels(rest, self.interest), self.frames)
         self._make_batches()
         self._ready = True
 
@@ -400,20 +401,6 @@ class TextureDataModule(L.LightningDataModule):
             yield (
                 f"{len(outside)} anomalous images have no defect within data.roi, and count as anomalous all the same: "
                 f"{listed(outside)}"
-            )
-
-    def _of_other_depth(self) -> Iterator[str]:
-        """Yield a sentence about images of another depth than most, whose brightness doesn't compare with theirs."""
-        paths = list(dict.fromkeys(sample.path for sample in self.layout.samples))
-        by_depth: dict[bool | None, list[Path]] = {True: [], False: [], None: []}
-        for path in paths:
-            by_depth[file_is_deep(path)].append(path)
-        deep, plain = by_depth[True], by_depth[False]
-        if deep and plain:
-            few, depth = (deep, "more than 8 bits") if len(deep) < len(plain) else (plain, "8 bits")
-            yield (
-                f"{len(few)} of {len(paths)} files have {depth} a channel and the others have not, so that black and "
-                f"white don't mean the same; give all one depth: {listed(few)}"
             )
 
     def _find_geometry(self) -> Geometry:
@@ -609,3 +596,14 @@ class TextureDataModule(L.LightningDataModule):
             view = self._test.__getitems__([number])["image"][0]
         shown = view if self.interest is None else self.interest.shade(view)
         return shown.permute(1, 2, 0).numpy()
+
+
+def _of_other_depth(depths: Mapping[Path, bool | None]) -> Iterator[str]:
+    """Yield a sentence about files of another depth than most, whose brightness doesn't compare with theirs."""
+    deep, plain = ([path for path, one in depths.items() if one is depth] for depth in (True, False))
+    if deep and plain:
+        few, depth = (deep, "more than 8 bits") if len(deep) < len(plain) else (plain, "8 bits")
+        yield (
+            f"{len(few)} of {len(depths)} files have {depth} a channel and the others have not, so that black and "
+            f"white don't mean the same; give all one depth: {listed(few)}"
+        )

@@ -5,20 +5,20 @@ rounds: a detector's images are bytes, but they are rounded once and last.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from texture_ad.data.tiff import is_tiff, on_black, open_page
+from texture_ad.data.tiff import Page, is_tiff, on_black, open_page
 from texture_ad.environment import available_memory
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.parameters import check
@@ -49,6 +49,7 @@ TAIL = 0.1  # per cent of an image's values at either end that don't widen the r
 
 Frames = Literal["first", "all", "error"]
 Levels = tuple[float, float]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -271,22 +272,42 @@ def shapes_of(pictures: Iterable[tuple[Path, int]]) -> dict[tuple[Path, int], tu
 
 def frames_of(paths: Iterable[Path]) -> dict[Path, int]:
     """Return how many images each file holds; one that can't be read counts as one, its reader says why."""
-    paths = list(paths)
-    with ThreadPoolExecutor() as pool:
-        return dict(zip(paths, pool.map(frames_in, paths), strict=True))
+    return _of_each(frames_in, paths)
 
 
 def frames_in(path: Path) -> int:
     """Return how many images a file holds, 1 where it can't be read."""
+    return _look(path, count_frames, lambda page: page.frames) or 1
+
+
+def depths_of(paths: Iterable[Path]) -> dict[Path, bool | None]:
+    """Return whether each file has more than 8 bits a channel, None where it can't be read, its reader says why."""
+    return _of_each(file_is_deep, paths)
+
+
+def file_is_deep(path: Path) -> bool | None:
+    """Return whether a file has more than 8 bits a channel, None where it can't be read; nothing is decoded."""
+    return _look(path, is_deep, lambda page: not page.mode.startswith("uint8"))
+
+
+def _of_each(function: Callable[[Path], T], paths: Iterable[Path]) -> dict[Path, T]:
+    """Return what a function tells of each file, asked by threads."""
+    paths = list(dict.fromkeys(paths))
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(paths, pool.map(function, paths), strict=True))
+
+
+def _look(path: Path, of_image: Callable[[Image.Image], T], of_page: Callable[[Page], T]) -> T | None:
+    """Return what an opened file tells, by Pillow or where that can't open it by tifffile; None where neither can."""
     with suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(path, formats=FORMATS) as image:
-            return count_frames(image)
+            return of_image(image)
     with suppress(Exception):
         if is_tiff(path):
             with open_page(path) as page:
-                return page.frames
-    return 1
+                return of_page(page)
+    return None
 
 
 def training_levels(pictures: Iterable[tuple[Path, int]], roi: "Roi | None" = None) -> Levels | None:
@@ -331,22 +352,9 @@ def in_turn(path: Path) -> Iterator[None]:
         yield
 
 
-def file_is_deep(path: Path) -> bool | None:
-    """Return whether a file has more than 8 bits a channel, None where it can't be read; nothing is decoded."""
-    with suppress(Exception), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(path, formats=FORMATS) as image:
-            return is_deep(image)
-    with suppress(Exception):
-        if is_tiff(path):
-            with open_page(path) as page:
-                return not page.mode.startswith("uint8")
-    return None
-
-
 def _levels(path: Path, frame: int, roi: "Roi | None") -> Levels | None:
     """Return the range of an image's values but for its tails, None for an image of 8 bits."""
-    if not file_is_deep(path):
+    if file_is_deep(path) is False:
         return None
     with in_turn(path):
         values = open_image(path, frame)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from texture_ad.data.pictures import Picture
 from texture_ad.deploy.results import Result
-from texture_ad.deploy.scorer import COLUMNS, Scorer, not_read, require_images, row, score_in_batches
+from texture_ad.deploy.scorer import COLUMNS, Scorer, require_images, row, score_in_batches
 from texture_ad.errors import ParameterError
 from texture_ad.evaluation.calibration import Decision
 from texture_ad.files import csv_text, write_atomic
@@ -194,10 +194,10 @@ def _find(photographs: str | PathLike | Sequence[str | PathLike]) -> tuple[Path,
     """
     if isinstance(photographs, str | PathLike):
         source = Path(photographs)
-        paths = require_images(source, source / "overlays")
-        if others := not_read(source, source / "overlays"):
-            warnings.warn(others, UserWarning, stacklevel=4)
-        return source, paths
+        found = require_images(source, source / "overlays")
+        if found.others:
+            warnings.warn(found.left_out(source), UserWarning, stacklevel=4)
+        return source, found.images
     paths = [Path(path) for path in photographs or []]
     if not paths:
         raise ParameterError("photographs", [], "expected a folder, a file, or a list of files")

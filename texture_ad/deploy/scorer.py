@@ -1,6 +1,6 @@
 """Score photographs with a saved detector: which files, one row for each, and an overlay of what was found.
 
-Order of reading: `find_images`, `Scorer.score`, `predict`. `texture_ad.deploy.watch` scores a folder that grows.
+Order of reading: `find_files`, `Scorer.score`, `predict`. `texture_ad.deploy.watch` scores a folder that grows.
 """
 
 import sys
@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from texture_ad.data.drift import brightness, differences
-from texture_ad.data.images import frames_in
-from texture_ad.data.layouts.files import files_below, is_image, listed, unread
+from texture_ad.data.images import IMAGE_SUFFIXES, frames_in
+from texture_ad.data.layouts.files import listed, unread
 from texture_ad.data.pictures import Picture, read_scaled
 from texture_ad.deploy.outputs import FOLDERS, Wanted, write_files, write_regions
 from texture_ad.deploy.results import Result, decide
@@ -105,47 +105,62 @@ def check_source(source: Path) -> None:
         raise ParameterError("input", source, "no such file or folder")
 
 
-def find_images(source: Path, output: Path) -> list[Path]:
-    """Return the images below `source`, or `source` itself, in order of name.
+class Found(NamedTuple):
+    """Hold the files of a folder, each in order of name.
 
-    Those below `output` are left out, because they are our own; where it holds `source` itself, those of FOLDERS in it.
+    Attributes:
+        images: those with the name of an image.
+        others: the rest.
+    """
+
+    images: list[Path]
+    others: list[Path]
+
+    def left_out(self, source: Path) -> str:
+        """Return a sentence on the files of `source` that are no images, "" where there are none."""
+        return f"{len(self.others)} files of {source} are no images: {listed(self.others)}" if self.others else ""
+
+
+def find_files(source: Path, output: Path) -> Found:
+    """Return the files below `source` that are not hidden, or `source` itself; a folder that can't be read has none.
+
+    Those below `output` are left out, because they are our own; where it holds `source` itself, those of FOLDERS in it,
+    and of those directly in it all that are no images.
     """
     if source.is_file():
-        return [source]
-    return [path for path in _files(source, output) if is_image(path)]
-
-
-def _files(source: Path, output: Path) -> Iterator[Path]:
-    """Yield the files below `source` that are neither hidden nor our own."""
-    ours = {output.resolve()}
+        return Found([source], [])
+    target = output.resolve()
+    ours = {target}
     if ours & {source.resolve(), *source.resolve().parents}:
-        ours = {(output / name).resolve() for name in FOLDERS}
-    yield from (path for path in files_below(source) if ours.isdisjoint(path.resolve().parents))
+        ours = {target / name for name in FOLDERS}
+    found = Found([], [])
+    for path in sorted(source.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(source).parts)
+        if hidden or not path.is_file() or not ours.isdisjoint(path.resolve().parents):
+            continue
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            found.images.append(path)
+        elif path.parent.resolve() != target:
+            found.others.append(path)
+    return found
 
 
-def not_read(source: Path, output: Path) -> str:
-    """Return a sentence on the files below `source` that are no images, "" where there are none.
-
-    Those that lie directly in `output` are left out, because they are our own.
-    """
-    if source.is_file():
-        return ""
-    others = [p for p in _files(source, output) if not is_image(p) and p.parent.resolve() != output.resolve()]
-    return f"{len(others)} files of {source} are no images: {listed(others)}" if others else ""
+def find_images(source: Path, output: Path) -> list[Path]:
+    """Return the images that `find_files` finds."""
+    return find_files(source, output).images
 
 
-def require_images(source: Path, output: Path) -> list[Path]:
-    """Return the images that `find_images` finds, at least one.
+def require_images(source: Path, output: Path) -> Found:
+    """Return what `find_files` finds, at least one image.
 
     Raises:
         ParameterError: no such file or folder, or no image in it.
     """
     check_source(source)
-    paths = find_images(source, output)
-    if not paths:
-        others = unread(files_below(source))
-        raise ParameterError("input", source, f"holds no image{others}")
-    return paths
+    found = find_files(source, output)
+    if not found.images:
+        raise ParameterError("input", source, f"holds no image{unread(found.others)}")
+    return found
 
 
 class Scorer:

@@ -56,7 +56,7 @@ class Facts:
         metrics: what metrics.json holds.
         config: resolved, as plain values.
         command: for the shell, repeats the run.
-        train: files.
+        train: files of the training images, and which frame of each.
         calibration: images.
         test: images, none where there are no test images.
         copies: how many test images are copies of training images.
@@ -71,7 +71,7 @@ class Facts:
     metrics: Mapping[str, Any]
     config: Mapping[str, Any]
     command: str
-    train: Sequence[Path]
+    train: Sequence[tuple[Path, int]]
     calibration: Sequence[Sample]
     test: Sequence[Sample]
     copies: int
