@@ -104,6 +104,18 @@ def test_what_is_not_told_by_itself_is_named(tmp_path, build, message):
         scan(tmp_path / "x")
 
 
+@pytest.mark.parametrize("word", ["OK", "normal", "Defect-free"])
+def test_another_word_may_stand_for_good(tmp_path, word):
+    mvtec(tmp_path)
+    expected = scan(tmp_path)
+    for side in ("train", "test"):
+        (tmp_path / side / "good").rename(tmp_path / side / word)
+    found = scan(tmp_path)
+    assert found.name == "mvtec" and not found.left_out
+    told = [sorted((sample.label, sample.kind, sample.name) for sample in one.samples) for one in (found, expected)]
+    assert told[0] == told[1]
+
+
 def test_a_layout_that_is_given_settles_which(tmp_path):
     several(mvtec(tmp_path) / "OK", 5)
     assert scan(tmp_path, "mvtec").name == "mvtec"

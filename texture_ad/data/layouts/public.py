@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from texture_ad.data.layouts.files import apart_from_masks, entries, images_below, is_image, pair_masks, require_images
-from texture_ad.data.layouts.flat import NORMAL, flat, plain
+from texture_ad.data.layouts.flat import NORMAL, flat, named_folders, plain
 from texture_ad.data.layouts.samples import Layout, Sample, mask_marks
 from texture_ad.data.layouts.table import read_rows, table_layout
 from texture_ad.errors import UserError
@@ -70,8 +70,15 @@ def _kinds(test: Path, truth: Path, good: str) -> list[Sample]:
     ]
 
 
+def good_name(folder: Path) -> str | None:
+    """Return how the folder of normal training images in `train` is named: "good" or a word for it, None for none."""
+    train = folder / "train"
+    found = [path.name for path in named_folders(train, NORMAL)] if train.is_dir() else []
+    return "good" if "good" in found else next(iter(found), None)
+
+
 def mvtec(folder: Path) -> Layout:
-    """List train/good, test/<kind> and, optionally, ground_truth/<kind>.
+    """List train/good, test/<kind> and, optionally, ground_truth/<kind>; another word for good may stand for it.
 
     All sub-folders are searched. Masks are named <image>_mask.<suffix> or <image>.<suffix>. A test folder and masks
     may be missing.
@@ -82,7 +89,8 @@ def mvtec(folder: Path) -> Layout:
     Raises:
         UserError: the layout is not as described; the message names the first path that is wrong.
     """
-    return Layout("mvtec", _good_samples(folder, "good"), _kinds(folder / "test", folder / "ground_truth", "good"))
+    good = good_name(folder) or "good"
+    return Layout("mvtec", _good_samples(folder, good), _kinds(folder / "test", folder / "ground_truth", good))
 
 
 def mvtec2(folder: Path) -> Layout:

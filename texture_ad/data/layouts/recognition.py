@@ -6,7 +6,7 @@ from pathlib import Path
 
 from texture_ad.data.layouts.files import entries, files_below
 from texture_ad.data.layouts.flat import NORMAL, Places, flat, named_folders
-from texture_ad.data.layouts.public import btad, kolektorsdd2, mvtec, mvtec2, side_by_side, visa
+from texture_ad.data.layouts.public import btad, good_name, kolektorsdd2, mvtec, mvtec2, side_by_side, visa
 from texture_ad.data.layouts.samples import Layout, with_left_out
 from texture_ad.data.layouts.table import read_rows, table_layout
 from texture_ad.errors import ParameterError, UserError
@@ -35,14 +35,14 @@ def _has(*names: str) -> Callable[[Path], bool]:
 
 
 def _is_mvtec(folder: Path) -> bool:
-    return (folder / "train/good").is_dir() and not (folder / "test_public").is_dir()
+    return good_name(folder) not in (None, "ok") and not (folder / "test_public").is_dir()
 
 
 LAYOUTS = {
     "mvtec": Known("MVTec AD", "train/good", _is_mvtec, mvtec),
     "mvtec2": Known("MVTec AD 2", "train/good and test_public", _has("train/good", "test_public"), mvtec2),
     "visa": Known("VisA", "Data/Images/Normal", _has("Data/Images/Normal"), visa),
-    "btad": Known("BTAD", "train/ok", _has("train/ok"), btad),
+    "btad": Known("BTAD", "train/ok", lambda folder: good_name(folder) == "ok", btad),
     "kolektorsdd2": Known(
         "KolektorSDD2",
         "train with NAME_GT.png beside NAME.png",

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from texture_ad.data.geometry import Shape, Window
-from texture_ad.data.images import check_size, frames_of, header, in_turn, read_mask
+from texture_ad.data.images import check_size, header, headers_of, in_turn, read_mask
 from texture_ad.data.layouts.files import listed
 from texture_ad.errors import UserError
 
@@ -113,13 +113,14 @@ def with_frames(layout: Layout) -> Layout:
     Raises:
         UserError: a file of another number of masks.
     """
-    counts = frames_of(path for sample in layout.samples for path in (sample.path, sample.mask) if path)
+    files = (path for sample in layout.samples for path in (sample.path, sample.mask) if path)
+    counts = {path: image.frames for (path, _), image in headers_of((path, 0) for path in files).items()}
 
     def split(sample: Sample) -> list[Sample]:
-        count = counts[sample.path]
+        count = counts.get(sample.path, 1)
         if count == 1:
             return [sample]
-        masks = counts[sample.mask] if sample.mask else 1
+        masks = counts.get(sample.mask, 1) if sample.mask else 1
         if masks not in (1, count):
             raise UserError(f"{sample.mask}: {masks} masks for the {count} images of {sample.path}; save one for each")
         return [
@@ -158,13 +159,13 @@ def _mask_marks(sample: Sample) -> bool | UserError:
     if sample.mask is None:
         return False
     try:
-        width, height, _ = header(sample.path, sample.frame)
-        check_size(sample.path, width, height)
+        shape = header(sample.path, sample.frame).shape
+        check_size(sample.path, shape)
     except UserError:
         return True  # the image's reader says what is wrong with it
     try:
         with in_turn(sample.mask):
-            return bool(sample.read_mask((height, width)).any())
+            return bool(sample.read_mask(shape).any())
     except UserError as error:
         return error
 
