@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from texture_ad.data.drift import ImageStatistics, brightness, differences, training_statistics
+from texture_ad.data.images import header
 
 
 @pytest.fixture
@@ -40,9 +41,9 @@ def test_brightness_is_mean_and_deviation_of_grey():
 
 def test_differences_name_each_respect(paths, tmp_path):
     statistics = training_statistics([(path, 0) for path in paths], LEVELS)
-    assert differences(statistics, paths[0], LEVELS[1]) == {}
+    assert differences(statistics, header(paths[0]), LEVELS[1]) == {}
     Image.new("RGBA", (60, 40)).save(tmp_path / "other.png")
-    found = differences(statistics, tmp_path / "other.png", torch.tensor([200.0, 12.0]))
+    found = differences(statistics, header(tmp_path / "other.png"), torch.tensor([200.0, 12.0]))
     assert found == {
         "size": "60 x 40 pixels, trained on 50 to 52 x 40 to 44",
         "mode": "mode RGBA, trained on L, RGB",

@@ -49,9 +49,9 @@ def test_the_header_knows_how_a_picture_is_shown(tmp_path):
     exif[0x0112] = 6
     for name in ("turned.jpg", "turned.png", "turned.webp"):
         image.save(tmp_path / name, exif=exif)
-        assert header(tmp_path / name)[:2] == (20, 40)
+        assert header(tmp_path / name).shape == (40, 20)
     image.save(tmp_path / "straight.png")
-    assert header(tmp_path / "straight.png")[:2] == (40, 20)
+    assert header(tmp_path / "straight.png").shape == (20, 40)
 
 
 def wide_photographs(root, count=10):
@@ -70,6 +70,8 @@ def wide_photographs(root, count=10):
 
 def test_a_run_keeps_the_aspect_and_names_what_it_stretches(tmp_path, command):
     folder = wide_photographs(tmp_path / "wide")
+    out = command("check", *arguments(folder, tmp_path / "none", "data.size=64"))[1]
+    assert "warning: 1 of 14 images have another aspect" in out and "3.png (50 x 50)" in out
     code, out, errors = command("run", *arguments(folder, tmp_path / "run", "cutpaste=none", "data.size=64"))
     assert code == 0, errors
     assert "128 x 64 px" in out and out.count("warning: 1 of 14 images") == 1 and "3.png (50 x 50)" in out
@@ -89,7 +91,7 @@ def test_a_run_keeps_the_aspect_and_names_what_it_stretches(tmp_path, command):
 def test_square_pictures_give_the_batches_that_they_gave_before(tmp_path):
     data = make("data", size=64)
     data.setup()
-    assert data.geometry == Geometry((64, 64)) and not data.stretched
+    assert data.geometry == Geometry((64, 64)) and not data.warnings
     batch = data.test_batch([0])
     assert batch["image"].shape == (1, 3, 64, 64) and batch["mask"].shape == (1, 64, 64)
     assert batch["image"].dtype == torch.uint8

@@ -11,7 +11,6 @@ from texture_ad.data import images
 from texture_ad.data.images import (
     IMAGE_SUFFIXES,
     Reading,
-    frames_of,
     read_image,
     read_mask,
     resize,
@@ -201,13 +200,13 @@ def test_frames(tmp_path):
     frames = [Image.new("L", (8, 8), v) for v in (0, 100, 200)]
     for name in ("a.gif", "a.tif", "a.webp"):
         path = saved(tmp_path, frames[0], name, save_all=True, append_images=frames[1:])
-        assert frames_of([path]) == {path: 3}
+        assert images.header(path).frames == 3
         found = [int(read_image(path, frame=i)[4, 4, 0]) for i in range(3)]
         assert found == pytest.approx([0, 100, 200], abs=2)
         with pytest.raises(UserError, match="3 frames"):
             read_image(path, Reading(frames="error"))
     preview = saved(tmp_path, frames[0], "a.mpo", save_all=True, append_images=frames[1:])
-    assert frames_of([preview]) == {preview: 1} and read_image(preview, Reading(frames="error")).max() < 3
+    assert images.header(preview).frames == 1 and read_image(preview, Reading(frames="error")).max() < 3
 
 
 def test_masks(tmp_path):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from texture_ad.data.drift import brightness, differences, either, training_statistics
 from texture_ad.data.geometry import Geometry
+from texture_ad.data.images import header
 from texture_ad.deploy.update import update
 from texture_ad.errors import ParameterError
 from texture_ad.methods.base import Provenance
@@ -101,7 +102,7 @@ def test_the_command_writes_another_file_and_says_what_changed(saved, folders, c
     for name in ("fit", "later"):
         path = folders[name][0]
         levels = brightness(detector.read(path))[0]
-        assert differences(detector.provenance.training_images, path, levels) == {}
+        assert differences(detector.provenance.training_images, header(path), levels) == {}
     code, _, errors = command("update", f"detector={saved}", f"images={images}")
     assert code == 2 and f"output={target}: exists; give another file, or overwrite=true" in errors
     assert command("update", f"detector={saved}", f"images={images}", "overwrite=true")[0] == 0
@@ -151,7 +152,7 @@ def test_either_of_two_statistics(folders):
     )
     both = either(dark, light)
     for level, found in ((74, {"brightness"}), (76, set()), (120, set()), (174, set()), (176, {"brightness"})):
-        assert differences(both, folders["fit"][0], torch.tensor([float(level), 20])).keys() == found
+        assert differences(both, header(folders["fit"][0]), torch.tensor([float(level), 20])).keys() == found
 
 
 def test_a_detector_of_tiles_says_so(folders):

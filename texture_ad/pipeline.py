@@ -221,7 +221,6 @@ def prepare_data(run: Run) -> None:
         for warning in data.warnings:
             print(f"warning: {warning}", flush=True)
         _warn_of_copies(run)
-        _warn_of_stretched(run)
         write_text(run.folder / "config.yaml", OmegaConf.to_yaml(run.config, resolve=True))
     settings = OmegaConf.to_container(run.config, resolve=True)
     for logger in run.loggers:
@@ -250,18 +249,6 @@ def _warn_of_copies(run: Run) -> None:
             flush=True,
         )
         write_atomic(run.folder / "copies.csv", csv_text([("train", "test"), *found]))
-
-
-def _warn_of_stretched(run: Run) -> None:
-    data = run.data
-    if data.stretched:
-        path, (height, width) = next(iter(data.stretched.items()))
-        print(
-            f"warning: {len(data.stretched)} of {len(data.layout.samples)} images have another "
-            "aspect than {1} x {0} px and are stretched or squeezed to it, ".format(*data.geometry.size)
-            + f"first {path} ({width} x {height})",
-            flush=True,
-        )
 
 
 def fit(run: Run) -> AnomalyDetector:

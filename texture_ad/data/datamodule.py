@@ -3,7 +3,7 @@
 import copy
 import difflib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -43,10 +43,9 @@ from texture_ad.data.images import (
     Frames,
     Reading,
     checked_levels,
-    depths_of,
-    frames_of,
+    header,
+    headers_of,
     resize_mask,
-    shapes_of,
     training_levels,
 )
 from texture_ad.data.layouts import (
@@ -194,7 +193,6 @@ class TextureDataModule(L.LightningDataModule):
         interest: the region of interest, None for whole pictures.
         warnings: what was left out, or is not as it should be, a sentence each.
         geometry: from photographs to images.
-        stretched: (height, width) of each image whose aspect is not that of the geometry.
         train_samples: the normal images for training, or their tiles, and once more for each changed copy.
         num_originals: how many of them are no copies.
         calibration_samples: the normal images for calibration.
@@ -212,7 +210,6 @@ class TextureDataModule(L.LightningDataModule):
     interest: Roi | None
     warnings: list[str]
     geometry: Geometry
-    stretched: dict[Path, Shape]
     train_samples: list[Sample]
     num_originals: int
     calibration_samples: list[Sample]
@@ -292,7 +289,7 @@ class TextureDataModule(L.LightningDataModule):
         if self._ready:
             return
         self.layout = self._list_images()
-        self.warnings = [*self._about_left_out(), *self._choose_frames()]
+        self.warnings = [*self._about_left_out(), *self._read_headers()]
         self.train_samples, self.calibration_samples = self._split_calibration()
         self.test_samples, without = check_masks(self.layout.test)
         self.warnings += self._without_mask(without)
@@ -300,10 +297,10 @@ class TextureDataModule(L.LightningDataModule):
         self.geometry = self._find_geometry()
         self.interest = read_roi(self.roi, self._typical, self.geometry.view)
         self.warnings += self._outside()
-        depths = depths_of(sample.path for sample in self.layout.samples)
-        self.warnings += _of_other_depth(depths)
-        rest = (sample.picture for sample in self.train_samples if depths[sample.path] is not False)
-        self.reading = Reading(self.range or training_levels(rest, self.interest), self.frames)
+        self.warnings += self._of_other_depth()
+        pictures = (sample.picture for sample in self.train_samples)
+        deep = (one for one in pictures if one not in self._headers or self._headers[one].deep)
+        self.reading = Reading(self.range or training_levels(deep, self.interest), self.frames)
         self._make_batches()
         self._ready = True
 
@@ -366,13 +363,13 @@ class TextureDataModule(L.LightningDataModule):
                 found[what] = files
         return found
 
-    def _choose_frames(self) -> Iterator[str]:
+    def _read_headers(self) -> Iterator[str]:
         """Make all frames of a file samples where that is asked for, or yield a sentence about those not read."""
         if self.frames == "all":
             self.layout = with_frames(self.layout)
-        elif self.frames == "first":
-            counts = frames_of(sample.path for sample in self.layout.samples)
-            several = [path for path, count in counts.items() if count > 1]
+        self._headers = headers_of(sample.picture for sample in self.layout.samples)
+        if self.frames == "first":
+            several = [path for (path, _), image in self._headers.items() if image.frames > 1]
             if several:
                 yield f"{len(several)} files hold several images, of which the first alone is read: {listed(several)}"
 
@@ -390,12 +387,10 @@ class TextureDataModule(L.LightningDataModule):
         if self.interest is None:
             return
         masked = [sample for sample in self.test_samples if sample.mask]
-        shapes = shapes_of(sample.picture for sample in masked)
         outside = [
             sample.path
             for sample in masked
-            if (shape := shapes.get(sample.picture))
-            and not sample.read_mask(shape)[self.interest.at(shape).numpy()].any()
+            if not sample.read_mask(shape := self._shape(sample))[self.interest.at(shape).numpy()].any()
         ]
         if outside:
             yield (
@@ -403,17 +398,42 @@ class TextureDataModule(L.LightningDataModule):
                 f"{listed(outside)}"
             )
 
+    def _shape(self, sample: Sample) -> Shape:
+        """Return (height, width) of a sample's picture.
+
+        Raises:
+            UserError: it can't be read.
+        """
+        return (self._headers.get(sample.picture) or header(*sample.picture)).shape
+
     def _find_geometry(self) -> Geometry:
-        """Return the geometry that `size` asks for, and note which images have another aspect."""
-        shapes = shapes_of(sample.picture for sample in self.layout.samples)
+        """Return the geometry that `size` asks for, and warn of images that have another aspect."""
+        shapes = {picture: image.shape for picture, image in self._headers.items()}
         trained = [shapes[sample.picture] for sample in self.layout.train if sample.picture in shapes] or [(1, 1)]
         self._typical = typical_shape(trained)
-        self.stretched = {}
         if self.tile is not None:
             return tiles(self.tile, self.overlap, trained, shapes.values())
         size = scaled_shape(self.size, trained) if isinstance(self.size, int) else checked_shape("size", self.size)
-        self.stretched = {path: shape for (path, _), shape in shapes.items() if not same_aspect(shape, size)}
+        stretched = [picture for picture, shape in shapes.items() if not same_aspect(shape, size)]
+        if stretched:
+            path, (height, width) = stretched[0][0], shapes[stretched[0]]
+            self.warnings.append(
+                f"{len(stretched)} of {len(self.layout.samples)} images have another aspect than {size[1]} x {size[0]} "
+                f"px and are stretched or squeezed to it, first {path} ({width} x {height})"
+            )
         return Geometry(size)
+
+    def _of_other_depth(self) -> Iterator[str]:
+        """Yield a sentence about files of another depth than most, whose brightness doesn't compare with theirs."""
+        files = {path: image.deep for (path, _), image in self._headers.items()}
+        deep, plain = ([path for path, one in files.items() if one is depth] for depth in (True, False))
+        if deep and plain:
+            count = len({sample.path for sample in self.layout.samples})
+            few, depth = (deep, "more than 8 bits") if len(deep) < len(plain) else (plain, "8 bits")
+            yield (
+                f"{len(few)} of {count} files have {depth} a channel and the others have not, so that black and white "
+                f"don't mean the same; give all one depth: {listed(few)}"
+            )
 
     def _make_batches(self) -> None:
         """Make the data sets of training, calibration and test images."""
@@ -444,12 +464,11 @@ class TextureDataModule(L.LightningDataModule):
 
     def _tiles(self, samples: list[Sample], most: int) -> list[Sample]:
         """Return tiles of pictures as samples, `most` of them drawn at random where there are more, in order."""
-        shapes = shapes_of(sample.picture for sample in samples)
         found = [
             replace(sample, window=window)
-            for sample in samples
-            for window in grid_windows(shapes.get(sample.picture, (1, 1)), self.geometry.size, self.overlap)
-            if counts(self.interest, shapes.get(sample.picture, (1, 1)), window)
+            for sample, shape in ((sample, self._shape(sample)) for sample in samples)
+            for window in grid_windows(shape, self.geometry.size, self.overlap)
+            if counts(self.interest, shape, window)
         ]
         generator = torch.Generator().manual_seed(self.seed)
         chosen = torch.randperm(len(found), generator=generator)[:most].sort().values
@@ -544,7 +563,7 @@ class TextureDataModule(L.LightningDataModule):
         That of an anomalous image without a mask is None. Pixels outside the region of interest are masked entries.
         """
         for sample in (self.test_samples[index] for index in indices):
-            shape = shapes_of([sample.picture])[sample.picture]
+            shape = self._shape(sample)
             normal = None if sample.label else np.zeros(shape, bool)
             mask = sample.read_mask(shape) if sample.mask else normal
             if mask is not None and self.interest is not None:
@@ -585,7 +604,7 @@ class TextureDataModule(L.LightningDataModule):
         sample = self.test_samples[number]
         if sample.mask is None:
             return None
-        return resize_mask(sample.read_mask(shapes_of([sample.picture])[sample.picture]), self.geometry.view).numpy()
+        return resize_mask(sample.read_mask(self._shape(sample)), self.geometry.view).numpy()
 
     def test_view(self, number: int) -> np.ndarray:
         """Return the test image of this number for drawings, uint8 (H, W, 3) of the view, dark outside the roi."""
@@ -596,14 +615,3 @@ class TextureDataModule(L.LightningDataModule):
             view = self._test.__getitems__([number])["image"][0]
         shown = view if self.interest is None else self.interest.shade(view)
         return shown.permute(1, 2, 0).numpy()
-
-
-def _of_other_depth(depths: Mapping[Path, bool | None]) -> Iterator[str]:
-    """Yield a sentence about files of another depth than most, whose brightness doesn't compare with theirs."""
-    deep, plain = ([path for path, one in depths.items() if one is depth] for depth in (True, False))
-    if deep and plain:
-        few, depth = (deep, "more than 8 bits") if len(deep) < len(plain) else (plain, "8 bits")
-        yield (
-            f"{len(few)} of {len(depths)} files have {depth} a channel and the others have not, so that black and "
-            f"white don't mean the same; give all one depth: {listed(few)}"
-        )

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from texture_ad.data.images import header
+from texture_ad.data.images import Header, header
 
 DEVIATIONS = 5  # of the training images' own spread, beyond which an image counts as different
 
@@ -104,13 +104,14 @@ def training_statistics(pictures: Iterable[tuple[Path, int]], levels: Tensor) ->
         pictures: files of the training images, and which frame of each.
         levels: `brightness` of all of them, (N, 2).
     """
-    widths, heights, modes = zip(*(header(*picture) for picture in pictures), strict=True)
+    headers = [header(*picture) for picture in pictures]
+    heights, widths = zip(*(one.shape for one in headers), strict=True)
     mean = levels.mean(0)
     spread = levels.std(0, unbiased=False).clamp(min=1.0)
     return ImageStatistics(
         width=(min(widths), max(widths)),
         height=(min(heights), max(heights)),
-        modes=tuple(sorted(set(modes))),
+        modes=tuple(sorted({one.mode for one in headers})),
         brightness=(float(mean[0]), float(spread[0])),
         contrast=(float(mean[1]), float(spread[1])),
     )
@@ -133,25 +134,25 @@ def either(first: ImageStatistics, second: ImageStatistics) -> ImageStatistics:
     )
 
 
-def differences(statistics: ImageStatistics, path: Path, levels: Tensor) -> dict[str, str]:
+def differences(statistics: ImageStatistics, image: Header, levels: Tensor) -> dict[str, str]:
     """Return a sentence for each respect in which an image differs from the training images.
 
     Args:
         statistics: of the training images.
-        path: of the image.
+        image: its header.
         levels: its `brightness`, (2,).
 
     Returns:
         Sentences by "size", "mode", "brightness" and "contrast"; empty where nothing differs.
     """
-    width, height, mode = header(path)
+    height, width = image.shape
     found = {}
     (w0, w1) = statistics.width
     (h0, h1) = statistics.height
     if not (w0 <= width <= w1 and h0 <= height <= h1):
         found["size"] = f"{width} x {height} pixels, trained on {w0} to {w1} x {h0} to {h1}"
-    if mode not in statistics.modes:
-        found["mode"] = f"mode {mode}, trained on {', '.join(statistics.modes)}"
+    if image.mode not in statistics.modes:
+        found["mode"] = f"mode {image.mode}, trained on {', '.join(statistics.modes)}"
     trained = {"brightness": statistics.brightness, "contrast": statistics.contrast}
     for (name, (mean, spread)), value in zip(trained.items(), levels.tolist(), strict=True):
         if abs(value - mean) > DEVIATIONS * spread:

@@ -4,21 +4,22 @@ An image of 8 bits a channel is read as bytes. One of more bits (16-bit integers
 rounds: a detector's images are bytes, but they are rounded once and last.
 """
 
+import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from texture_ad.data.tiff import Page, is_tiff, on_black, open_page
+from texture_ad.data.tiff import is_tiff, on_black, open_page
 from texture_ad.environment import available_memory
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.parameters import check
@@ -49,7 +50,6 @@ TAIL = 0.1  # per cent of an image's values at either end that don't widen the r
 
 Frames = Literal["first", "all", "error"]
 Levels = tuple[float, float]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -98,18 +98,18 @@ def checked_levels(name: str, values: object) -> Levels | None:
     return low, high
 
 
-def check_size(path: Path, width: int, height: int, decoded: int = DECODED) -> None:
+def check_size(path: Path, shape: tuple[int, int], decoded: int = DECODED) -> None:
     """Check the size that an image's header states.
 
     Args:
         path: of the file.
-        width: in pixels.
-        height: in pixels.
+        shape: (height, width) in pixels.
         decoded: bytes of a pixel in memory.
 
     Raises:
         UserError: over MAX_PIXELS or what memory holds, or under MIN_SIDE.
     """
+    height, width = shape
     if width * height > MAX_PIXELS:
         raise UserError(f"{path}: {width} x {height} pixels, more than {MAX_PIXELS:,}; scale the image down or cut it")
     memory = available_memory()
@@ -141,7 +141,7 @@ def open_image(path: Path, frame: int = 0, frames: Frames = "first") -> Image.Im
             _check_frames(path, count_frames(image), frames)
             if frame:
                 image.seek(frame)
-            check_size(path, *image.size, DEEP if is_deep(image) else DECODED)
+            check_size(path, image.size[::-1], DEEP if is_deep(image) else DECODED)
             return _decode(path, image, frame)
     except UserError:
         raise
@@ -164,7 +164,7 @@ def _check_frames(path: Path, count: int, frames: Frames) -> None:
 def _read_tiff(path: Path, frame: int, frames: Frames) -> Image.Image | np.ndarray:
     """Return what `open_image` does of a TIFF that Pillow can't open."""
     with open_page(path, frame) as page:
-        check_size(path, page.width, page.height, page.nbytes // (page.width * page.height))
+        check_size(path, (page.height, page.width), page.nbytes // (page.width * page.height))
         _check_frames(path, page.frames, frames)
         values = page.values()
         if values.dtype == np.uint8:
@@ -227,8 +227,25 @@ def _turned(values: np.ndarray, orientation: int) -> np.ndarray:
     return np.asarray(ImageOps.exif_transpose(image))
 
 
-def header(path: Path, frame: int = 0) -> tuple[int, int, str]:
-    """Return width and height in pixels, as shown by EXIF's orientation, and the mode of an image; nothing is decoded.
+@dataclass(frozen=True)
+class Header:
+    """Tell what a file says of one of its images before any pixel is decoded.
+
+    Args:
+        shape: (height, width) in pixels, as EXIF's orientation shows it.
+        mode: Pillow's name of its kind of pixels, or tifffile's.
+        deep: whether it has more than 8 bits a channel.
+        frames: how many images the file holds.
+    """
+
+    shape: tuple[int, int]
+    mode: str
+    deep: bool
+    frames: int
+
+
+def header(path: Path, frame: int = 0) -> Header:
+    """Return the header of an image; nothing is decoded.
 
     Args:
         path: of the file.
@@ -243,71 +260,36 @@ def header(path: Path, frame: int = 0) -> tuple[int, int, str]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=FORMATS) as image:
+                frames = count_frames(image)
                 if frame:
                     image.seek(frame)
                 # Pillow has turned a TIFF's size already, and would decode a PNG to look for EXIF behind its pixels.
                 exif = image.getexif() if "exif" in image.info else {}
-                width, height = image.size[::-1] if exif.get(ORIENTATION, 1) in TURNED else image.size
-                return width, height, image.mode
+                shape = image.size if exif.get(ORIENTATION, 1) in TURNED else image.size[::-1]
+                return Header(shape, image.mode, is_deep(image), frames)
     except UserError:
         raise
     except Exception as error:
         with suppress(OSError, ValueError):
             if is_tiff(path):
                 with open_page(path, frame) as page:
-                    width, height = page.width, page.height
-                    return (height, width, page.mode) if page.orientation in TURNED else (width, height, page.mode)
+                    stored = (page.height, page.width)
+                    shape = stored[::-1] if page.orientation in TURNED else stored
+                    return Header(shape, page.mode, not page.mode.startswith("uint8"), page.frames)
         raise UserError(f"{path}: can't be read as an image; copy it again or remove it") from error
 
 
-def shapes_of(pictures: Iterable[tuple[Path, int]]) -> dict[tuple[Path, int], tuple[int, int]]:
-    """Return (height, width) in pixels of frames of files; what can't be read is left out, its reader says why."""
-    found = {}
-    for path, frame in pictures:
+def headers_of(pictures: Iterable[tuple[Path, int]]) -> dict[tuple[Path, int], Header]:
+    """Return the headers of frames of files; what can't be read is left out, its reader says why."""
+
+    def found(picture: tuple[Path, int]) -> Header | None:
         with suppress(UserError):
-            width, height, _ = header(path, frame)
-            found[path, frame] = (height, width)
-    return found
+            return header(*picture)
+        return None
 
-
-def frames_of(paths: Iterable[Path]) -> dict[Path, int]:
-    """Return how many images each file holds; one that can't be read counts as one, its reader says why."""
-    return _of_each(frames_in, paths)
-
-
-def frames_in(path: Path) -> int:
-    """Return how many images a file holds, 1 where it can't be read."""
-    return _look(path, count_frames, lambda page: page.frames) or 1
-
-
-def depths_of(paths: Iterable[Path]) -> dict[Path, bool | None]:
-    """Return whether each file has more than 8 bits a channel, None where it can't be read, its reader says why."""
-    return _of_each(file_is_deep, paths)
-
-
-def file_is_deep(path: Path) -> bool | None:
-    """Return whether a file has more than 8 bits a channel, None where it can't be read; nothing is decoded."""
-    return _look(path, is_deep, lambda page: not page.mode.startswith("uint8"))
-
-
-def _of_each(function: Callable[[Path], T], paths: Iterable[Path]) -> dict[Path, T]:
-    """Return what a function tells of each file, asked by threads."""
-    paths = list(dict.fromkeys(paths))
+    pictures = list(dict.fromkeys(pictures))
     with ThreadPoolExecutor() as pool:
-        return dict(zip(paths, pool.map(function, paths), strict=True))
-
-
-def _look(path: Path, of_image: Callable[[Image.Image], T], of_page: Callable[[Page], T]) -> T | None:
-    """Return what an opened file tells, by Pillow or where that can't open it by tifffile; None where neither can."""
-    with suppress(Exception), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(path, formats=FORMATS) as image:
-            return of_image(image)
-    with suppress(Exception):
-        if is_tiff(path):
-            with open_page(path) as page:
-                return of_page(page)
-    return None
+        return {picture: one for picture, one in zip(pictures, pool.map(found, pictures), strict=True) if one}
 
 
 def training_levels(pictures: Iterable[tuple[Path, int]], roi: "Roi | None" = None) -> Levels | None:
@@ -344,18 +326,15 @@ def training_levels(pictures: Iterable[tuple[Path, int]], roi: "Roi | None" = No
 @contextmanager
 def in_turn(path: Path) -> Iterator[None]:
     """Let one thread at a time decode and use a large picture; several at once could fill the memory."""
-    try:
-        width, height, _ = header(path)
-    except UserError:  # which its reader tells
-        width = height = 0
-    with _large if width * height > LARGE else nullcontext():
+    pixels = 0
+    with suppress(UserError):  # which its reader tells
+        pixels = math.prod(header(path).shape)
+    with _large if pixels > LARGE else nullcontext():
         yield
 
 
 def _levels(path: Path, frame: int, roi: "Roi | None") -> Levels | None:
     """Return the range of an image's values but for its tails, None for an image of 8 bits."""
-    if file_is_deep(path) is False:
-        return None
     with in_turn(path):
         values = open_image(path, frame)
         if isinstance(values, Image.Image):

@@ -74,22 +74,21 @@ def _inspect(picture: tuple[Path, int], reading: Reading, varied: bool, roi: Roi
 
 def _decoded(path: Path, frame: int, reading: Reading, varied: bool, roi: Roi | None) -> File:
     try:
-        width, height, mode = header(path, frame)
+        image = header(path, frame)
         values = read_image(path, reading, frame)
     except UserError as error:
         return File(path, frame, problem=str(error))
-    if values.dtype != np.uint8 and mode in ("L", "LA", "RGB", "RGBA"):
-        mode += " of more than 8 bits"
+    deeper = " of more than 8 bits" if image.deep and image.mode in ("L", "LA", "RGB", "RGBA") else ""
     pixels = rounded(values)
     # Without levels from the training images, dark ones of more than 8 bits may be rounded to one colour.
     told = values if reading.levels is None else pixels
-    told = told.reshape(-1, 3) if roi is None else told[roi.at((height, width)).numpy()]
+    told = told.reshape(-1, 3) if roi is None else told[roi.at(image.shape).numpy()]
     problem = ""
     if varied and (told == told[:1]).all():
         problem = f"{path}: one colour all over, nothing to learn from; remove this exposure"
     # Frames of one file are as a rule near-duplicates of each other, of which there is nothing to tell.
     bits = perceptual_hash(pixels) if can_hash() and not frame else None
-    return File(path, frame, (height, width), mode, bits, problem)
+    return File(path, frame, image.shape, image.mode + deeper, bits, problem)
 
 
 def perceptual_hash(pixels: np.ndarray) -> np.ndarray:

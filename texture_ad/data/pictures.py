@@ -47,8 +47,7 @@ class Picture:
         self.path = Path(path)
         self.reading = reading or Reading()
         self.frame = frame
-        width, height, _ = header(self.path, frame)
-        self.shape: Shape = (height, width)
+        self.shape: Shape = header(self.path, frame).shape
         self.levels: Levels = (0.0, 255.0)
         self._image: Image.Image | np.ndarray | None = None
 

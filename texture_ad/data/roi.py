@@ -141,8 +141,7 @@ def read_roi(area: Area, picture: Shape, size: Shape) -> Roi | None:
         path = Path(area).expanduser()
         if not path.is_file():
             raise ParameterError("roi", area, "no such file; expected a mask, [top, left, bottom, right] or a border")
-        width, height, _ = header(path)
-        inside = _wholly(read_mask(path, (height, width)), size)
+        inside = _wholly(read_mask(path, header(path).shape), size)
     else:
         top, left, bottom, right = _box(area, picture)
         rows, columns = (np.arange(side) for side in picture)

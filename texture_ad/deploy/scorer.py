@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from texture_ad.data.drift import brightness, differences
-from texture_ad.data.images import IMAGE_SUFFIXES, frames_in
+from texture_ad.data.images import IMAGE_SUFFIXES, header
 from texture_ad.data.layouts.files import listed, unread
 from texture_ad.data.pictures import Picture, read_scaled
 from texture_ad.deploy.outputs import FOLDERS, Wanted, write_files, write_regions
@@ -259,10 +259,10 @@ class Scorer:
     def _compare(self, path: Path, levels: Tensor) -> str:
         """Return and count how an image, by its file and its brightness (2,), differs from the training images."""
         statistics = self.provenance and self.provenance.training_images
-        found = differences(statistics, path, levels) if statistics else {}
-        frames = frames_in(path)
-        if frames > 1:
-            found["frames"] = f"holds {frames} images, of which the first alone is scored"
+        image = header(path)
+        found = differences(statistics, image, levels) if statistics else {}
+        if image.frames > 1:
+            found["frames"] = f"holds {image.frames} images, of which the first alone is scored"
         self.unlike.update(found.keys())
         for respect, sentence in found.items():
             self.first.setdefault(respect, f"{self.name(path)}: {sentence}")

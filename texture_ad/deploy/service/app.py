@@ -209,7 +209,7 @@ class Service:
             Refusal: 413, too many pixels; 422, no image.
         """
         try:
-            width, height, _ = header(path)
+            height, width = header(path).shape
             if width * height > self.limits.max_pixels:
                 raise Refusal(413, f"{width} x {height} pixels, at most {self.limits.max_pixels}; send a smaller image")
             content = self.scorer.read([path])[0]
