@@ -193,11 +193,13 @@ def localization_tiles(
 
 def _heat_over(picture: np.ndarray, brightness: np.ndarray) -> np.ndarray:
     """Return the colours of `brightness` (H, W) uint8 over the grey picture (H, W, 3) uint8."""
-    from PIL import Image
+    from PIL import Image, ImageChops
 
-    # Weights of 150 and 106 in 256, looked up: products of every pixel would take twice the time.
-    grey = (np.arange(256) * 106 >> 8).astype(np.uint8)[np.asarray(Image.fromarray(picture).convert("L"))]
-    return _heat_colours().take(brightness, 0) + grey[..., None]
+    # Weights of 150 and 106 in 256, looked up and added by Pillow: half of the time that arrays take.
+    grey = Image.fromarray(picture).convert("L").point([level * 106 >> 8 for level in range(256)])
+    heat = Image.fromarray(brightness)
+    heat.putpalette(_heat_colours().tobytes())
+    return np.asarray(ImageChops.add(heat.convert("RGB"), Image.merge("RGB", (grey, grey, grey))))
 
 
 def atoms(crops: Sequence[np.ndarray], ids: Sequence[int], usage: Sequence[float], path: Path, source: str) -> None:
