@@ -175,6 +175,18 @@ def test_int8_needs_photographs(saved, command, tmp_path):
     assert code == 2 and "9 photographs, int8 needs 16; give images=FOLDER" in errors
 
 
+def test_int8_is_judged_by_the_auroc_that_it_loses_and_its_labels_are_counted(saved):
+    scores = torch.cat((torch.linspace(0, 1, 20), torch.linspace(1.1, 2, 20)))  # normal ones, then defects
+    expected = {"scores": scores, "labels": (scores > 1.05).byte()}
+    decision = load(saved).decision()
+    shifted = scores + torch.cat((torch.full((20,), 0.08), torch.zeros(20)))  # the order is as before
+    judged = exporting._judged({"scores": shifted, "labels": (shifted > 1.05).byte()}, expected, decision, "int8")
+    assert judged.loss == 0 and judged.others == 1 and judged.photographs == 40
+    shifted[:3] = 1.5
+    with pytest.raises(UserError, match="loses 0.0[0-9]* of the AUROC on 40 photographs"):
+        exporting._judged({"scores": shifted, "labels": (shifted > 1.05).byte()}, expected, decision, "int8")
+
+
 def test_a_detector_without_examples_asks_for_photographs(saved, photographs, tmp_path, command):
     detector = load(saved)
     detector.examples = detector.examples[:0]
@@ -241,7 +253,7 @@ def test_a_service_uses_an_engine_that_is_there(saved, engine, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("name", ["onnx", "openvino"])
-def test_an_engine_takes_the_images_of_a_batch_apart(saved, tmp_path, name, monkeypatch):
+def test_an_engine_takes_the_images_of_a_batch_apart(engine, name, monkeypatch):
     for package in FORMATS[name].packages:
         pytest.importorskip(package)
     calls = []
@@ -252,15 +264,13 @@ def test_an_engine_takes_the_images_of_a_batch_apart(saved, tmp_path, name, monk
         return lambda images: calls.append((arguments[-1], len(images))) or run(images)
 
     monkeypatch.setattr(engines, "FORMATS", {**FORMATS, name: FORMATS[name]._replace(open=watched)})
-    file = tmp_path / "detector.pt"
-    file.write_bytes(saved.read_bytes())
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        detector = load(file)
+        detector = load(engine)
         images = detector.examples[torch.arange(7) % len(detector.examples)]
         expected = detector(images)
-        assert engines.use_engine(detector, file, name, 1).startswith(name)
+        assert engines.use_engine(detector, engine, name, 1).startswith(name)
         calls.clear()
         for found in (detector(images), detector(images)):  # the second opens nothing
             assert torch.allclose(found.scores, expected.scores, rtol=1e-3, atol=1e-3)

@@ -30,7 +30,7 @@ def main(config: DictConfig) -> None:
     target = Path(config.output or Path(config.detector).with_suffix(FORMATS[config.format].suffix))
     decision = detector.decision(config.false_alarm_rate, config.threshold, config.pixel_threshold)
     written = export(detector, target, config.format, photographs, config.precision, decision)
-    loss = "" if written.loss is None else f", AUROC lower by {written.loss:.4f}"
+    loss = "" if written.loss is None else f", AUROC lower by {written.loss:.4f}, {written.others} labels differ"
     print(
         f"{config.format} {config.precision} {target}: images uint8 (B, 3, H, W) to {', '.join(written.outputs)}; on "
         f"{written.photographs} photographs, half of them with synthetic defects, within {written.difference:.1e} of "

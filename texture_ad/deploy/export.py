@@ -40,12 +40,14 @@ class Exported(NamedTuple):
         outputs: names of the graph's outputs.
         photographs: how many the file was compared on, half of them with a synthetic defect.
         difference: what `largest_difference` returns.
+        others: of the labels that differ; none but for int8.
         loss: of the AUROC of synthetic defects, above 0 where the file's is lower; None but for int8.
     """
 
     outputs: tuple[str, ...]
     photographs: int
     difference: float
+    others: int = 0
     loss: float | None = None
 
 
@@ -239,7 +241,7 @@ def _judged(found: Outputs, expected: Outputs, decision: Decision, precision: Pr
         if not loss < MAX_LOSS:
             problem = f"loses {loss:.4f} of the AUROC on {count} photographs, {MAX_LOSS} or more; nothing was written"
             raise ParameterError("precision", precision, problem)
-        return Exported(outputs, count, difference, loss)
+        return Exported(outputs, count, difference, int((found["labels"] != expected["labels"]).sum()), loss)
     tolerance = TOLERANCE[precision]
     if not difference <= tolerance:
         problem = f"differs from the detector by {difference:.1e} of the scores' range on {count} photographs"
