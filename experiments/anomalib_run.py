@@ -151,7 +151,7 @@ def exported(model: L.LightningModule, size: Shape, folder: Path) -> Callable[[T
     if not path.exists():
         # A batch of any size, its default, became one of two images in the graph of anomalib 2.7.0.
         model.to_openvino(folder, input_size=tuple(size), onnx_kwargs={"dynamic_axes": {}})
-    run = open_openvino(path, ("pred_score", "anomaly_map"), torch.get_num_threads())
+    run = open_openvino(path, ("pred_score", "anomaly_map"), torch.get_num_threads(), 1)
     return lambda images: [run(image) for image in in_unit_range(images).split(1)]
 
 
