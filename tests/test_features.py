@@ -88,10 +88,12 @@ def test_training_features_do_not_depend_on_whether_they_were_kept(data):
     assert keeping.grid == tuple(maps.shape[2:])
 
 
-def test_kept_features_are_given_once_and_only_for_their_images():
-    kept = KeptFeatures()
+def test_kept_features_are_given_once_and_only_for_their_images_while_there_is_room():
     images, others = torch.randint(0, 256, (2, 3, 3, 8, 8), dtype=torch.uint8)
-    kept.keep(images, torch.ones(3, 2, 4, 4))
+    features = torch.ones(3, 2, 4, 4)
+    kept = KeptFeatures(features.nbytes)
+    kept.keep(images, features)
+    kept.keep(others, features)
     extract = lambda x: torch.zeros(len(x), 2, 4, 4)  # noqa: E731
     assert kept(others, extract).sum() == 0
     assert kept(images.clone(), extract).sum() == 96 and kept(images, extract).sum() == 0

@@ -106,7 +106,7 @@ class Density(L.LightningModule):
         self.patience = patience
         self.pasted_images = pasted_images
         self.taught = detector.weight("head") > 0
-        self.calibration_features = KeptFeatures()
+        self.calibration_features = KeptFeatures(0)
         if not self.taught:  # DDP waits for the gradient of every parameter that asks for one
             self.head.requires_grad_(False)
         detector.backbone.requires_grad_(False)
@@ -150,6 +150,7 @@ class Density(L.LightningModule):
     def _calibration(self, data: TextureDataModule, device: torch.device) -> list[Tensor]:
         """Return whitened features (N, C) of each batch of calibration images, on the CPU, about WATCHED together."""
         found = []
+        self.calibration_features = KeptFeatures(self.features.room)
         for batch in data.calibration_dataloader():
             images = batch["image"].to(device)
             maps = self.detector.patch_features(images)

@@ -53,10 +53,14 @@ class TrainingFeatures:
         if all(n in self.kept for n in numbers):
             return torch.stack([self.kept[n] for n in numbers]).float()
         patches = gather(self(batch, device))
-        held = sum(p.nbytes for p in self.kept.values())
-        if held + patches.nbytes // 2 <= self.budget:
+        if patches.nbytes // 2 <= self.room:
             self.kept.update(zip(numbers, patches.half(), strict=True))
         return patches
+
+    @property
+    def room(self) -> int:
+        """Return how many bytes of the budget are left."""
+        return self.budget - sum(p.nbytes for p in self.kept.values())
 
     def stream(self, batches: Iterable[dict[str, Tensor]], device: torch.device) -> Iterator[Tensor]:
         """Yield `of_all_processes` of every batch."""
@@ -68,14 +72,21 @@ class TrainingFeatures:
 
 
 class KeptFeatures:
-    """Give the patch features of images that were kept, once each; extract those of all other images."""
+    """Give the patch features of images that were kept, once each; extract those of all other images.
 
-    def __init__(self) -> None:
+    Args:
+        room: bytes that they may take.
+    """
+
+    def __init__(self, room: int):
+        self.room = room
         self.kept: dict[str, Tensor] = {}
 
     def keep(self, images: Tensor, features: Tensor) -> None:
-        """Keep the features of a batch of images, both (B, ...), for when it comes again."""
-        self.kept[digest(images)] = features
+        """Keep the features of a batch of images, both (B, ...), for when it comes again, if there is room."""
+        if features.nbytes <= self.room:
+            self.room -= features.nbytes
+            self.kept[digest(images)] = features
 
     def __call__(self, images: Tensor, extract: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the patch features (B, C, h, w) of images, uint8 (B, 3, H, W)."""
