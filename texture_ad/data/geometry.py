@@ -128,7 +128,7 @@ def scaled_shape(shorter: int, shapes: Sequence[Shape]) -> Shape:
     """
     aspect = median(width / height for height, width in shapes)
     longer = round(shorter * max(aspect, 1 / aspect) / STRIDE) * STRIDE
-    if same_aspect((1, 1), (shorter, longer)) or longer < shorter:
+    if same_aspect((1, 1), (1, aspect)) or longer < shorter:
         longer = shorter
     return (longer, shorter) if aspect < 1 else (shorter, longer)
 
