@@ -220,6 +220,14 @@ def test_hidden_images_are_left_out_and_a_folder_that_is_gone_has_none(tmp_path)
     assert find_images(tmp_path / "gone", tmp_path) == []  # a watched one can come back
 
 
+def test_linked_folders_are_searched_as_in_a_run(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/0.png").write_bytes(b"")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/batch").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert find_images(tmp_path / "in", tmp_path / "out") == [tmp_path / "in/batch/0.png"]
+
+
 def test_a_submission_would_be_one_file_of_two_photographs(predict, photographs, tmp_path):
     for name in ("a.png", "a.jpg"):
         (tmp_path / name).write_bytes((photographs / "0.png").read_bytes())

@@ -168,8 +168,8 @@ def _outputs(detector: AnomalyDetector, compared: Sequence[Tensor], decision: De
 def _open(detector: AnomalyDetector, path: Path, name: str) -> None:
     """Let the runtime's file measure for a detector, in torch's number of threads.
 
-    All of them work at one image. Of a batch each takes images of its own: on two cores that is 1.5 times as fast as a
-    batch, whose features fill the processor's caches.
+    All of them work at one image. Of a batch each takes images of its own, which is faster than a batch whose features
+    fill the processor's caches; see docs/speed.md.
     """
     threads = torch.get_num_threads()
     opened = cache(partial(FORMATS[name].open, path, MeasuringGraph.names(_measured(detector)), threads))

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from texture_ad.data.drift import brightness, differences
-from texture_ad.data.images import IMAGE_SUFFIXES, header
-from texture_ad.data.layouts.files import listed, unread
+from texture_ad.data.images import header
+from texture_ad.data.layouts.files import files_below, is_image, listed, unread
 from texture_ad.data.pictures import Picture, read_scaled
 from texture_ad.deploy.outputs import FOLDERS, Wanted, write_files, write_regions
 from texture_ad.deploy.results import Result, decide
@@ -122,10 +122,13 @@ class Found(NamedTuple):
 
 
 def find_files(source: Path, output: Path) -> Found:
-    """Return the files below `source` that are not hidden, or `source` itself; a folder that can't be read has none.
+    """Return the files below `source` that are not hidden, or `source` itself; a folder that is gone has none.
 
     Those below `output` are left out, because they are our own; where it holds `source` itself, those of FOLDERS in it,
     and of those directly in it all that are no images.
+
+    Raises:
+        UserError: a folder that can't be read.
     """
     if source.is_file():
         return Found([source], [])
@@ -134,11 +137,10 @@ def find_files(source: Path, output: Path) -> Found:
     if ours & {source.resolve(), *source.resolve().parents}:
         ours = {target / name for name in FOLDERS}
     found = Found([], [])
-    for path in sorted(source.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(source).parts)
-        if hidden or not path.is_file() or not ours.isdisjoint(path.resolve().parents):
+    for path in files_below(source) if source.is_dir() else []:
+        if not ours.isdisjoint(path.resolve().parents):
             continue
-        if path.suffix.lower() in IMAGE_SUFFIXES:
+        if is_image(path):
             found.images.append(path)
         elif path.parent.resolve() != target:
             found.others.append(path)
