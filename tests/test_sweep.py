@@ -24,6 +24,7 @@ from texture_ad.cli.sweep import best_setting, compare, finished, means_over_tex
 from texture_ad.data.batches import SharedBatches
 from texture_ad.errors import UserError
 from texture_ad.evaluation.spread import mean_ranks
+from texture_ad.training.pruning import MedianPruning
 from texture_ad.training.resources import take_share
 
 KILLS = 8 if os.environ.get("TEXTURE_AD_LONG") else 1
@@ -218,6 +219,48 @@ def test_a_search_that_was_killed_tries_first_what_it_was_at(tmp_path, optuna):
     again = optuna.load_study("s", storage, optuna.samplers.TPESampler(seed=sweeper.sampler.seed))
     first, second = (again.ask().suggest_float("x", 0, 1) for _ in range(2))
     assert first == drawn[3] and second not in drawn
+
+
+def test_a_trial_that_lags_behind_is_pruned_and_still_measured(data, tmp_path, command, monkeypatch, optuna):
+    monkeypatch.setenv("TEXTURE_AD_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "search"
+    folder.mkdir()
+    study = optuna.create_study(f"sqlite:///{folder}/study.db", study_name="flow", direction="maximize")
+    rates = (0.002, 1e-9, 0.003)
+    for rate in rates:
+        study.enqueue_trial({"density.lr": rate})
+    more = ("trainer.max_epochs=6", "density.patience=9", "density.epoch_steps=10", "pictures=false", "flow.blocks=2")
+    search = ("hydra/sweeper=optuna", "hydra.sweeper.direction=maximize", "hydra.sweeper.n_jobs=1")
+    search += (f"hydra.sweeper.storage=sqlite:///{folder}/study.db", "hydra.sweeper.study_name=flow")
+    search += (f"density.lr=choice({','.join(map(str, rates))})", "hydra.sweeper.n_trials=3", "cache=always")
+    pruning = ("pruning=median", "pruning.startup_trials=1", "pruning.warmup_epochs=2")
+    code, out, errors = command("run", *arguments(data, folder, *QUICK, *more, *search, *pruning, "-m"))
+    assert code == 0, errors
+    trials = {trial.params["density.lr"]: trial for trial in study.trials}
+    found = {rate: json.loads((folder / f"density.lr={rate}/metrics.json").read_text()) for rate in rates}
+    assert [found[rate].get("pruned_epoch") for rate in rates] == [None, 3, None]
+    assert [len(trials[rate].intermediate_values) for rate in rates] == [6, 3, 6]
+    assert "pruned   after 3 epochs: val/nll lags behind the other trials'" in out
+    for rate in rates:  # a pruned trial counts by its own objective
+        assert trials[rate].value == found[rate]["synthetic_auroc"] and trials[rate].state.name == "COMPLETE"
+        assert max(trials[rate].intermediate_values.values()) == pytest.approx(-found[rate]["val_nll_stage1"])
+    assert "1 of 3 trials was pruned" in (folder / "comparison.md").read_text()
+    assert not list(tmp_path.glob("cache/shared/stage1-*"))  # another run would take a pruned one for a full one
+
+    # Stopped in stage 2, it stays pruned.
+    job = folder / "density.lr=1e-09"
+    checkpoint = torch.load(job / "stage1/last.ckpt", weights_only=True)
+    resumed = MedianPruning(SimpleNamespace(study=study), "val/nll", "min", startup_trials=1, warmup_epochs=2)
+    resumed.load_state_dict(checkpoint["callbacks"]["MedianPruning"])
+    trainer = SimpleNamespace(should_stop=False)
+    resumed.on_train_start(trainer, None)
+    assert checkpoint["epoch"] == 2 and resumed.pruned_epoch == 3 and trainer.should_stop
+
+
+def test_pruning_outside_a_search_is_refused(data, tmp_path, command):
+    for more in ((), ("seed=0,1", "-m")):
+        code, _, errors = command("run", *arguments(data, tmp_path, *QUICK, "pruning=median", *more))
+        assert code == 2 and "pruning: cuts trials of a search of method=fusion short" in errors
 
 
 @pytest.mark.parametrize(

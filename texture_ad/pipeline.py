@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import lightning as L
 import torch
@@ -49,6 +49,9 @@ from texture_ad.training.cache import Cache, digest
 from texture_ad.training.distributed import check_processes, gather, is_rank_zero
 from texture_ad.training.resources import peak_memory, reset_peak_memory
 from texture_ad.training.run_folder import prepare_folder
+
+if TYPE_CHECKING:
+    from optuna.trial import Trial
 
 MUCH = 2**30  # bytes of statistics from which on they are told beforehand
 
@@ -92,6 +95,7 @@ class Run:
         cache: shared between runs, None for none.
         stage1_settings: full key to value of the settings that stage 1 depends on.
         in_sweep: whether the run is one job of a sweep.
+        trial: of a search, whose training may be pruned, None for none.
         data: set up by the first step.
         loggers: open ones.
         metrics: what metrics.json will hold.
@@ -104,6 +108,7 @@ class Run:
     cache: Cache | None = None
     stage1_settings: Mapping[str, object] = field(default_factory=dict)
     in_sweep: bool = False
+    trial: "Trial | None" = None
     data: TextureDataModule = field(init=False)
     loggers: list[Logger] = field(default_factory=list)
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -154,7 +159,7 @@ class Run:
 
     def get_or_create_stage1(self, state: Mapping[str, Tensor], create: Callable[[], dict]) -> dict:
         """Return stage 1's result for the untrained modules' `state`, from the cache where it is there."""
-        if self.cache is None:
+        if self.cache is None or self.trial is not None:  # pruned, it is no other run's
             return create()
         address = digest("stage 1", self.stage1_settings, state, self.data.fingerprint)
         return self.cache.get_or_create(f"stage1-{address}", create)
@@ -166,6 +171,7 @@ def run(
     cache: Cache | None = None,
     stage1_settings: Mapping[str, object] | None = None,
     in_sweep: bool = False,
+    trial: "Trial | None" = None,
 ) -> dict[str, Any]:
     """Run one experiment and fill its run folder; return what metrics.json holds.
 
@@ -177,6 +183,7 @@ def run(
         cache: shared between runs, None for none.
         stage1_settings: full key to value of the settings that stage 1 depends on, None for none.
         in_sweep: whether the run is one job of a sweep.
+        trial: of a search, whose training may be pruned, None for none.
 
     Raises:
         UserError: input that can't be worked with.
@@ -186,7 +193,7 @@ def run(
     check("false_alarm_rate", config.false_alarm_rate, FalseAlarmRate)
     check("examples", config.examples, NonNegativeInt)
     check("cross_fit", config.cross_fit, Switch)
-    this = Run(config, Path(config.run_dir), command, cache, stage1_settings or {}, in_sweep)
+    this = Run(config, Path(config.run_dir), command, cache, stage1_settings or {}, in_sweep, trial)
     if is_rank_zero():
         prepare_folder(this.folder)
     L.seed_everything(config.seed, workers=True, verbose=False)
@@ -349,7 +356,7 @@ def _cross_fit(run: Run) -> Iterator[tuple[Measurement, Shape]]:
     for number, data in enumerate(run.data.other_folds(), 1):
         print(f"fold     {number}, {len(data.calibration_samples)} of the training images held out", flush=True)
         settings = {**run.stage1_settings, "fold": number}
-        other = replace(run, folder=folder / str(number), stage1_settings=settings, loggers=[], metrics={})
+        other = replace(run, folder=folder / str(number), stage1_settings=settings, trial=None, loggers=[], metrics={})
         other.data = data
         L.seed_everything(run.seed, workers=True, verbose=False)
         yield from _measure_calibration(other, fit(other))

@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from texture_ad.cli.entry import in_sweep
 from texture_ad.cli.settings import check_same, stage1_settings
 from texture_ad.cli.sweep import OBJECTIVE, finished
+from texture_ad.errors import UserError
 from texture_ad.parameters import check
 from texture_ad.training.run_folder import holds_checkpoints
 
@@ -52,9 +53,11 @@ def check_start(config: DictConfig) -> None:
     """Check that an experiment can start in its folder, or resume there.
 
     Raises:
-        UserError: its folder holds a run of other settings, or `cache` has no such value.
+        UserError: its folder holds a run of other settings, `cache` has no such value, or there is nothing to prune.
     """
     check("cache", config.cache, Literal["sweep", "always", "never"])
+    if config.get("pruning") and not (_searches() and config.method.name == "fusion"):
+        raise UserError("pruning: cuts trials of a search of method=fusion short, and this is none; use pruning=none")
     folder = Path(config.run_dir)
     if holds_checkpoints(folder):
         check_same(folder, config)
@@ -77,7 +80,17 @@ def start(config: DictConfig, overrides: Iterable[str], swept: bool = False) -> 
 
         shared = config.cache == "always" or (config.cache == "sweep" and swept)
         cache = Cache(config.cache_gb) if shared else None
-        run(config, repeat_command(overrides), cache, stage1_settings(config), swept)
+        trial = None
+        if config.get("pruning"):
+            from texture_ad.cli.search import running_trial
+
+            trial = running_trial(HydraConfig.get().sweeper, list(overrides))
+        run(config, repeat_command(overrides), cache, stage1_settings(config), swept, trial)
+
+
+def _searches() -> bool:
+    """Return whether this is a job of a search by Optuna."""
+    return in_sweep() and "optuna" in HydraConfig.get().sweeper._target_
 
 
 def prepare_process() -> None:

@@ -7,7 +7,7 @@ import optuna
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 from optuna.exceptions import ExperimentalWarning
-from optuna.trial import TrialState
+from optuna.trial import Trial, TrialState
 
 from texture_ad.cli.sweep import DATA
 from texture_ad.errors import UserError
@@ -67,3 +67,24 @@ def resume(sweeper: DictConfig) -> None:
     sweeper.n_trials = max(0, sweeper.n_trials - finished)
     if sweeper.sampler.get("seed") is not None:
         sweeper.sampler.seed += len(study.trials)
+
+
+def running_trial(sweeper: DictConfig, overrides: Sequence[str]) -> Trial:
+    """Return the trial that a job runs, of which the plugin tells it nothing: the running one with its settings.
+
+    Args:
+        sweeper: the plugin's settings.
+        overrides: of the job, each "key=value".
+
+    Raises:
+        UserError: the plugin's settings name no study that another process could open.
+    """
+    if not (sweeper.storage and sweeper.study_name):
+        raise UserError("pruning: trials share nothing to compare; give hydra.sweeper.storage and .study_name")
+    study = optuna.load_study(sweeper.study_name, sweeper.storage)
+    running = [
+        trial
+        for trial in study.get_trials(states=(TrialState.RUNNING,))
+        if {f"{key}={value}" for key, value in trial.params.items()} <= set(overrides)
+    ]
+    return Trial(study, running[-1]._trial_id)

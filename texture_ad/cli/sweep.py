@@ -187,6 +187,12 @@ def write_comparison(folder: Path, jobs: Sequence[dict]) -> str:
     lines = [_markdown_row(keys, row) for row in settings]
     text = markdown_table(lines) if lines else "No job has finished."
     best = best_setting(keys, settings)
+    pruned = sum("pruned_epoch" in job["metrics"] for job in jobs)
+    if pruned:
+        best = [
+            *best,
+            f"{pruned} of {len(jobs)} trials {'was' if pruned == 1 else 'were'} pruned, so trained for less.",
+        ]
     failures = [f"Failed: {job['folder'].name}: {job['error']}" for job in jobs if job["error"]]
     write_atomic(folder / "jobs.csv", csv_text(_job_rows(jobs, names)))
     write_atomic(folder / "comparison.csv", csv_text(_comparison_rows(keys, settings, spreads, names)))

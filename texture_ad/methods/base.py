@@ -29,6 +29,7 @@ from texture_ad.parameters import Count, Finite, arguments_of, checked
 
 if TYPE_CHECKING:
     import lightning as L
+    from optuna.trial import Trial
 
     from texture_ad.data.datamodule import TextureDataModule
     from texture_ad.training.cache import Cache
@@ -149,11 +150,13 @@ class Fitting(Protocol):
         folder: of the run, for checkpoints.
         seed: of the run.
         cache: shared between runs, None for none.
+        trial: of a search, whose training may be pruned, None for none.
     """
 
     data: "TextureDataModule"
     folder: Path
     cache: "Cache | None"
+    trial: "Trial | None"
 
     @property
     def seed(self) -> int:

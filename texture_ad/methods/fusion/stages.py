@@ -84,8 +84,13 @@ def _train_stage1(
     """Train a module of stage 1, or take it from the cache; leave the weights that were best by what is monitored."""
     folder = fitting.folder / "stage1"
     best = ModelCheckpoint(folder, "best", monitor=monitor, mode=mode, enable_version_counter=False)
+    pruning = (
+        [] if fitting.trial is None else [fitting.make("pruning", trial=fitting.trial, monitor=monitor, mode=mode)]
+    )
     waiting = LoaderTime()
-    trainer = fitting.trainer("stage1", [best, *callbacks, SaveEpochs(folder), StopDivergence()], profiler=waiting)
+    trainer = fitting.trainer(
+        "stage1", [best, *callbacks, *pruning, SaveEpochs(folder), StopDivergence()], profiler=waiting
+    )
 
     def train() -> dict[str, Any]:
         start = time.perf_counter()
@@ -98,6 +103,9 @@ def _train_stage1(
         _load_best(module, folder)
         if best.best_model_score is not None:
             metrics[f"{monitor.replace('/', '_')}_stage1"] = float(best.best_model_score)
+        for callback in pruning:
+            if callback.pruned_epoch is not None:
+                metrics["pruned_epoch"] = callback.pruned_epoch
         return {"state": module.state_dict(), "metrics": metrics | peak_memory()}
 
     if trainer.world_size > 1:  # each of several processes would have to find the same
