@@ -22,8 +22,9 @@ setup: $(VENV)/.installed ## install the package with what its tests, checks and
 $(CATEGORIES): setup ## run the experiment on this texture
 	$(BIN)/python -m texture_ad.run +experiment=$@
 
+# One process a core, each with one thread. Where one ends early, xdist would wait for its tests for ever: it stops.
 test: setup ## run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder # one process a core, each with one thread
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 bench: setup ## measure speed beside baselines, about 17 minutes; writes benchmarks/results/bench.md
 	$(BIN)/python -m benchmarks.bench

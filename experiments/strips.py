@@ -11,7 +11,8 @@ defect. Good images named clean_*, of another roll than those for training, are 
 often be one of them, with or without a defect.
 
 Compared are the images one by one (`tiles`) and the strips cut by data.tile (`strips`), by image AUROC; `located` is
-the share of anomalous strips whose highest anomaly lies in the defective tile.
+the share of anomalous strips in which most of the five highest places, which make the score, lie in the defective tile,
+and `peak` the share in which the map's highest pixel does.
 
 Own keys: root, texture, strips (anomalous and normal test strips, at most), seeds, device (that locates), workers, runs
 (folder of the strips and runs), output (without suffix: .json and .md are written). Every other key=value goes to each
@@ -88,18 +89,23 @@ def make_strips(source: Path, target: Path, most: int) -> None:
     write_text(target / "places.json", json.dumps(places))
 
 
-def located(run: Path, strips: Path, device: str) -> float:
-    """Return the share of anomalous strips whose highest anomaly lies in the defective tile; it is found once a run."""
+def located(run: Path, strips: Path, device: str) -> dict[str, float]:
+    """Return in what share of anomalous strips the defective tile is found; it is looked for once a run.
+
+    Returns:
+        `located`, by most of the highest places that make the score (of as many, by the highest of them), and `peak`,
+        by the highest of the map's pixels alone.
+    """
     found = run / "located.json"
     if not found.is_file():
         detector = load(run / "detector.pt", device)
-        places = json.loads((strips / "places.json").read_text(encoding="utf-8"))
         hits = []
-        for name, place in places.items():
-            maps = detector(detector.read(strips / "test/defect" / name)).anomaly_maps
-            column = int(maps[0].amax(0).argmax())
-            hits.append(column * LENGTH // maps.shape[2] == place)
-        write_text(found, json.dumps(float(np.mean(hits))))
+        for name, place in json.loads((strips / "places.json").read_text(encoding="utf-8")).items():
+            prediction = detector(detector.read(strips / "test/defect" / name))
+            tiles = (prediction.positions[0, :, 1] * LENGTH // prediction.grid[1]).tolist()
+            peak = int(prediction.anomaly_maps[0].amax(0).argmax()) * LENGTH // prediction.anomaly_maps.shape[2]
+            hits.append((max(tiles, key=tiles.count) == place, peak == place))
+        write_text(found, json.dumps(dict(zip(("located", "peak"), np.mean(hits, 0).tolist(), strict=True))))
     return json.loads(found.read_text(encoding="utf-8"))
 
 
@@ -134,7 +140,7 @@ def main() -> None:
         {
             "images": kind,
             "seed": int(seed),
-            "located": located(job.folder, strips, own["device"][0]) if kind == "strips" else None,
+            **(located(job.folder, strips, own["device"][0]) if kind == "strips" else {}),
             **{key: found.get(key) for key in KEPT},
         }
         for (kind, seed), job in jobs.items()
@@ -144,9 +150,10 @@ def main() -> None:
         {
             "images": kind,
             **{
-                key: [r[key] for r in results if r["images"] == kind] for key in ("image_auroc", "pixel_auroc", "aupro")
+                key: values
+                for key in ("image_auroc", "pixel_auroc", "aupro", "located", "peak")
+                if (values := [r[key] for r in results if r["images"] == kind and key in r])
             },
-            "located": [r["located"] for r in results if r["images"] == kind] if kind == "strips" else None,
         }
         for kind in data
     ]
