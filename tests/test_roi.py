@@ -3,6 +3,7 @@
 import csv
 import json
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -274,22 +275,17 @@ def test_the_fingerprint_covers_masks_sides_and_the_region(tmp_path):
     assert len(set(found)) == len(found) == 6
 
 
-@pytest.fixture
-def own_signals():
-    """Give back the handlers of signals that a watched folder takes."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
-def test_a_watched_folder_leaves_out_what_lies_outside(with_roi, tmp_path, own_signals):
+def test_a_watched_folder_leaves_out_what_lies_outside(with_roi, tmp_path, monkeypatch):
+    # A signal would end the tests where another library has put its handlers back meanwhile.
+    handlers = {}
+    own = SimpleNamespace(SIGINT=signal.SIGINT, SIGTERM=signal.SIGTERM, signal=handlers.__setitem__)
+    monkeypatch.setattr("texture_ad.deploy.watch.signal", own)
     told = []
 
     def tell(result):
         told.append(result["name"])
         if len(told) == 3:
-            signal.getsignal(signal.SIGTERM)(signal.SIGTERM, None)  # without a signal, which could end the tests
+            handlers[signal.SIGTERM](signal.SIGTERM, None)
 
     scorer = Scorer(with_roi.detector, with_roi.folder, tmp_path, wanted=Wanted(pictures=True, masks=True, maps=True))
     watch(scorer, with_roi.folder, tmp_path, batch_size=2, interval=0.01, tell=tell)
