@@ -10,9 +10,10 @@ do not fit. Random tiles side by side would have one at every tile, to which a w
 defect. Good images named clean_*, of another roll than those for training, are left out: the highest of sixteen would
 often be one of them, with or without a defect.
 
-Compared are the images one by one (`tiles`) and the strips cut by data.tile (`strips`), by image AUROC; `located` is
-the share of anomalous strips in which most of the five highest places, which make the score, lie in the defective tile,
-and `peak` the share in which the map's highest pixel does.
+Compared are the images one by one (`tiles`) and the strips cut by data.tile (`strips`), by image AUROC. `located` is
+the share of anomalous strips whose defective tile holds more of the five highest places, which make the score, than
+any other tile (where several hold as many, the one with the highest place counts). `peak` is the share in which the
+map's highest pixel lies in it.
 
 Own keys: root, texture, strips (anomalous and normal test strips, at most), seeds, device (that locates), workers, runs
 (folder of the strips and runs), output (without suffix: .json and .md are written). Every other key=value goes to each
@@ -93,8 +94,8 @@ def located(run: Path, strips: Path, device: str) -> dict[str, float]:
     """Return in what share of anomalous strips the defective tile is found; it is looked for once a run.
 
     Returns:
-        `located`, by most of the highest places that make the score (of as many, by the highest of them), and `peak`,
-        by the highest of the map's pixels alone.
+        `located`, by the tile that holds more of the highest places than any other (of as many, by the highest place),
+        and `peak`, by the highest of the map's pixels alone.
     """
     found = run / "located.json"
     if not found.is_file():

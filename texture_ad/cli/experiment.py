@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from texture_ad.cli.entry import in_sweep
 from texture_ad.cli.settings import check_same, stage1_settings
-from texture_ad.cli.sweep import OBJECTIVE, finished
+from texture_ad.cli.sweep import OBJECTIVE, finished, is_search
 from texture_ad.errors import UserError
 from texture_ad.parameters import check
 from texture_ad.training.run_folder import holds_checkpoints
@@ -56,7 +56,8 @@ def check_start(config: DictConfig) -> None:
         UserError: its folder holds a run of other settings, `cache` has no such value, or there is nothing to prune.
     """
     check("cache", config.cache, Literal["sweep", "always", "never"])
-    if config.get("pruning") and not (_searches() and config.method.name == "fusion"):
+    searching = in_sweep() and is_search(HydraConfig.get().sweeper)
+    if config.get("pruning") and not (searching and config.method.name == "fusion"):
         raise UserError("pruning: cuts trials of a search of method=fusion short, and this is none; use pruning=none")
     folder = Path(config.run_dir)
     if holds_checkpoints(folder):
@@ -86,11 +87,6 @@ def start(config: DictConfig, overrides: Iterable[str], swept: bool = False) -> 
 
             trial = running_trial(HydraConfig.get().sweeper, list(overrides))
         run(config, repeat_command(overrides), cache, stage1_settings(config), swept, trial)
-
-
-def _searches() -> bool:
-    """Return whether this is a job of a search by Optuna."""
-    return in_sweep() and "optuna" in HydraConfig.get().sweeper._target_
 
 
 def prepare_process() -> None:

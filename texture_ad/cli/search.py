@@ -77,7 +77,7 @@ def running_trial(sweeper: DictConfig, overrides: Sequence[str]) -> Trial:
         overrides: of the job, each "key=value".
 
     Raises:
-        UserError: the plugin's settings name no study that another process could open.
+        UserError: the plugin's settings name no study that another process could open, or the trial runs no more.
     """
     if not (sweeper.storage and sweeper.study_name):
         raise UserError("pruning: trials share nothing to compare; give hydra.sweeper.storage and .study_name")
@@ -87,4 +87,8 @@ def running_trial(sweeper: DictConfig, overrides: Sequence[str]) -> Trial:
         for trial in study.get_trials(states=(TrialState.RUNNING,))
         if {f"{key}={value}" for key, value in trial.params.items()} <= set(overrides)
     ]
+    if not running:
+        raise UserError(
+            f"pruning: no such trial of the study {sweeper.study_name} runs; is another command working on it?"
+        )
     return Trial(study, running[-1]._trial_id)

@@ -186,21 +186,20 @@ def write_comparison(folder: Path, jobs: Sequence[dict]) -> str:
     spreads = [{name: spread(row[name]) for name in names if name in row} for row in settings]
     lines = [_markdown_row(keys, row) for row in settings]
     text = markdown_table(lines) if lines else "No job has finished."
-    best = best_setting(keys, settings)
+    remarks = best_setting(keys, settings)
     pruned = sum("pruned_epoch" in job["metrics"] for job in jobs)
     if pruned:
-        best = [
-            *best,
-            f"{pruned} of {len(jobs)} trials {'was' if pruned == 1 else 'were'} pruned, so trained for less.",
-        ]
-    failures = [f"Failed: {job['folder'].name}: {job['error']}" for job in jobs if job["error"]]
+        remarks.append(
+            f"{pruned} of {len(jobs)} trials {'was' if pruned == 1 else 'were'} pruned, so trained for less."
+        )
+    remarks += [f"Failed: {job['folder'].name}: {job['error']}" for job in jobs if job["error"]]
     write_atomic(folder / "jobs.csv", csv_text(_job_rows(jobs, names)))
     write_atomic(folder / "comparison.csv", csv_text(_comparison_rows(keys, settings, spreads, names)))
-    write_text(folder / "comparison.md", "\n\n".join([text, NOTE, *best, *failures]) + "\n")
+    write_text(folder / "comparison.md", "\n\n".join([text, NOTE, *remarks]) + "\n")
     if settings:
         drawn = [row | found for row, found in zip(settings, spreads, strict=True) if RANK not in row]
         comparison(keys, drawn, folder / "comparison.png")
-    _write_report(folder, jobs, keys, settings, spreads, [*best, *failures])
+    _write_report(folder, jobs, keys, settings, spreads, remarks)
     return text
 
 
@@ -274,6 +273,11 @@ def _write_report(
     sweep_report(folder, rows, plots, sources, {name: path for name, path in reports.items() if path.is_file()}, told)
 
 
+def is_search(sweeper: DictConfig) -> bool:
+    """Return whether a sweep with these settings of its sweeper is a search by Optuna."""
+    return "optuna" in sweeper._target_
+
+
 class Comparison(Callback):
     """Report each job's failure and, at the end, compare all jobs; called by Hydra."""
 
@@ -283,7 +287,7 @@ class Comparison(Callback):
         """Count the jobs that have finished before, and resume a search; exit with an error where it can't be."""
         folder = Path(config.hydra.sweep.dir)
         self.before = len(list(folder.glob("*/metrics.json")))
-        if "optuna" not in config.hydra.sweeper._target_:
+        if not is_search(config.hydra.sweeper):
             return
         logging.getLogger("alembic").setLevel(logging.WARNING)  # which tells of its plug-ins as it is imported
         try:
