@@ -125,7 +125,26 @@ def test_check_names_every_fault_and_is_refused_as_a_run_is(folder, command):
         ("ground_truth/hole/1_mask.png", "the mask has 32 x 32 pixels, its image 64 x 64"),
     ):
         assert any(file in line and words in line for line in told), file
-    assert out.endswith("refused  a run would be\n")
+    assert out.endswith("note     data.unusable=skip leaves images out that can't be used\nrefused  a run would be\n")
+
+
+def test_unusable_images_are_left_out_where_that_is_asked_for(folder, command):
+    bad = ("train/good/1.png", "train/good/2.png", "train/good/several.tif", "test/hole/0.png")
+    save(folder / "train/good/2.png", np.full((64, 64), 7, np.uint8))
+    save(folder / "test/good/0.png", np.full((64, 64), 7, np.uint8))  # may be what has to be found
+    for name in (bad[0], bad[3]):
+        (folder / name).write_bytes((folder / name).read_bytes()[:600])
+    tifffile.imwrite(folder / bad[2], np.stack([noise(0), np.full((64, 64), 7, np.uint8)]), photometric="minisblack")
+    arguments = ["check", "data=folder", f"data.root={folder}", "data.frames=all", "method=padim"]
+    assert command(*arguments)[0] == 2
+    code, out, errors = command(*arguments, "data.unusable=skip")
+    assert code == 0 and not errors
+    assert f"warning: 4 unusable images of {folder} are used for nothing: {', '.join(bad[:3])}, ..." in out
+    assert "training 3 images: 64 x 64 px; L\ncalibration 1 images: 64 x 64 px; L\ntest     3 images" in out
+    for i in (3, 4, 5):
+        (folder / f"train/good/{i}.png").write_bytes(b"")
+    code, _, errors = command(*arguments, "data.unusable=skip")
+    assert code == 2 and "1 normal images for training; at least 2 are needed" in errors
 
 
 def test_one_colour_is_judged_as_a_run_does(folder, command):

@@ -119,6 +119,15 @@ def test_bad_test_images_are_named(run, folder, kind):
     refused(run(), BAD_IMAGES[kind][1], str(path))
 
 
+def test_bad_images_are_left_out_where_that_is_asked_for(run, folder, tmp_path):
+    for path, kind in ((folder / "train/good/3.png", "truncated"), (folder / "test/hole/1.png", "zero bytes")):
+        BAD_IMAGES[kind][0](path)
+    code, out, errors = run("data.unusable=skip")
+    assert code == 0, errors
+    assert "warning: 2 unusable images" in out and "train/good/3.png, test/hole/1.png" in out
+    assert "used for nothing: unusable images | 2" in (tmp_path / "run/data_card.md").read_text(encoding="utf-8")
+
+
 def test_every_mode_and_name_is_worked_with(run, folder, tmp_path):
     good = folder / "train/good"
     exif = Image.Exif()

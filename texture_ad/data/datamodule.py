@@ -48,6 +48,7 @@ from texture_ad.data.images import (
     resize_mask,
     training_levels,
 )
+from texture_ad.data.inspection import without_unusable
 from texture_ad.data.layouts import (
     LAYOUTS,
     Layout,
@@ -56,6 +57,7 @@ from texture_ad.data.layouts import (
     calibration_folds,
     check_groups,
     check_masks,
+    enough,
     fingerprint,
     layout_name,
     listed,
@@ -177,6 +179,8 @@ class TextureDataModule(L.LightningDataModule):
         range: [low, high], the values of images with more than 8 bits that become black and white; None takes them from
             the training images.
         frames: which images are read of a file that holds several: the "first", or "all"; "error" refuses it.
+        unusable: what an image that can't be read, or a normal one of one colour, does: "error" ends the run, "skip"
+            leaves it out, which takes a look at all pixels beforehand.
         strict: refuse anomalous images without a mask where others have one.
         cache_mb: MiB that decoded images may take; if they need more, they are decoded again in every epoch.
         num_workers: processes that decode when the images don't fit.
@@ -238,6 +242,7 @@ class TextureDataModule(L.LightningDataModule):
         roi: Area,
         range: Sequence[float] | None,
         frames: Frames,
+        unusable: Literal["error", "skip"],
         strict: bool,
         cache_mb: NonNegativeInt,
         num_workers: NonNegativeInt,
@@ -260,6 +265,7 @@ class TextureDataModule(L.LightningDataModule):
         self.roi = roi
         self.range = checked_levels("range", range)
         self.frames = frames
+        self.unusable = unusable
         self.strict = strict
         self.cache_mb = cache_mb
         self.num_workers = num_workers
@@ -307,6 +313,8 @@ class TextureDataModule(L.LightningDataModule):
     def _list_images(self) -> Layout:
         """Return the layout, in which normal images test, and groups lie on one side."""
         found = scan(self.folder, self.layout_name, self.table, **self.places)
+        if self.unusable == "skip":
+            found = enough(self.folder, without_unusable(found, self.frames))
         found = with_groups(found, self.group, self.folder)
         self.draws_test = found.undivided
         found = with_test_images(found, self.test_fraction, self.seed)

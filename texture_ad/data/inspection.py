@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from texture_ad.data.images import Reading, header, in_turn, read_image
-from texture_ad.data.layouts import copies, listed
+from texture_ad.data.images import Frames, Reading, header, headers_of, in_turn, read_image
+from texture_ad.data.layouts import Layout, Sample, copies, listed
 from texture_ad.data.pictures import rounded
 from texture_ad.data.roi import Roi
 from texture_ad.errors import UserError
@@ -52,7 +52,11 @@ def can_hash() -> bool:
 
 
 def inspect_files(
-    pictures: Iterable[tuple[Path, int]], reading: Reading, varied: bool = False, roi: Roi | None = None
+    pictures: Iterable[tuple[Path, int]],
+    reading: Reading,
+    varied: bool = False,
+    roi: Roi | None = None,
+    hashed: bool = True,
 ) -> list[File]:
     """Decode images and return what they are, each once.
 
@@ -61,18 +65,19 @@ def inspect_files(
         reading: how they are read.
         varied: refuse an image of one colour, from which nothing can be learnt.
         roi: the region of interest, in which it has to vary.
+        hashed: find perceptual hashes, where their package is installed.
     """
+    hashed = hashed and can_hash()
+
+    def inspect(picture: tuple[Path, int]) -> File:
+        with in_turn(picture[0]):
+            return _decoded(*picture, reading, varied, roi, hashed)
+
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(lambda picture: _inspect(picture, reading, varied, roi), dict.fromkeys(pictures)))
+        return list(pool.map(inspect, dict.fromkeys(pictures)))
 
 
-def _inspect(picture: tuple[Path, int], reading: Reading, varied: bool, roi: Roi | None) -> File:
-    path, frame = picture
-    with in_turn(path):
-        return _decoded(path, frame, reading, varied, roi)
-
-
-def _decoded(path: Path, frame: int, reading: Reading, varied: bool, roi: Roi | None) -> File:
+def _decoded(path: Path, frame: int, reading: Reading, varied: bool, roi: Roi | None, hashed: bool) -> File:
     try:
         image = header(path, frame)
         values = read_image(path, reading, frame)
@@ -87,8 +92,38 @@ def _decoded(path: Path, frame: int, reading: Reading, varied: bool, roi: Roi | 
     if varied and (told == told[:1]).all():
         problem = f"{path}: one colour all over, nothing to learn from; remove this exposure"
     # Frames of one file are as a rule near-duplicates of each other, of which there is nothing to tell.
-    bits = perceptual_hash(pixels) if can_hash() and not frame else None
+    bits = perceptual_hash(pixels) if hashed and not frame else None
     return File(path, frame, image.shape, image.mode + deeper, bits, problem)
+
+
+def without_unusable(layout: Layout, frames: Frames) -> Layout:
+    """Return a layout without the images for which a run would be refused; they are left out.
+
+    Args:
+        layout: the images, whose files are all decoded.
+        frames: which are read of a file that holds several; one that can't be used spoils its file.
+    """
+    reading = Reading(frames=frames)
+    normal = layout.train + layout.calibration
+    found = inspect_files(_pictures(normal, frames), reading, varied=True, hashed=False)
+    found += inspect_files(_pictures(layout.test, frames), reading, hashed=False)
+    unusable = dict.fromkeys(file.path for file in found if file.problem)
+    if not unusable:
+        return layout
+    train, calibration, test = (
+        [sample for sample in samples if sample.path not in unusable]
+        for samples in (layout.train, layout.calibration, layout.test)
+    )
+    left_out = layout.left_out | {"unusable images": list(unusable)}
+    return replace(layout, train=train, calibration=calibration, test=test, left_out=left_out)
+
+
+def _pictures(samples: Iterable[Sample], frames: Frames) -> Iterator[tuple[Path, int]]:
+    """Yield the files of samples, and which frames of each are read."""
+    several = headers_of(sample.picture for sample in samples) if frames == "all" else {}
+    for sample in samples:
+        count = several[sample.picture].frames if sample.picture in several else 1
+        yield from ((sample.path, frame) for frame in range(count))
 
 
 def perceptual_hash(pixels: np.ndarray) -> np.ndarray:

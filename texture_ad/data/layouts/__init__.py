@@ -5,7 +5,7 @@
 
 from texture_ad.data.layouts.files import copies, files_below, images_below, listed, pair_masks
 from texture_ad.data.layouts.flat import Places
-from texture_ad.data.layouts.recognition import LAYOUTS, layout_name, scan
+from texture_ad.data.layouts.recognition import LAYOUTS, enough, layout_name, scan
 from texture_ad.data.layouts.samples import Layout, Sample, check_masks, fingerprint, with_frames
 from texture_ad.data.layouts.splits import (
     calibration_folds,
@@ -24,6 +24,7 @@ __all__ = [
     "check_groups",
     "check_masks",
     "copies",
+    "enough",
     "files_below",
     "fingerprint",
     "images_below",

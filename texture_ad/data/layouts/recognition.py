@@ -100,9 +100,9 @@ def scan(
     places = {"normal": normal, "anomalous": anomalous, "masks": masks}
     name = layout_name(folder, layout, table, places)
     if name == "table":
-        return _enough(folder, _from_table(folder, table))
+        return enough(folder, _from_table(folder, table))
     found = flat(folder, **places) if name == "flat" else LAYOUTS[name].read(folder)
-    return _enough(folder, with_left_out(found, files_below(folder)))
+    return enough(folder, with_left_out(found, files_below(folder)))
 
 
 def layout_name(
@@ -134,7 +134,7 @@ def _from_table(folder: Path, table: str | None) -> Layout:
     return with_left_out(found, (file for place in beside for file in entries(place) if file.is_file()))
 
 
-def _enough(source: Path, layout: Layout) -> Layout:
+def enough(source: Path, layout: Layout) -> Layout:
     """Return a layout that has normal images for training and calibration.
 
     Raises:
