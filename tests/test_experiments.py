@@ -93,11 +93,36 @@ def test_a_finished_run_is_not_repeated(script, tmp_path):
     assert done.returncode == 2 and "holds a run with other overrides" in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", ["baselines", "fusion", "textures", "table1", "table2", "figure6", "figure7"])
+@pytest.mark.parametrize(
+    "name", ["baselines", "fusion", "textures", "convergence", "table1", "table2", "figure6", "figure7"]
+)
 def test_bad_arguments_get_one_line(script, name):
     done = script(name, "--fast")
     assert done.returncode == 2 and "error: --fast: expected key=value" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_methods_are_trained_longer(script, forked_runs, tmp_path):
+    args = [
+        "methods=patch_svdd",
+        "factors=0.05,0.1",
+        "categories=carpet",
+        "seeds=0",
+        f"runs={tmp_path / 'runs'}",
+        f"output={tmp_path / 'longer'}",
+        "data.size=64",
+        "method.pairs=1",
+        "method.stride=32",
+    ]
+    done = script("convergence", *args)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {run["epochs"]: run["image_auroc"] for run in json.loads((tmp_path / "longer.json").read_text())}
+    assert found.keys() == {1, 2}
+    row = f"| patch_svdd, 20 epochs | carpet   | {found[1]:.3f} | {found[2]:.3f} |"
+    assert [line.split() for line in (tmp_path / "longer.md").read_text().splitlines()][-1] == row.split()
+    assert (tmp_path / "runs/carpet-patch_svdd-x0.1-seed0/detector.pt").is_file()
+    done = script("convergence", "methods=padim")
+    assert done.returncode == 2 and "error: methods=padim: it has no method.epochs" in done.stderr
 
 
 def test_textures_are_compared_with_their_mean_and_rank(script, forked_runs, tmp_path):

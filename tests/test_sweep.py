@@ -270,6 +270,7 @@ def test_pruning_outside_a_search_is_refused(data, tmp_path, command):
         (["+search=weights", "seed=range(0,9)"], "seed: nothing that a search can choose"),
         (["+search=weights", "data.category=choice(a,b)"], "data.category: nothing that"),
         (["+search=weights", "data.root=/nowhere", "hydra.sweeper.n_trials=1"], "no trial of the search has finished"),
+        (["+search=weights", "pruning=median", "hydra.sweeper.storage=null"], "trials share nothing to compare"),
         (["hydra/launcher=submitit_ray"], 'in a checkout, pip install ".[sweep]"'),
     ],
 )

@@ -44,6 +44,16 @@ def check_params(sweeper: DictConfig, overrides: Sequence[str]) -> None:
             )
 
 
+def check_shared(sweeper: DictConfig) -> None:
+    """Check that trials can look at each other, as pruning does.
+
+    Raises:
+        UserError: the plugin's settings name no study that another process could open.
+    """
+    if not (sweeper.storage and sweeper.study_name):
+        raise UserError("pruning: trials share nothing to compare; give hydra.sweeper.storage and .study_name")
+
+
 def resume(sweeper: DictConfig) -> None:
     """Let a search count the trials that its study holds already, and repeat those that were killed.
 
@@ -77,10 +87,9 @@ def running_trial(sweeper: DictConfig, overrides: Sequence[str]) -> Trial:
         overrides: of the job, each "key=value".
 
     Raises:
-        UserError: the plugin's settings name no study that another process could open, or the trial runs no more.
+        UserError: the trials share nothing, or the trial runs no more.
     """
-    if not (sweeper.storage and sweeper.study_name):
-        raise UserError("pruning: trials share nothing to compare; give hydra.sweeper.storage and .study_name")
+    check_shared(sweeper)
     study = optuna.load_study(sweeper.study_name, sweeper.storage)
     running = [
         trial

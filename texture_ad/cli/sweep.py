@@ -291,10 +291,12 @@ class Comparison(Callback):
             return
         logging.getLogger("alembic").setLevel(logging.WARNING)  # which tells of its plug-ins as it is imported
         try:
-            from texture_ad.cli.search import check_direction, check_params, resume
+            from texture_ad.cli.search import check_direction, check_params, check_shared, resume
 
             check_direction(config.hydra.sweeper)
             check_params(config.hydra.sweeper, config.hydra.overrides.task)
+            if config.pruning:
+                check_shared(config.hydra.sweeper)
             if config.hydra.sweeper.storage and config.hydra.sweeper.study_name:  # without a name each is a new one
                 folder.mkdir(parents=True, exist_ok=True)  # the study's, as a rule
                 resume(config.hydra.sweeper)
