@@ -1,6 +1,7 @@
 """Photographs as they come: sub-folders, files left out, bit depth, masks for some."""
 
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -92,6 +93,24 @@ def test_links_are_followed_but_not_in_circles(folder, tmp_path):
     (good / "again").symlink_to(outside)
     (good / "up").symlink_to(folder)
     assert len(files_below(good)) == 7
+
+
+def test_a_folder_that_goes_while_it_is_looked_at_is_passed_over(tmp_path, monkeypatch):
+    for name in ("a/1.png", "b/2.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"")
+    real = Path.resolve
+
+    def resolve(path, **options):
+        found = real(path, **options)
+        if path == tmp_path / "b":  # listed, and now removed
+            shutil.rmtree(path, ignore_errors=True)
+        return found
+
+    monkeypatch.setattr(Path, "resolve", resolve)
+    assert files_below(tmp_path) == [tmp_path / "a/1.png"]
+    with pytest.raises(UserError, match="can't be read"):
+        files_below(tmp_path / "b")
 
 
 def test_pixel_metrics_are_of_images_with_masks_and_image_metrics_of_all(folder):

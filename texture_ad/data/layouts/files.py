@@ -40,7 +40,10 @@ def files_below(folder: Path) -> list[Path]:
     found: list[Path] = []
     rest = [folder]
     while rest:
-        for entry in entries(rest.pop()):
+        place = rest.pop()
+        if place != folder and not place.is_dir():  # removed meanwhile, as in a folder that a camera writes to
+            continue
+        for entry in entries(place):
             if not entry.is_dir():
                 found.append(entry)
             elif entry.resolve() not in seen:
