@@ -2,7 +2,8 @@
 
     python -m experiments.convergence data.root=ROOT        # MVTec AD; without it, embedded data: not a benchmark
 
-Runs of the default length are those of `experiments.table2` with the same folder of runs. No figure here chooses anything.
+Runs of the default length are those of `experiments.table2` with the same folder of runs. No figure here
+chooses anything.
 
 Own keys: methods, factors (of the default's number of epochs), categories, seeds, workers, runs, output. Every other
 key=value goes to each run.

@@ -35,6 +35,7 @@ from texture_ad.files import save_atomic
 from texture_ad.methods.fusion.model import PARTS
 from texture_ad.reporting.tables import markdown_table
 
+LEFT_OUT = tuple(f"-{part}" for part in PARTS)
 STEP = 0.1  # of the weights that the oracle tries
 PASTED = 0.25  # share of a position's cell from which on it counts as defective
 
@@ -213,6 +214,33 @@ def measure(folder: Path, draws: int) -> Maps:
     )
 
 
+def map_metrics(folder: Path, maps: Maps) -> dict[str, dict[str, float]]:
+    """Return AUPRO at 0.05 of the anomaly maps of a run's test images, with all parts and without each of them.
+
+    Args:
+        folder: of the run.
+        maps: of its detector.
+
+    Returns:
+        By the names of variants; nothing where no test image has a mask.
+    """
+    from experiments.maps import anomaly_maps
+    from texture_ad.evaluation.metrics import pixel_metrics
+    from texture_ad.evaluation.regions import resize_map
+    from texture_ad.methods.fusion.model import FusionModel
+
+    data = data_of(folder)
+    masks = list(data.true_masks(range(len(data.test_samples)))) if data.has_masks else []
+    found = {}
+    for name in ("default", *LEFT_OUT) if masks else ():
+        parts = patch_maps(maps.test, variants()[name].weights(maps))
+        made = anomaly_maps(parts, data.geometry.size, FusionModel.upsampling, 0.0)
+        pairs = [(one, mask) for one, mask in zip(made, masks, strict=True) if mask is not None]
+        sized = (resize_map(one, mask.shape) for one, mask in pairs)
+        found[name] = {"aupro_05": pixel_metrics(sized, (mask for _, mask in pairs), 0.0)["aupro_05"]}
+    return found
+
+
 def evaluate(run: Job, draws: int) -> dict[str, Any]:
     """Return all figures of one texture and seed; fit the detector and measure its maps where that is not done yet."""
     fitted = run_once(run)
@@ -226,30 +254,38 @@ def evaluate(run: Job, draws: int) -> dict[str, Any]:
         "learnt": maps.learnt,
         "variants": {name: criteria(maps, variant) for name, variant in variants().items()},
         "weightings": weightings(maps),
+        "maps": map_metrics(run.folder, maps),
     }
 
 
-def leave_one_out(found: Sequence[dict], textures: Sequence[str]) -> list[dict]:
-    """Return a row for each texture, then the mean: test image AUROC with all parts, and the loss without each."""
-    names = [f"-{part}" for part in PARTS]
+def leave_one_out(found: Sequence[dict], textures: Sequence[str], title: str, of: str, metric: str) -> list[dict]:
+    """Return a row for each texture, then the mean: a metric with all parts, and the loss without each.
+
+    Args:
+        found: from `evaluate`.
+        textures: in order.
+        title: of the table, that of the metric.
+        of: key of what was found in which the metric stands by the names of variants.
+        metric: its key there.
+    """
     rows: list[dict] = []
     for texture in textures:
-        of = [r["variants"] for r in found if r["texture"] == texture]
-        if of:
+        runs = [r[of] for r in found if r["texture"] == texture and r[of]]
+        if runs:
             rows.append(
-                {"image AUROC": texture, "default": [v["default"]["test"] for v in of]}
-                | {name: [v["default"]["test"] - v[name]["test"] for v in of] for name in names}
+                {title: texture, "default": [v["default"][metric] for v in runs]}
+                | {name: [v["default"][metric] - v[name][metric] for v in runs] for name in LEFT_OUT}
             )
     if rows:
-        means = {name: fmean(fmean(row[name]) for row in rows) for name in ["default", *names]}
-        rows.append({"image AUROC": f"mean of {len(rows)}"} | means)
+        means = {name: fmean(fmean(row[name]) for row in rows) for name in ["default", *LEFT_OUT]}
+        rows.append({title: f"mean of {len(rows)}"} | means)
     return rows
 
 
 def paired(rows: Sequence[dict]) -> str:
     """Return the test of what each part adds, in pairs, one a texture: Wilcoxon's signed ranks, two-sided."""
     lines = []
-    for name in [f"-{part}" for part in PARTS]:
+    for name in LEFT_OUT:
         losses = [fmean(row[name]) for row in rows[:-1]]
         if any(losses):
             better = sum(loss > 0 for loss in losses)
@@ -310,9 +346,12 @@ def all_variants(found: Sequence[dict]) -> list[dict]:
 def write(output: Path, found: Sequence[dict], textures: Sequence[str]) -> str:
     """Write all tables, and return them as text."""
     ordered = sorted(found, key=lambda r: (textures.index(r["texture"]), r["seed"]))
-    losses = leave_one_out(ordered, textures)
+    losses = leave_one_out(ordered, textures, "image AUROC", "variants", "test")
+    located = leave_one_out(ordered, textures, "AUPRO at 0.05", "maps", "aupro_05")
     below = [
         paired(losses),
+        markdown_table(located),
+        paired(located),
         "Rank correlation of label-free criteria with the test image AUROC, over all variants:",
         markdown_table(correlations(ordered, textures)),
         "Weights chosen on a grid, by synthetic defects or (oracle) by the test labels:",

@@ -1,7 +1,9 @@
 """What experiments.criterion makes of patch maps: it must say of the default what the detector itself says."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from helpers import untrained_detector
@@ -14,11 +16,13 @@ from experiments.criterion import (
     fused_weights,
     image_scores,
     leave_one_out,
+    map_metrics,
     only,
     patch_maps,
     simplex,
     variants,
 )
+from texture_ad.data.geometry import Geometry
 from texture_ad.evaluation.localization import image_scores as scores_of_top
 from texture_ad.evaluation.localization import top_positions
 
@@ -76,6 +80,22 @@ def test_a_grid_of_weights_is_complete():
     assert (0.25, 0.25, 0.5) in found and (0, 0, 1) in found
 
 
+def test_maps_are_judged_with_all_parts_and_without_each(monkeypatch):
+    def true_masks(numbers):
+        for number in numbers:
+            mask = np.zeros((48, 48), bool)
+            mask[8:16, 8:32] = number >= 6
+            yield mask
+
+    data = SimpleNamespace(test_samples=range(12), has_masks=True, true_masks=true_masks, geometry=Geometry((48, 48)))
+    monkeypatch.setattr("experiments.criterion.data_of", lambda folder: data)
+    found = map_metrics(Path(), maps_with_defects(2))
+    assert found.keys() == {"default", "-gaussian", "-head", "-flow", "-dictionary"}
+    assert found["-flow"]["aupro_05"] < 0.3 < 0.7 < min(found[n]["aupro_05"] for n in ("default", "-gaussian", "-head"))
+    data.has_masks = False
+    assert map_metrics(Path(), maps_with_defects(2)) == {}
+
+
 def test_tables_say_what_a_part_adds_and_how_a_criterion_ranks():
     maps = maps_with_defects(3)
     found = [
@@ -83,7 +103,7 @@ def test_tables_say_what_a_part_adds_and_how_a_criterion_ranks():
         for t in ("a", "b")
         for s in (0, 1)
     ]
-    *rows, mean = leave_one_out(found, ["a", "b"])
+    *rows, mean = leave_one_out(found, ["a", "b"], "image AUROC", "variants", "test")
     assert [row["image AUROC"] for row in rows] == ["a", "b"] and mean["default"] == 1
     assert mean["-dictionary"] > 0.2 > abs(mean["-head"])
     ranked = correlations(found, ["a", "b"])
