@@ -1,6 +1,7 @@
 """Every bad input has its message and exit code; nothing is lost and nothing goes on in silence."""
 
 import csv
+import math
 import os
 import resource
 import struct
@@ -8,6 +9,7 @@ import urllib.error
 import zlib
 from http.client import IncompleteRead
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,8 +23,9 @@ from PIL import Image
 from texture_ad.cli.explain import explain
 from texture_ad.data import mvtec
 from texture_ad.data.geometry import Geometry
-from texture_ad.errors import UserError
+from texture_ad.errors import DivergenceError, UserError
 from texture_ad.pipeline import Run
+from texture_ad.training.callbacks import StopDivergence
 
 
 def noise(seed, height=40, width=40):
@@ -297,6 +300,29 @@ def test_a_diverging_flow_stops_and_its_features_are_saved(run, tmp_path):
     refused(run("density.lr=1e30", "trainer.gradient_clip_val=null"), "the loss is", "lower density.lr=1e+30")
     saved = torch.load(tmp_path / "run/stage1/diverged_batch.pt", weights_only=True)
     assert saved["normal"].shape[0] == 64 and saved["step"] > 0
+
+
+def test_a_loss_that_leaps_and_comes_back_is_no_divergence(tmp_path):
+    strategy = SimpleNamespace(reduce=lambda loss: loss)
+    trainer = SimpleNamespace(
+        strategy=strategy, default_root_dir=tmp_path, is_global_zero=True, current_epoch=0, global_step=5
+    )
+    guard = StopDivergence()
+    guard.batch = {"normal": torch.ones(2, 3)}
+
+    def after(*losses):
+        for loss in losses:
+            guard.on_before_backward(trainer, SimpleNamespace(lr=1.0), torch.tensor(loss))
+
+    for _ in range(3):
+        after(*[1e8] * 9, 1.0)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(DivergenceError, match="the loss is nan"):
+        after(math.nan)
+    after(1.0, *[-1e8] * 9)
+    with pytest.raises(DivergenceError, match="lower lr=1"):
+        after(-1e8)
+    assert (tmp_path / "diverged_batch.pt").is_file()
 
 
 def test_a_head_for_a_backbone_that_learns_is_refused(run):

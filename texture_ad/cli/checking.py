@@ -50,7 +50,7 @@ def check_data(config: DictConfig) -> list[str]:
     sys.stdout.flush()
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
-    if any(file.problem for file in files):
+    if data.unusable == "error" and any(file.problem for file in files):
         print("note     data.unusable=skip leaves images out that can't be used")
     print("refused  a run would be" if problems else "ready    a run would start")
     return problems

@@ -14,6 +14,9 @@ from texture_ad.errors import DivergenceError
 from texture_ad.files import save_atomic
 
 DIVERGED = 1e6  # a loss beyond; both stages' losses are of order one
+IN_A_ROW = (
+    10  # steps: a flow's loss of single batches leaps where the backbone learns too, and clipped gradients mend it
+)
 
 
 class Repeatable(L.Callback):
@@ -39,9 +42,10 @@ class Repeatable(L.Callback):
 
 
 class StopDivergence(L.Callback):
-    """End training when the loss is not finite or beyond DIVERGED, and save the batch for study."""
+    """End training when the loss is not finite, or beyond DIVERGED IN_A_ROW times, and save the batch for study."""
 
     batch: dict[str, Tensor]
+    beyond = 0  # steps in a row
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, index: int) -> None:
         """Remember the batch."""
@@ -51,10 +55,11 @@ class StopDivergence(L.Callback):
         """Check the loss, averaged over processes, so that all stop or none.
 
         Raises:
-            DivergenceError: the loss is not finite or too large.
+            DivergenceError: the loss is not finite, or stays too large.
         """
         value = float(trainer.strategy.reduce(loss.detach().clone()))
-        if math.isfinite(value) and abs(value) < DIVERGED:
+        self.beyond = self.beyond + 1 if abs(value) >= DIVERGED else 0
+        if math.isfinite(value) and self.beyond < IN_A_ROW:
             return
         path = Path(trainer.default_root_dir) / "diverged_batch.pt"
         if trainer.is_global_zero:
