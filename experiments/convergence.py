@@ -2,8 +2,8 @@
 
     python -m experiments.convergence data.root=ROOT        # MVTec AD; without it, embedded data: not a benchmark
 
-Runs of the default length are those of `experiments.table2` with the same folder of runs. No figure here
-chooses anything.
+Runs of the default length are those of `experiments.table2` with the same folder of runs. No figure here chooses
+anything.
 
 Own keys: methods, factors (of the default's number of epochs), categories, seeds, workers, runs, output. Every other
 key=value goes to each run.
@@ -11,7 +11,7 @@ key=value goes to each run.
 
 from pathlib import Path
 
-from experiments.runs import KEPT, Job, arguments, run_all, script, write_table
+from experiments.runs import KEPT, Job, arguments, paper_job, run_all, script, write_table
 from texture_ad.cli.compose import compose
 from texture_ad.data.embedded import TEXTURES
 from texture_ad.errors import UserError
@@ -43,17 +43,16 @@ def main() -> None:
         }
     )
     epochs = {method: default_epochs(method) for method in own["methods"]}
+
+    def job(category: str, method: str, factor: str, seed: str) -> Job:
+        label, options = method, [f"method={method}"]
+        if factor != "1":
+            label = f"{method}-x{factor}"
+            options.append(f"method.epochs={round(float(factor) * epochs[method])}")
+        return paper_job(Path(own["runs"][0]), category, label, seed, options, overrides)
+
     jobs = {
-        (category, method, factor, seed): Job(
-            Path(own["runs"][0]) / f"{category}-{method}{'' if factor == '1' else f'-x{factor}'}-seed{seed}",
-            [
-                f"data.category={category}",
-                f"seed={seed}",
-                f"method={method}",
-                *([] if factor == "1" else [f"method.epochs={round(float(factor) * epochs[method])}"]),
-                *overrides,
-            ],
-        )
+        (category, method, factor, seed): job(category, method, factor, seed)
         for seed in own["seeds"]
         for method in own["methods"]
         for category in own["categories"]

@@ -28,11 +28,12 @@ from scipy.stats import spearmanr, wilcoxon
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from experiments.maps import anomaly_maps, metrics_at_masks
 from experiments.runs import Job, arguments, data_of, run_once, script, write_table
 from experiments.textures import find_textures, job
 from texture_ad.errors import UserError
 from texture_ad.files import save_atomic
-from texture_ad.methods.fusion.model import PARTS
+from texture_ad.methods.fusion.model import PARTS, FusionModel
 from texture_ad.reporting.tables import markdown_table
 
 LEFT_OUT = tuple(f"-{part}" for part in PARTS)
@@ -182,7 +183,6 @@ def measure(folder: Path, draws: int) -> Maps:
         draws: synthetic defects for each calibration image.
     """
     from texture_ad.data.batches import WithSyntheticDefects
-    from texture_ad.methods.fusion.model import FusionModel
     from texture_ad.methods.registry import load
 
     data = data_of(folder)
@@ -217,6 +217,8 @@ def measure(folder: Path, draws: int) -> Maps:
 def map_metrics(folder: Path, maps: Maps) -> dict[str, dict[str, float]]:
     """Return AUPRO at 0.05 of the anomaly maps of a run's test images, with all parts and without each of them.
 
+    The maps are enlarged as the detector's, and not smoothed, as by default.
+
     Args:
         folder: of the run.
         maps: of its detector.
@@ -224,20 +226,16 @@ def map_metrics(folder: Path, maps: Maps) -> dict[str, dict[str, float]]:
     Returns:
         By the names of variants; nothing where no test image has a mask.
     """
-    from experiments.maps import anomaly_maps
-    from texture_ad.evaluation.metrics import pixel_metrics
-    from texture_ad.evaluation.regions import resize_map
-    from texture_ad.methods.fusion.model import FusionModel
-
     data = data_of(folder)
-    masks = list(data.true_masks(range(len(data.test_samples)))) if data.has_masks else []
+    if not data.has_masks:
+        return {}
+    masks = list(data.true_masks(range(len(data.test_samples))))
+    every = variants()
     found = {}
-    for name in ("default", *LEFT_OUT) if masks else ():
-        parts = patch_maps(maps.test, variants()[name].weights(maps))
+    for name in ("default", *LEFT_OUT):
+        parts = patch_maps(maps.test, every[name].weights(maps))
         made = anomaly_maps(parts, data.geometry.size, FusionModel.upsampling, 0.0)
-        pairs = [(one, mask) for one, mask in zip(made, masks, strict=True) if mask is not None]
-        sized = (resize_map(one, mask.shape) for one, mask in pairs)
-        found[name] = {"aupro_05": pixel_metrics(sized, (mask for _, mask in pairs), 0.0)["aupro_05"]}
+        found[name] = {"aupro_05": metrics_at_masks(made, masks, 0.0)["aupro_05"]}
     return found
 
 

@@ -11,7 +11,7 @@ false-alarm rate of 0.05. No figure here chooses anything.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -57,6 +57,14 @@ def anomaly_maps(maps: Tensor, size: Sequence[int], upsampling: Upsampling, sigm
         yield (smooth(enlarged, sigma * min(size) / 224) if sigma else enlarged)[0].numpy()
 
 
+def metrics_at_masks(
+    maps: Iterable[np.ndarray], masks: Iterable[np.ndarray | None], threshold: float
+) -> dict[str, Any]:
+    """Return the pixel metrics of anomaly maps (H, W) at the sizes of their masks; images without one don't count."""
+    pairs = [(one, mask) for one, mask in zip(maps, masks, strict=True) if mask is not None]
+    return pixel_metrics((resize_map(one, mask.shape) for one, mask in pairs), (mask for _, mask in pairs), threshold)
+
+
 def judge(folder: Path, settings: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
     """Return the metrics of each setting on a run's test images; only those that maps.json lacks are computed."""
     path = folder / "maps.json"
@@ -72,10 +80,7 @@ def judge(folder: Path, settings: Sequence[tuple[str, float]]) -> list[dict[str,
             size = detector.geometry.size
             maxima = torch.tensor([float(m.max()) for m in anomaly_maps(calibration, size, upsampling, sigma)])
             threshold = conformal_threshold(maxima, FALSE_ALARM_RATE)
-            made = anomaly_maps(test, size, upsampling, sigma)
-            pairs = [(one, mask) for one, mask in zip(made, masks, strict=True) if mask is not None]
-            sized = (resize_map(one, mask.shape) for one, mask in pairs)
-            found = pixel_metrics(sized, (mask for _, mask in pairs), threshold)
+            found = metrics_at_masks(anomaly_maps(test, size, upsampling, sigma), masks, threshold)
             known.append({"upsampling": upsampling, "sigma": sigma, **{name: found[name] for name in JUDGED}})
             write_text(path, json.dumps(known, indent=1) + "\n")
     return [known for known in known if (known["upsampling"], known["sigma"]) in settings]

@@ -200,6 +200,20 @@ def write_table(output: Path, runs: list[dict], rows: list[dict], below: str = "
     return text
 
 
+def paper_job(folder: Path, category: str, label: str, seed: str, options: Sequence[str], own: Sequence[str]) -> Job:
+    """Return a run of the paper's tables and figures, which they share.
+
+    Args:
+        folder: of all runs.
+        category: a texture.
+        label: of the method with its options.
+        seed: of the run.
+        options: overrides that belong to the label.
+        own: overrides of the command line.
+    """
+    return Job(folder / f"{category}-{label}-seed{seed}", [f"data.category={category}", f"seed={seed}", *options, *own])
+
+
 def paper_table(name: str, methods: Mapping[str, tuple[list[str], Sequence[float]]]) -> None:
     """Write the image AUROC of methods on the five textures, beside what the paper printed.
 
@@ -218,10 +232,7 @@ def paper_table(name: str, methods: Mapping[str, tuple[list[str], Sequence[float
     )
     folder = Path(own["runs"][0])
     jobs = {
-        (category, label, seed): Job(
-            folder / f"{category}-{label}-seed{seed}",
-            [f"data.category={category}", f"seed={seed}", *options, *overrides],
-        )
+        (category, label, seed): paper_job(folder, category, label, seed, options, overrides)
         for seed in own["seeds"]
         for category in own["categories"]
         for label, (options, _) in methods.items()
@@ -263,11 +274,9 @@ def figure_run(name: str) -> tuple[Path, Metrics, Path]:
             "output": [f"experiments/results/{name}.png"],
         }
     )
-    category = own["category"][0]
-    seed = own["seed"][0]
-    folder = Path(own["runs"][0]) / f"{category}-fusion-seed{seed}"
-    job = Job(folder, [f"data.category={category}", f"seed={seed}", "method=fusion", *overrides])
-    return folder, run_once(job), Path(own["output"][0])
+    runs = Path(own["runs"][0])
+    job = paper_job(runs, own["category"][0], "fusion", own["seed"][0], ["method=fusion"], overrides)
+    return job.folder, run_once(job), Path(own["output"][0])
 
 
 def script(main: Callable[[], None]) -> None:

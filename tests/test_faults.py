@@ -302,7 +302,7 @@ def test_a_diverging_flow_stops_and_its_features_are_saved(run, tmp_path):
     assert saved["normal"].shape[0] == 64 and saved["step"] > 0
 
 
-def test_a_loss_that_leaps_and_comes_back_is_no_divergence(tmp_path):
+def test_a_loss_that_leaps_and_comes_back_is_no_divergence(tmp_path, capsys):
     strategy = SimpleNamespace(reduce=lambda loss: loss)
     trainer = SimpleNamespace(
         strategy=strategy, default_root_dir=tmp_path, is_global_zero=True, current_epoch=0, global_step=5
@@ -317,6 +317,8 @@ def test_a_loss_that_leaps_and_comes_back_is_no_divergence(tmp_path):
     for _ in range(3):
         after(*[1e8] * 9, 1.0)
     assert not list(tmp_path.iterdir())
+    guard.on_train_end(trainer, None)
+    assert capsys.readouterr().err == "warning: in 27 steps the loss was beyond 1e+06, and came back\n"
     with pytest.raises(DivergenceError, match="the loss is nan"):
         after(math.nan)
     after(1.0, *[-1e8] * 9)

@@ -12,8 +12,8 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from texture_ad.data.images import Frames, Reading, header, headers_of, in_turn, read_image
-from texture_ad.data.layouts import Layout, Sample, copies, listed
+from texture_ad.data.images import Frames, Reading, header, in_turn, read_image
+from texture_ad.data.layouts import Layout, copies, listed, with_frames
 from texture_ad.data.pictures import rounded
 from texture_ad.data.roi import Roi
 from texture_ad.errors import UserError
@@ -104,9 +104,10 @@ def without_unusable(layout: Layout, frames: Frames) -> Layout:
         frames: which are read of a file that holds several; one that can't be used spoils its file.
     """
     reading = Reading(frames=frames)
-    normal = layout.train + layout.calibration
-    found = inspect_files(_pictures(normal, frames), reading, varied=True, hashed=False)
-    found += inspect_files(_pictures(layout.test, frames), reading, hashed=False)
+    read = with_frames(layout) if frames == "all" else layout
+    normal = (sample.picture for sample in read.train + read.calibration)
+    found = inspect_files(normal, reading, varied=True, hashed=False)
+    found += inspect_files((sample.picture for sample in read.test), reading, hashed=False)
     unusable = dict.fromkeys(file.path for file in found if file.problem)
     if not unusable:
         return layout
@@ -116,14 +117,6 @@ def without_unusable(layout: Layout, frames: Frames) -> Layout:
     )
     left_out = layout.left_out | {"unusable images": list(unusable)}
     return replace(layout, train=train, calibration=calibration, test=test, left_out=left_out)
-
-
-def _pictures(samples: Iterable[Sample], frames: Frames) -> Iterator[tuple[Path, int]]:
-    """Yield the files of samples, and which frames of each are read."""
-    several = headers_of(sample.picture for sample in samples) if frames == "all" else {}
-    for sample in samples:
-        count = several[sample.picture].frames if sample.picture in several else 1
-        yield from ((sample.path, frame) for frame in range(count))
 
 
 def perceptual_hash(pixels: np.ndarray) -> np.ndarray:

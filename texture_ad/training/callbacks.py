@@ -1,6 +1,7 @@
 """What makes a run repeatable and stops it when it diverges; and how long training waits for its images."""
 
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,8 @@ from texture_ad.errors import DivergenceError
 from texture_ad.files import save_atomic
 
 DIVERGED = 1e6  # a loss beyond; both stages' losses are of order one
-IN_A_ROW = (
-    10  # steps: a flow's loss of single batches leaps where the backbone learns too, and clipped gradients mend it
-)
+# Steps. Where the backbone learns too, a flow's loss of single batches leaps, and clipped gradients mend it.
+IN_A_ROW = 10
 
 
 class Repeatable(L.Callback):
@@ -46,6 +46,7 @@ class StopDivergence(L.Callback):
 
     batch: dict[str, Tensor]
     beyond = 0  # steps in a row
+    leaps = 0  # steps beyond in all
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, index: int) -> None:
         """Remember the batch."""
@@ -58,7 +59,9 @@ class StopDivergence(L.Callback):
             DivergenceError: the loss is not finite, or stays too large.
         """
         value = float(trainer.strategy.reduce(loss.detach().clone()))
-        self.beyond = self.beyond + 1 if abs(value) >= DIVERGED else 0
+        leapt = abs(value) >= DIVERGED
+        self.beyond = self.beyond + 1 if leapt else 0
+        self.leaps += leapt
         if math.isfinite(value) and self.beyond < IN_A_ROW:
             return
         path = Path(trainer.default_root_dir) / "diverged_batch.pt"
@@ -66,6 +69,11 @@ class StopDivergence(L.Callback):
             self._save(trainer, path, value)
         rates = {name: getattr(module, name) for name in ("lr", "backbone_lr") if hasattr(module, name)}
         raise DivergenceError(type(module).__name__.lower(), trainer.global_step, value, path, rates)
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Tell how often the loss was beyond DIVERGED and came back."""
+        if self.leaps and trainer.is_global_zero:
+            print(f"warning: in {self.leaps} steps the loss was beyond {DIVERGED:g}, and came back", file=sys.stderr)
 
     def _save(self, trainer: L.Trainer, path: Path, loss: float) -> None:
         content: dict[str, Any] = {name: value.cpu() for name, value in self.batch.items()}

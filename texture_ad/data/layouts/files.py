@@ -41,9 +41,13 @@ def files_below(folder: Path) -> list[Path]:
     rest = [folder]
     while rest:
         place = rest.pop()
-        if place != folder and not place.is_dir():  # removed meanwhile, as in a folder that a camera writes to
-            continue
-        for entry in entries(place):
+        try:
+            inside = entries(place)
+        except UserError:
+            if place == folder or place.exists():
+                raise
+            continue  # removed meanwhile, as in a folder that a camera writes to
+        for entry in inside:
             if not entry.is_dir():
                 found.append(entry)
             elif entry.resolve() not in seen:
