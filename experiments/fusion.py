@@ -20,14 +20,15 @@ REPRESENTATIONS = {
     "CutPaste": ["cutpaste=3way", "representation.backbone_lr=1e-4"],
     "CutPaste + flow": ["cutpaste=3way", "representation.backbone_lr=1e-4", "representation.flow_weight=1"],
 }
-# Without the head, which a backbone that learns CutPaste itself does without; each part alone has all of its weight.
-ALONE = ("score.head_weight=0", "score.trust=0")
+# Of all layers and without the head, as a backbone that learns CutPaste needs; each part alone has all of its weight.
+LEARNT = ("flow.first=0", "score.head_weight=0")
+ALONE = (*LEARNT, "score.trust=0")
 SCORES = {
     "Gaussian": [*ALONE, "score.flow_weight=0", "score.dictionary_weight=0"],
     "flow likelihood": [*ALONE, "score.dictionary_weight=0"],
     "dictionary": [*ALONE, "score.flow_weight=0"],
     "dictionary on latent features": [*ALONE, "score.flow_weight=0", "dictionary.features=latent", "dictionary.last=0"],
-    "all of these": ["score.head_weight=0"],
+    "all of these": [*LEARNT],
 }
 MEASURED = {"test": "image_auroc", "synthetic": "synthetic_auroc"}
 Option = tuple[str, str]  # representation and score

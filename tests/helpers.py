@@ -82,7 +82,7 @@ def untrained_fusion(backbone: Backbone, size: int, **options: Any) -> FusionDet
         "backbone": backbone,
         "whitening": make("whitening", channels=[dim], mode="none"),
         "head": make("head", dim=dim, hidden=4),
-        "flow": make("flow", dim=dim, blocks=2, hidden=16),
+        "flow": make("flow", channels=[dim], blocks=2, hidden=16),
         "dictionary": make("dictionary", channels=[dim], **dictionary),
     }
     detector = make("score", **parts, **score).eval()

@@ -288,7 +288,13 @@ def test_a_full_gpu_gets_advice(run, monkeypatch):
 
 
 def test_a_diverging_loss_stops_and_the_batch_is_saved(run, folder, tmp_path):
-    learns = ("cutpaste=binary", "score.head_weight=0", "representation.lr=1e30", "trainer.gradient_clip_val=null")
+    learns = (
+        "cutpaste=binary",
+        "score.head_weight=0",
+        "flow.first=0",
+        "representation.lr=1e30",
+        "trainer.gradient_clip_val=null",
+    )
     refused(run(*learns), "the loss is", "representation.lr=1e+30")
     saved = torch.load(tmp_path / "run/stage1/diverged_batch.pt", weights_only=True)
     assert saved["image"].shape[1:] == (3, 32, 32) and saved["image"].dtype == torch.uint8
@@ -327,8 +333,13 @@ def test_a_loss_that_leaps_and_comes_back_is_no_divergence(tmp_path, capsys):
     assert (tmp_path / "diverged_batch.pt").is_file()
 
 
-def test_a_head_for_a_backbone_that_learns_is_refused(run):
-    refused(run("cutpaste=binary"), "score.head_weight=1.0: expected 0 where the backbone learns CutPaste itself")
+def test_what_suits_no_backbone_that_learns_is_refused(run):
+    refused(run("cutpaste=binary"), "score.head_weight=1.5: expected 0 where the backbone learns CutPaste itself")
+    refused(run("cutpaste=binary", "score.head_weight=0"), "flow.first=1: expected 0 where the backbone learns")
+
+
+def test_latent_features_of_some_layers_are_refused(run):
+    refused(run("dictionary.features=latent", "dictionary.last=0"), "dictionary.features=latent", "flow.first=0")
 
 
 # --- parameters ---------------------------------------------------------------------------------------

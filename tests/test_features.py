@@ -15,6 +15,7 @@ from texture_ad.methods.fusion.explain import atom_crops, patch_labels, sample_f
 from texture_ad.methods.fusion.features import KeptFeatures
 from texture_ad.models.backbone import flatten_patches
 from texture_ad.models.dictionary import neighborhood_means
+from texture_ad.models.flow import negative_log_likelihood
 from texture_ad.models.sparse import omp_spams
 
 
@@ -127,6 +128,20 @@ def test_the_dictionary_models_the_deepest_layers():
     assert found.square().sum(1).mean() == pytest.approx(1, rel=0.02)
     detector.dictionary = make("dictionary", channels=[first, deepest], last=0)
     assert torch.equal(detector.dictionary_features(features, (2, 3)), features)
+
+
+def test_the_flow_models_the_finest_layers():
+    detector = untrained_detector()
+    finest, others = 40, detector.whitening.length - 40
+    features = torch.randn(60, finest + others)
+    detector.flow = make("flow", channels=[finest, others], first=1, blocks=2, hidden=4)
+    torch.nn.init.normal_(detector.flow.blocks[0].first.out.weight)
+    scores = detector._score_whitened(features)[:, 2]
+    assert torch.allclose(scores, negative_log_likelihood(*detector.flow(features[:, :finest])))
+    changed = torch.cat((features[:, :finest], torch.randn(60, others)), 1)
+    assert torch.equal(detector._score_whitened(changed)[:, 2], scores)
+    detector.flow = make("flow", channels=[finest, others], first=0, blocks=2, hidden=4)
+    assert torch.equal(detector.flow_features(features), features)
 
 
 def test_a_part_that_explodes_does_not_outvote_the_others():

@@ -8,7 +8,7 @@ from texture_ad.models.flow import CouplingBlock, Flow, negative_log_likelihood
 
 def trained(dim: int, blocks: int) -> Flow:
     torch.manual_seed(0)
-    flow = make("flow", dim=dim, blocks=blocks, hidden=16).double()
+    flow = make("flow", channels=[dim], blocks=blocks, hidden=16).double()
     for p in flow.parameters():  # the identity at the start would make every test pass
         p.data = 0.15 * torch.randn_like(p)
     flow.track(3 * torch.randn(100, dim, dtype=torch.double) + 1, 1.0)
@@ -55,7 +55,9 @@ def test_extreme_inputs_stay_finite():
     assert torch.isfinite(t).all() and torch.isfinite(log_det).all()
 
 
-@pytest.mark.parametrize("bad", [{"blocks": 0}, {"hidden": 0}, {"clamp": 0.0}, {"clamp": float("nan")}, {"dim": 1}])
+@pytest.mark.parametrize(
+    "bad", [{"blocks": 0}, {"hidden": 0}, {"clamp": 0.0}, {"clamp": float("nan")}, {"first": 3}, {"first": 1}]
+)
 def test_parameters_out_of_range_are_named(bad):
     with pytest.raises(UserError, match=f"flow.{next(iter(bad))}="):
-        make("flow", **{"dim": 4, **bad})
+        make("flow", **{"channels": [1, 4], **bad})

@@ -86,7 +86,7 @@ def test_run_and_predict_draw_an_image_alike(data, tmp_path, command):
 
 def test_a_key_that_its_target_lacks_is_named(tmp_path):
     with pytest.raises(ParameterError, match=r"flow.depth=3: no such parameter; expected one of .*blocks"):
-        pipeline.make("flow", {"_target_": "texture_ad.models.flow.Flow", "depth": 3}, dim=4)
+        pipeline.make("flow", {"_target_": "texture_ad.models.flow.Flow", "depth": 3}, channels=[4])
 
 
 def test_the_detectors_examples_come_from_as_many_batches_as_they_need(data, tmp_path):

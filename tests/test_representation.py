@@ -41,7 +41,7 @@ def test_the_likelihood_collapses_features_only_without_the_limit(limited):
     """A network that learns from the likelihood alone, together with the flow; in single precision digits decide."""
     torch.manual_seed(0)
     images = torch.randn(400, 8).double()
-    flow = make("flow", dim=6, blocks=2, hidden=16).double()
+    flow = make("flow", channels=[6], blocks=2, hidden=16).double()
     encoder = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 6)).double()
     optimizer = torch.optim.Adam([*encoder.parameters(), *flow.parameters()], lr=5e-3)
     flow.track(encoder(images), 1.0)

@@ -15,6 +15,7 @@ SMALL = [
     "backbone.min_size=0",
     "cutpaste=3way",
     "score.head_weight=0",
+    "flow.first=0",
     "trainer.max_epochs=1",
     "dictionary.num_atoms=32",
     "flow.blocks=2",
@@ -79,6 +80,7 @@ def test_stage_1_in_mixed_precision(tmp_path, process):
         "cutpaste=binary",
         "representation.flow_weight=0.5",
         "score.head_weight=0",
+        "flow.first=0",
     )
     found = {}
     for precision in ("bf16-mixed", "32-true"):

@@ -5,12 +5,14 @@ features of a pretrained network are DifferNet's (Rudolph, Wandt, Rosenhahn: Sam
 printed equation 3 can't be inverted as it stands; see docs/paper.md for the reading used here.
 """
 
-from typing import Annotated, cast
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from texture_ad.parameters import Count, NonNegativeInt, Positive, Range, arguments_of, checked
+from texture_ad.errors import ParameterError
+from texture_ad.parameters import Count, NonNegativeInt, Positive, arguments_of, checked
 
 
 def negative_log_likelihood(t: Tensor, log_det: Tensor) -> Tensor:
@@ -103,17 +105,21 @@ class Flow(nn.Module):
     """Standardise features by tracked statistics, then transform them by coupling blocks; Guo, Song, Ma have eight.
 
     Args:
-        dim: D, length of a feature vector.
+        channels: of each layer in the whitened patch features.
+        first: how many layers of the whitened features it models, the finest ones; 0 for all.
         blocks: number of coupling blocks.
         hidden: width of the fully connected layers.
         clamp: bound on the log-scale of each coupling.
         seed: of the permutations.
 
+    Attributes:
+        dim: D, length of a feature vector.
+
     Raises:
-        ParameterError: a parameter out of its range.
+        ParameterError: a parameter out of its range, or layers of a single channel in all.
 
     Examples:
-        >>> flow = Flow(dim=6, blocks=2, hidden=8, clamp=2.0, seed=0)
+        >>> flow = Flow(channels=[6, 8], first=1, blocks=2, hidden=8, clamp=2.0, seed=0)
         >>> x = torch.randn(4, 6)
         >>> t, log_det = flow(x)
         >>> torch.allclose(flow.inverse(t), x, atol=1e-5)
@@ -125,14 +131,20 @@ class Flow(nn.Module):
 
     def __init__(
         self,
-        dim: Annotated[int, Range(2)],
+        channels: Sequence[int],
+        first: NonNegativeInt,
         blocks: Count,
         hidden: Count,
         clamp: Positive,
         seed: NonNegativeInt,
     ):
         super().__init__()
-        self.settings = arguments_of(self)
+        if first > len(channels):
+            raise ParameterError("first", first, f"expected an integer from 0 to {len(channels)}")
+        self.dim = dim = sum(channels[: first or None])
+        if dim < 2:
+            raise ParameterError("first", first, "expected layers of at least 2 channels together, to halve them")
+        self.settings = arguments_of(self) | {"channels": list(channels)}
         generator = torch.Generator().manual_seed(seed)
         self.blocks = nn.ModuleList(CouplingBlock(dim, hidden, clamp, generator) for _ in range(blocks))
         self.register_buffer("center", torch.zeros(dim))

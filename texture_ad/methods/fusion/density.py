@@ -219,7 +219,7 @@ class Density(L.LightningModule):
         """Return the loss of the flow and the head."""
         normal = batch["normal"]
         if self.global_step == 0:
-            self.flow.track(normal, 1.0)
+            self.flow.track(self.detector.flow_features(normal), 1.0)
         loss = nll = self._nll(normal)
         if self.taught:
             quarter = len(batch["around"])
@@ -236,7 +236,8 @@ class Density(L.LightningModule):
 
     def _nll(self, whitened: Tensor) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):  # a likelihood needs all digits
-            return negative_log_likelihood(*self.flow(whitened)).mean() / whitened.shape[1]
+            features = self.detector.flow_features(whitened)
+            return negative_log_likelihood(*self.flow(features)).mean() / self.flow.dim
 
     def validation_step(self, batch: Tensor, index: int) -> None:
         """Log the negative log-likelihood per dimension of calibration patches."""

@@ -111,7 +111,7 @@ def _features_of_each_step(
     maps = {name: backbone.extract(images.to(detector.device)) for name, backbone in backbones.items()}
     found = {name: flatten_patches(one) for name, one in maps.items()}
     found["whitened"] = detector.whitening(found["after the pretext"])
-    found["after the flow"] = detector.flow(found["whitened"])[0]
+    found["after the flow"] = detector.flow(detector.flow_features(found["whitened"]))[0]
     height, width = maps["after the pretext"].shape[-2:]
     return found, (height, width)
 

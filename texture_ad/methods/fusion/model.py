@@ -39,7 +39,7 @@ class FusionModel(AnomalyDetector):
         backbone: gives the patch features.
         whitening: of those features.
         head: taught by CutPaste, of the whitened features.
-        flow: over the whitened features.
+        flow: over the whitened features of the finest layers, or of all.
         dictionary: of the whitened features of the deepest layers, or of the flow's latent ones.
         gaussian_weight: of the whitened features' squared length.
         head_weight: of the head's score.
@@ -57,7 +57,7 @@ class FusionModel(AnomalyDetector):
         feature_cache: looks patch features up, or extracts them by the function that it is given; None extracts always.
 
     Raises:
-        ParameterError: a parameter out of its range.
+        ParameterError: a parameter out of its range, or a dictionary of what only some layers' flow gives.
     """
 
     name = "fusion"
@@ -89,6 +89,9 @@ class FusionModel(AnomalyDetector):
             raise ParameterError(
                 "gaussian_weight", gaussian_weight, "expected a weight above 0 for at least one part of the score"
             )
+        if dictionary.features == "latent" and flow.dim != whitening.length:
+            problem = "a dictionary of latent features needs a flow of all layers; add flow.first=0"
+            raise ParameterError("dictionary.features", "latent", problem)
         self.backbone = backbone
         self.whitening = whitening
         self.head = head
@@ -122,8 +125,8 @@ class FusionModel(AnomalyDetector):
         """Return an untrained detector; see AnomalyDetector.assemble."""
         backbone = make("backbone")
         whitening = make("whitening", channels=backbone.num_channels)
-        parts = {name: make(name, dim=whitening.length) for name in ("head", "flow")}
-        parts["dictionary"] = make("dictionary", channels=whitening.lengths)
+        parts = {name: make(name, channels=whitening.lengths) for name in ("flow", "dictionary")}
+        parts["head"] = make("head", dim=whitening.length)
         return make("score", backbone=backbone, whitening=whitening, **parts, **options)
 
     @property
@@ -159,8 +162,12 @@ class FusionModel(AnomalyDetector):
             features = whitened[:, -self.dictionary.dim :] / share**0.5  # of mean squared length 1 again
         return neighborhood_means(features, grid, self.dictionary.neighborhood)
 
+    def flow_features(self, whitened: Tensor) -> Tensor:
+        """Return what the flow models, (N, C), of whitened features (N, c)."""
+        return whitened[:, : self.flow.dim]
+
     def _latent(self, whitened: Tensor) -> Tensor:
-        return self.flow(whitened)[0] / whitened.shape[1] ** 0.5  # of mean squared length 1, as the whitened ones are
+        return self.flow(whitened)[0] / self.flow.dim**0.5  # of mean squared length 1, as the whitened ones are
 
     def patch_scores(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return the scores (N, 4) of PARTS, 0 for one without weight, of patch features (N, C) of whole images.
@@ -183,7 +190,7 @@ class FusionModel(AnomalyDetector):
         if self.weight("head"):
             head = self.head(whitened)
         if self.weight("flow"):
-            flow = negative_log_likelihood(*self.flow(whitened))
+            flow = negative_log_likelihood(*self.flow(self.flow_features(whitened)))
         return torch.stack((gaussian, head, flow), 1)
 
     def measure(self, images: Tensor) -> Measurement:
