@@ -256,3 +256,15 @@ def test_many_numbered_regions_are_all_defects(tmp_path):
         mask[20 * row : 20 * row + 5, 20 * column : 20 * column + 5] = number
     found = read_mask(saved(tmp_path, Image.fromarray(mask)), (120, 120))
     assert np.array_equal(found, mask > 0)
+
+
+@pytest.mark.parametrize("radius", [1.2, 2.0, 4.0])
+def test_soft_edges_of_small_defects_are_no_numbers(tmp_path, radius):
+    """Resampling leaves more grey pixels than white ones round a small defect, and few levels round a tiny one."""
+    rows, columns = np.mgrid[:40, :40]
+    distance = np.hypot(rows - 19.3, columns - 20.6)
+    mask = (255 * np.clip(radius + 0.5 - distance, 0, 1)).round().astype(np.uint8)
+    ringing = np.random.default_rng(0).integers(0, 10, mask.shape)
+    mask = np.where((mask == 0) & (distance < radius + 2), ringing, mask).astype(np.uint8)
+    found = read_mask(saved(tmp_path, Image.fromarray(mask)), (40, 40))
+    assert np.array_equal(found, mask > 127)

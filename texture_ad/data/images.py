@@ -44,7 +44,8 @@ ORIENTATION = 0x0112  # of EXIF
 BITS = 0x0102  # a sample has, of TIFF
 TURNED = (5, 6, 7, 8)  # orientations that swap width and height
 MAX_GREY = 0.05  # of a mask's pixels between black and white: soft edges, not a picture
-MAX_CLASSES = 16  # values of a mask that count as numbers of classes, not as levels of grey
+MAX_CLASSES = 16  # values of a mask that may be the numbers of classes
+EVEN = 0.2  # share of a mask's grey pixels like both neighbours from which on grey is a number, not a soft edge
 MARGIN = 0.25  # of the training images' range, that is kept below and above it for what defects add
 TAIL = 0.1  # per cent of an image's values at either end that don't widen the range: hot and dead pixels
 
@@ -401,8 +402,8 @@ def read_mask(path: Path, shape: tuple[int, int], frame: int = 0) -> np.ndarray:
     """Read a ground-truth mask: every pixel that is not 0 belongs to a defect.
 
     So the numbers of several classes or regions may stand in one mask. JPEG and resampling blur black and white: in a
-    mask of a lossy format, or of more than MAX_CLASSES values most of which are about the largest, a pixel above half
-    of that counts.
+    mask of a lossy format, or whose levels of grey lie as edges do and not in areas of one value, a pixel above half of
+    the largest value counts.
 
     Args:
         path: of the mask's file.
@@ -424,17 +425,18 @@ def read_mask(path: Path, shape: tuple[int, int], frame: int = 0) -> np.ndarray:
             f"{path}: the mask has {values.shape[1]} x {values.shape[0]} pixels, its image {shape[1]} x {shape[0]}; "
             "make the mask anew at the image's size"
         )
-    if not lossy and len(np.unique(values)) <= MAX_CLASSES:
-        return values != 0
     share = values / max(values.max(), 1)
+    grey = (share > 0) & (share < 0.9)
+    even = (values[1:, 1:] == values[:-1, 1:]) & (values[1:, 1:] == values[1:, :-1])
+    areas = (even & grey[1:, 1:]).sum() >= EVEN * grey.sum()
+    numbers = not lossy and (values.max() <= MAX_CLASSES or areas)
     between = ((share > 0.1) & (share < 0.9)).mean()
-    if between > MAX_GREY:
+    if between > MAX_GREY and not (numbers and len(np.unique(values)) <= MAX_CLASSES):
         raise UserError(
             f"{path}: not a mask but a picture, {between:.0%} of its pixels are neither 0 nor {values.max():g}; make "
             "it black and white"
         )
-    edges = lossy or ((share > 0) & (share < 0.9)).sum() <= (share >= 0.9).sum()
-    return share > 0.5 if edges else values != 0
+    return values != 0 if numbers else share > 0.5
 
 
 def resize(image: np.ndarray, size: Sequence[int]) -> Tensor:
