@@ -226,7 +226,7 @@ def test_a_trial_that_lags_behind_is_pruned_and_still_measured(data, tmp_path, c
     folder = tmp_path / "search"
     folder.mkdir()
     study = optuna.create_study(f"sqlite:///{folder}/study.db", study_name="flow", direction="maximize")
-    rates = (0.002, 1e-9, 0.003)
+    rates = (0.01, 1e-9, 0.02)
     for rate in rates:
         study.enqueue_trial({"density.lr": rate})
     more = ("trainer.max_epochs=6", "density.patience=9", "density.epoch_steps=10", "pictures=false", "flow.blocks=2")
