@@ -103,7 +103,9 @@ def test_bad_arguments_get_one_line(script, name):
 
 
 def test_methods_are_trained_longer(script, forked_runs, tmp_path):
+    few_photographs(tmp_path / "root/carpet")
     args = [
+        f"data.root={tmp_path / 'root'}",
         "methods=patch_svdd",
         "factors=0.05,0.1",
         "categories=carpet",

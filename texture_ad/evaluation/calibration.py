@@ -75,14 +75,14 @@ def false_alarms(scores: Tensor, threshold: float) -> FalseAlarms:
     With m of n scores above it the share has the distribution Beta(m + 1, n - m): exactly where the threshold is one of
     the scores (Vovk, Conditional validity of inductive conformal predictors, 2012), about where it was given.
     """
-    from scipy.stats import beta
+    from scipy.special import betaincinv  # scipy.stats takes a second to import
 
     count = len(scores)
     above = int((scores > threshold).sum())
     tail = (1 - CONFIDENCE) / 2
     if above == count:
-        return FalseAlarms(1.0, float(beta.ppf(tail, count, 1)) if count else 0.0, 1.0, count)
-    low, high = beta.ppf((tail, 1 - tail), above + 1, count - above)
+        return FalseAlarms(1.0, float(betaincinv(count, 1, tail)) if count else 0.0, 1.0, count)
+    low, high = betaincinv(above + 1, count - above, (tail, 1 - tail))
     return FalseAlarms((above + 1) / (count + 1), float(low), float(high), count)
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from scipy import ndimage
-from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from texture_ad.errors import UserError
 from texture_ad.evaluation.calibration import Decision
@@ -207,6 +206,9 @@ def _best_f1(scores: np.ndarray, truth: np.ndarray) -> float:
 
 
 def _ranking_metrics(scores: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+    # Imported here: it takes seconds, and predict, which draws with this module's names, has no use for it.
+    from torchmetrics.functional.classification import binary_auroc, binary_average_precision
+
     # torchmetrics puts scores outside [0, 1] through a sigmoid, which makes large scores equal. Both metrics depend on
     # the order alone, so they get the scores' ranks.
     distinct, inverse = np.unique(scores, return_inverse=True)
