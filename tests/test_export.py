@@ -4,7 +4,6 @@ import csv
 import math
 import re
 import shutil
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -54,19 +53,11 @@ def saved(photographs, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def exported(saved, tmp_path_factory, process):
-    """A function that exports by the command, once: the file, and what the command printed."""
-
-    @cache
-    def export(format, precision):
-        for package in FORMATS[format].packages:
-            pytest.importorskip(package)
-        target = tmp_path_factory.mktemp("exported") / f"detector{FORMATS[format].suffix}"
-        done = process("export", f"detector={saved}", f"format={format}", f"precision={precision}", f"output={target}")
-        assert done.returncode == 0, done.stderr
-        return target, done.stdout
-
-    return export
+def onnx_file(saved, photographs, tmp_path_factory):
+    pytest.importorskip("onnxruntime")
+    target = tmp_path_factory.mktemp("onnx") / "detector.onnx"
+    exporting.export(load(saved), target, "onnx", pixels_of(photographs))
+    return target
 
 
 def spread(values):
@@ -86,11 +77,17 @@ def test_resizing_by_matrices_is_that_of_reading_a_file(shape):
 
 
 @pytest.mark.parametrize(("format", "precision"), [("onnx", "fp16"), ("openvino", "fp32"), ("torch_export", "fp32")])
-def test_the_file_decides_as_the_detector(saved, exported, photographs, format, precision):
-    target, out = exported(format, precision)
+def test_the_file_decides_as_the_detector(saved, photographs, tmp_path, format, precision, command):
+    for package in FORMATS[format].packages:
+        pytest.importorskip(package)
+    target = tmp_path / f"graph{FORMATS[format].suffix}"
+    code, out, errors = command(
+        "export", f"detector={saved}", f"format={format}", f"precision={precision}", f"output={target}"
+    )
+    assert code == 0, errors
     # Eight examples and an enlarged one, each once more with a defect.
     assert "scores, labels, anomaly_maps, masks" in out and "on 18 photographs" in out
-    assert sorted(p.suffix for p in target.parent.iterdir()) == (
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == (
         [".bin", ".xml"] if format == "openvino" else [target.suffix]
     )
     detector = load(saved)
@@ -110,8 +107,8 @@ def test_the_file_decides_as_the_detector(saved, exported, photographs, format, 
     assert (one["scores"] - found["scores"][:1]).abs().max() <= 1e-3 * spread(expected.scores)
 
 
-def test_the_pages_lines_of_python_use_the_file(saved, exported, photographs, tmp_path, monkeypatch, capsys):
-    (tmp_path / "detector.onnx").write_bytes(exported("onnx", "fp16")[0].read_bytes())
+def test_the_pages_lines_of_python_use_the_file(saved, onnx_file, photographs, tmp_path, monkeypatch, capsys):
+    (tmp_path / "detector.onnx").write_bytes(onnx_file.read_bytes())
     page = (Path(__file__).parents[1] / "docs/export.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     Image.open(photographs / "1.png").save("photograph.png")
