@@ -8,7 +8,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from helpers import arguments, baseline, tiny_backbone
+from helpers import arguments, baseline, composed, tiny_backbone
 from omegaconf import OmegaConf
 from PIL import Image
 from scipy.spatial.distance import mahalanobis
@@ -19,7 +19,6 @@ from sklearn.svm import OneClassSVM as SklearnSVM
 from torch.utils.data import DataLoader
 from torchvision.transforms.functional import gaussian_blur
 
-from texture_ad.cli.entry import CONF
 from texture_ad.deploy import export as exporting
 from texture_ad.deploy.runtimes import FORMATS
 from texture_ad.errors import ParameterError, UserError
@@ -378,9 +377,7 @@ def test_a_trained_baseline_is_not_trained_again(folder, tmp_path, command):
 
 
 def settings(name):
-    """A method's settings, of its file alone: to compose all of the configuration takes a third of a second."""
-    root = OmegaConf.create({"seed": 0, "method": OmegaConf.load(f"{CONF}/method/{name}.yaml")})
-    return OmegaConf.to_container(root.method, resolve=True)
+    return OmegaConf.to_container(composed(f"method={name}").method, resolve=True)
 
 
 NUMBERS = [(name, key) for name in NAMES for key, value in settings(name).items() if isinstance(value, int | float)]

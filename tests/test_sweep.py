@@ -164,20 +164,20 @@ def optuna():
     return pytest.importorskip("optuna", reason='pip install ".[search]"')
 
 
-def test_a_search_of_four_trials_in_two_processes(data, tmp_path, command, monkeypatch, optuna):
+def test_a_search_of_six_trials_in_two_processes(data, tmp_path, command, monkeypatch, optuna):
     """By the real plugins; its jobs share the cores, and stage 1 even where they start at the same time."""
     monkeypatch.setenv("TEXTURE_AD_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     tiny = ("data.size=32", "backbone.layers=[layer1]", "flow.blocks=1")
     options = ("+search=weights", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweeper.n_jobs=2")
     folder = tmp_path / "search"
-    call = arguments(data, folder, *QUICK, *tiny, *options, "hydra.sweeper.n_trials=4", "-m")
+    call = arguments(data, folder, *QUICK, *tiny, *options, "hydra.sweeper.n_trials=6", "-m")
     code, out, errors = command("run", *call)
     get_reusable_executor().shutdown()
     assert code == 0, errors
     jobs = rows(folder / "jobs.csv")
     share = max(1, len(os.sched_getaffinity(0)) // 2)
-    assert [job["threads"] for job in jobs] == [str(share)] * 4
+    assert [job["threads"] for job in jobs] == [str(share)] * 6
     assert len(list(tmp_path.glob("cache/shared/stage1-*.pt"))) == 1
     assert len(list(folder.glob("*/stage1/best.ckpt"))) == 1
 
@@ -191,7 +191,7 @@ def test_a_search_of_four_trials_in_two_processes(data, tmp_path, command, monke
 
     # The same command again has nothing to do.
     code, out, errors = command("run", *call)
-    assert code == 0 and "search   4 of 4 trials" in out and len(study.trials) == 4, errors
+    assert code == 0 and "search   6 of 6 trials" in out and len(study.trials) == 6, errors
 
 
 def options_of(search):
