@@ -180,7 +180,7 @@ def test_patch_features_are_extracted_once_for_the_same_weights_settings_and_ima
         next(backbone.network.parameters()).add_(change)
         detector = untrained_fusion(backbone, 32)
         expected = detector.patch_features(images)
-        detector.feature_cache = FeatureCache(cache, backbone)
+        detector.feature_cache = FeatureCache(cache, backbone, quarters=False)
         for _ in range(2):
             assert torch.equal(detector.patch_features(images), expected)
         return len(list(cache.root.glob("features-*.pt")))

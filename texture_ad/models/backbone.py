@@ -108,18 +108,26 @@ class Backbone(nn.Module):
         multiple = self.network.multiple
         return tuple(multiple * max(1, round(side * factor / multiple)) for side in size)
 
-    def patch_features(self, maps: list[Tensor]) -> Tensor:
+    def patch_features(self, maps: list[Tensor], quarters: bool = False) -> Tensor:
         """Join the layers' maps into patch features on one layer's grid, (B, C, h, w).
 
         Each layer is averaged over its neighborhood, scaled, and brought to the common grid: by bilinear interpolation
         where that is finer, by averaging where it is coarser.
+
+        Args:
+            maps: of the layers.
+            quarters: put the finest layer's vectors in the four quarters of each position first, which adds four times
+                that layer's channels.
         """
         height, width = maps[self.grid].shape[-2:]
         joined = []
-        for m in maps:
+        for number, m in enumerate(maps):
             if self.neighborhood > 1:
                 m = F.avg_pool2d(m, self.neighborhood, 1, self.neighborhood // 2, count_include_pad=False)
             m = self._scaled(m)
+            if quarters and number == 0:
+                fine = m if m.shape[-2:] == (2 * height, 2 * width) else F.adaptive_avg_pool2d(m, (2 * height, 2 * width))
+                joined += [fine[..., row::2, column::2] for row in (0, 1) for column in (0, 1)]
             if m.shape[-2] < height:
                 m = F.interpolate(m, (height, width), mode="bilinear", align_corners=False)
             elif m.shape[-2] > height:
@@ -135,9 +143,9 @@ class Backbone(nn.Module):
             return m / m.norm(dim=1, keepdim=True).clamp(min=1e-6).sqrt()
         return m
 
-    def extract(self, images: Tensor) -> Tensor:
+    def extract(self, images: Tensor, quarters: bool = False) -> Tensor:
         """Return the patch features (B, C, h, w) of images (B, 3, H, W), extracted a few images at a time."""
-        return self.in_slices(lambda part: self.patch_features(self(part)).float(), images)
+        return self.in_slices(lambda part: self.patch_features(self(part), quarters).float(), images)
 
     @property
     def num_channels(self) -> list[int]:
@@ -146,6 +154,11 @@ class Backbone(nn.Module):
         with torch.no_grad(), self.mean.device:
             probe = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
             return [m.shape[1] for m in self.eval()(probe)]
+
+    @property
+    def has_quarters(self) -> bool:
+        """Return whether the finest layer has at least twice as many positions a side as the patch features."""
+        return self.grid_of((64, 64), 0)[0] >= 2 * self.grid_of((64, 64))[0]
 
     @torch.no_grad()
     def grid_of(self, size: Sequence[int], layer: int | None = None) -> tuple[int, int]:

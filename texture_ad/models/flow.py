@@ -106,7 +106,8 @@ class Flow(nn.Module):
 
     Args:
         channels: of each layer in the whitened patch features.
-        first: how many layers of the whitened features it models, the finest ones; 0 for all.
+        first: how many layers of the whitened features it models, the finest ones; 0 for all. The finest alone is
+            modelled in the quarters of each position, where the backbone has vectors of its own there.
         blocks: number of coupling blocks.
         hidden: width of the fully connected layers.
         clamp: bound on the log-scale of each coupling.
@@ -141,6 +142,7 @@ class Flow(nn.Module):
         super().__init__()
         if first > len(channels):
             raise ParameterError("first", first, f"expected an integer from 0 to {len(channels)}")
+        self.first = first
         self.dim = dim = sum(channels[: first or None])
         if dim < 2:
             raise ParameterError("first", first, "expected layers of at least 2 channels together, to halve them")

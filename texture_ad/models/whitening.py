@@ -18,6 +18,7 @@ PRIOR = 8  # images: how much the statistics of all positions weigh at each sing
 POSITIONS = 64  # whose matrices are computed at a time
 FITTING = 16  # matrices of each position that a fit holds at once, with those of its folds
 FOLDS = 3  # of the training images, for whitening each by statistics of the others
+QUARTERS = 4  # of a position, in which the finest layer has vectors of its own
 
 
 @checked
@@ -29,25 +30,31 @@ class Whitening(nn.Module):
     normal texture have many directions of almost no variance, whose noise would else drown the rest. Whitened features
     have a mean squared length of 1, so that the dictionary's `lambda1` means the same for every backbone.
 
+    Where the finest layer's vectors in the quarters of a position come first, they are whitened as well, by statistics
+    that the four share. These whitened quarters come first, and count nothing in that length.
+
     Args:
-        channels: of each layer in the patch features; their sum is C.
+        channels: of each layer in the patch features; with those of the quarters their sum is C.
         mode: "position", by the covariance of the same position of the image; "global", by that of all positions;
             "none", which centres and scales all features alike; or "auto", which is "position" unless the fit is told
             that positions mean nothing.
         components: directions that whitening keeps of each layer.
+        quarters: whether the finest layer's four quarters come first; see Backbone.patch_features.
 
     Attributes:
         lengths: of each layer in a whitened feature vector.
-        length: of a whitened feature vector.
+        length: of all layers in it, without quarters.
+        width: of a whitened feature vector, with them.
         folds: center and matrix of all images but those of each fold; not saved.
 
     Raises:
         ParameterError: a parameter out of its range.
     """
 
-    mean: Tensor  # (C,)
-    basis: Tensor  # (C, length)
-    center: Tensor  # (positions, length), of all positions together (1) or, once fitted, of each
+    # Of each layer, and before the first one of the quarters, for which one of the four stands: c channels, k directions.
+    mean: Tensor  # (c,)
+    basis: Tensor  # (c, k)
+    center: Tensor  # (positions, k), of all positions together (1) or, once fitted, of each
     matrix: Tensor  # (positions, squares), of each layer (l, l) and flat: between layers there is nothing to store
     count: Tensor  # (), feature vectors that each of center and matrix was fitted on
     energy: Tensor  # (), root mean square length of the whitened features before they are scaled to 1
@@ -57,21 +64,26 @@ class Whitening(nn.Module):
         channels: Sequence[int],
         mode: Literal["auto", "position", "global", "none"],
         components: Count,
+        quarters: bool = False,
     ):
         super().__init__()
         for count in channels:
             check("channels", count, Count)
-        dim = sum(channels)
         self.settings = arguments_of(self) | {"channels": list(channels)}
-        self.channels = list(channels)
         self.may_change = mode == "auto"
         self.mode = self.settings["mode"] = "position" if mode == "auto" else mode
-        self.lengths = [count if mode == "none" else min(components, count) for count in channels]
+        self.quarters = quarters
+        first = [channels[0]] if quarters else []
+        self.copies = [QUARTERS] * len(first) + [1] * len(channels)
+        self.channels = [*first, *channels]
+        self.kept = [count if mode == "none" else min(components, count) for count in self.channels]
+        self.lengths = self.kept[len(first) :]
         self.length = sum(self.lengths)
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("basis", torch.eye(dim, self.length))
-        self.register_buffer("center", torch.zeros(1, self.length))
-        self.register_buffer("matrix", _flat([torch.eye(length)[None] for length in self.lengths]))
+        self.width = sum(copies * length for copies, length in zip(self.copies, self.kept, strict=True))
+        self.register_buffer("mean", torch.zeros(sum(self.channels)))
+        self.register_buffer("basis", torch.eye(sum(self.channels), sum(self.kept)))
+        self.register_buffer("center", torch.zeros(1, sum(self.kept)))
+        self.register_buffer("matrix", _flat([torch.eye(length)[None] for length in self.kept]))
         self.register_buffer("count", torch.tensor(0))
         self.register_buffer("energy", torch.tensor(1.0))
         self.folds: list[tuple[Tensor, Tensor]] = []
@@ -109,17 +121,16 @@ class Whitening(nn.Module):
                 the same order.
         """
         moments = _Moments(self.channels)
-        shift: Tensor | None = None
+        shifts: list[Tensor] = []
         for batch in patches():
-            x = batch.flatten(0, 1)
+            layers = self._layers(batch.flatten(0, 1))
             # About a mean, so that single precision does for a batch's products.
-            shift = x.mean(0) if shift is None else shift
-            moments.add((x - shift)[None], torch.float64)
-        assert shift is not None
-        self.mean.copy_(shift + moments.mean()[0])
+            shifts = shifts or [layer.mean((0, 1)) for layer in layers]
+            moments.add([(x - shift)[None] for x, shift in zip(layers, shifts, strict=True)], torch.float64)
+        self.mean.copy_(torch.cat(shifts) + moments.mean()[0])
         if self.mode != "none":
-            layers = zip(_matrices(moments.covariance().cpu(), self.channels), self.lengths, strict=True)
-            self.basis.copy_(torch.block_diag(*(torch.linalg.eigh(layer[0])[1][:, -kept:] for layer, kept in layers)))
+            found = zip(_matrices(moments.covariance().cpu(), self.channels), self.kept, strict=True)
+            self.basis.copy_(torch.block_diag(*(torch.linalg.eigh(layer[0])[1][:, -kept:] for layer, kept in found)))
         self.refit(patches())
 
     @torch.no_grad()
@@ -141,9 +152,9 @@ class Whitening(nn.Module):
         count = int(self.count)
         own = count / (count + PRIOR)
         mean = self.center.double() / own
-        squares = _outer(mean, self.lengths)
+        squares = _outer(mean, self.kept)
         drawn = []  # towards the overall covariance, with a ridge
-        for layer in _matrices(self.matrix.double() * self.energy, self.lengths):
+        for layer in _matrices(self.matrix.double() * self.energy, self.kept):
             identity = torch.eye(layer.shape[1], dtype=layer.dtype, device=layer.device)
             factor = torch.linalg.solve_triangular(layer.transpose(1, 2), identity, upper=False)
             drawn.append(factor @ factor.transpose(1, 2))
@@ -153,7 +164,7 @@ class Whitening(nn.Module):
         overall -= ridge
         covariance = (covariance - ridge - (1 - own) * overall) / own
         outer = count * (covariance + squares)
-        return _Moments(self.lengths, count, count * mean.float(), outer.float())
+        return _Moments(self.kept, count, count * mean.float(), outer.float())
 
     @torch.no_grad()
     def refit(self, patches: Iterable[Tensor], known: "_Moments | None" = None) -> None:
@@ -163,14 +174,16 @@ class Whitening(nn.Module):
         are drawn towards those of all, as if PRIOR more images had shown the latter. What is `known` of other images
         counts as if the pass had begun with them.
         """
-        parts = [_Moments(self.lengths) for _ in range(FOLDS)]
+        parts = [_Moments(self.kept) for _ in range(FOLDS)]
+        means = self.mean.split(self.channels)
         number = 0
         for batch in patches:
-            x = (batch - self.mean) @ self.basis
-            folds = torch.arange(number, number + len(x), device=x.device) % FOLDS
+            layers = zip(self._layers(batch), means, self._bases(), strict=True)
+            reduced = [(x - mean) @ basis for x, mean, basis in layers]
+            folds = torch.arange(number, number + len(batch), device=batch.device) % FOLDS
             for fold, part in enumerate(parts):
-                part.add(self._by_position(x[folds == fold]))
-            number += len(x)
+                part.add([self._by_position(x[folds == fold]) for x in reduced])
+            number += len(batch)
         everything = _Moments.sum(parts if known is None else [known, *parts])
         self.center, matrix, energy = self._statistics(everything)
         self.matrix = matrix.div_(energy)
@@ -183,8 +196,19 @@ class Whitening(nn.Module):
                 self.folds.append((center, matrix.div_(energy)))
 
     def _by_position(self, x: Tensor) -> Tensor:
-        """Return features (B, P, k) as those of each position (P, B, k), or of all positions together (1, B P, k)."""
+        """Return features (B, P, ...) as those of each position (P, B, ...), or of all together (1, B P, ...)."""
         return x.transpose(0, 1) if self.mode == "position" else x.flatten(0, 1)[None]
+
+    def _layers(self, patches: Tensor) -> list[Tensor]:
+        """Return patch features (..., C) as those of the quarters (..., 4, c) and of each layer (..., 1, c)."""
+        parts = patches.split([copies * c for copies, c in zip(self.copies, self.channels, strict=True)], -1)
+        return [part.unflatten(-1, (copies, -1)) for part, copies in zip(parts, self.copies, strict=True)]
+
+    def _bases(self) -> list[Tensor]:
+        """Return the basis (c, k) of each layer: between layers it is zero."""
+        rows = self.basis.split(self.channels)
+        columns = [part.split(self.kept, 1) for part in rows]
+        return [parts[layer] for layer, parts in enumerate(columns)]
 
     def _statistics(self, moments: "_Moments") -> tuple[Tensor, Tensor, Tensor]:
         """Return center, matrix before it is scaled, and the root mean square length of what they whiten."""
@@ -197,27 +221,28 @@ class Whitening(nn.Module):
             covariance = part.covariance()
             drawn = torch.lerp(overall.expand_as(covariance), covariance, own) + ridge
             energy = torch.zeros((), device=overall.device)
-            layers = (_matrices(x, self.lengths) for x in (drawn, covariance, found))
-            for towards, spread, whitening in zip(*layers, strict=True):
+            layers = (_matrices(x, self.kept) for x in (drawn, covariance, found))
+            for number, (towards, spread, whitening) in enumerate(zip(*layers, strict=True)):
                 identity = torch.eye(whitening.shape[1], device=overall.device)
                 if self.mode == "none":
                     whitening.copy_(identity)
                 else:
                     factor = torch.linalg.cholesky(towards)
                     whitening.copy_(torch.linalg.solve_triangular(factor, identity, upper=False).transpose(1, 2))
-                energy = energy + (whitening * (spread @ whitening)).sum((1, 2))
+                if number or not self.quarters:
+                    energy = energy + (whitening * (spread @ whitening)).sum((1, 2))
             energies.append(energy)
         return own * moments.mean(), matrices, torch.cat(energies).mean().clamp(min=1e-12).sqrt()
 
     def _ridge(self, covariance: Tensor) -> Tensor:
         """Return what is added to a covariance (squares,): RIDGE of each layer's mean variance in all directions."""
-        variances = [layer.diagonal().mean().clamp(min=1e-12) for layer in _matrices(covariance, self.lengths)]
-        pairs = zip(variances, self.lengths, strict=True)
+        variances = [layer.diagonal().mean().clamp(min=1e-12) for layer in _matrices(covariance, self.kept)]
+        pairs = zip(variances, self.kept, strict=True)
         return _flat([RIDGE * variance * torch.eye(length, out=covariance.new_empty(0)) for variance, length in pairs])
 
     @torch.no_grad()
     def cross_fitted(self, patches: Tensor, numbers: Tensor) -> Tensor:
-        """Return whitened features (B, P, length) of training images by statistics that have not seen them.
+        """Return whitened features (B, P, width) of training images by statistics that have not seen them.
 
         What an image's own statistics whiten looks more normal than any image to come. Each image is whitened by those
         of the folds that it is not in; where there are too few images for folds, by those of all.
@@ -228,7 +253,7 @@ class Whitening(nn.Module):
         """
         if not self.folds:
             return self(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
-        found = patches.new_empty(*patches.shape[:2], self.length)
+        found = patches.new_empty(*patches.shape[:2], self.width)
         for fold, (center, matrix) in enumerate(self.folds):
             inside = numbers % FOLDS == fold
             if inside.any():
@@ -238,15 +263,22 @@ class Whitening(nn.Module):
         return found
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Return whitened features (N, length) of the patch features (N, C) of whole images, in order."""
+        """Return whitened features (N, width) of the patch features (N, C) of whole images, in order."""
         return self._whitened(patches, self.center, self.matrix)
 
     def _whitened(self, patches: Tensor, center: Tensor, matrix: Tensor) -> Tensor:
-        x = (patches @ self.basis).view(-1, len(center), self.length).transpose(0, 1)
+        positions = len(center)
         shifted = center + self.mean @ self.basis  # a pass over the patches less than to subtract the mean
-        layers = zip((x - shifted[:, None]).split(self.lengths, 2), _matrices(matrix, self.lengths), strict=True)
-        white = torch.cat([layer @ whitening for layer, whitening in layers], 2)
-        return white.transpose(0, 1).reshape(-1, self.length)
+        layers = zip(
+            self._layers(patches), self._bases(), shifted.split(self.kept, 1), _matrices(matrix, self.kept), strict=True
+        )
+        white = []
+        for x, basis, shift, whitening in layers:
+            x = (x @ basis).unflatten(0, (-1, positions)).transpose(0, 1)  # (positions, B, copies, k)
+            copies = x.shape[2]
+            x = (x - shift[:, None, None]).flatten(1, 2) @ whitening
+            white.append(x.unflatten(1, (-1, copies)).flatten(2))
+        return torch.cat(white, 2).transpose(0, 1).reshape(-1, self.width)
 
 
 def _matrices(flat: Tensor, lengths: Sequence[int]) -> list[Tensor]:
@@ -266,7 +298,7 @@ def _outer(x: Tensor, lengths: Sequence[int]) -> Tensor:
 
 
 class _Moments:
-    """Add up count, sum and each layer's outer products of features (P, N, k), for each of P positions."""
+    """Add up count, sum and each layer's outer products of features, for each of P positions."""
 
     def __init__(
         self, lengths: Sequence[int], count: int = 0, total: Tensor | None = None, outer: Tensor | None = None
@@ -276,18 +308,23 @@ class _Moments:
         self.total = torch.zeros(()) if total is None else total  # (P, k)
         self.outer = torch.zeros(()) if outer is None else outer  # (P, squares)
 
-    def add(self, x: Tensor, dtype: torch.dtype | None = None) -> None:
-        """Add features (P, N, k); the sums are kept in `dtype`, as the features are where it is None."""
+    def add(self, layers: Sequence[Tensor], dtype: torch.dtype | None = None) -> None:
+        """Add the mean over its m copies of each layer's features (P, N, m, l), and that of their outer products.
+
+        The sums are kept in `dtype`, as the features are where it is None.
+        """
+        first = layers[0]
         if not self.count:
-            self.total = x.new_zeros(len(x), x.shape[2], dtype=dtype)
-            self.outer = x.new_zeros(len(x), sum(length**2 for length in self.lengths), dtype=dtype)
-        self.count += x.shape[1]
-        self.total += x.sum(1)
-        for layer, outer in zip(x.split(self.lengths, 2), _matrices(self.outer, self.lengths), strict=True):
+            self.total = first.new_zeros(len(first), sum(self.lengths), dtype=dtype)
+            self.outer = first.new_zeros(len(first), sum(length**2 for length in self.lengths), dtype=dtype)
+        self.count += first.shape[1]
+        self.total += torch.cat([layer.mean(2).sum(1) for layer in layers], 1)
+        for layer, outer in zip(layers, _matrices(self.outer, self.lengths), strict=True):
+            x = layer.flatten(1, 2)
             if outer.dtype == x.dtype:
-                outer.baddbmm_(layer.transpose(1, 2), layer)
+                outer.baddbmm_(x.transpose(1, 2), x, alpha=1 / layer.shape[2])
             else:
-                outer += layer.transpose(1, 2) @ layer
+                outer += x.transpose(1, 2) @ x / layer.shape[2]
 
     @staticmethod
     def sum(parts: "Sequence[_Moments]") -> "_Moments":

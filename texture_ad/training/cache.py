@@ -150,11 +150,12 @@ class FeatureCache:
     Args:
         cache: that holds them.
         backbone: that extracts them, with the weights that it keeps.
+        quarters: whether those of the finest layer's quarters are among them.
     """
 
-    def __init__(self, cache: Cache, backbone: Backbone):
+    def __init__(self, cache: Cache, backbone: Backbone, quarters: bool):
         self.cache = cache
-        self.weights = digest(backbone.state_dict(), backbone.settings)
+        self.weights = digest(backbone.state_dict(), backbone.settings, quarters)
 
     def __call__(self, images: Tensor, extract: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the patch features (B, C, h, w) of images uint8 (B, 3, H, W), by `extract` where they are missing."""

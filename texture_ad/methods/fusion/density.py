@@ -22,27 +22,30 @@ from texture_ad.parameters import Count, Positive, Range, checked
 from texture_ad.training.schedules import one_cycle
 
 PASTED = 0.25  # share of a position's cell from which on it counts as pasted
-POOL = 200_000  # normal feature vectors, about, that are kept to draw from
+POOL = 200_000  # normal feature vectors, about, that are kept to draw from for flow and head each
 WHITENING = "whitening."  # begins its keys in a checkpoint
 CHUNK = 16  # images that are pasted on and extracted at a time
 WATCHED = 20_000  # calibration patches, about, whose likelihood says when training ends
 
 
 class FeatureDraws(IterableDataset):
-    """Yield random feature vectors, whitened: of normal positions, and of positions of pasted images.
+    """Yield random whitened feature vectors: for the flow, and for the head, of normal and of pasted images.
 
     Args:
-        normal: (N, C), of the training images.
-        pasted: (M, C), of pasted positions; empty without a head.
-        around: (M', C), of the other positions of pasted images.
+        flow: (N, D), what the flow models of the training images.
+        normal: (N', C), of the training images; empty without a head.
+        pasted: (M, C), of pasted positions; likewise.
+        around: (M', C), of the other positions of pasted images; likewise.
         batch: of each step.
         steps: of an epoch.
         seed: of the draws.
     """
 
-    def __init__(self, normal: Tensor, pasted: Tensor, around: Tensor, batch: int, steps: int, seed: int):
-        self.pools = {"normal": normal, "pasted": pasted, "around": around}
-        self.counts = {"normal": batch, "pasted": batch // 2, "around": batch // 4}
+    def __init__(
+        self, flow: Tensor, normal: Tensor, pasted: Tensor, around: Tensor, batch: int, steps: int, seed: int
+    ):
+        self.pools = {"flow": flow, "normal": normal, "pasted": pasted, "around": around}
+        self.counts = {"flow": batch, "normal": batch // 4, "pasted": batch // 2, "around": batch // 4}
         self.steps = steps
         self.seed = seed
         self.epoch = 0
@@ -130,33 +133,38 @@ class Density(L.LightningModule):
         self.whitening.fit(lambda: self.features.stream(data.normal_dataloader(), device))
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
-            normal = self._normal(data, device)
-            empty = normal[:0]
-            pasted, around = self._pasted(data, device) if self.taught else (empty, empty)
+            flow, normal = self._normal(data, device)
+            pasted, around = self._pasted(data, device) if self.taught else (normal, normal)
             calibration = self._calibration(data, device)
-        draws = FeatureDraws(normal, pasted, around, self.batch, self.epoch_steps, seed)
+        draws = FeatureDraws(flow, normal, pasted, around, self.batch, self.epoch_steps, seed)
         return DataLoader(draws, batch_size=None), DataLoader(calibration, batch_size=None)  # type: ignore[arg-type]
 
-    def _normal(self, data: TextureDataModule, device: torch.device) -> Tensor:
-        """Return whitened features (N, C) of the training images, on the CPU, at most POOL of them."""
-        found = []
+    def _normal(self, data: TextureDataModule, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return what flow (N, D) and head (N', C) model of the training images, on the CPU, about POOL of each.
+
+        Without a head there is nothing for it.
+        """
+        flow = []
+        head = []
+        images = len(data.train_samples)
         for batch in data.normal_dataloader():
             patches = self.features.of_all_processes(batch, device)
-            share = min(1.0, POOL / (len(data.train_samples) * patches.shape[1]))
             whitened = self.whitening.cross_fitted(patches, batch["index"].to(device)).flatten(0, 1)
-            found.append(_random_share(whitened, share).cpu())
-        return torch.cat(found)
+            flow.append(_random_part(self.detector.flow_features(whitened), POOL * len(patches) / images).cpu())
+            layers = self.detector.layer_features(whitened)
+            head.append(_random_part(layers, self.taught * POOL * len(patches) / images).cpu())
+        return torch.cat(flow), torch.cat(head)
 
     def _calibration(self, data: TextureDataModule, device: torch.device) -> list[Tensor]:
-        """Return whitened features (N, C) of each batch of calibration images, on the CPU, about WATCHED together."""
+        """Return what the flow models of each batch of calibration images, (N, D) on the CPU, about WATCHED in all."""
         found = []
         self.calibration_features = KeptFeatures(self.features.room)
         for batch in data.calibration_dataloader():
             images = batch["image"].to(device)
             maps = self.detector.patch_features(images)
             self.calibration_features.keep(images, maps)
-            share = min(1.0, WATCHED / (len(data.calibration_samples) * maps[0, 0].numel()))
-            found.append(_random_share(self.whitening(flatten_patches(maps)), share).cpu())
+            features = self.detector.flow_features(self.whitening(flatten_patches(maps)))
+            found.append(_random_part(features, WATCHED * len(maps) / len(data.calibration_samples)).cpu())
         return found
 
     def _pasted(self, data: TextureDataModule, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -181,9 +189,10 @@ class Density(L.LightningModule):
             maps = self.detector.patch_features((damaged * 255).round().to(torch.uint8).to(device))
             grid = (maps.shape[2], maps.shape[3])
             cover = F.adaptive_avg_pool2d(mask[:, None].float().to(device), grid).flatten()
-            whitened = self.whitening(flatten_patches(maps))
-            on.append(whitened[cover >= PASTED].cpu())
-            around.append(_random_share(whitened[cover == 0], 0.5).cpu())
+            features = self.detector.layer_features(self.whitening(flatten_patches(maps)))
+            on.append(features[cover >= PASTED].cpu())
+            outside = features[cover == 0]
+            around.append(_random_part(outside, len(outside) / 2).cpu())
         pasted, others = torch.cat(on), torch.cat(around)
         if not len(pasted) or not len(others):
             problem = f"a grid of {grid[0]} x {grid[1]} is too coarse to tell pasted positions from others; expected 0"
@@ -217,13 +226,11 @@ class Density(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         """Return the loss of the flow and the head."""
-        normal = batch["normal"]
         if self.global_step == 0:
-            self.flow.track(self.detector.flow_features(normal), 1.0)
-        loss = nll = self._nll(normal)
+            self.flow.track(batch["flow"], 1.0)
+        loss = nll = self._nll(batch["flow"])
         if self.taught:
-            quarter = len(batch["around"])
-            examples = torch.cat((batch["pasted"], batch["around"], normal[:quarter]))
+            examples = torch.cat((batch["pasted"], batch["around"], batch["normal"]))
             target = torch.zeros(len(examples), device=examples.device)
             target[: len(batch["pasted"])] = 1
             with torch.autocast(self.device.type, enabled=False):
@@ -234,9 +241,8 @@ class Density(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
 
-    def _nll(self, whitened: Tensor) -> Tensor:
+    def _nll(self, features: Tensor) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):  # a likelihood needs all digits
-            features = self.detector.flow_features(whitened)
             return negative_log_likelihood(*self.flow(features)).mean() / self.flow.dim
 
     def validation_step(self, batch: Tensor, index: int) -> None:
@@ -244,9 +250,9 @@ class Density(L.LightningModule):
         self.log("val/nll", self._nll(batch), prog_bar=True, batch_size=len(batch), sync_dist=True)
 
 
-def _random_share(rows: Tensor, share: float) -> Tensor:
-    """Return a random share of rows (N, ...)."""
-    return rows[torch.randperm(len(rows), device=rows.device)[: max(1, round(share * len(rows)))]]
+def _random_part(rows: Tensor, count: float) -> Tensor:
+    """Return about `count` random rows of (N, ...), all of them where there are fewer; one at least, unless it is 0."""
+    return rows[torch.randperm(len(rows), device=rows.device)[: max(round(count), int(count > 0))]]
 
 
 def paste_all(images: Tensor) -> tuple[Tensor, Tensor]:

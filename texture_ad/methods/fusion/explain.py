@@ -108,10 +108,13 @@ def _features_of_each_step(
     backbones: dict[str, Backbone], detector: FusionModel, images: Tensor
 ) -> tuple[dict[str, Tensor], tuple[int, int]]:
     """Return a step's name to the features (B h w, C) of all positions, and (h, w)."""
-    maps = {name: backbone.extract(images.to(detector.device)) for name, backbone in backbones.items()}
-    found = {name: flatten_patches(one) for name, one in maps.items()}
-    found["whitened"] = detector.whitening(found["after the pretext"])
-    found["after the flow"] = detector.flow(detector.flow_features(found["whitened"]))[0]
+    quarters = detector.whitening.quarters
+    maps = {name: backbone.extract(images.to(detector.device), quarters) for name, backbone in backbones.items()}
+    channels = sum(detector.backbone.num_channels)
+    found = {name: flatten_patches(one[:, -channels:]) for name, one in maps.items()}
+    whitened = detector.whitening(flatten_patches(maps["after the pretext"]))
+    found["whitened"] = detector.layer_features(whitened)
+    found["after the flow"] = detector.flow(detector.flow_features(whitened))[0].reshape(len(whitened), -1)
     height, width = maps["after the pretext"].shape[-2:]
     return found, (height, width)
 

@@ -6,6 +6,7 @@ backbone, patch features, whitening, Gaussian, head, flow and dictionary; then `
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from texture_ad.models.dictionary import Dictionary, neighborhood_means
 from texture_ad.models.flow import Flow, negative_log_likelihood
 from texture_ad.models.head import QuadraticHead
 from texture_ad.models.slices import in_slices
-from texture_ad.models.whitening import Whitening
+from texture_ad.models.whitening import QUARTERS, Whitening
 from texture_ad.parameters import Count, NonNegative, checked
 
 SLICE = 2**18  # numbers of the features in a slice
@@ -39,7 +40,8 @@ class FusionModel(AnomalyDetector):
         backbone: gives the patch features.
         whitening: of those features.
         head: taught by CutPaste, of the whitened features.
-        flow: over the whitened features of the finest layers, or of all.
+        flow: over the whitened features of the finest layers, or of all. Of the quarters of a position, the least
+            likely one counts.
         dictionary: of the whitened features of the deepest layers, or of the flow's latent ones.
         gaussian_weight: of the whitened features' squared length.
         head_weight: of the head's score.
@@ -124,10 +126,13 @@ class FusionModel(AnomalyDetector):
     def assemble(cls, make: Callable[..., Any], **options: Any) -> "FusionModel":
         """Return an untrained detector; see AnomalyDetector.assemble."""
         backbone = make("backbone")
-        whitening = make("whitening", channels=backbone.num_channels)
-        parts = {name: make(name, channels=whitening.lengths) for name in ("flow", "dictionary")}
-        parts["head"] = make("head", dim=whitening.length)
-        return make("score", backbone=backbone, whitening=whitening, **parts, **options)
+        channels = backbone.num_channels
+        lengths = make("whitening", channels=channels).lengths
+        parts = {name: make(name, channels=lengths) for name in ("flow", "dictionary")}
+        parts["head"] = make("head", dim=sum(lengths))
+        quarters = parts["flow"].first == 1 and backbone.has_quarters
+        parts["whitening"] = make("whitening", channels=channels, quarters=quarters)
+        return make("score", backbone=backbone, **parts, **options)
 
     @property
     def uses_spams(self) -> bool:  # type: ignore[override]
@@ -149,9 +154,8 @@ class FusionModel(AnomalyDetector):
 
     def patch_features(self, images: Tensor) -> Tensor:
         """Return the patch features (B, C, h, w) of images, uint8 (B, 3, H, W)."""
-        if self.feature_cache is not None:
-            return self.feature_cache(images, self.backbone.extract)
-        return self.backbone.extract(images)
+        extract = partial(self.backbone.extract, quarters=self.whitening.quarters)
+        return extract(images) if self.feature_cache is None else self.feature_cache(images, extract)
 
     def dictionary_features(self, whitened: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return what the dictionary models, (N, C), of whitened features (N, c) of images with a grid (h, w)."""
@@ -162,8 +166,14 @@ class FusionModel(AnomalyDetector):
             features = whitened[:, -self.dictionary.dim :] / share**0.5  # of mean squared length 1 again
         return neighborhood_means(features, grid, self.dictionary.neighborhood)
 
+    def layer_features(self, whitened: Tensor) -> Tensor:
+        """Return the layers' features, (N, C), of whitened features (N, c)."""
+        return whitened[:, -self.whitening.length :]
+
     def flow_features(self, whitened: Tensor) -> Tensor:
-        """Return what the flow models, (N, C), of whitened features (N, c)."""
+        """Return what the flow models of whitened features (N, c): (N, C), or (4 N, C) of the quarters."""
+        if self.whitening.quarters:
+            return whitened[:, : QUARTERS * self.flow.dim].reshape(-1, self.flow.dim)
         return whitened[:, : self.flow.dim]
 
     def _latent(self, whitened: Tensor) -> Tensor:
@@ -185,12 +195,15 @@ class FusionModel(AnomalyDetector):
 
     def _score_whitened(self, whitened: Tensor) -> Tensor:
         """Return the scores (N, 3) of all parts but the dictionary, of whitened features (N, c)."""
-        gaussian = whitened.square().sum(1)
+        layers = self.layer_features(whitened)
+        gaussian = layers.square().sum(1)
         head = flow = torch.zeros_like(gaussian)
         if self.weight("head"):
-            head = self.head(whitened)
+            head = self.head(layers)
         if self.weight("flow"):
             flow = negative_log_likelihood(*self.flow(self.flow_features(whitened)))
+            if self.whitening.quarters:
+                flow = flow.view(-1, QUARTERS).amax(1)
         return torch.stack((gaussian, head, flow), 1)
 
     def measure(self, images: Tensor) -> Measurement:

@@ -42,7 +42,7 @@ def fit_stages(detector: FusionModel, fitting: Fitting) -> dict[str, float]:
         metrics = train_representation(detector, features, pretext, fitting)
     metrics["stage1_seconds"] = fitting.clock() - start
     if fitting.cache is not None:
-        detector.feature_cache = FeatureCache(fitting.cache, detector.backbone)
+        detector.feature_cache = FeatureCache(fitting.cache, detector.backbone, detector.whitening.quarters)
     if module is not None:
         train_dictionary(module, detector, features, fitting)
     features.clear()
