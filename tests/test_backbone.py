@@ -1,5 +1,6 @@
 """Patch features come from the published network, whatever is folded into its convolutions."""
 
+import itertools
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -199,6 +200,29 @@ def test_slices_are_joined_in_order(count):
     assert torch.equal(total, x.sum(1)) and torch.equal(double, 2 * x)
     assert torch.equal(in_slices(lambda part: 2 * part, x, count), double)
     assert max(sizes) == min(10, max(1, count)) and sum(sizes) == 10
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 96), (80, 48)])
+def test_quarters_of_a_position_are_the_finest_layers_own(size):
+    backbone = tiny_backbone("efficientnet_lite0", ["block2", "block4"], grid="block4", neighborhood=1).eval()
+    assert backbone.has_quarters
+    maps = backbone(torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8))
+    found = backbone.patch_features(maps, quarters=True)
+    rest = backbone.patch_features(maps)
+    height, width = rest.shape[-2:]
+    assert found.shape == (2, 4 * 24 + 64, height, width) and torch.equal(found[:, 4 * 24 :], rest)
+    fine = backbone._scaled(maps[0])
+    quarters = found[:, : 4 * 24].unflatten(1, (2, 2, 24))
+    for row, column in itertools.product((0, 1), repeat=2):
+        assert torch.equal(quarters[:, row, column], fine[..., row::2, column::2])
+    assert torch.allclose(quarters.mean((1, 2)), rest[:, :24], atol=1e-5)
+
+
+def test_a_finer_layer_of_odd_sides_has_quarters_too():
+    backbone = tiny_backbone("efficientnet_lite0", ["block2", "block4"], grid="block4").eval()
+    maps = backbone(torch.randint(0, 256, (1, 3, 68, 76), dtype=torch.uint8))
+    assert maps[0].shape[2] % 2 and backbone.patch_features(maps, quarters=True).shape[-2:] == maps[1].shape[-2:]
+    assert not tiny_backbone("efficientnet_lite0", ["block2", "block4"]).has_quarters
 
 
 def test_patches_are_scored_alike_in_slices_and_all_at_once(monkeypatch):

@@ -1,5 +1,6 @@
 """What the figures of features and atoms are made of."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ from helpers import make, tiny_backbone, untrained_detector
 from texture_ad.data.geometry import Geometry
 from texture_ad.methods.base import enlarge
 from texture_ad.methods.fusion.density import paste_all
+from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.explain import atom_crops, patch_labels, sample_features
 from texture_ad.methods.fusion.features import KeptFeatures
 from texture_ad.models.backbone import flatten_patches
@@ -142,6 +144,36 @@ def test_the_flow_models_the_finest_layers():
     assert torch.equal(detector._score_whitened(changed)[:, 2], scores)
     detector.flow = make("flow", channels=[finest, others], first=0, blocks=2, hidden=4)
     assert torch.equal(detector.flow_features(features), features)
+
+
+def test_of_the_quarters_of_a_position_the_least_likely_counts():
+    detector = untrained_detector()
+    finest, others = 6, 9
+    detector.whitening = make("whitening", channels=[finest, others], mode="none", quarters=True)
+    detector.flow = make("flow", channels=[finest, others], first=1, blocks=2, hidden=4)
+    torch.nn.init.normal_(detector.flow.blocks[0].first.out.weight)
+    detector.head = make("head", dim=finest + others)
+    features = torch.randn(60, detector.whitening.width)
+    gaussian, head, flow = detector._score_whitened(features).T
+    each = [negative_log_likelihood(*detector.flow(part)) for part in features[:, : 4 * finest].split(finest, 1)]
+    assert torch.allclose(flow, torch.stack(each).amax(0))
+    layers = features[:, 4 * finest :]
+    assert torch.equal(gaussian, layers.square().sum(1)) and torch.equal(head, detector.head(layers))
+
+
+@pytest.mark.parametrize(
+    ("first", "grid", "quarters"), [(1, "block4", True), (0, "block4", False), (1, "block2", False)]
+)
+def test_quarters_are_taken_where_the_flow_models_a_finer_layer_alone(first, grid, quarters):
+    parts = {
+        "backbone": lambda **_: tiny_backbone("efficientnet_lite0", ["block2", "block4"], grid=grid),
+        "flow": partial(make, "flow", first=first),
+    }
+    detector = FusionDetector.assemble(lambda name, **options: parts.get(name, partial(make, name))(**options))
+    assert detector.whitening.quarters is quarters
+    maps = detector.patch_features(torch.randint(0, 256, (2, 3, 64, 48), dtype=torch.uint8))
+    assert maps.shape[1] == 64 + 4 * 24 * quarters
+    assert detector.flow.dim == (24 if first else detector.whitening.length)
 
 
 def test_a_part_that_explodes_does_not_outvote_the_others():

@@ -87,12 +87,46 @@ def test_refit_follows_features_that_moved_and_keeps_the_basis():
     assert torch.equal(whitening.basis, basis) and torch.allclose(moved, features, atol=0.02)
 
 
+def quartered(images, positions, first, others):
+    """Patch features (images, P, 5 first + others) that begin with those of quarters, whose mean is the layer's."""
+    quarters = noise(images, positions, 4, first) @ noise(first, first) + 3
+    mean = quarters.mean(2)
+    return torch.cat((quarters.flatten(2), mean, noise(images, positions, others) + mean[..., :1]), 2)
+
+
+@pytest.mark.parametrize("mode", ["position", "global", "none"])
+def test_quarters_are_whitened_by_what_the_four_share_and_change_nothing_else(mode):
+    patches = quartered(400, 3, 5, 6)
+    with_quarters = make("whitening", channels=[5, 6], components=4, mode=mode, quarters=True)
+    found = fitted(with_quarters, patches)
+    layers = make("whitening", channels=[5, 6], components=4, mode=mode)
+    expected = fitted(layers, patches[..., 20:])
+    assert with_quarters.lengths == layers.lengths and with_quarters.length == layers.width
+    assert torch.allclose(found[..., -layers.width :], expected, rtol=1e-3, atol=1e-5)
+    # As if each quarter of an image were an image of that layer alone, but for how much a few images count.
+    length = layers.lengths[0]
+    alone = fitted(
+        make("whitening", channels=[5], components=4, mode=mode),
+        patches[..., :20].unflatten(2, (4, 5)).permute(0, 2, 1, 3).flatten(0, 1),
+    )
+    mine = found[..., : 4 * length].unflatten(2, (4, length)).permute(0, 2, 1, 3).flatten(0, 1)
+    assert torch.allclose(mine / mine.norm(), alone / alone.norm(), rtol=0.1, atol=1e-3)
+    # They are treated alike.
+    order = [2, 0, 3, 1]
+    changed = torch.cat((patches[..., :20].unflatten(2, (4, 5))[:, :, order].flatten(2), patches[..., 20:]), 2)
+    moved = with_quarters(changed.flatten(0, 1)).view_as(found)[..., : 4 * length].unflatten(2, (4, length))
+    assert torch.allclose(moved, found[..., : 4 * length].unflatten(2, (4, length))[:, :, order], atol=1e-6)
+
+
+@pytest.mark.parametrize("quarters", [False, True])
 @pytest.mark.parametrize("mode", ["position", "global"])
 @pytest.mark.parametrize("first", [3, 40])
-def test_an_update_is_a_refit_on_all_images(mode, first):
-    patches = noise(60, 4, 6) @ noise(6, 6) + torch.arange(4)[:, None]
+def test_an_update_is_a_refit_on_all_images(mode, first, quarters):
+    patches = quartered(60, 4, 4, 2) + torch.arange(4)[:, None]
+    patches = patches if quarters else patches[..., 16:] @ noise(6, 6)
     patches[first:] = 1.3 * patches[first:] + 0.2  # later images are unlike the first
-    updated, expected = (make("whitening", channels=[4, 2], components=3, mode=mode) for _ in range(2))
+    options = {"channels": [4, 2], "components": 3, "mode": mode, "quarters": quarters}
+    updated, expected = (make("whitening", **options) for _ in range(2))
     for whitening in (updated, expected):
         fitted(whitening, patches[:first], 7)
     updated.update(patches[first:50].split(7))
@@ -108,6 +142,21 @@ def test_features_that_are_only_centred_cannot_be_updated():
     fitted(whitening, noise(20, 4, 6))
     with pytest.raises(UserError, match=r"mode=none: keeps no covariance"):
         whitening.update(noise(5, 4, 6).split(5))
+
+
+def test_training_images_are_whitened_by_statistics_of_others_with_quarters_too():
+    patches = quartered(9, 2, 3, 2)
+    whitening = make("whitening", channels=[3, 2], quarters=True)
+    fitted(whitening, patches)
+    found = whitening.cross_fitted(patches, torch.arange(9))
+    assert found.shape == (9, 2, whitening.width)
+    for fold in range(3):
+        others = make("whitening", channels=[3, 2], quarters=True)
+        others.load_state_dict(whitening.state_dict())
+        others.refit([patches[torch.arange(9) % 3 != fold]])
+        inside = patches[fold::3]
+        expected = others(inside.flatten(0, 1)).view(3, 2, -1) * (others.energy / whitening.energy)
+        assert torch.allclose(found[fold::3], expected, rtol=1e-3, atol=1e-5)
 
 
 def test_a_state_brings_its_number_of_positions():

@@ -126,7 +126,9 @@ class Backbone(nn.Module):
                 m = F.avg_pool2d(m, self.neighborhood, 1, self.neighborhood // 2, count_include_pad=False)
             m = self._scaled(m)
             if quarters and number == 0:
-                fine = m if m.shape[-2:] == (2 * height, 2 * width) else F.adaptive_avg_pool2d(m, (2 * height, 2 * width))
+                fine = (
+                    m if m.shape[-2:] == (2 * height, 2 * width) else F.adaptive_avg_pool2d(m, (2 * height, 2 * width))
+                )
                 joined += [fine[..., row::2, column::2] for row in (0, 1) for column in (0, 1)]
             if m.shape[-2] < height:
                 m = F.interpolate(m, (height, width), mode="bilinear", align_corners=False)

@@ -51,7 +51,7 @@ class Whitening(nn.Module):
         ParameterError: a parameter out of its range.
     """
 
-    # Of each layer, and before the first one of the quarters, for which one of the four stands: c channels, k directions.
+    # Of each layer, and before them once of the quarters: c channels in all, k directions.
     mean: Tensor  # (c,)
     basis: Tensor  # (c, k)
     center: Tensor  # (positions, k), of all positions together (1) or, once fitted, of each

@@ -41,9 +41,7 @@ class FeatureDraws(IterableDataset):
         seed: of the draws.
     """
 
-    def __init__(
-        self, flow: Tensor, normal: Tensor, pasted: Tensor, around: Tensor, batch: int, steps: int, seed: int
-    ):
+    def __init__(self, flow: Tensor, normal: Tensor, pasted: Tensor, around: Tensor, batch: int, steps: int, seed: int):
         self.pools = {"flow": flow, "normal": normal, "pasted": pasted, "around": around}
         self.counts = {"flow": batch, "normal": batch // 4, "pasted": batch // 2, "around": batch // 4}
         self.steps = steps
