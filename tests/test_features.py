@@ -179,11 +179,21 @@ def test_quarters_are_taken_where_the_flow_models_a_finer_layer_alone(first, gri
 def test_a_part_that_explodes_does_not_outvote_the_others():
     detector = untrained_detector(gaussian_weight=1.0, trust=0)
     parts = torch.zeros(2, 4, 3, 3)
-    parts[0, 2] = 1e9 * detector.patch_statistics[2, 1]  # the flow alone
-    parts[1] = 100 * detector.patch_statistics[:, 1, None, None]  # all of them
+    parts[0, 2, 0, 0] = 1e9 * detector.patch_statistics[2, 1]  # the flow alone
+    parts[1, :, 0, 0] = 100 * detector.patch_statistics[:, 1]  # all of them
     parts += detector.patch_statistics[:, 0, None, None]
     one, several = detector.fuse(parts)[:, 0, 0]
     assert several > 0.5 * one > 0
+
+
+def test_the_flows_map_is_centred_on_each_image_and_no_other_part_is():
+    parts = torch.randn(3, 4, 5, 6)
+    centred = untrained_detector().standardised(parts)
+    plain = untrained_detector(flow_centred=False).standardised(parts)
+    assert centred[:, 2].mean((1, 2)).abs().max() < 1e-6 < plain[:, 2].mean((1, 2)).abs().min()
+    for part in (0, 1, 3):
+        assert torch.equal(centred[:, part], plain[:, part])
+    assert torch.allclose(centred[:, 2], plain[:, 2] - plain[:, 2].mean((1, 2), keepdim=True))
 
 
 @pytest.mark.parametrize("upsampling", ["bilinear", "bicubic"])

@@ -32,7 +32,9 @@ def fitted(data, folder, *more):
 def test_calibration_images_pass_the_backbone_once(data, tmp_path, monkeypatch):
     passed = []
     extract = Backbone.extract
-    monkeypatch.setattr(Backbone, "extract", lambda self, images: passed.append(images) or extract(self, images))
+    monkeypatch.setattr(
+        Backbone, "extract", lambda self, images, **options: passed.append(images) or extract(self, images, **options)
+    )
     run, detector = fitted(data, tmp_path)
     in_fit = len(passed)
     pipeline.calibrate(run, detector)

@@ -61,6 +61,16 @@ def test_no_pixel_outside_reaches_a_scaled_one_inside(size, seed):
     assert not torch.equal(resize(picture, size), resize(other, size))
 
 
+def test_what_is_measured_outside_shifts_no_score_inside():
+    detector = untrained_detector(80)
+    detector.roi = read_roi(BOX, (80, 100), (80, 80))
+    measured = detector.measure(torch.randint(0, 256, (2, 3, 80, 80), dtype=torch.uint8))
+    counting = detector.counting(measured.parts.shape[-2:])
+    other = measured.parts.where(counting, 100 * torch.rand_like(measured.parts))
+    one, two = (detector.predict(measured._replace(parts=parts), (80, 80)) for parts in (measured.parts, other))
+    assert torch.equal(one.scores, two.scores) and torch.equal(one.anomaly_maps, two.anomaly_maps)
+
+
 def test_a_mask_a_box_and_a_border_say_the_same(tmp_path):
     Image.fromarray(INSIDE).save(tmp_path / "roi.png")
     box = read_roi(BOX, (80, 100), (40, 50)).inside

@@ -55,6 +55,7 @@ INFLUENCES = {
     # head_weight decides what stage 1 trains; top and min_distance validate a backbone that learns.
     "score.gaussian_weight": Influence(stage1=False),
     "score.flow_weight": Influence(stage1=False),
+    "score.flow_centred": Influence(stage1=False),
     "score.dictionary_weight": Influence(stage1=False),
     "score.trust": Influence(stage1=False),
     "score.sigma": Influence(stage1=False),

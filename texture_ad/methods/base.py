@@ -420,12 +420,13 @@ class AnomalyDetector(nn.Module, ABC):
         if measured.parts is None:
             assert measured.scores is not None
             return Prediction(measured.scores, None, None, None)
-        patch_maps = self.fuse(measured.parts)
-        grid = (patch_maps.shape[-2], patch_maps.shape[-1])
+        parts = measured.parts
+        grid = (parts.shape[-2], parts.shape[-1])
         counting = None
         if roi is not None:
             counting, index = roi.positions(grid, covered)
-            patch_maps = gather_pixels(patch_maps, index)
+            parts = gather_pixels(parts, index)
+        patch_maps = self.fuse(parts)
         positions, top_scores = peaks(patch_maps, self.top, self.min_distance, counting)
         maps = enlarged(patch_maps)
         if sigma:
@@ -581,12 +582,13 @@ class AnomalyDetector(nn.Module, ABC):
             ParameterError: a rate out of its range.
             UserError: scores that are not finite.
         """
-        rows = [self._counted(one.parts, size) for one, size in measured if one.parts is not None]
-        if rows:
+        mapped = [(one.parts, size) for one, size in measured if one.parts is not None]
+        if mapped:
             # Pictures may differ in size: the values of all their positions in one row, (1, P, positions, 1).
-            values = gather(torch.cat(rows, 1).T).T[None, :, :, None]
-            self.standardise(values)
-            self.map_floor.copy_(self.fuse(values).median())
+            values = torch.cat([self._counted(parts, size) for parts, size in mapped], 1)
+            self.standardise(gather(values.T).T[None, :, :, None])
+            fused = torch.cat([self._counted(self.fuse(parts)[:, None], size) for parts, size in mapped], 1)
+            self.map_floor.copy_(gather(fused.T).median())
         found = [_highest(self.conclude(*one)) for one in measured]
         scores, maxima = (gather(torch.cat(values)) for values in zip(*found, strict=True))
         self.calibrate(scores, maxima if len(maxima) else None, false_alarm_rate)

@@ -46,6 +46,8 @@ class FusionModel(AnomalyDetector):
         gaussian_weight: of the whitened features' squared length.
         head_weight: of the head's score.
         flow_weight: of the flow's likelihood.
+        flow_centred: subtract the mean of each image's flow map, so that it says where an image is unlike the rest of
+            itself. What all positions share, such as exposure and focus, then counts only by the other parts.
         dictionary_weight: of the dictionary's error.
         trust: training images at which head, flow and dictionary have half of their weight; 0 gives them all of it,
             and the Gaussian none unless it is alone.
@@ -80,6 +82,7 @@ class FusionModel(AnomalyDetector):
         gaussian_weight: NonNegative,
         head_weight: NonNegative,
         flow_weight: NonNegative,
+        flow_centred: bool,
         dictionary_weight: NonNegative,
         trust: NonNegative,
         top: Count,
@@ -100,6 +103,7 @@ class FusionModel(AnomalyDetector):
         self.flow = flow
         self.dictionary = dictionary
         self.weights = (gaussian_weight, head_weight, flow_weight, dictionary_weight)
+        self.flow_centred = flow_centred
         self.trust = trust
         self.top = top
         self.min_distance = min_distance
@@ -236,7 +240,11 @@ class FusionModel(AnomalyDetector):
         falls exponentially there, and would outvote all others.
         """
         mean, deviation = self.patch_statistics[:, :, None, None].unbind(1)
-        return torch.asinh((parts - mean) / deviation)
+        found = torch.asinh((parts - mean) / deviation)
+        if self.flow_centred:
+            gaussian, head, flow, dictionary = found.unbind(1)
+            found = torch.stack((gaussian, head, flow - flow.mean((1, 2), keepdim=True), dictionary), 1)
+        return found
 
     def fuse(self, parts: Tensor) -> Tensor:
         """Return the weighted sum (B, h, w) of the standardised parts (B, 4, h, w)."""
