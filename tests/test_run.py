@@ -143,7 +143,7 @@ def test_a_grid_of_one_position_leaves_nothing_to_tell_apart(tmp_path, process):
     layer = ("backbone.layers=[layer4]", "backbone.grid=layer4", "backbone.min_size=0")
     done = process("run", *arguments(few_photographs(tmp_path / "carpet"), tmp_path / "run", *layer, "data.size=32"))
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "score.head_weight=1.5: a grid of 1 x 1 is too coarse" in done.stderr
+    assert "score.head_weight=1.0: a grid of 1 x 1 is too coarse" in done.stderr
 
 
 def test_a_misspelt_override_is_an_error(process):
