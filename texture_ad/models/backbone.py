@@ -120,21 +120,15 @@ class Backbone(nn.Module):
                 that layer's channels.
         """
         height, width = maps[self.grid].shape[-2:]
-        joined = []
+        joined: list[Tensor] = []
         for number, m in enumerate(maps):
             if self.neighborhood > 1:
                 m = F.avg_pool2d(m, self.neighborhood, 1, self.neighborhood // 2, count_include_pad=False)
             m = self._scaled(m)
             if quarters and number == 0:
-                fine = (
-                    m if m.shape[-2:] == (2 * height, 2 * width) else F.adaptive_avg_pool2d(m, (2 * height, 2 * width))
-                )
+                fine = _on_grid(m, 2 * height, 2 * width)
                 joined += [fine[..., row::2, column::2] for row in (0, 1) for column in (0, 1)]
-            if m.shape[-2] < height:
-                m = F.interpolate(m, (height, width), mode="bilinear", align_corners=False)
-            elif m.shape[-2] > height:
-                m = F.adaptive_avg_pool2d(m, (height, width))
-            joined.append(m)
+            joined.append(_on_grid(m, height, width))
         return torch.cat(joined, 1)
 
     def _scaled(self, m: Tensor) -> Tensor:
@@ -182,6 +176,15 @@ class Backbone(nn.Module):
         return in_slices(
             function, images, int(SLICE / (height * width * max(1, self.min_size / min(height, width)) ** 2))
         )
+
+
+def _on_grid(m: Tensor, height: int, width: int) -> Tensor:
+    """Return a map (B, C, h, w) on another grid: interpolated where that is finer, averaged where it is coarser."""
+    if m.shape[-2] < height or m.shape[-1] < width:
+        return F.interpolate(m, (height, width), mode="bilinear", align_corners=False)
+    if m.shape[-2] > height or m.shape[-1] > width:
+        return F.adaptive_avg_pool2d(m, (height, width))
+    return m
 
 
 def flatten_patches(features: Tensor) -> Tensor:

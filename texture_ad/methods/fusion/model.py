@@ -131,6 +131,7 @@ class FusionModel(AnomalyDetector):
         """Return an untrained detector; see AnomalyDetector.assemble."""
         backbone = make("backbone")
         channels = backbone.num_channels
+        # Whether quarters are whitened too is known from the flow, whose own size comes from the layers' lengths.
         lengths = make("whitening", channels=channels).lengths
         parts = {name: make(name, channels=lengths) for name in ("flow", "dictionary")}
         parts["head"] = make("head", dim=sum(lengths))
