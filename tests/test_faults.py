@@ -305,7 +305,7 @@ def test_a_diverging_loss_stops_and_the_batch_is_saved(run, folder, tmp_path):
 def test_a_diverging_flow_stops_and_its_features_are_saved(run, tmp_path):
     refused(run("density.lr=1e30", "trainer.gradient_clip_val=null"), "the loss is", "lower density.lr=1e+30")
     saved = torch.load(tmp_path / "run/stage1/diverged_batch.pt", weights_only=True)
-    assert saved["normal"].shape[0] == 64 and saved["step"] > 0
+    assert saved["flow"].shape[0] == 64 and saved["step"] > 0
 
 
 def test_a_loss_that_leaps_and_comes_back_is_no_divergence(tmp_path, capsys):
