@@ -25,6 +25,7 @@ from texture_ad.deploy.scorer import Scorer
 from texture_ad.deploy.watch import watch
 from texture_ad.errors import ParameterError
 from texture_ad.evaluation.metrics import pixel_metrics
+from texture_ad.methods.base import Measurement
 from texture_ad.methods.registry import load
 from texture_ad.reporting.panels import shown_region
 
@@ -69,6 +70,18 @@ def test_what_is_measured_outside_shifts_no_score_inside():
     other = measured.parts.where(counting, 100 * torch.rand_like(measured.parts))
     one, two = (detector.predict(measured._replace(parts=parts), (80, 80)) for parts in (measured.parts, other))
     assert torch.equal(one.scores, two.scores) and torch.equal(one.anomaly_maps, two.anomaly_maps)
+
+
+def test_the_floor_is_that_of_maps_as_they_are_predicted():
+    """What lies outside, such as the 0 of tiles that were never measured, is no normal position's value."""
+    detector = untrained_detector(80)
+    detector.roi = read_roi(BOX, (80, 100), (80, 80))
+    counting, index = detector.roi.positions((20, 20), (80, 80))
+    parts = torch.where(counting, 50 + torch.rand(2, 4, 20, 20, generator=torch.Generator().manual_seed(0)), 0.0)
+    detector.calibrate_on([(Measurement(None, parts), (80, 80))], 0.5)
+    expected = detector.fuse(gather_pixels(parts, index))[:, counting].median()
+    assert float(detector.map_floor) == pytest.approx(float(expected), rel=1e-5)
+    assert float(detector.map_floor) != pytest.approx(float(detector.fuse(parts)[:, counting].median()), rel=0.1)
 
 
 def test_a_mask_a_box_and_a_border_say_the_same(tmp_path):

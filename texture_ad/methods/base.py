@@ -587,8 +587,8 @@ class AnomalyDetector(nn.Module, ABC):
             # Pictures may differ in size: the values of all their positions in one row, (1, P, positions, 1).
             values = torch.cat([self._counted(parts, size) for parts, size in mapped], 1)
             self.standardise(gather(values.T).T[None, :, :, None])
-            fused = torch.cat([self._counted(self.fuse(parts)[:, None], size) for parts, size in mapped], 1)
-            self.map_floor.copy_(gather(fused.T).median())
+            fused = [self._counted(self.fuse(self._inside(parts, size))[:, None], size) for parts, size in mapped]
+            self.map_floor.copy_(gather(torch.cat(fused, 1).T).median())
         found = [_highest(self.conclude(*one)) for one in measured]
         scores, maxima = (gather(torch.cat(values)) for values in zip(*found, strict=True))
         self.calibrate(scores, maxima if len(maxima) else None, false_alarm_rate)
@@ -596,11 +596,17 @@ class AnomalyDetector(nn.Module, ABC):
     def _counted(self, parts: Tensor, size: Shape) -> Tensor:
         """Return the values (P, n) of the positions that count, of what was measured of images or of a picture."""
         rows = parts.transpose(0, 1)
-        if self.roi is None:
-            return rows.flatten(1)
+        return rows.flatten(1) if self.roi is None else rows[:, :, self._positions(self.roi, parts, size)[0]].flatten(1)
+
+    def _inside(self, parts: Tensor, size: Shape) -> Tensor:
+        """Return parts (B, P, h, w) in which positions that don't count are replaced by some that do."""
+        return parts if self.roi is None else gather_pixels(parts, self._positions(self.roi, parts, size)[1])
+
+    def _positions(self, roi: Roi, parts: Tensor, size: Shape) -> tuple[Tensor, Tensor]:
+        """Return `roi.positions` of what was measured of images or of a picture."""
         view = self.geometry.view
         covered = self._tiling(size).covered(view) if self.geometry.tiled else view
-        return rows[:, :, self.roi.positions((parts.shape[-2], parts.shape[-1]), covered)[0]].flatten(1)
+        return roi.positions((parts.shape[-2], parts.shape[-1]), covered)
 
     def calibrate(self, scores: Tensor, maxima: Tensor | None, false_alarm_rate: float) -> None:
         """Set both thresholds by the scores of calibration images, and keep these for other decisions.

@@ -206,9 +206,7 @@ class Whitening(nn.Module):
 
     def _bases(self) -> list[Tensor]:
         """Return the basis (c, k) of each layer: between layers it is zero."""
-        rows = self.basis.split(self.channels)
-        columns = [part.split(self.kept, 1) for part in rows]
-        return [parts[layer] for layer, parts in enumerate(columns)]
+        return [rows.split(self.kept, 1)[layer] for layer, rows in enumerate(self.basis.split(self.channels))]
 
     def _statistics(self, moments: "_Moments") -> tuple[Tensor, Tensor, Tensor]:
         """Return center, matrix before it is scaled, and the root mean square length of what they whiten."""

@@ -110,7 +110,7 @@ def _features_of_each_step(
     """Return a step's name to the features (B h w, C) of all positions, and (h, w)."""
     quarters = detector.whitening.quarters
     maps = {name: backbone.extract(images.to(detector.device), quarters) for name, backbone in backbones.items()}
-    channels = sum(detector.backbone.num_channels)
+    channels = sum(detector.whitening.settings["channels"])
     found = {name: flatten_patches(one[:, -channels:]) for name, one in maps.items()}
     whitened = detector.whitening(flatten_patches(maps["after the pretext"]))
     found["whitened"] = detector.layer_features(whitened)

@@ -70,7 +70,7 @@ def train_representation(
         raise ParameterError("head_weight", detector.weight("head"), problem)
     if detector.flow.dim != detector.whitening.length:
         problem = "expected 0 where the backbone learns: the likelihood of all its layers chooses its weights"
-        raise ParameterError("flow.first", detector.flow.settings["first"], problem)
+        raise ParameterError("flow.first", detector.flow.first, problem)
     module = fitting.make("representation", detector=detector, pretext=pretext, features=features)
     print("stage 1  representation: CutPaste and the flow", flush=True)
     return _train_stage1(module, detector, fitting, "val/auroc", "max", [])
