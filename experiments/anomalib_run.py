@@ -31,8 +31,7 @@ from texture_ad.data.geometry import Shape
 from texture_ad.deploy.runtimes import open_openvino
 from texture_ad.environment import not_installed, versions
 from texture_ad.errors import UserError
-from texture_ad.evaluation.metrics import image_metrics, pixel_metrics
-from texture_ad.evaluation.regions import resize_map
+from texture_ad.evaluation.metrics import image_metrics, metrics_at_masks
 from texture_ad.files import write_text
 from texture_ad.models.backbone import Backbone
 from texture_ad.models.networks import Chain
@@ -167,8 +166,7 @@ def evaluate(model: nn.Module, data: TextureDataModule) -> dict[str, Any]:
     of_images = image_metrics(scores, labels, threshold=0)
     metrics |= {key: of_images[key] for key in ("image_auroc", "image_ap")}
     if data.has_masks:
-        pairs = [(m, mask) for m, mask in zip(maps, data.true_masks(indices), strict=True) if mask is not None]
-        metrics |= pixel_metrics((resize_map(m, mask.shape) for m, mask in pairs), (mask for _, mask in pairs))
+        metrics |= metrics_at_masks(maps, data.true_masks(indices))
     return metrics
 
 

@@ -28,10 +28,11 @@ from scipy.stats import spearmanr, wilcoxon
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from experiments.maps import anomaly_maps, metrics_at_masks
+from experiments.maps import anomaly_maps
 from experiments.runs import Job, arguments, data_of, run_once, script, write_table
 from experiments.textures import find_textures, job
 from texture_ad.errors import UserError
+from texture_ad.evaluation.metrics import metrics_at_masks
 from texture_ad.files import save_atomic
 from texture_ad.methods.fusion.model import PARTS, FusionModel
 from texture_ad.reporting.tables import markdown_table
@@ -235,7 +236,7 @@ def map_metrics(folder: Path, maps: Maps) -> dict[str, dict[str, float]]:
     for name in ("default", *LEFT_OUT):
         parts = patch_maps(maps.test, every[name].weights(maps))
         made = anomaly_maps(parts, data.geometry.size, FusionModel.upsampling, 0.0)
-        found[name] = {"aupro_05": metrics_at_masks(made, masks, 0.0)["aupro_05"]}
+        found[name] = {"aupro_05": metrics_at_masks(made, masks)["aupro_05"]}
     return found
 
 

@@ -6,16 +6,16 @@
 Own keys: root, textures, methods, seeds, upsamplings, sigmas (pixels at a shorter side of 224; 0 for none), workers,
 runs (folder of the runs), output (without suffix: .json and .md are written). Every other key=value goes to each run.
 Each detector is fitted once, its patch maps are measured once, and every setting works on these. A run's figures are
-kept in its folder as maps.json and not computed again. The pixel threshold comes from calibration images alone, at a
-false-alarm rate of 0.05. No figure here chooses anything.
+kept in its folder as maps.json and not computed again. The pixel threshold comes from calibration images alone, at the
+run's own rate, and counts in images above the detector's own threshold. No figure here chooses anything.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from statistics import fmean
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -25,22 +25,32 @@ from experiments.runs import arguments, data_of, run_all, script, write_table
 from experiments.textures import jobs_of
 from texture_ad.errors import UserError
 from texture_ad.evaluation.calibration import conformal_threshold
-from texture_ad.evaluation.metrics import pixel_metrics
-from texture_ad.evaluation.regions import resize_map
+from texture_ad.evaluation.metrics import metrics_at_masks
 from texture_ad.files import write_text
 from texture_ad.methods.base import AnomalyDetector, Upsampling, enlarge, smooth
 from texture_ad.methods.registry import load
 from texture_ad.reporting.tables import markdown_table
 
-FALSE_ALARM_RATE = 0.05
 JUDGED = ("aupro_05", "seg_f1", "pixel_ap")
 
 
+class Judged(NamedTuple):
+    """Hold what is judged of images: their scores (n,) and their patch maps (n, h, w)."""
+
+    scores: Tensor
+    maps: Tensor
+
+
 @torch.no_grad()
-def patch_maps(detector: AnomalyDetector, batches: Any) -> Tensor:
-    """Return the patch maps (n, h, w) of all images of a loader, on the CPU."""
-    measured = (detector.measure(batch["image"].to(detector.device)).parts for batch in batches)
-    return torch.cat([detector.fuse(parts).cpu() for parts in measured if parts is not None])
+def measure(detector: AnomalyDetector, batches: Any) -> Judged:
+    """Return scores and patch maps of all images of a loader, on the CPU."""
+    found = []
+    for batch in batches:
+        measured = detector.measure(batch["image"].to(detector.device))
+        assert measured.parts is not None  # `judge` is for methods with maps
+        scores = detector.predict(measured, detector.geometry.size).scores
+        found.append((scores.cpu(), detector.fuse(measured.parts).cpu()))
+    return Judged(*(torch.cat(values) for values in zip(*found, strict=True)))
 
 
 def anomaly_maps(maps: Tensor, size: Sequence[int], upsampling: Upsampling, sigma: float) -> Iterator[np.ndarray]:
@@ -57,14 +67,6 @@ def anomaly_maps(maps: Tensor, size: Sequence[int], upsampling: Upsampling, sigm
         yield (smooth(enlarged, sigma * min(size) / 224) if sigma else enlarged)[0].numpy()
 
 
-def metrics_at_masks(
-    maps: Iterable[np.ndarray], masks: Iterable[np.ndarray | None], threshold: float
-) -> dict[str, Any]:
-    """Return the pixel metrics of anomaly maps (H, W) at the sizes of their masks; images without one don't count."""
-    pairs = [(one, mask) for one, mask in zip(maps, masks, strict=True) if mask is not None]
-    return pixel_metrics((resize_map(one, mask.shape) for one, mask in pairs), (mask for _, mask in pairs), threshold)
-
-
 def judge(folder: Path, settings: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
     """Return the metrics of each setting on a run's test images; only those that maps.json lacks are computed."""
     path = folder / "maps.json"
@@ -73,14 +75,17 @@ def judge(folder: Path, settings: Sequence[tuple[str, float]]) -> list[dict[str,
     if missing:
         data = data_of(folder)
         detector = load(folder / "detector.pt", "cuda" if torch.cuda.is_available() else "cpu")
-        calibration = patch_maps(detector, data.calibration_dataloader())
-        test = patch_maps(detector, data.test_dataloader())
+        assert detector.provenance is not None  # as of every run
+        calibration = measure(detector, data.calibration_dataloader())
+        test = measure(detector, data.test_dataloader())
         masks = list(data.true_masks(range(len(data.test_samples))))
         for upsampling, sigma in missing:
             size = detector.geometry.size
-            maxima = torch.tensor([float(m.max()) for m in anomaly_maps(calibration, size, upsampling, sigma)])
-            threshold = conformal_threshold(maxima, FALSE_ALARM_RATE)
-            found = metrics_at_masks(anomaly_maps(test, size, upsampling, sigma), masks, threshold)
+            maxima = torch.tensor([float(m.max()) for m in anomaly_maps(calibration.maps, size, upsampling, sigma)])
+            threshold = conformal_threshold(maxima, detector.provenance.pixel_false_alarm_rate)
+            of = detector.decision(pixel_threshold=threshold).pixel_threshold_of
+            maps = anomaly_maps(test.maps, size, upsampling, sigma)
+            found = metrics_at_masks(maps, masks, map(of, test.scores.tolist()))
             known.append({"upsampling": upsampling, "sigma": sigma, **{name: found[name] for name in JUDGED}})
             write_text(path, json.dumps(known, indent=1) + "\n")
     return [known for known in known if (known["upsampling"], known["sigma"]) in settings]

@@ -84,7 +84,7 @@ def with_roi(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     detector.set_geometry(Geometry((80, 100)))
     detector.roi = read_roi([20, 12, 60, 90], (80, 100), (80, 100))
     found = detector(detector.read(folder / "own.png"))
-    detector.calibrate(found.scores, found.anomaly_maps.amax((1, 2)), 0.5)
+    detector.calibrate(found.scores, found.anomaly_maps.amax((1, 2)), 0.5, 0.5)
     inside = np.zeros(own.shape[:2], bool)
     inside[40:120, 24:180] = True
     return SimpleNamespace(detector=detector, folder=folder, inside=inside)

@@ -116,10 +116,10 @@ def untrained_detector(
         detector.standardise(measured.parts)
         detector.map_floor.copy_(detector.fuse(measured.parts).median())
         prediction = detector(probe)
-        detector.calibrate(prediction.scores, prediction.anomaly_maps.amax((1, 2)), 0.05)
+        detector.calibrate(prediction.scores, prediction.anomaly_maps.amax((1, 2)), 0.05, 0.2)
     detector.examples = probe if images is None else images
     statistics = training_statistics([(path, 0) for path in paths], brightness(images)) if images is not None else None
-    detector.provenance = Provenance("a test", "test", "0" * 16, 0, 0.05, {}, statistics)
+    detector.provenance = Provenance("a test", "test", "0" * 16, 0, 0.05, 0.2, {}, statistics)
     return detector.requires_grad_(False)
 
 

@@ -107,7 +107,7 @@ def test_metrics_are_those_of_anomalib(limit):
         metric.update(batch)
         return metric.compute().item()
 
-    ours = pixel_metrics(maps.numpy(), masks.numpy(), 0.5)
+    ours = pixel_metrics(maps.numpy(), masks.numpy(), [0.5] * len(maps))
     pixels = ["anomaly_map", "gt_mask"]
     name = {0.05: "aupro_05", 0.3: "aupro"}[limit]
     assert ours[name] == pytest.approx(theirs(AUPRO(fields=pixels, fpr_limit=limit)), rel=5e-3)

@@ -50,11 +50,12 @@ def test_too_few_images_for_the_rate_give_their_maximum_and_say_what_is_needed()
     assert images_needed(0.05) == 19 and images_needed(0.01) == 99 and images_needed(0.5) == 1
     for count in (18, 19):
         scores = torch.arange(float(count))
-        detector.calibrate(scores, scores, 0.05)
+        detector.calibrate(scores, scores, 0.05, 0.05)
         assert detector.decision().threshold == count - 1
         assert ("a rate of 0.05 needs 19 of them" in detector.decision().promise()) == (count == 18)
     share = "5.0% (95% interval 0.1% to 17.6%)"
-    told = f"of normal images {share} are expected, a pixel above its threshold in {share}, by 19 calibration images"
+    pixels = f"a pixel above its threshold in {share}, which counts in anomalous images"
+    told = f"of normal images {share} are expected, {pixels}, by 19 calibration images"
     assert detector.decision().promise() == told
     assert "above its threshold in 20.0% (" in detector.decision(pixel_threshold=15.0).promise()
 
@@ -62,13 +63,14 @@ def test_too_few_images_for_the_rate_give_their_maximum_and_say_what_is_needed()
 def test_another_decision_needs_no_training(tmp_path):
     detector = untrained_detector()
     scores = torch.arange(100.0)
-    detector.calibrate(scores, 10 * scores, 0.05)
+    detector.calibrate(scores, 10 * scores, 0.05, 0.1)
     detector.save(tmp_path / "detector.pt")
     loaded = load(tmp_path / "detector.pt")
     assert loaded.decision() == detector.decision()
-    assert (loaded.decision().threshold, loaded.decision().pixel_threshold) == (95, 950)
+    assert (loaded.decision().threshold, loaded.decision().pixel_threshold) == (95, 900)
     other = loaded.decision(false_alarm_rate=0.2)
-    assert (other.threshold, other.pixel_threshold) == (80, 800)
+    assert (other.threshold, other.pixel_threshold) == (80, 900)
+    assert loaded.decision(pixel_false_alarm_rate=0.3).pixel_threshold == 700
     assert other.false_alarms.expected == pytest.approx(20 / 101)
     given = loaded.decision(threshold=49.5, pixel_threshold=3)
     assert (given.threshold, given.pixel_threshold, given.false_alarm_rate) == (49.5, 3, None)
@@ -92,7 +94,7 @@ def test_decisions_that_make_no_sense(arguments, message):
 def test_a_method_without_maps_has_no_threshold_of_pixels():
     detector = untrained_detector()
     detector.calibration_maxima = torch.zeros(0)
-    detector.calibrate(torch.arange(19.0), None, 0.05)
+    detector.calibrate(torch.arange(19.0), None, 0.05, 0.2)
     assert detector.decision().promise() == (
         "of normal images 5.0% (95% interval 0.1% to 17.6%) are expected, by 19 calibration images"
     )
@@ -107,7 +109,7 @@ def test_scores_that_are_not_finite_set_no_threshold():
 
 def test_levels_are_readable():
     detector = untrained_detector()
-    detector.calibrate(torch.randn(50, generator=torch.Generator().manual_seed(0)), None, 0.1)
+    detector.calibrate(torch.randn(50, generator=torch.Generator().manual_seed(0)), None, 0.1, 0.2)
     decision = detector.decision()
     scores = [*np.linspace(-5, 5, 101).tolist(), 1e3, 1e6]
     levels = [decision.level(score) for score in scores]
@@ -152,7 +154,8 @@ def test_results_of_a_batch():
     detector = untrained_detector()
     maps = torch.zeros(2, 8, 8)
     maps[1, 2:4, 4:6] = 3
-    detector.calibrate(torch.linspace(0, 1, 20), torch.linspace(0, 2, 20), 0.05)
+    detector.calibrate(torch.linspace(0, 1, 20), torch.linspace(0, 2, 20), 0.05, 0.05)
+    maps[0, 0, 0] = 5  # above the pixels' threshold, which counts in anomalous images alone
     prediction = Prediction(torch.tensor([0.5, 4.0]), maps, None, None)
     normal, defect = decide(prediction, detector.decision(), ["a", "b"], [(16, 32), (16, 32)], ["", "dark"])
     assert (normal.label, normal.regions, normal.mask.shape, normal.mask.any()) == ("normal", (), (16, 32), False)

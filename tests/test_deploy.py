@@ -356,11 +356,15 @@ def test_another_threshold_and_all_files(predict, photographs, tmp_path):
     _, _, _, before = predict(photographs, "pictures=false")
     threshold = np.mean(sorted(float(r["score"]) for r in before)[2:4])
     low = "pixel_threshold=-1000"
-    files = ("pictures=false", "masks=true", "maps=true", "regions=true", "submission=true")
-    code, out, errors, rows = predict(photographs, f"threshold={threshold}", low, *files)
+    code, out, errors, rows = predict(photographs, f"threshold={threshold}", low, "pictures=false")
     assert code == 0, errors
     assert sum(int(r["anomalous"]) for r in rows) == 2 and "2 of 5 images (40.0%)" in out
     assert [float(r["level"]) > 0.5 for r in rows] == [r["anomalous"] == "1" for r in rows]
+    # Regions are those of anomalous images.
+    assert {(r["anomalous"], r["regions"], r["area"]) for r in rows} == {("1", "1", "1.000000"), ("0", "0", "0.000000")}
+    files = ("pictures=false", "masks=true", "maps=true", "regions=true", "submission=true")
+    code, _, errors, rows = predict(photographs, "threshold=-1000", low, *files)
+    assert code == 0, errors
     assert {(r["regions"], r["area"]) for r in rows} == {("1", "1.000000")}
     folder = tmp_path / "out"
     told = json.loads((folder / "regions.json").read_text())

@@ -102,7 +102,9 @@ def test_the_file_decides_as_the_detector(saved, photographs, tmp_path, format, 
     close = near * spread(expected.anomaly_maps)
     assert torch.allclose(found["anomaly_maps"], expected.anomaly_maps, atol=close)
     clear = (expected.anomaly_maps - detector.pixel_threshold).abs() > close
-    assert torch.equal(found["masks"][clear] > 0, (expected.anomaly_maps > detector.pixel_threshold)[clear])
+    marked = (expected.anomaly_maps > detector.pixel_threshold) & (expected.scores > detector.threshold)[:, None, None]
+    assert torch.equal(found["masks"][clear] > 0, marked[clear])
+    assert (marked != (expected.anomaly_maps > detector.pixel_threshold)).any()  # a normal photograph has no mask
     one = run(torch.stack(pixels_of(photographs)[:1]))
     assert (one["scores"] - found["scores"][:1]).abs().max() <= 1e-3 * spread(expected.scores)
 

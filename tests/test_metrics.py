@@ -55,7 +55,7 @@ def test_aupro_equals_brute_force(levels, limit):
 def test_metrics_of_pixels_equal_independent_ones(levels):
     for seed in range(8):
         maps, masks = random_case(seed, levels)
-        found = pixel_metrics(maps, masks, 0.5)
+        found = pixel_metrics(maps, masks, [0.5] * len(maps))
         truth, scores = masks.ravel(), maps.ravel()
         assert found["pixel_ap"] == pytest.approx(average_precision_score(truth, scores), abs=1e-12)
         assert found["pixel_ap"] == pytest.approx(
@@ -72,8 +72,8 @@ def test_metrics_of_pixels_equal_independent_ones(levels):
 
 def test_images_of_different_sizes_come_one_by_one():
     maps, masks = random_case(5)
-    again = pixel_metrics((m for m in maps), (m for m in masks), 0.5)
-    assert again == pixel_metrics(maps, masks, 0.5)
+    again = pixel_metrics((m for m in maps), (m for m in masks), (0.5 for _ in maps))
+    assert again == pixel_metrics(maps, masks, [0.5] * len(maps))
     wide = pixel_metrics([maps[0], np.repeat(maps[0], 2, 1)], [masks[0], np.repeat(masks[0], 2, 1)])
     assert wide["pixel_auroc"] == pytest.approx(pixel_metrics(maps[:1], masks[:1])["pixel_auroc"])
 
@@ -85,9 +85,9 @@ def test_a_share_of_the_normal_pixels_stands_for_all(monkeypatch):
     # Enlarged by a power of two, as maps are: what lies between positions is smoother than what lies on them.
     noise = [resize_map(one, (320, 320)) for one in rng.standard_normal((4, 40, 40)).astype(np.float32)]
     maps = np.array(noise) + masks.astype(np.float32)
-    exact = pixel_metrics(maps, masks, 1.0)
+    exact = pixel_metrics(maps, masks, [1.0] * len(maps))
     monkeypatch.setattr("texture_ad.evaluation.metrics.NORMAL_PIXELS", 100_000)
-    fewer = pixel_metrics(maps, masks, 1.0)
+    fewer = pixel_metrics(maps, masks, [1.0] * len(maps))
     assert fewer != exact
     for name in ("pixel_auroc", "pixel_ap", "aupro", "aupro_05", "seg_f1"):
         assert fewer[name] == pytest.approx(exact[name], abs=1e-2), name

@@ -78,7 +78,7 @@ def test_the_floor_is_that_of_maps_as_they_are_predicted():
     detector.roi = read_roi(BOX, (80, 100), (80, 80))
     counting, index = detector.roi.positions((20, 20), (80, 80))
     parts = torch.where(counting, 50 + torch.rand(2, 4, 20, 20, generator=torch.Generator().manual_seed(0)), 0.0)
-    detector.calibrate_on([(Measurement(None, parts), (80, 80))], 0.5)
+    detector.calibrate_on([(Measurement(None, parts), (80, 80))], 0.5, 0.5)
     expected = detector.fuse(gather_pixels(parts, index))[:, counting].median()
     assert float(detector.map_floor) == pytest.approx(float(expected), rel=1e-5)
     assert float(detector.map_floor) != pytest.approx(float(detector.fuse(parts)[:, counting].median()), rel=0.1)
@@ -156,7 +156,7 @@ def test_a_defect_outside_changes_no_digit_and_one_inside_does(picture, number):
 @torch.no_grad()
 def test_the_exported_graph_leaves_out_the_same(picture):
     _, detector = detectors()
-    detector.calibrate(torch.rand(4), torch.rand(4), 0.05)
+    detector.calibrate(torch.rand(4), torch.rand(4), 0.05, 0.2)
     detector.set_geometry(Geometry((80, 100)))
     detector.roi = read_roi(BOX, (80, 100), (80, 100))
     graph = trace(DecidingGraph(detector, detector.decision()), (80, 100)).module()
@@ -222,7 +222,7 @@ def test_pixel_metrics_are_those_of_the_pixels_that_count():
     maps[truth] += 1
     counted = [np.ma.array(mask, mask=~INSIDE) for mask in truth]
     box = (slice(None), slice(20, 60), slice(12, 90))
-    assert pixel_metrics(maps, counted, 1.0) == pixel_metrics(maps[box], truth[box], 1.0)
+    assert pixel_metrics(maps, counted, [1.0] * 4) == pixel_metrics(maps[box], truth[box], [1.0] * 4)
 
 
 def photographs(root, outside):

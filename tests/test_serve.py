@@ -53,7 +53,7 @@ def detector(photographs):
     paths = sorted(photographs.iterdir())
     found = untrained_detector(64, paths, torch.stack([resize(read_image(p), (64, 64)) for p in paths]))
     prediction = found(found.read(*paths))
-    found.calibrate(prediction.scores[:3], prediction.anomaly_maps.amax((1, 2))[:3], 0.25)
+    found.calibrate(prediction.scores[:3], prediction.anomaly_maps.amax((1, 2))[:3], 0.25, 0.25)
     return found
 
 

@@ -50,9 +50,9 @@ def saved(folders, tmp_path_factory):
     detector.eval().requires_grad_(False)
     images = detector.read(*folders["fit"])
     detector.learn([{"image": images}])
-    detector.calibrate_on(detector.measure_all(detector.read(*folders["calibration"])), 0.05)
+    detector.calibrate_on(detector.measure_all(detector.read(*folders["calibration"])), 0.05, 0.2)
     statistics = training_statistics([(path, 0) for path in folders["fit"]], brightness(images))
-    detector.provenance = Provenance("a test", "test", "0" * 16, 0, 0.05, {}, statistics)
+    detector.provenance = Provenance("a test", "test", "0" * 16, 0, 0.05, 0.2, {}, statistics)
     path = tmp_path_factory.mktemp("detector") / "detector.pt"
     detector.save(path)
     return path
@@ -67,7 +67,7 @@ def test_the_promise_holds_for_new_images_of_the_kind_that_was_added(saved, fold
     read = []
     monkeypatch.setattr(detector, "read", lambda *paths: read.extend(paths) or type(detector).read(detector, *paths))
     assert share_above(detector, folders["later"]) > 0.9  # to the detector of then, all of them are anomalous
-    change = update(detector, folders["new"][0].parent, folders["new"], 16, 0.05)
+    change = update(detector, folders["new"][0].parent, folders["new"], 16, 0.05, None)
     assert read == [*folders["later"], *folders["new"]]  # each photograph once
     told = detector.decision().false_alarms
     assert told.images == change.images == 59 and told.expected == pytest.approx(0.05)
@@ -79,7 +79,7 @@ def test_the_promise_holds_for_new_images_of_the_kind_that_was_added(saved, fold
 def test_scores_of_their_own_update_would_promise_too_much(saved, folders):
     """Why each new photograph is measured by what the others taught: its own moments know it too well."""
     detector = load(saved)
-    update(detector, folders["new"][0].parent, folders["new"], 64, 0.05)
+    update(detector, folders["new"][0].parent, folders["new"], 64, 0.05, None)
     cross_fitted = detector.calibration_scores.median()
     own = detector(detector.read(*folders["new"])).scores.median()
     later = detector(detector.read(*folders["later"])).scores.median()
@@ -142,7 +142,7 @@ def test_the_fusions_whitening_grows_and_nothing_else_does(folders):
 def test_what_cannot_grow_says_so(folders):
     detector = untrained_detector(SIZE)
     with pytest.raises(ParameterError, match="mode=none: keeps no covariance to add to; fit again on all images"):
-        update(detector, folders["new"][0].parent, folders["new"], 64, 0.05)
+        update(detector, folders["new"][0].parent, folders["new"], 64, 0.05, None)
 
 
 def test_either_of_two_statistics(folders):
@@ -159,4 +159,4 @@ def test_a_detector_of_tiles_says_so(folders):
     detector = untrained_detector(SIZE)
     detector.set_geometry(Geometry((SIZE, SIZE), 8, (2 * SIZE, 2 * SIZE)))
     with pytest.raises(ParameterError, match="cuts pictures into tiles and can't be updated"):
-        update(detector, folders["new"][0].parent, folders["new"], 64, 0.05)
+        update(detector, folders["new"][0].parent, folders["new"], 64, 0.05, None)

@@ -190,7 +190,8 @@ def run(
     """
     reset_peak_memory()
     check("seed", config.seed, Annotated[int, Range(0, 2**32 - 1)])
-    check("false_alarm_rate", config.false_alarm_rate, FalseAlarmRate)
+    for name in ("false_alarm_rate", "pixel_false_alarm_rate"):
+        check(name, config[name], FalseAlarmRate)
     check("examples", config.examples, NonNegativeInt)
     check("cross_fit", config.cross_fit, Switch)
     this = Run(config, Path(config.run_dir), command, cache, stage1_settings or {}, in_sweep, trial)
@@ -313,7 +314,8 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
     start = run.clock()
     measured = _measure_calibration(run, detector)
     others = list(_cross_fit(run)) if run.config.cross_fit else []
-    detector.calibrate_on([*measured, *others], run.config.false_alarm_rate, gather)
+    rates = (run.config.false_alarm_rate, run.config.pixel_false_alarm_rate)
+    detector.calibrate_on([*measured, *others], *rates, gather)
     normal = detector.calibration_scores
     if run.config.cross_fit:  # those of the training images' folds are not the detector's own
         normal = gather(torch.cat([detector.conclude(*one).scores for one in measured]))
@@ -380,6 +382,7 @@ def _provenance(run: Run, device: torch.device) -> Provenance:
         data_fingerprint=data.fingerprint,
         seed=run.config.seed,
         false_alarm_rate=float(run.config.false_alarm_rate),
+        pixel_false_alarm_rate=float(run.config.pixel_false_alarm_rate),
         versions=versions(),
         training_images=training_statistics(data.training_pictures, torch.cat(levels)),
     )

@@ -31,7 +31,8 @@ def main(config: DictConfig) -> None:
     limits = Limits(config.max_mb, config.max_pixels, config.max_requests, config.rate, config.timeout)
     keep_freed_memory()
     detector = load(config.detector, config.device, config.allow)
-    decision = detector.decision(config.false_alarm_rate, config.threshold, config.pixel_threshold, config.min_area)
+    rates = (config.false_alarm_rate, config.pixel_false_alarm_rate)
+    decision = detector.decision(*rates, config.threshold, config.pixel_threshold, config.min_area)
     # A service answers at once: by itself it uses an engine's file, and makes none.
     print(f"engine   {use_engine(detector, Path(config.detector), config.engine, FEW)}", flush=True)
     with notifier(config.webhook, config.mqtt) as tell:

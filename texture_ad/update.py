@@ -26,7 +26,8 @@ def main(config: DictConfig) -> None:
     if found.others:
         print(f"note     {found.left_out(source)}", flush=True)
     detector = load(before, config.device, config.allow)
-    change = update(detector, source, found.images, config.batch_size, config.false_alarm_rate)
+    rates = (config.false_alarm_rate, config.pixel_false_alarm_rate)
+    change = update(detector, source, found.images, config.batch_size, *rates)
     detector.save(target)
     decision = detector.decision()
     print(

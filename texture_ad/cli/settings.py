@@ -48,6 +48,7 @@ INFLUENCES = {
     "trainer.devices": Influence(result=False),
     "trainer.strategy": Influence(result=False),
     "false_alarm_rate": Influence(stage1=False),
+    "pixel_false_alarm_rate": Influence(stage1=False),
     "pruning": Influence(stage1=False),
     "cross_fit": Influence(stage1=False),
     "dictionary": Influence(stage1=False),

@@ -83,11 +83,12 @@ def resized(batch: Tensor, size: Sequence[int]) -> Tensor:
 def expected_outputs(prediction: Prediction, decision: Decision) -> Outputs:
     """Return what a DecidingGraph returns, from the detector's own prediction."""
     maps = prediction.anomaly_maps
-    found = {"scores": prediction.scores, "labels": (prediction.scores > decision.threshold).to(torch.uint8)}
+    labels = (prediction.scores > decision.threshold).to(torch.uint8)
+    found = {"scores": prediction.scores, "labels": labels}
     if maps is None:
         return found
     threshold = float("nan") if decision.pixel_threshold is None else decision.pixel_threshold
-    return found | {"anomaly_maps": maps, "masks": (maps > threshold).to(torch.uint8)}
+    return found | {"anomaly_maps": maps, "masks": labels[:, None, None] * (maps > threshold)}
 
 
 def joined(parts: Sequence[Outputs]) -> Outputs:

@@ -82,7 +82,7 @@ class DecidingGraph(nn.Module):
         labels = (scores > self.threshold).to(torch.uint8)
         if maps is None:
             return scores, labels
-        return scores, labels, maps, (maps > self.pixel_threshold).to(torch.uint8)
+        return scores, labels, maps, labels[:, None, None] * (maps > self.pixel_threshold)
 
 
 @torch.no_grad()

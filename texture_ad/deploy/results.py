@@ -133,10 +133,11 @@ def decide(
         anomaly_map = mask = None
         size = sizes[i] if sizes else None
         regions: tuple[Region, ...] = ()
-        if prediction.anomaly_maps is not None and decision.pixel_threshold is not None:
+        if prediction.anomaly_maps is not None:
             anomaly_map = prediction.anomaly_maps[i].float().cpu().numpy()
             size = size or (anomaly_map.shape[0], anomaly_map.shape[1])
-            mask, regions = locate(anomaly_map, size, decision.pixel_threshold, decision.min_area, roi)
+            threshold = decision.pixel_threshold_of(score)
+            mask, regions = locate(anomaly_map, size, threshold, decision.min_area, roi)
         yield Result(
             name,
             score,

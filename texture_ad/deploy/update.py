@@ -49,6 +49,7 @@ def update(
     paths: Sequence[Path],
     batch_size: Count,
     false_alarm_rate: FalseAlarmRate | None,
+    pixel_false_alarm_rate: FalseAlarmRate | None,
 ) -> Change:
     """Add photographs to what a detector learnt, and set its thresholds by them.
 
@@ -61,7 +62,8 @@ def update(
         source: folder of the photographs, for the detector's provenance.
         paths: of good photographs.
         batch_size: photographs that are read and measured at a time.
-        false_alarm_rate: share of normal images above the thresholds, None for the one that was asked for before.
+        false_alarm_rate: share of normal images above the threshold, None for the one that was asked for before.
+        pixel_false_alarm_rate: share of them with a pixel above the pixel threshold, likewise.
 
     Raises:
         ParameterError: a method or a geometry that can't be updated, or too few photographs for the rate.
@@ -69,18 +71,17 @@ def update(
     """
     if detector.geometry.tiled:
         raise ParameterError("detector", detector.name, "cuts pictures into tiles and can't be updated; fit it again")
-    rate = false_alarm_rate or (detector.provenance.false_alarm_rate if detector.provenance else None)
-    if rate is None:
-        raise ParameterError("false_alarm_rate", rate, "the detector holds none; give a share of normal images")
+    rate = _rate(detector, "false_alarm_rate", false_alarm_rate)
+    pixel_rate = _rate(detector, "pixel_false_alarm_rate", pixel_false_alarm_rate)
     check_count(len(paths), rate)
     before = detector.threshold.item()
     images = read(detector, paths, batch_size)
     scores = torch.cat([detector(batch).scores for batch in images.split(batch_size)])
     measured = cross_fit(detector, images, batch_size)
     detector.update(images.split(batch_size))
-    detector.calibrate_on(measured, rate)
+    detector.calibrate_on(measured, rate, pixel_rate)
     if detector.provenance is not None:
-        detector.provenance = extended(detector.provenance, images, source, paths, rate)
+        detector.provenance = extended(detector.provenance, images, source, paths, rate, pixel_rate)
     return Change(
         images=len(paths),
         threshold_before=before,
@@ -88,6 +89,14 @@ def update(
         above_before=int((scores > before).sum()),
         above=int((detector.calibration_scores > detector.threshold).sum()),
     )
+
+
+def _rate(detector: AnomalyDetector, name: str, given: float | None) -> float:
+    """Return a rate that was given, or that the detector's run was asked for."""
+    rate = given or (getattr(detector.provenance, name) if detector.provenance else None)
+    if rate is None:
+        raise ParameterError(name, rate, "the detector holds none; give a share of normal images")
+    return float(rate)
 
 
 def check_count(count: int, false_alarm_rate: float) -> None:
@@ -131,6 +140,7 @@ def extended(
     source: Path,
     paths: Sequence[Path],
     false_alarm_rate: float,
+    pixel_false_alarm_rate: float,
 ) -> Provenance:
     """Return what a detector was made from, after an update with the images (n, 3, H, W) of these photographs."""
     new = training_statistics([(path, 0) for path in paths], brightness(images))
@@ -142,7 +152,8 @@ def extended(
         provenance,
         data_source=f"{provenance.data_source} and {len(paths)} photographs of {source.name}",
         data_fingerprint=digest.hexdigest()[:16],
-        false_alarm_rate=float(false_alarm_rate),
+        false_alarm_rate=false_alarm_rate,
+        pixel_false_alarm_rate=pixel_false_alarm_rate,
         versions=versions(),
         training_images=old and either(old, new),
     )

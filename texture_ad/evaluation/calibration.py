@@ -92,7 +92,8 @@ class Decision:
 
     Attributes:
         threshold: an image is called anomalous where its score is greater.
-        pixel_threshold: a pixel is called anomalous where its score is greater; None for a method without maps.
+        pixel_threshold: a pixel of such an image is called anomalous where its score is greater; None for a method
+            without maps.
         min_area: pixels of the smallest region that counts.
         scale: of scores, by which levels grow away from the threshold.
         false_alarms: what the calibration images say of `threshold`.
@@ -113,6 +114,10 @@ class Decision:
         """Return whether an image of this score is called anomalous."""
         return score > self.threshold
 
+    def pixel_threshold_of(self, score: float) -> float:
+        """Return the pixel threshold of an image of this score: infinity where it is called normal or there is none."""
+        return self.pixel_threshold if self.pixel_threshold is not None and self.is_anomalous(score) else math.inf
+
     def level(self, score: float) -> float:
         """Return a score on a scale for people: 0.5 at the threshold, rising strictly from 0 to 1.
 
@@ -125,7 +130,7 @@ class Decision:
         """Return a sentence on the false alarms that are to be expected, and on what is missing for a promise."""
         told = f"of normal images {self.false_alarms} are expected"
         if self.pixel_false_alarms is not None:
-            told += f", a pixel above its threshold in {self.pixel_false_alarms}"
+            told += f", a pixel above its threshold in {self.pixel_false_alarms}, which counts in anomalous images"
         told += f", by {self.false_alarms.images} calibration images"
         if not self.images_needed:
             return told

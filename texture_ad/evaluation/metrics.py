@@ -3,8 +3,9 @@
 Undefined values are None rather than NaN, so that a run's metrics stay valid JSON.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import tee
+from operator import itemgetter
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -59,16 +60,19 @@ def prediction_metrics(
     metrics |= image_intervals(predictions["score"], predictions["label"], decision.threshold)
     maps = predictions["anomaly_maps"]
     if maps is not None and masks is not None:
-        metrics |= pixel_metrics(*_at_masks(maps, masks), decision.pixel_threshold)
+        thresholds = [decision.pixel_threshold_of(float(score)) for score in predictions["score"]]
+        metrics |= metrics_at_masks(maps, masks, thresholds)
     return metrics
 
 
-def _at_masks(
-    maps: Iterable[np.ndarray], masks: Iterable[np.ndarray | None]
-) -> tuple[Iterator[np.ndarray], Iterator[np.ndarray]]:
-    """Return the maps (h, w) that have a mask one by one at its size, and the masks."""
-    known, again = tee((one, mask) for one, mask in zip(maps, masks, strict=True) if mask is not None)
-    return (resize_map(one, mask.shape) for one, mask in known), (mask for _, mask in again)
+def metrics_at_masks(
+    maps: Iterable[np.ndarray], masks: Iterable[np.ndarray | None], thresholds: Iterable[float] | None = None
+) -> dict[str, float | list[float] | None]:
+    """Return `pixel_metrics` of maps (h, w), brought to their masks' sizes; those without a mask don't count."""
+    columns = (maps, masks) if thresholds is None else (maps, masks, thresholds)
+    known = (row for row in zip(*columns, strict=True) if row[1] is not None)
+    rows = ((resize_map(one, mask.shape), mask, *threshold) for one, mask, *threshold in known)
+    return pixel_metrics(*(map(itemgetter(i), copy) for i, copy in enumerate(tee(rows, len(columns)))))
 
 
 def outcome(anomalous: bool, label: int) -> str:
@@ -218,7 +222,7 @@ def _ranking_metrics(scores: np.ndarray, truth: np.ndarray) -> tuple[float, floa
 
 
 def pixel_metrics(
-    maps: Iterable[ArrayLike], masks: Iterable[ArrayLike], threshold: float | None = None
+    maps: Iterable[ArrayLike], masks: Iterable[ArrayLike], thresholds: Iterable[float] | None = None
 ) -> dict[str, float | list[float] | None]:
     """Measure how well the anomaly maps part the pixels of defects from all others.
 
@@ -233,24 +237,24 @@ def pixel_metrics(
         maps: n anomaly maps (H, W), finite scores, any range, higher is more anomalous.
         masks: n of (H, W) bool, True = defect; all False for normal images. Masked entries of masked arrays don't
             count.
-        threshold: a pixel is called anomalous where its score is greater; None for none.
+        thresholds: n; a pixel is called anomalous where its score is greater than that of its map. None for none.
 
     Returns:
         `pixel_auroc`, `pixel_ap`, `aupro` (FPR <= 0.3) and `aupro_05` (FPR <= 0.05) in [0, 1]; `seg_f1` at the
-        threshold; the interval of each under its name with "_interval". None where no pixel or every pixel is a defect,
-        or without a threshold.
+        thresholds; the interval of each under its name with "_interval". None where no pixel or every pixel is a
+        defect, or without thresholds.
 
     Raises:
         UserError: shapes that differ, scores that are not finite.
     """
-    pixels = _collect(maps, masks, threshold)
+    pixels = _collect(maps, masks, thresholds)
     if not pixels.defects or not pixels.normals:
         names = ("pixel_auroc", "pixel_ap", "aupro", "aupro_05", "seg_f1")
         return dict.fromkeys((*names, *(f"{name}_interval" for name in names)))
     steps = _rank(pixels)
     mean_false_positives = (steps.above.mean() + steps.not_below.mean()) / 2
     seg_f1 = interval = None
-    if threshold is not None:
+    if pixels.counts:
         counts = np.array(pixels.counts)
         seg_f1 = _f1(*counts.sum(0))
         interval = _interval(np.array([_f1(*counts[chosen].sum(0)) for chosen in _draws(len(counts))]))
@@ -302,7 +306,7 @@ class _Pixels(NamedTuple):
         defective: scores of the pixels of defects, of each image.
         areas: pixels of the region that each of them belongs to.
         regions: how many regions there are.
-        counts: of each image, pixels called anomalous rightly, wrongly, and missed; all 0 without a threshold.
+        counts: of each image, pixels called anomalous rightly, wrongly, and missed; none without thresholds.
     """
 
     normal: list[np.ndarray]
@@ -327,7 +331,7 @@ class _Steps(NamedTuple):
     normals: int
 
 
-def _collect(maps: Iterable[ArrayLike], masks: Iterable[ArrayLike], threshold: float | None) -> _Pixels:
+def _collect(maps: Iterable[ArrayLike], masks: Iterable[ArrayLike], thresholds: Iterable[float] | None) -> _Pixels:
     normal: list[np.ndarray] = []
     defective = []
     areas = []
@@ -336,7 +340,8 @@ def _collect(maps: Iterable[ArrayLike], masks: Iterable[ArrayLike], threshold: f
     normals = regions = total = 0
     share = 1.0
     generator = np.random.default_rng(0)
-    for number, (scores, mask) in enumerate(zip(maps, masks, strict=True)):
+    rows: Iterable[tuple[Any, ...]] = zip(maps, masks, *(() if thresholds is None else (thresholds,)), strict=True)
+    for number, (scores, mask, *threshold) in enumerate(rows):
         counted = ~np.ma.getmaskarray(np.ma.asarray(mask))
         scores, mask = _checked(scores, mask)
         mask = mask & counted
@@ -355,9 +360,9 @@ def _collect(maps: Iterable[ArrayLike], masks: Iterable[ArrayLike], threshold: f
         while sum(map(len, normal)) > NORMAL_PIXELS:
             normal = [_drawn(values, 0.5, generator) for values in normal]
             share /= 2
-        if threshold is not None:
-            hits = int((defective[-1] > threshold).sum())
-            counts.append((hits, int((outside > threshold).sum()), len(inside) - hits))
+        if threshold:
+            hits = int((defective[-1] > threshold[0]).sum())
+            counts.append((hits, int((outside > threshold[0]).sum()), len(inside) - hits))
     if bad:
         raise UserError(
             f"pixel metrics: {len(bad)} of {total} anomaly maps hold scores that are not finite (the "

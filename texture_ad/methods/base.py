@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from texture_ad.training.cache import Cache
 
 FORMAT = "texture_ad.detector"
-VERSION = 10
+VERSION = 11
 Upsampling = Literal["bilinear", "bicubic"]
 CPU_PIXELS = 2**20  # of the tiles that are measured at a time
 GPU_PIXELS = 2**22
@@ -102,6 +102,7 @@ class Provenance:
         data_fingerprint: of the images, 16 hex digits.
         seed: of the run.
         false_alarm_rate: share of normal images that was asked to lie above the threshold.
+        pixel_false_alarm_rate: share of them that was asked to have a pixel above the pixel threshold.
         versions: package to version.
         training_images: what they look like, None if it is not known.
     """
@@ -111,6 +112,7 @@ class Provenance:
     data_fingerprint: str
     seed: int
     false_alarm_rate: float
+    pixel_false_alarm_rate: float
     versions: Mapping[str, str]
     training_images: ImageStatistics | None
 
@@ -127,7 +129,14 @@ class Provenance:
         """
         if not isinstance(values, dict):
             raise TypeError("its provenance is no dict")
-        kinds = {"data_source": str, "category": str, "data_fingerprint": str, "seed": int, "false_alarm_rate": float}
+        kinds = {
+            "data_source": str,
+            "category": str,
+            "data_fingerprint": str,
+            "seed": int,
+            "false_alarm_rate": float,
+            "pixel_false_alarm_rate": float,
+        }
         for name, kind in kinds.items():
             if not isinstance(values[name], kind):
                 raise TypeError(f"its {name} is no {kind.__name__}")
@@ -256,7 +265,8 @@ class AnomalyDetector(nn.Module, ABC):
         provenance: what it was made from, None before it was.
         examples: (n, 3, H, W) uint8, some calibration images, on which other runtimes are compared with it.
         threshold: (), an image is called anomalous where its score is greater.
-        pixel_threshold: (), a pixel is called anomalous where its score is greater; NaN for a method without maps.
+        pixel_threshold: (), a pixel of such an image is called anomalous where its score is greater; NaN for a method
+            without maps.
         calibration_scores: (n,), image scores of the calibration images.
         calibration_maxima: (n,), the highest score in each one's anomaly map; empty for a method without maps.
         tile_levels: (2 P h w,), mean and deviation of each part at each position of a tile; empty without tiles.
@@ -569,13 +579,15 @@ class AnomalyDetector(nn.Module, ABC):
         self,
         measured: Sequence[tuple[Measurement, Shape]],
         false_alarm_rate: float,
+        pixel_false_alarm_rate: float,
         gather: Callable[[Tensor], Tensor] = lambda values: values,
     ) -> None:
         """Bring the scores to one scale and set both thresholds by what was measured of calibration images.
 
         Args:
             measured: by `measure_all`.
-            false_alarm_rate: share of normal images above either threshold.
+            false_alarm_rate: share of normal images above the threshold.
+            pixel_false_alarm_rate: share of them with a pixel above the pixel threshold.
             gather: returns the rows of all processes.
 
         Raises:
@@ -591,7 +603,7 @@ class AnomalyDetector(nn.Module, ABC):
             self.map_floor.copy_(gather(torch.cat(fused, 1).T).median())
         found = [_highest(self.conclude(*one)) for one in measured]
         scores, maxima = (gather(torch.cat(values)) for values in zip(*found, strict=True))
-        self.calibrate(scores, maxima if len(maxima) else None, false_alarm_rate)
+        self.calibrate(scores, maxima if len(maxima) else None, false_alarm_rate, pixel_false_alarm_rate)
 
     def _counted(self, parts: Tensor, size: Shape) -> Tensor:
         """Return the values (P, n) of the positions that count, of what was measured of images or of a picture."""
@@ -608,13 +620,16 @@ class AnomalyDetector(nn.Module, ABC):
         covered = self._tiling(size).covered(view) if self.geometry.tiled else view
         return roi.positions((parts.shape[-2], parts.shape[-1]), covered)
 
-    def calibrate(self, scores: Tensor, maxima: Tensor | None, false_alarm_rate: float) -> None:
+    def calibrate(
+        self, scores: Tensor, maxima: Tensor | None, false_alarm_rate: float, pixel_false_alarm_rate: float
+    ) -> None:
         """Set both thresholds by the scores of calibration images, and keep these for other decisions.
 
         Args:
             scores: (n,) image scores.
             maxima: (n,) the highest score in each anomaly map, None for a method without maps.
-            false_alarm_rate: share of normal images above either threshold.
+            false_alarm_rate: share of normal images above the threshold.
+            pixel_false_alarm_rate: share of them with a pixel above the pixel threshold.
 
         Raises:
             ParameterError: a rate out of its range.
@@ -624,12 +639,13 @@ class AnomalyDetector(nn.Module, ABC):
         self.threshold.fill_(conformal_threshold(scores, false_alarm_rate))
         if maxima is not None:
             self.calibration_maxima = maxima.detach().clone()
-            self.pixel_threshold.fill_(conformal_threshold(maxima, false_alarm_rate))
+            self.pixel_threshold.fill_(conformal_threshold(maxima, pixel_false_alarm_rate))
 
     @checked
     def decision(
         self,
         false_alarm_rate: FalseAlarmRate | None = None,
+        pixel_false_alarm_rate: FalseAlarmRate | None = None,
         threshold: Finite | None = None,
         pixel_threshold: Finite | None = None,
         min_area: Count = 1,
@@ -637,7 +653,8 @@ class AnomalyDetector(nn.Module, ABC):
         """Return from which scores on images and pixels are called anomalous; without arguments as calibrated.
 
         Args:
-            false_alarm_rate: sets both thresholds anew from the kept calibration scores.
+            false_alarm_rate: sets the threshold anew from the kept calibration scores.
+            pixel_false_alarm_rate: likewise that of pixels.
             threshold: of image scores, instead.
             pixel_threshold: of pixels' scores, instead.
             min_area: pixels of the smallest region that counts.
@@ -652,7 +669,7 @@ class AnomalyDetector(nn.Module, ABC):
         if not told:
             threshold = _threshold_at(self.threshold, self.calibration_scores, false_alarm_rate)
         if pixel_threshold is None and len(maxima):
-            pixel_threshold = _threshold_at(self.pixel_threshold, maxima, false_alarm_rate)
+            pixel_threshold = _threshold_at(self.pixel_threshold, maxima, pixel_false_alarm_rate)
         own = self.provenance.false_alarm_rate if self.provenance else None
         return Decision(
             threshold=threshold,  # type: ignore[arg-type]

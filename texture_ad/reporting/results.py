@@ -120,8 +120,9 @@ class _Overlays:
             return [image]
         vmin, vmax = colour_scale(self.floor, self.decision.pixel_threshold)
         score = float(self.predictions["score"][row])
-        found, regions = find_regions(maps[row], self.decision.pixel_threshold, self.decision.min_area)
         called = self.decision.is_anomalous(score)
+        threshold = self.decision.pixel_threshold_of(score)
+        found, regions = find_regions(maps[row], threshold, self.decision.min_area)
         inside = None if self.data.interest is None else self.data.interest.inside.numpy()
         region, region_name = shown_region(found, len(regions), positions[row], grid, called, inside)
         tiles = localization_panel(

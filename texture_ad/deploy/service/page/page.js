@@ -213,7 +213,7 @@ function drawMap({ answer, map }, canvas) {
 function drawMask({ answer, map }, canvas) {
   canvas.parentNode.hidden = !map;
   if (map) {
-    const least = 255 * threshold();
+    const least = answer.level > threshold() ? 255 * threshold() : 255; // a normal photograph has no mask
     const share = map.values.filter((level) => level > least).length / map.values.length;
     const text = `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} % above the threshold`;
     canvas.nextElementSibling.textContent = text;
