@@ -323,9 +323,11 @@ class Scorer:
         assert result.mask is not None and result.anomaly_map is not None and result.score is not None
         anomaly_map = result.anomaly_map
         image, roi = photograph.image, self.detector.roi
-        # The highest of the pixels that a smaller picture joins: no region vanishes.
-        mask = torch.from_numpy(result.mask)[None].float()
-        shown = F.adaptive_max_pool2d(mask, anomaly_map.shape)[0].bool().numpy()
+        shown = np.zeros(anomaly_map.shape, bool)
+        if result.regions:
+            # The highest of the pixels that a smaller picture joins: no region vanishes.
+            mask = torch.from_numpy(result.mask)[None].float()
+            shown = F.adaptive_max_pool2d(mask, anomaly_map.shape)[0].bool().numpy()
         called = bool(result.anomalous)
         inside = None if roi is None else roi.inside.numpy()
         region, region_name = shown_region(shown, len(result.regions), positions, grid, called, inside)

@@ -4,6 +4,7 @@ Every picture names its data source under its title. Pillow and matplotlib (its 
 they are used, so that training needs neither.
 """
 
+import math
 import textwrap
 from collections.abc import Sequence
 from functools import lru_cache
@@ -18,6 +19,7 @@ from texture_ad.evaluation.metrics import outcome
 from texture_ad.files import atomic_path
 
 if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
     from PIL.ImageFont import FreeTypeFont
 
 _MASK_COLOUR = (0, 229, 255)
@@ -178,16 +180,21 @@ def localization_tiles(
         vmin: the score drawn darkest.
         vmax: the score drawn brightest.
     """
+    from PIL import Image
+
     factor = max(1, round(256 / image.shape[1]))
     picture = _enlarged(image, factor)
-    truth = picture.copy()
+    truth = picture
     if mask is not None and mask.any():
+        truth = picture.copy()
         _draw_outline(truth, _enlarged(mask, factor), _MASK_COLOUR)
     bright = np.clip((anomaly_map - vmin) / max(vmax - vmin, 1e-12), 0, 1)
     overlay = _heat_over(picture, _enlarged((bright * 255).astype(np.uint8), factor))
-    inside = _enlarged(region, factor)
-    located = np.where(inside[..., None], picture, picture // 5 * 3)
-    _draw_outline(located, inside, _REGION_COLOUR if called else _QUIET_COLOUR)
+    located = np.array(Image.fromarray(picture).point([level // 5 * 3 for level in range(256)] * 3))
+    if region.any():
+        inside = _enlarged(region, factor)
+        located[inside] = picture[inside]
+        _draw_outline(located, inside, _REGION_COLOUR if called else _QUIET_COLOUR)
     return [picture, truth, overlay, located]
 
 
@@ -284,6 +291,17 @@ def _dilated(mask: np.ndarray) -> np.ndarray:
     return grown
 
 
+@lru_cache(256)  # most captions are those of the image before
+def _line(text: str, font: "FreeTypeFont", colour: tuple[int, int, int]) -> "Picture":
+    """Return a line of text as a picture on white."""
+    from PIL import Image, ImageDraw
+
+    _, _, right, bottom = font.getbbox(text)
+    line = Image.new("RGB", (math.ceil(right), math.ceil(bottom)), "white")
+    ImageDraw.Draw(line).text((0, 0), text, fill=colour, font=font)
+    return line
+
+
 def _wrapped(text: str, font: "FreeTypeFont", room: int, lines: int | None = None) -> list[str]:
     return textwrap.wrap(text, max(1, int(room / font.getlength("n"))), max_lines=lines, placeholder=" …")
 
@@ -298,7 +316,7 @@ def _sheet(
     note: str = "",
 ) -> None:
     """Write tiles (h, w, 3) uint8 in rows, each under its caption, all under the title, the source and the note."""
-    from PIL import Image, ImageDraw
+    from PIL import Image
 
     columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
@@ -312,14 +330,13 @@ def _sheet(
     row_height = caption_height + height + _GAP
 
     page = Image.new("RGB", (page_width, top + rows * row_height), "white")
-    draw = ImageDraw.Draw(page)
     for number, (text, font, colour) in enumerate(heading):
-        draw.text((_GAP, _GAP + _HEADING_LINE * number), text, fill=colour, font=font)
+        page.paste(_line(text, font, colour), (_GAP, _GAP + _HEADING_LINE * number))
     for number, (tile, lines) in enumerate(zip(tiles, texts, strict=True)):
         left = _GAP + number % columns * (width + _GAP)
         up = top + number // columns * row_height
         for line, text in enumerate(lines):
-            draw.text((left, up + line * _LINE), text, fill=_INK, font=_font(11))
+            page.paste(_line(text, _font(11), _INK), (left, up + line * _LINE))
         page.paste(Image.fromarray(tile), (left, up + caption_height))
     with atomic_path(path) as temporary:
         if path.suffix == ".jpg":
