@@ -26,7 +26,7 @@ from torch import Tensor
 
 from benchmarks import results
 from benchmarks.comparison import by_turns
-from texture_ad.deploy.engines import use_engine
+from texture_ad.deploy.engines import leave_cores, use_engine
 from texture_ad.deploy.export import largest_difference
 from texture_ad.deploy.runtimes import FORMATS
 from texture_ad.deploy.scorer import Scorer, find_images, predict
@@ -68,7 +68,7 @@ def engines(file: Path, images: Tensor, quick: bool) -> list[dict[str, Any]]:
         torch.set_num_threads(threads)
         found = detectors(file)
         for batch in BATCHES:
-            calls = [partial(detector, images[:batch]) for detector in found.values()]
+            calls = [partial(score, detector, images[:batch], threads) for detector in found.values()]
             seconds = by_turns(*calls, repetitions=3 if quick else 5)
             for name, taken in zip(found, seconds, strict=True):
                 # Of each turn, since the load changes from one to the next.
@@ -85,6 +85,13 @@ def engines(file: Path, images: Tensor, quick: bool) -> list[dict[str, Any]]:
                 )
                 print(rows[-1], flush=True)
     return rows
+
+
+def score(detector: AnomalyDetector, images: Tensor, threads: int) -> None:
+    """Score images as the commands do in a number of threads, of which a runtime leaves torch one."""
+    torch.set_num_threads(threads)
+    leave_cores(detector)
+    detector(images)
 
 
 def agreement(torchs: AnomalyDetector, other: AnomalyDetector, images: Tensor) -> dict[str, Any]:
@@ -131,6 +138,8 @@ def folder_seconds(file: Path, paths: list[Path], quick: bool) -> dict[str, Any]
 
 def predict_quietly(detector: AnomalyDetector, files: list[Path], overlays: Path | None, output: Path) -> None:
     """Score files as the command does."""
+    torch.set_num_threads(max(THREADS))
+    leave_cores(detector)
     with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
         predict(Scorer(detector, files[0].parent, overlays), files, output, batch_size=32)
 

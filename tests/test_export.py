@@ -217,6 +217,20 @@ def engine(saved, tmp_path_factory):
     return file
 
 
+def test_a_runtime_leaves_torch_one_thread(engine):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        detector = load(engine)
+        engines.leave_cores(detector)
+        assert torch.get_num_threads() == 2
+        engines.use_engine(detector, engine, "onnx", 1)
+        engines.leave_cores(detector)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.fixture
 def made(engine, monkeypatch):
     """The file of the engine, of which a copy stands for each that would be made: that takes long."""

@@ -16,7 +16,7 @@ OF_WATCH = ("webhook", "mqtt")
 @hydra_main("predict")
 def main(config: DictConfig) -> None:
     """Score the file or folder that the configuration names, once or as new files arrive."""
-    from texture_ad.deploy.engines import FEW, EngineName, use_engine
+    from texture_ad.deploy.engines import FEW, EngineName, leave_cores, use_engine
     from texture_ad.deploy.notify import notifier
     from texture_ad.deploy.outputs import Wanted, check_distinct
     from texture_ad.deploy.scorer import Found, Scorer, predict, require_images
@@ -54,6 +54,7 @@ def main(config: DictConfig) -> None:
     # A watched folder begins at once: by itself it uses an engine's file, and makes none.
     count = FEW if config.watch else len(paths)
     engine = use_engine(detector, Path(config.detector), config.engine, count)
+    leave_cores(detector)
     print(f"engine   {engine}", flush=True)
     scorer = Scorer(detector, source, output, decision, wanted, unsure=config.unsure)
     if config.watch:

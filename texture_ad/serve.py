@@ -17,7 +17,7 @@ def main(config: DictConfig) -> None:
         from texture_ad.deploy.service.server import serve
     except ImportError as error:
         raise UserError(f"serve: {not_installed(error.name or 'a package', 'serve')}") from error
-    from texture_ad.deploy.engines import FEW, EngineName, use_engine
+    from texture_ad.deploy.engines import FEW, EngineName, leave_cores, use_engine
     from texture_ad.deploy.notify import notifier
     from texture_ad.deploy.service.limits import Limits, check_token
     from texture_ad.methods.registry import load
@@ -35,6 +35,7 @@ def main(config: DictConfig) -> None:
     decision = detector.decision(*rates, config.threshold, config.pixel_threshold, config.min_area)
     # A service answers at once: by itself it uses an engine's file, and makes none.
     print(f"engine   {use_engine(detector, Path(config.detector), config.engine, FEW)}", flush=True)
+    leave_cores(detector)
     with notifier(config.webhook, config.mqtt) as tell:
         serve(
             detector, decision, limits, config.host, config.port, config.token, config.batch_size, config.unsure, tell

@@ -58,6 +58,15 @@ def use_engine(detector: AnomalyDetector, file: Path, name: EngineName, images: 
     return _use_runtime(detector, file, name)
 
 
+def leave_cores(detector: AnomalyDetector) -> None:
+    """Leave one thread to torch where a runtime measures for a detector.
+
+    Torch's other threads spin while they wait, on cores that the runtime needs. What is left to torch is little.
+    """
+    if "measure" in vars(detector):
+        torch.set_num_threads(1)
+
+
 def _use_fastest(detector: AnomalyDetector, file: Path, images: int) -> str:
     """Use the fastest engine that is there, or that pays to wait for."""
     if detector.device.type != "cpu":

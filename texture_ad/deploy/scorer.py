@@ -281,7 +281,7 @@ class Scorer:
         prediction = self.detector(_batch(images))
         decided = decide(prediction, self.decision, names, sizes, warnings, self.detector.roi)
         drawn = []
-        with ThreadPoolExecutor(torch.get_num_threads()) as painters:
+        with ThreadPoolExecutor() as painters:
             for i, (path, result) in enumerate(zip(photographs, decided, strict=True)):
                 self.images += 1
                 self.anomalous += bool(result.anomalous)
