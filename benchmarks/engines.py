@@ -139,9 +139,10 @@ def folder_seconds(file: Path, paths: list[Path], quick: bool) -> dict[str, Any]
 def predict_quietly(detector: AnomalyDetector, files: list[Path], overlays: Path | None, output: Path) -> None:
     """Score files as the command does."""
     torch.set_num_threads(max(THREADS))
+    scorer = Scorer(detector, files[0].parent, overlays)
     leave_cores(detector)
     with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
-        predict(Scorer(detector, files[0].parent, overlays), files, output, batch_size=32)
+        predict(scorer, files, output, batch_size=32)
 
 
 @torch.no_grad()

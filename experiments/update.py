@@ -43,7 +43,7 @@ def updated(run: Path, rest: Path) -> dict[str, Any]:
     path = run / "updated.json"
     if not path.is_file():
         detector = load(run / "detector.pt", "cpu")
-        update(detector, rest, find_images(rest, rest / "none"), 32, None)
+        update(detector, rest, find_images(rest, rest / "none"), 32)
         with torch.no_grad():
             found = [(detector(batch["image"]).scores, batch["label"]) for batch in data_of(run).test_dataloader()]
         scores, labels = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))

@@ -19,7 +19,15 @@ from texture_ad.deploy.export import export
 from texture_ad.errors import ParameterError
 from texture_ad.methods.registry import load
 from texture_ad.models.backbone import flatten_patches
-from texture_ad.models.networks import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, Pointwise, prefer_onednn
+from texture_ad.models.networks import (
+    BACKBONES,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ONEDNN,
+    Pointwise,
+    open_network,
+    prefer_onednn,
+)
 from texture_ad.models.slices import in_slices
 
 PRESETS = sorted(path.stem for path in (Path(CONF) / "backbone").glob("*.yaml") if path.stem != "timm")
@@ -251,24 +259,44 @@ def test_weights_in_a_package_that_is_missing_say_how_to_install_it(monkeypatch)
         tiny_backbone("efficientnet_lite1", ["block2"], "pretrained")
 
 
-def test_convolutions_of_one_by_one_give_what_torchs_own_give():
+def test_convolutions_of_one_by_one_give_what_torchs_own_give(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     own = torch.nn.Sequential(
         torch.nn.Conv2d(8, 12, 1), torch.nn.ReLU(), torch.nn.Conv2d(12, 4, 1, bias=False), torch.nn.Conv2d(4, 6, 3)
     )
     ours = copy.deepcopy(own)
+    before = torch.get_rng_state()
     prefer_onednn(ours)
+    assert torch.equal(torch.get_rng_state(), before)
     assert [type(one) is Pointwise for one in ours] == [True, False, True, False]
     assert ours.state_dict().keys() == own.state_dict().keys()
-    x = torch.randn(2, 8, 9, 7, generator=generator)
+    x = torch.randn(2, 8, 60, 50, generator=generator)
     assert torch.allclose(ours(x), own(x), rtol=1e-5, atol=1e-6)
     for net in (own, ours):
-        net(x).square().sum().backward()
+        net(x).square().mean().backward()
     for mine, theirs in zip(ours.parameters(), own.parameters(), strict=True):
-        assert torch.allclose(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+        assert torch.allclose(mine.grad, theirs.grad, rtol=1e-4, atol=1e-6)
     strided = torch.nn.Sequential(torch.nn.Conv2d(8, 12, 1, stride=2), torch.nn.Conv2d(12, 12, 1, groups=2))
     prefer_onednn(strided)
     assert not any(type(one) is Pointwise for one in strided)
     # In a graph for other runtimes they are plain, where a dilated one could be slow.
     graph = str(torch.export.export(ours, (x,)).graph)
     assert "aten.conv2d" in graph and "[2, 2]" not in graph
+    conv2d = torch.nn.functional.conv2d
+    dilated = []
+
+    def watched(x, *arguments, **options):
+        dilated.append((len(x[0].flatten()) > ONEDNN, options.get("dilation")))
+        return conv2d(x, *arguments, **options)
+
+    monkeypatch.setattr("texture_ad.models.networks.F.conv2d", watched)
+    ours[0](x)
+    ours[0](x[..., :10])
+    if torch.backends.mkldnn.is_available():
+        assert dilated == [(True, 2), (False, 1)]
+
+
+def test_the_default_backbone_has_convolutions_by_onednn():
+    network = open_network("texture_ad", "efficientnet_lite0", "none")
+    kernels = [type(one) for one in network.modules() if getattr(one, "kernel_size", None) == (1, 1)]
+    assert len(kernels) > 20 and set(kernels) == {Pointwise}

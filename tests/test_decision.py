@@ -54,10 +54,14 @@ def test_too_few_images_for_the_rate_give_their_maximum_and_say_what_is_needed()
         assert detector.decision().threshold == count - 1
         assert ("a rate of 0.05 needs 19 of them" in detector.decision().promise()) == (count == 18)
     share = "5.0% (95% interval 0.1% to 17.6%)"
-    pixels = f"a pixel above its threshold in {share}, which counts in anomalous images"
-    told = f"of normal images {share} are expected, {pixels}, by 19 calibration images"
+    pixels = f"{share} to have a pixel above the pixel threshold, which is marked only in images called anomalous"
+    told = f"of normal images {share} are expected above the threshold, and {pixels}; by 19 calibration images"
     assert detector.decision().promise() == told
-    assert "above its threshold in 20.0% (" in detector.decision(pixel_threshold=15.0).promise()
+    assert "and 20.0% (" in detector.decision(pixel_threshold=15.0).promise()
+    assert detector.decision(pixel_false_alarm_rate=0.05).promise() == told
+    few = detector.decision(pixel_false_alarm_rate=0.01)
+    assert few.promise() == f"{told}; the pixel threshold is their maximum, since a rate of 0.01 needs 99 of them"
+    assert few.pixel_images_needed == 99 and not few.images_needed
 
 
 def test_another_decision_needs_no_training(tmp_path):
@@ -96,10 +100,11 @@ def test_a_method_without_maps_has_no_threshold_of_pixels():
     detector.calibration_maxima = torch.zeros(0)
     detector.calibrate(torch.arange(19.0), None, 0.05, 0.2)
     assert detector.decision().promise() == (
-        "of normal images 5.0% (95% interval 0.1% to 17.6%) are expected, by 19 calibration images"
+        "of normal images 5.0% (95% interval 0.1% to 17.6%) are expected above the threshold; by 19 calibration images"
     )
-    with pytest.raises(ParameterError, match="pixel_threshold=0.0: method fusion has no anomaly map"):
-        detector.decision(pixel_threshold=0.0)
+    for name in ("pixel_threshold", "pixel_false_alarm_rate"):
+        with pytest.raises(ParameterError, match=f"{name}=0.1: method fusion has no anomaly map"):
+            detector.decision(**{name: 0.1})
 
 
 def test_scores_that_are_not_finite_set_no_threshold():

@@ -28,8 +28,12 @@ def main(config: DictConfig) -> None:
     detector = load(config.detector, allow=config.allow)
     photographs = _photographs(detector, Path(config.images)) if config.images else example_photographs(detector)
     target = Path(config.output or Path(config.detector).with_suffix(FORMATS[config.format].suffix))
-    rates = (config.false_alarm_rate, config.pixel_false_alarm_rate)
-    decision = detector.decision(*rates, config.threshold, config.pixel_threshold)
+    decision = detector.decision(
+        false_alarm_rate=config.false_alarm_rate,
+        pixel_false_alarm_rate=config.pixel_false_alarm_rate,
+        threshold=config.threshold,
+        pixel_threshold=config.pixel_threshold,
+    )
     written = export(detector, target, config.format, photographs, config.precision, decision)
     loss = "" if written.loss is None else f", AUROC lower by {written.loss:.4f}, {written.others} labels differ"
     print(

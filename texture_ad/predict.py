@@ -54,9 +54,9 @@ def main(config: DictConfig) -> None:
     # A watched folder begins at once: by itself it uses an engine's file, and makes none.
     count = FEW if config.watch else len(paths)
     engine = use_engine(detector, Path(config.detector), config.engine, count)
-    leave_cores(detector)
     print(f"engine   {engine}", flush=True)
     scorer = Scorer(detector, source, output, decision, wanted, unsure=config.unsure)
+    leave_cores(detector)
     if config.watch:
         with notifier(config.webhook, config.mqtt) as tell:
             watch(scorer, source, output, config.batch_size, config.interval, config.report, tell)

@@ -31,8 +31,13 @@ def main(config: DictConfig) -> None:
     limits = Limits(config.max_mb, config.max_pixels, config.max_requests, config.rate, config.timeout)
     keep_freed_memory()
     detector = load(config.detector, config.device, config.allow)
-    rates = (config.false_alarm_rate, config.pixel_false_alarm_rate)
-    decision = detector.decision(*rates, config.threshold, config.pixel_threshold, config.min_area)
+    decision = detector.decision(
+        false_alarm_rate=config.false_alarm_rate,
+        pixel_false_alarm_rate=config.pixel_false_alarm_rate,
+        threshold=config.threshold,
+        pixel_threshold=config.pixel_threshold,
+        min_area=config.min_area,
+    )
     # A service answers at once: by itself it uses an engine's file, and makes none.
     print(f"engine   {use_engine(detector, Path(config.detector), config.engine, FEW)}", flush=True)
     leave_cores(detector)

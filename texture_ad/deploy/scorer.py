@@ -198,6 +198,7 @@ class Scorer:
     ):
         self.detector = detector
         self.unsure = unsure
+        self.painters = torch.get_num_threads()  # draw overlays; a runtime leaves torch fewer threads later
         self.keep_maps = keep_maps
         self.root = source if source.is_dir() else source.parent
         self.output = output
@@ -281,7 +282,7 @@ class Scorer:
         prediction = self.detector(_batch(images))
         decided = decide(prediction, self.decision, names, sizes, warnings, self.detector.roi)
         drawn = []
-        with ThreadPoolExecutor() as painters:
+        with ThreadPoolExecutor(self.painters) as painters:
             for i, (path, result) in enumerate(zip(photographs, decided, strict=True)):
                 self.images += 1
                 self.anomalous += bool(result.anomalous)

@@ -48,8 +48,8 @@ def update(
     source: Path,
     paths: Sequence[Path],
     batch_size: Count,
-    false_alarm_rate: FalseAlarmRate | None,
-    pixel_false_alarm_rate: FalseAlarmRate | None,
+    false_alarm_rate: FalseAlarmRate | None = None,
+    pixel_false_alarm_rate: FalseAlarmRate | None = None,
 ) -> Change:
     """Add photographs to what a detector learnt, and set its thresholds by them.
 
@@ -72,8 +72,11 @@ def update(
     if detector.geometry.tiled:
         raise ParameterError("detector", detector.name, "cuts pictures into tiles and can't be updated; fit it again")
     rate = _rate(detector, "false_alarm_rate", false_alarm_rate)
-    pixel_rate = _rate(detector, "pixel_false_alarm_rate", pixel_false_alarm_rate)
-    check_count(len(paths), rate)
+    check_count(len(paths), "false_alarm_rate", rate)
+    pixel_rate = rate  # means nothing to a method without maps
+    if len(detector.calibration_maxima):
+        pixel_rate = _rate(detector, "pixel_false_alarm_rate", pixel_false_alarm_rate)
+        check_count(len(paths), "pixel_false_alarm_rate", pixel_rate)
     before = detector.threshold.item()
     images = read(detector, paths, batch_size)
     scores = torch.cat([detector(batch).scores for batch in images.split(batch_size)])
@@ -99,16 +102,16 @@ def _rate(detector: AnomalyDetector, name: str, given: float | None) -> float:
     return float(rate)
 
 
-def check_count(count: int, false_alarm_rate: float) -> None:
-    """Check that this many photographs can promise a false-alarm rate.
+def check_count(count: int, name: str, rate: float) -> None:
+    """Check that this many photographs can promise a rate of false alarms, the parameter of this name.
 
     Raises:
         ParameterError: they can't.
     """
-    needed = images_needed(false_alarm_rate)
+    needed = images_needed(rate)
     if count < needed:
         found = f"{count} photographs promise no less than {1 / (count + 1):.2g}"
-        raise ParameterError("false_alarm_rate", false_alarm_rate, f"{found}; give at least {needed}, or a higher rate")
+        raise ParameterError(name, rate, f"{found}; give at least {needed}, or a higher rate")
 
 
 def read(detector: AnomalyDetector, paths: Sequence[Path], batch_size: int) -> Tensor:

@@ -100,6 +100,7 @@ class Decision:
         pixel_false_alarms: what they say of `pixel_threshold`: the share of normal images with a pixel above it; None
             for a method without maps.
         false_alarm_rate: that was asked for, None where the threshold itself was.
+        pixel_false_alarm_rate: likewise of `pixel_threshold`.
     """
 
     threshold: float
@@ -109,6 +110,7 @@ class Decision:
     false_alarms: FalseAlarms
     pixel_false_alarms: FalseAlarms | None
     false_alarm_rate: float | None
+    pixel_false_alarm_rate: float | None
 
     def is_anomalous(self, score: float) -> bool:
         """Return whether an image of this score is called anomalous."""
@@ -128,20 +130,33 @@ class Decision:
 
     def promise(self) -> str:
         """Return a sentence on the false alarms that are to be expected, and on what is missing for a promise."""
-        told = f"of normal images {self.false_alarms} are expected"
+        told = f"of normal images {self.false_alarms} are expected above the threshold"
         if self.pixel_false_alarms is not None:
-            told += f", a pixel above its threshold in {self.pixel_false_alarms}, which counts in anomalous images"
-        told += f", by {self.false_alarms.images} calibration images"
-        if not self.images_needed:
-            return told
-        needs = f"a rate of {self.false_alarm_rate:g} needs {self.images_needed} of them"
-        return f"{told}; the threshold is their maximum, since {needs}"
+            told += f", and {self.pixel_false_alarms} to have a pixel above the pixel threshold"
+            told += ", which is marked only in images called anomalous"
+        told += f"; by {self.false_alarms.images} calibration images"
+        if self.images_needed:
+            needs = f"a rate of {self.false_alarm_rate:g} needs {self.images_needed} of them"
+            told += f"; the threshold is their maximum, since {needs}"
+        if self.pixel_images_needed:
+            needs = f"a rate of {self.pixel_false_alarm_rate:g} needs {self.pixel_images_needed} of them"
+            told += f"; the pixel threshold is their maximum, since {needs}"
+        return told
 
     @property
     def images_needed(self) -> int:
         """Return how many calibration images the false-alarm rate needs where there are fewer, else 0."""
-        needed = 0 if self.false_alarm_rate is None else images_needed(self.false_alarm_rate)
-        return needed if self.false_alarms.images < needed else 0
+        return _missing(self.false_alarm_rate, self.false_alarms)
+
+    @property
+    def pixel_images_needed(self) -> int:
+        """Return how many calibration images the pixels' rate needs where there are fewer, else 0."""
+        return _missing(self.pixel_false_alarm_rate, self.pixel_false_alarms)
+
+
+def _missing(rate: float | None, found: FalseAlarms | None) -> int:
+    needed = 0 if rate is None else images_needed(rate)
+    return needed if found is not None and found.images < needed else 0
 
 
 def spread_of(scores: Tensor) -> float:

@@ -3,9 +3,7 @@
 Undefined values are None rather than NaN, so that a run's metrics stay valid JSON.
 """
 
-from collections.abc import Iterable, Sequence
-from itertools import tee
-from operator import itemgetter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -23,6 +21,8 @@ NORMAL_PIXELS = 20_000_000  # whose scores are kept, about 80 MB, and sorted in 
 CURVE = 500  # points of an image's own curve, of which bootstraps are made
 SAMPLE = 200_000  # normal pixels that choose the thresholds of these points
 BOOTSTRAPS = 1000  # draws of as many images as there are
+
+Row = tuple[Any, Any, float | None]  # a map, its mask, and the threshold of its pixels
 
 
 class Predictions(TypedDict):
@@ -69,10 +69,15 @@ def metrics_at_masks(
     maps: Iterable[np.ndarray], masks: Iterable[np.ndarray | None], thresholds: Iterable[float] | None = None
 ) -> dict[str, float | list[float] | None]:
     """Return `pixel_metrics` of maps (h, w), brought to their masks' sizes; those without a mask don't count."""
-    columns = (maps, masks) if thresholds is None else (maps, masks, thresholds)
-    known = (row for row in zip(*columns, strict=True) if row[1] is not None)
-    rows = ((resize_map(one, mask.shape), mask, *threshold) for one, mask, *threshold in known)
-    return pixel_metrics(*(map(itemgetter(i), copy) for i, copy in enumerate(tee(rows, len(columns)))))
+    known = ((one, mask, threshold) for one, mask, threshold in _rows(maps, masks, thresholds) if mask is not None)
+    return _pixel_metrics(_collect((resize_map(one, mask.shape), mask, threshold) for one, mask, threshold in known))
+
+
+def _rows(maps: Iterable[Any], masks: Iterable[Any], thresholds: Iterable[float] | None) -> Iterator[Row]:
+    """Yield each map with its mask and its threshold, None without thresholds."""
+    if thresholds is None:
+        return ((one, mask, None) for one, mask in zip(maps, masks, strict=True))
+    return zip(maps, masks, thresholds, strict=True)
 
 
 def outcome(anomalous: bool, label: int) -> str:
@@ -247,7 +252,10 @@ def pixel_metrics(
     Raises:
         UserError: shapes that differ, scores that are not finite.
     """
-    pixels = _collect(maps, masks, thresholds)
+    return _pixel_metrics(_collect(_rows(maps, masks, thresholds)))
+
+
+def _pixel_metrics(pixels: "_Pixels") -> dict[str, float | list[float] | None]:
     if not pixels.defects or not pixels.normals:
         names = ("pixel_auroc", "pixel_ap", "aupro", "aupro_05", "seg_f1")
         return dict.fromkeys((*names, *(f"{name}_interval" for name in names)))
@@ -290,7 +298,7 @@ def aupro(maps: Iterable[ArrayLike], masks: Iterable[ArrayLike], fpr_limit: floa
     """
     if not 0 < fpr_limit <= 1:
         raise UserError(f"aupro: fpr_limit is {fpr_limit}; give a number above 0 and up to 1")
-    pixels = _collect(maps, masks, None)
+    pixels = _collect(_rows(maps, masks, None))
     if not pixels.defects or not pixels.normals:
         found = "no normal pixel" if pixels.defects else "no defect pixel"
         raise UserError(f"aupro: the masks hold {found}; give masks of a defect on a normal background")
@@ -331,7 +339,7 @@ class _Steps(NamedTuple):
     normals: int
 
 
-def _collect(maps: Iterable[ArrayLike], masks: Iterable[ArrayLike], thresholds: Iterable[float] | None) -> _Pixels:
+def _collect(rows: Iterable[Row]) -> _Pixels:
     normal: list[np.ndarray] = []
     defective = []
     areas = []
@@ -340,8 +348,7 @@ def _collect(maps: Iterable[ArrayLike], masks: Iterable[ArrayLike], thresholds: 
     normals = regions = total = 0
     share = 1.0
     generator = np.random.default_rng(0)
-    rows: Iterable[tuple[Any, ...]] = zip(maps, masks, *(() if thresholds is None else (thresholds,)), strict=True)
-    for number, (scores, mask, *threshold) in enumerate(rows):
+    for number, (scores, mask, threshold) in enumerate(rows):
         counted = ~np.ma.getmaskarray(np.ma.asarray(mask))
         scores, mask = _checked(scores, mask)
         mask = mask & counted
@@ -360,9 +367,9 @@ def _collect(maps: Iterable[ArrayLike], masks: Iterable[ArrayLike], thresholds: 
         while sum(map(len, normal)) > NORMAL_PIXELS:
             normal = [_drawn(values, 0.5, generator) for values in normal]
             share /= 2
-        if threshold:
-            hits = int((defective[-1] > threshold[0]).sum())
-            counts.append((hits, int((outside > threshold[0]).sum()), len(inside) - hits))
+        if threshold is not None:
+            hits = int((defective[-1] > threshold).sum())
+            counts.append((hits, int((outside > threshold).sum()), len(inside) - hits))
     if bad:
         raise UserError(
             f"pixel metrics: {len(bad)} of {total} anomaly maps hold scores that are not finite (the "

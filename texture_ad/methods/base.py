@@ -644,6 +644,7 @@ class AnomalyDetector(nn.Module, ABC):
     @checked
     def decision(
         self,
+        *,
         false_alarm_rate: FalseAlarmRate | None = None,
         pixel_false_alarm_rate: FalseAlarmRate | None = None,
         threshold: Finite | None = None,
@@ -660,25 +661,32 @@ class AnomalyDetector(nn.Module, ABC):
             min_area: pixels of the smallest region that counts.
 
         Raises:
-            ParameterError: an argument out of its range, a threshold of pixels for a method without maps.
+            ParameterError: an argument out of its range, one that is about pixels for a method without maps.
         """
         maxima = self.calibration_maxima
-        if pixel_threshold is not None and not len(maxima):
-            raise ParameterError("pixel_threshold", pixel_threshold, f"method {self.name} has no anomaly map")
-        told = threshold is not None
-        if not told:
+        for name, value in (
+            ("pixel_threshold", pixel_threshold),
+            ("pixel_false_alarm_rate", pixel_false_alarm_rate),
+        ):
+            if value is not None and not len(maxima):
+                raise ParameterError(name, value, f"method {self.name} has no anomaly map")
+        own = self.provenance
+        rate = pixel_rate = None  # that the thresholds are for
+        if threshold is None:
             threshold = _threshold_at(self.threshold, self.calibration_scores, false_alarm_rate)
+            rate = false_alarm_rate or (own.false_alarm_rate if own else None)
         if pixel_threshold is None and len(maxima):
             pixel_threshold = _threshold_at(self.pixel_threshold, maxima, pixel_false_alarm_rate)
-        own = self.provenance.false_alarm_rate if self.provenance else None
+            pixel_rate = pixel_false_alarm_rate or (own.pixel_false_alarm_rate if own else None)
         return Decision(
-            threshold=threshold,  # type: ignore[arg-type]
+            threshold=threshold,
             pixel_threshold=pixel_threshold,
             min_area=min_area,
             scale=spread_of(self.calibration_scores),
-            false_alarms=false_alarms(self.calibration_scores, threshold),  # type: ignore[arg-type]
+            false_alarms=false_alarms(self.calibration_scores, threshold),
             pixel_false_alarms=None if pixel_threshold is None else false_alarms(maxima, pixel_threshold),
-            false_alarm_rate=None if told else false_alarm_rate or own,
+            false_alarm_rate=rate,
+            pixel_false_alarm_rate=pixel_rate,
         )
 
     def read(self, *paths: Path | str) -> Tensor | list[Picture]:

@@ -318,6 +318,9 @@ def _padded(conv: nn.Conv2d) -> nn.Conv2d:
     return found
 
 
+ONEDNN = 20480  # numbers of a single image's map up to which torch uses no oneDNN
+
+
 class Pointwise(nn.Conv2d):
     """Compute a convolution of 1 x 1 by oneDNN on a CPU.
 
@@ -327,18 +330,20 @@ class Pointwise(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the maps (B, C', H, W) of maps (B, C, H, W)."""
-        onednn = x.device.type == "cpu" and torch.backends.mkldnn.is_available() and not torch.compiler.is_compiling()
+        # By the size of an image, so that an image's maps don't hang on how many are with it.
+        fits = x.device.type == "cpu" and x.dtype == torch.float32 and x.shape[1:].numel() > ONEDNN
+        onednn = fits and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+        if torch.compiler.is_compiling():  # another runtime may be slow with a dilated one
+            onednn = False
         return F.conv2d(x, self.weight, self.bias, dilation=2 if onednn else 1)
 
 
 def prefer_onednn(module: nn.Module) -> None:
     """Make every plain convolution of 1 x 1 one by oneDNN, in place."""
     plain = ((1, 1), (1, 1), (0, 0), 1)
-    for name, child in list(module.named_children()):
+    for child in module.children():
         if type(child) is nn.Conv2d and (child.kernel_size, child.stride, child.padding, child.groups) == plain:
-            found = Pointwise(child.in_channels, child.out_channels, 1, bias=child.bias is not None)
-            found.weight, found.bias = child.weight, child.bias
-            setattr(module, name, found)
+            child.__class__ = Pointwise  # a new one would draw random weights first
         else:
             prefer_onednn(child)
 

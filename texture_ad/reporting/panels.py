@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _MASK_COLOUR = (0, 229, 255)
 _REGION_COLOUR = (255, 190, 0)
-_QUIET_COLOUR = (200, 200, 200)
 _INK = (25, 25, 25)
 _GREY = (95, 95, 95)
 _GAP = 8  # pixels between the pictures of a page
@@ -72,7 +71,7 @@ def shown_region(
     """Return what a panel encloses, (H, W) bool, and what it is called.
 
     These are the regions above the pixel threshold. An image that is called anomalous and has none shows the highest
-    positions instead, since its score is made of them; one that is called normal shows nothing then.
+    positions instead, since its score is made of them; one that is called normal shows nothing.
 
     Args:
         mask: (H, W) bool of the regions.
@@ -130,8 +129,7 @@ def localization_panel(
         UserError: arrays that are not of the image's size, an image of another type.
     """
     _check_sizes(image, {"anomaly_map": anomaly_map, "region": region, "mask": mask}, path)
-    called = score > threshold
-    tiles = localization_tiles(image, anomaly_map, region, mask, called, vmin, vmax)
+    tiles = localization_tiles(image, anomaly_map, region, mask, vmin, vmax)
     captions = [
         "image",
         _TRUTHS.get(label, "truth: not known") if mask is None or not mask.any() else "true defect (outlined)",
@@ -165,7 +163,6 @@ def localization_tiles(
     anomaly_map: np.ndarray,
     region: np.ndarray,
     mask: np.ndarray | None,
-    called: bool,
     vmin: float,
     vmax: float,
 ) -> list[np.ndarray]:
@@ -176,7 +173,6 @@ def localization_tiles(
         anomaly_map: (H, W) finite scores.
         region: (H, W) bool.
         mask: (H, W) bool, True = defect; None where there is none.
-        called: whether the image is called anomalous.
         vmin: the score drawn darkest.
         vmax: the score drawn brightest.
     """
@@ -194,7 +190,7 @@ def localization_tiles(
     if region.any():
         inside = _enlarged(region, factor)
         located[inside] = picture[inside]
-        _draw_outline(located, inside, _REGION_COLOUR if called else _QUIET_COLOUR)
+        _draw_outline(located, inside, _REGION_COLOUR)
     return [picture, truth, overlay, located]
 
 
@@ -292,14 +288,15 @@ def _dilated(mask: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(256)  # most captions are those of the image before
-def _line(text: str, font: "FreeTypeFont", colour: tuple[int, int, int]) -> "Picture":
-    """Return a line of text as a picture on white."""
+def _line(text: str, font: "FreeTypeFont", colour: tuple[int, int, int]) -> tuple["Picture", int]:
+    """Return a line of text as a picture on white, and at which of its pixels the text's place begins."""
     from PIL import Image, ImageDraw
 
-    _, _, right, bottom = font.getbbox(text)
-    line = Image.new("RGB", (math.ceil(right), math.ceil(bottom)), "white")
-    ImageDraw.Draw(line).text((0, 0), text, fill=colour, font=font)
-    return line
+    left, _, right, bottom = font.getbbox(text)
+    start = max(0, math.ceil(-left))
+    line = Image.new("RGB", (start + math.ceil(right), math.ceil(bottom)), "white")
+    ImageDraw.Draw(line).text((start, 0), text, fill=colour, font=font)
+    return line, start
 
 
 def _wrapped(text: str, font: "FreeTypeFont", room: int, lines: int | None = None) -> list[str]:
@@ -331,12 +328,14 @@ def _sheet(
 
     page = Image.new("RGB", (page_width, top + rows * row_height), "white")
     for number, (text, font, colour) in enumerate(heading):
-        page.paste(_line(text, font, colour), (_GAP, _GAP + _HEADING_LINE * number))
+        picture, start = _line(text, font, colour)
+        page.paste(picture, (_GAP - start, _GAP + _HEADING_LINE * number))
     for number, (tile, lines) in enumerate(zip(tiles, texts, strict=True)):
         left = _GAP + number % columns * (width + _GAP)
         up = top + number // columns * row_height
         for line, text in enumerate(lines):
-            page.paste(_line(text, _font(11), _INK), (left, up + line * _LINE))
+            picture, start = _line(text, _font(11), _INK)
+            page.paste(picture, (left - start, up + line * _LINE))
         page.paste(Image.fromarray(tile), (left, up + caption_height))
     with atomic_path(path) as temporary:
         if path.suffix == ".jpg":

@@ -121,8 +121,12 @@ function label(answer, level) {
   if (answer.label === "unsure") {
     return "unsure";
   }
-  // Moved to its own place, the threshold is exactly the detector's.
-  return level === OWN ? answer.label : answer.level > level ? "anomalous" : "normal";
+  return isAbove(answer, level) ? "anomalous" : "normal";
+}
+
+// Moved to its own place, the threshold is exactly the detector's.
+function isAbove(answer, level) {
+  return level === OWN && answer.label !== "unsure" ? answer.label === "anomalous" : answer.level > level;
 }
 
 const isChanged = (one) => one.answer && label(one.answer, threshold()) !== one.answer.label;
@@ -213,9 +217,10 @@ function drawMap({ answer, map }, canvas) {
 function drawMask({ answer, map }, canvas) {
   canvas.parentNode.hidden = !map;
   if (map) {
-    const least = answer.level > threshold() ? 255 * threshold() : 255; // a normal photograph has no mask
+    const called = isAbove(answer, threshold());
+    const least = called ? 255 * threshold() : 255;
     const share = map.values.filter((level) => level > least).length / map.values.length;
-    const text = `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} % above the threshold`;
+    const text = called ? `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} % above the threshold` : "nothing is marked";
     canvas.nextElementSibling.textContent = text;
     paint(canvas, map, `mask of ${answer.name}: ${text}`, palette((level) => Array(3).fill(level > least ? 255 : 40)));
   }
