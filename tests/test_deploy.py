@@ -379,6 +379,8 @@ def test_another_threshold_and_all_files(predict, photographs, tmp_path):
         scores = tifffile.imread(path)
         assert scores.shape == (80, 90) and scores.dtype == np.float16
         assert float(scores.max()) == pytest.approx(told[0]["regions"][0]["peak"], rel=1e-3)
+    code, out, _, _ = predict(photographs, "pixel_false_alarm_rate=0.4", "pictures=false")
+    assert code == 0 and "of normal images 20.0%" in out and "and 40.0%" in out
     code, out, _, _ = predict(photographs, "false_alarm_rate=0.5", "pictures=false")
     assert code == 0 and "of normal images 40.0%" in out  # two of the four calibration scores are above it
     assert predict(photographs, "false_alarm_rate=0")[0] == 2

@@ -247,12 +247,16 @@ def made(engine, monkeypatch):
 
 def test_an_engine_is_made_once_and_decides_as_torch(saved, made, photographs, tmp_path, command):
     outputs = {}
+    before = torch.get_num_threads()
     for number, name in enumerate(("torch", "onnx", "onnx")):
         output = tmp_path / str(number)
+        torch.set_num_threads(2)
         code, outputs[number], errors = command(
             "predict", f"detector={saved}", f"input={photographs}", f"output={output}", f"engine={name}"
         )
         assert code == 0, errors
+        assert torch.get_num_threads() == (2 if name == "torch" else 1)
+    torch.set_num_threads(before)
     assert "engine   torch" in outputs[0] and "is made from" in outputs[1] and "is made from" not in outputs[2]
     expected, first, second = (rows(tmp_path / str(number) / "scores.csv") for number in range(3))
     assert first == second and {row["anomalous"] for row in expected} == {"0", "1"}
@@ -269,10 +273,13 @@ def test_a_service_uses_an_engine_that_is_there(saved, engine, tmp_path, monkeyp
     monkeypatch.setattr(server, "serve", lambda detector, *_: served.append(detector))
     monkeypatch.setattr(engines, "FASTEST", ("onnx",))
     faster = "torch; engine=onnx is faster"
+    before = torch.get_num_threads()
     for path, name, told in ((file, "auto", faster), (engine, "onnx", "onnx, kept"), (engine, "auto", "onnx, kept")):
+        torch.set_num_threads(2)
         code, out, errors = command("serve", f"detector={path}", f"engine={name}")
         assert code == 0, errors
-        assert f"engine   {told}" in out
+        assert f"engine   {told}" in out and torch.get_num_threads() == (1 if "kept" in told else 2)
+    torch.set_num_threads(before)
     torch_alone, *others = served
     expected = torch_alone(torch_alone.examples).scores
     for detector in others:

@@ -13,6 +13,7 @@ from texture_ad.data.geometry import Geometry
 from texture_ad.data.images import header
 from texture_ad.deploy.update import update
 from texture_ad.errors import ParameterError
+from texture_ad.evaluation.calibration import conformal_threshold
 from texture_ad.methods.base import Provenance
 from texture_ad.methods.registry import load
 from texture_ad.models.backbone import flatten_patches
@@ -67,7 +68,7 @@ def test_the_promise_holds_for_new_images_of_the_kind_that_was_added(saved, fold
     read = []
     monkeypatch.setattr(detector, "read", lambda *paths: read.extend(paths) or type(detector).read(detector, *paths))
     assert share_above(detector, folders["later"]) > 0.9  # to the detector of then, all of them are anomalous
-    change = update(detector, folders["new"][0].parent, folders["new"], 16, 0.05, None)
+    change = update(detector, folders["new"][0].parent, folders["new"], 16, 0.05)
     assert read == [*folders["later"], *folders["new"]]  # each photograph once
     told = detector.decision().false_alarms
     assert told.images == change.images == 59 and told.expected == pytest.approx(0.05)
@@ -79,7 +80,7 @@ def test_the_promise_holds_for_new_images_of_the_kind_that_was_added(saved, fold
 def test_scores_of_their_own_update_would_promise_too_much(saved, folders):
     """Why each new photograph is measured by what the others taught: its own moments know it too well."""
     detector = load(saved)
-    update(detector, folders["new"][0].parent, folders["new"], 64, 0.05, None)
+    update(detector, folders["new"][0].parent, folders["new"], 64, 0.05)
     cross_fitted = detector.calibration_scores.median()
     own = detector(detector.read(*folders["new"])).scores.median()
     later = detector(detector.read(*folders["later"])).scores.median()
@@ -105,7 +106,13 @@ def test_the_command_writes_another_file_and_says_what_changed(saved, folders, c
         assert differences(detector.provenance.training_images, header(path), levels) == {}
     code, _, errors = command("update", f"detector={saved}", f"images={images}")
     assert code == 2 and f"output={target}: exists; give another file, or overwrite=true" in errors
-    assert command("update", f"detector={saved}", f"images={images}", "overwrite=true")[0] == 0
+    assert float(detector.pixel_threshold) == conformal_threshold(detector.calibration_maxima, 0.2)
+    rates = ("false_alarm_rate=0.1", "pixel_false_alarm_rate=0.4")
+    assert command("update", f"detector={saved}", f"images={images}", "overwrite=true", *rates)[0] == 0
+    other = load(target)
+    assert float(other.threshold) == conformal_threshold(detector.calibration_scores, 0.1)
+    assert float(other.pixel_threshold) == conformal_threshold(detector.calibration_maxima, 0.4)
+    assert (other.provenance.false_alarm_rate, other.provenance.pixel_false_alarm_rate) == (0.1, 0.4)
     target.unlink()
 
 
@@ -114,6 +121,8 @@ def test_too_few_photographs_for_a_rate(saved, folders, command):
     code, _, errors = command("update", f"detector={saved}", f"images={few}", "false_alarm_rate=0.01")
     assert code == 2 and not saved.with_name("detector_updated.pt").exists()
     assert "false_alarm_rate=0.01: 19 photographs promise no less than 0.05; give at least 99" in errors
+    code, _, errors = command("update", f"detector={saved}", f"images={few}", "pixel_false_alarm_rate=0.01")
+    assert code == 2 and "pixel_false_alarm_rate=0.01: 19 photographs promise no less" in errors
 
 
 def test_the_fusions_whitening_grows_and_nothing_else_does(folders):
@@ -142,7 +151,7 @@ def test_the_fusions_whitening_grows_and_nothing_else_does(folders):
 def test_what_cannot_grow_says_so(folders):
     detector = untrained_detector(SIZE)
     with pytest.raises(ParameterError, match="mode=none: keeps no covariance to add to; fit again on all images"):
-        update(detector, folders["new"][0].parent, folders["new"], 64, 0.05, None)
+        update(detector, folders["new"][0].parent, folders["new"], 64, 0.05)
 
 
 def test_either_of_two_statistics(folders):
@@ -159,4 +168,4 @@ def test_a_detector_of_tiles_says_so(folders):
     detector = untrained_detector(SIZE)
     detector.set_geometry(Geometry((SIZE, SIZE), 8, (2 * SIZE, 2 * SIZE)))
     with pytest.raises(ParameterError, match="cuts pictures into tiles and can't be updated"):
-        update(detector, folders["new"][0].parent, folders["new"], 64, 0.05, None)
+        update(detector, folders["new"][0].parent, folders["new"], 64, 0.05)

@@ -32,7 +32,8 @@ class Result:
         level: the score on a scale for people, 0.5 at the threshold; None without a score.
         anomalous: whether the score is above the threshold; None without a score.
         size: (H, W) of the photograph in pixels; None where it can't be read.
-        regions: of the pixels above the pixel threshold, the highest peak first.
+        regions: of the pixels above the pixel threshold, the highest peak first; none where the score is not above its
+            threshold.
         anomaly_map: (h, w) float32 at the detector's resolution, None for a method without maps.
         mask: (H, W) bool in pixels of the photograph, True where a region is; None for a method without maps.
         warning: how the photograph differs from the training images, "" where it doesn't.
