@@ -78,7 +78,7 @@ class Calibrated:
         scores = torch.tensor(calibration)
         threshold = conformal_threshold(scores, rate)
         told = false_alarms(scores, threshold)
-        self.decision = Decision(threshold, None, 1, 1.0, told, None, rate)
+        self.decision = Decision(threshold, None, 1, 1.0, told, None, rate, None)
         self.detector = SimpleNamespace(calibration_scores=scores)
 
 
