@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 
 from texture_ad.cli.entry import hydra_main
 from texture_ad.parameters import check
+from texture_ad.predict import DECISION
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,12 +29,7 @@ def main(config: DictConfig) -> None:
     detector = load(config.detector, allow=config.allow)
     photographs = _photographs(detector, Path(config.images)) if config.images else example_photographs(detector)
     target = Path(config.output or Path(config.detector).with_suffix(FORMATS[config.format].suffix))
-    decision = detector.decision(
-        false_alarm_rate=config.false_alarm_rate,
-        pixel_false_alarm_rate=config.pixel_false_alarm_rate,
-        threshold=config.threshold,
-        pixel_threshold=config.pixel_threshold,
-    )
+    decision = detector.decision(**{name: config[name] for name in DECISION if name in config})
     written = export(detector, target, config.format, photographs, config.precision, decision)
     loss = "" if written.loss is None else f", AUROC lower by {written.loss:.4f}, {written.others} labels differ"
     print(

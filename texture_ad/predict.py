@@ -8,6 +8,7 @@ from texture_ad.cli.entry import hydra_main
 from texture_ad.errors import ParameterError
 from texture_ad.parameters import Count, Positive, Switch, check
 
+# Arguments of `AnomalyDetector.decision`, which `serve` and `export` take as well.
 DECISION = ("false_alarm_rate", "pixel_false_alarm_rate", "threshold", "pixel_threshold", "min_area")
 OF_MAPS = ("masks", "maps", "regions", "submission")  # which a method without maps has not
 OF_WATCH = ("webhook", "mqtt")

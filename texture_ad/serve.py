@@ -8,6 +8,7 @@ from texture_ad.cli.entry import hydra_main
 from texture_ad.environment import not_installed
 from texture_ad.errors import UserError
 from texture_ad.parameters import Count, Switch, check
+from texture_ad.predict import DECISION
 
 
 @hydra_main("serve")
@@ -31,13 +32,7 @@ def main(config: DictConfig) -> None:
     limits = Limits(config.max_mb, config.max_pixels, config.max_requests, config.rate, config.timeout)
     keep_freed_memory()
     detector = load(config.detector, config.device, config.allow)
-    decision = detector.decision(
-        false_alarm_rate=config.false_alarm_rate,
-        pixel_false_alarm_rate=config.pixel_false_alarm_rate,
-        threshold=config.threshold,
-        pixel_threshold=config.pixel_threshold,
-        min_area=config.min_area,
-    )
+    decision = detector.decision(**{name: config[name] for name in DECISION})
     # A service answers at once: by itself it uses an engine's file, and makes none.
     print(f"engine   {use_engine(detector, Path(config.detector), config.engine, FEW)}", flush=True)
     leave_cores(detector)

@@ -21,11 +21,10 @@ from texture_ad.deploy.export import (
     Outputs,
     batches,
     deciding_otherwise,
-    expected_outputs,
     joined,
     largest_difference,
 )
-from texture_ad.deploy.graph import MeasuringGraph, trace
+from texture_ad.deploy.graph import MeasuringGraph, decided, trace
 from texture_ad.deploy.runtimes import FORMATS, check_packages
 from texture_ad.errors import ParameterError
 from texture_ad.evaluation.calibration import Decision
@@ -170,7 +169,7 @@ def _outputs(detector: AnomalyDetector, compared: Sequence[Tensor], decision: De
     """Return what a detector says of batches of images of its size, or of tiles."""
     size = detector.geometry.size
     predictions = [detector.predict(detector.measure_tiles(batch), size) for batch in compared]
-    return joined([expected_outputs(prediction, decision) for prediction in predictions])
+    return joined([decided(one.scores, one.anomaly_maps, decision) for one in predictions])
 
 
 @torch.no_grad()

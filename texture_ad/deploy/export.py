@@ -16,12 +16,12 @@ from torch import Tensor
 
 from texture_ad.data.images import resize
 from texture_ad.data.synthetic import synthetic_defects
-from texture_ad.deploy.graph import DecidingGraph, trace
+from texture_ad.deploy.graph import DecidingGraph, decided, trace
 from texture_ad.deploy.runtimes import FORMATS, FormatName, Precision, check_packages, save_openvino
 from texture_ad.errors import ParameterError
 from texture_ad.evaluation.calibration import Decision
 from texture_ad.evaluation.metrics import image_metrics
-from texture_ad.methods.base import AnomalyDetector, Prediction
+from texture_ad.methods.base import AnomalyDetector
 from texture_ad.parameters import checked
 
 # Of scores and maps, relative to the range that they have over the compared photographs.
@@ -78,17 +78,6 @@ def batches(photographs: Iterable[Tensor]) -> list[Tensor]:
 def resized(batch: Tensor, size: Sequence[int]) -> Tensor:
     """Return a batch uint8 (B, 3, H, W) at the detector's size (h, w), as reading a file gives it."""
     return torch.stack([resize(image.permute(1, 2, 0).numpy(), size) for image in batch])
-
-
-def expected_outputs(prediction: Prediction, decision: Decision) -> Outputs:
-    """Return what a DecidingGraph returns, from the detector's own prediction."""
-    maps = prediction.anomaly_maps
-    labels = (prediction.scores > decision.threshold).to(torch.uint8)
-    found = {"scores": prediction.scores, "labels": labels}
-    if maps is None:
-        return found
-    threshold = float("nan") if decision.pixel_threshold is None else decision.pixel_threshold
-    return found | {"anomaly_maps": maps, "masks": labels[:, None, None] * (maps > threshold)}
 
 
 def joined(parts: Sequence[Outputs]) -> Outputs:
@@ -162,7 +151,7 @@ def export(
     graph = DecidingGraph(detector, decision)
     compared = batches(photographs)
     own = [detector(resized(batch, detector.geometry.size)) for batch in compared]
-    expected = joined([expected_outputs(prediction, decision) for prediction in own])
+    expected = joined([decided(prediction.scores, prediction.anomaly_maps, decision) for prediction in own])
     outputs = tuple(expected)
     # The suffix says to OpenVINO what the file is.
     temporary = target.with_name(f"{target.name}.partial{kind.suffix}")

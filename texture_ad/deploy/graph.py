@@ -72,17 +72,23 @@ class DecidingGraph(nn.Module):
         super().__init__()
         self.detector = detector
         self.size = detector.geometry.size
-        self.threshold = decision.threshold
-        self.pixel_threshold = float("nan") if decision.pixel_threshold is None else decision.pixel_threshold
+        self.decision = decision
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return scores (B,) and labels (B,), and maps and masks (B, h, w), of photographs uint8 (B, 3, H, W)."""
         measured = self.detector.measure(self.detector.fill(resize_images(images, self.size)))
         scores, maps, *_ = self.detector.predict(measured, self.size, separate_positions)
-        labels = (scores > self.threshold).to(torch.uint8)
-        if maps is None:
-            return scores, labels
-        return scores, labels, maps, labels[:, None, None] * (maps > self.pixel_threshold)
+        return tuple(decided(scores, maps, self.decision).values())
+
+
+def decided(scores: Tensor, maps: Tensor | None, decision: Decision) -> dict[str, Tensor]:
+    """Return scores (B,) and labels (B,), and of a method with maps (B, h, w) these and masks, by their names."""
+    labels = (scores > decision.threshold).to(torch.uint8)
+    found = {"scores": scores, "labels": labels}
+    if maps is None:
+        return found
+    threshold = float("nan") if decision.pixel_threshold is None else decision.pixel_threshold
+    return found | {"anomaly_maps": maps, "masks": labels[:, None, None] * (maps > threshold)}
 
 
 @torch.no_grad()

@@ -330,11 +330,15 @@ class Pointwise(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the maps (B, C', H, W) of maps (B, C, H, W)."""
-        # By the size of an image, so that an image's maps don't hang on how many are with it.
-        fits = x.device.type == "cpu" and x.dtype == torch.float32 and x.shape[1:].numel() > ONEDNN
-        onednn = fits and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-        if torch.compiler.is_compiling():  # another runtime may be slow with a dilated one
-            onednn = False
+        onednn = (
+            not torch.compiler.is_compiling()  # another runtime may be slow with a dilated one
+            and torch.backends.mkldnn.is_available()
+            and torch.backends.mkldnn.enabled
+            and x.device.type == "cpu"
+            and x.dtype == torch.float32
+            # Of one image, so that its maps don't hang on how many are with it.
+            and x.shape[1:].numel() > ONEDNN
+        )
         return F.conv2d(x, self.weight, self.bias, dilation=2 if onednn else 1)
 
 

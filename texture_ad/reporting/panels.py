@@ -288,15 +288,14 @@ def _dilated(mask: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(256)  # most captions are those of the image before
-def _line(text: str, font: "FreeTypeFont", colour: tuple[int, int, int]) -> tuple["Picture", int]:
-    """Return a line of text as a picture on white, and at which of its pixels the text's place begins."""
+def _line(text: str, font: "FreeTypeFont", colour: tuple[int, int, int]) -> "Picture":
+    """Return a line of text as a picture on white, after a margin of _GAP: some letters begin left of their place."""
     from PIL import Image, ImageDraw
 
-    left, _, right, bottom = font.getbbox(text)
-    start = max(0, math.ceil(-left))
-    line = Image.new("RGB", (start + math.ceil(right), math.ceil(bottom)), "white")
-    ImageDraw.Draw(line).text((start, 0), text, fill=colour, font=font)
-    return line, start
+    _, _, right, bottom = font.getbbox(text)
+    line = Image.new("RGB", (_GAP + math.ceil(right), math.ceil(bottom)), "white")
+    ImageDraw.Draw(line).text((_GAP, 0), text, fill=colour, font=font)
+    return line
 
 
 def _wrapped(text: str, font: "FreeTypeFont", room: int, lines: int | None = None) -> list[str]:
@@ -328,14 +327,12 @@ def _sheet(
 
     page = Image.new("RGB", (page_width, top + rows * row_height), "white")
     for number, (text, font, colour) in enumerate(heading):
-        picture, start = _line(text, font, colour)
-        page.paste(picture, (_GAP - start, _GAP + _HEADING_LINE * number))
+        page.paste(_line(text, font, colour), (0, _GAP + _HEADING_LINE * number))
     for number, (tile, lines) in enumerate(zip(tiles, texts, strict=True)):
         left = _GAP + number % columns * (width + _GAP)
         up = top + number // columns * row_height
         for line, text in enumerate(lines):
-            picture, start = _line(text, _font(11), _INK)
-            page.paste(picture, (left - start, up + line * _LINE))
+            page.paste(_line(text, _font(11), _INK), (left - _GAP, up + line * _LINE))
         page.paste(Image.fromarray(tile), (left, up + caption_height))
     with atomic_path(path) as temporary:
         if path.suffix == ".jpg":
