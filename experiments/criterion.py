@@ -29,7 +29,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from experiments.maps import anomaly_maps
-from experiments.runs import Job, arguments, data_of, run_once, script, write_table
+from experiments.runs import Job, arguments, data_of, load_fusion, run_once, script, write_table
 from experiments.textures import find_textures, job
 from texture_ad.errors import UserError
 from texture_ad.evaluation.metrics import metrics_at_masks
@@ -184,13 +184,10 @@ def measure(folder: Path, draws: int) -> Maps:
         draws: synthetic defects for each calibration image.
     """
     from texture_ad.data.batches import WithSyntheticDefects
-    from texture_ad.methods.registry import load
 
     data = data_of(folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    detector = load(folder / "detector.pt").to(device)
-    if not isinstance(detector, FusionModel):
-        raise UserError(f"{folder}: holds a detector of method={detector.name}; this experiment is of method=fusion")
+    detector = load_fusion(folder, device)
 
     def parts(images: Tensor) -> Tensor:
         measured = detector.measure(images.to(device)).parts
@@ -215,7 +212,7 @@ def measure(folder: Path, draws: int) -> Maps:
     )
 
 
-def map_metrics(folder: Path, maps: Maps) -> dict[str, dict[str, float]]:
+def map_metrics(folder: Path, maps: Maps) -> dict[str, dict[str, Any]]:
     """Return AUPRO at 0.05 of the anomaly maps of a run's test images, with all parts and without each of them.
 
     The maps are enlarged as the detector's, and not smoothed, as by default.

@@ -5,23 +5,19 @@
 Own keys: category, seed, runs, output. Every other key=value goes to the run.
 """
 
-from omegaconf import OmegaConf
-
-from experiments.runs import figure_run, script
+from experiments.runs import figure_run, load_fusion, run_of, script
 from texture_ad.evaluation.embedding import embed
 from texture_ad.methods.fusion.explain import sample_features
-from texture_ad.methods.registry import load
-from texture_ad.pipeline import Run
 from texture_ad.reporting.charts import tsne
 
 
 def main() -> None:
     """Make the run, unless it is finished, and draw its features."""
     folder, metrics, output = figure_run("figure6")
-    run = Run(OmegaConf.load(folder / "config.yaml"), folder)
+    run = run_of(folder)
     data = run.make("data")
     data.setup()
-    features, labels = sample_features(run.pretrained_backbone(), load(folder / "detector.pt"), data, run.config.seed)
+    features, labels = sample_features(run.pretrained_backbone(), load_fusion(folder), data, run.config.seed)
     layouts, labels = embed(features, labels, run.config.seed)
     tsne(layouts, labels, output, metrics["data_source"], "patches")
     print(f"{metrics['data_source']}: {output}")

@@ -67,7 +67,7 @@ def anomaly_maps(maps: Tensor, size: Sequence[int], upsampling: Upsampling, sigm
         yield (smooth(enlarged, sigma * min(size) / 224) if sigma else enlarged)[0].numpy()
 
 
-def judge(folder: Path, settings: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
+def judge(folder: Path, settings: Sequence[tuple[Upsampling, float]]) -> list[dict[str, Any]]:
     """Return the metrics of each setting on a run's test images; only those that maps.json lacks are computed."""
     path = folder / "maps.json"
     known = json.loads(path.read_text("utf-8")) if path.is_file() else []
@@ -121,7 +121,8 @@ def main() -> None:
     )
     if unknown := set(own["upsamplings"]) - set(get_args(Upsampling)):
         raise UserError(f"upsamplings={','.join(sorted(unknown))}: expected {' or '.join(get_args(Upsampling))}")
-    settings = [(upsampling, float(sigma)) for upsampling, sigma in product(own["upsamplings"], own["sigmas"])]
+    upsamplings = [known for known in get_args(Upsampling) if known in own["upsamplings"]]
+    settings = [(upsampling, float(sigma)) for upsampling, sigma in product(upsamplings, own["sigmas"])]
     jobs = jobs_of(own, overrides)
     run_all(list(jobs.values()), int(own["workers"][0]))
     found = []

@@ -77,8 +77,8 @@ def main() -> None:
             jobs[texture, int(count), way, int(seed)] = Job(folder / f"{name}-{way.replace(' ', '_')}", options)
     found = []
     metrics = run_all(list(jobs.values()), int(own["workers"][0]))
-    for (texture, count, way, seed), one in zip(jobs, metrics, strict=True):
-        about = {"texture": texture, "count": count, "way": way, "seed": seed}
+    for key, one in zip(jobs, metrics, strict=True):
+        about = dict(zip(("texture", "count", "way", "seed"), key, strict=True))
         found.append(about | {"found": one["false_positive_rate"], **one["expected_false_alarms"]})
     groups = dict.fromkeys((one["texture"], one["count"], one["way"]) for one in found)
     rows = [row([one for one in found if (one["texture"], one["count"], one["way"]) == group]) for group in groups]

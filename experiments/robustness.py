@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,7 +76,7 @@ CHANGES: dict[str, tuple[Callable[[Tensor, float], Tensor], tuple[float, ...]]] 
 @torch.no_grad()
 def measure(
     detector: AnomalyDetector, batches: Sequence[dict], change: Callable[[Tensor, float], Tensor], strength: float
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Return image AUROC and false-alarm rate at the detector's threshold on changed test images."""
     scores = torch.cat([detector(change(batch["image"], strength).to(detector.device)).scores for batch in batches])
     labels = torch.cat([batch["label"] for batch in batches])
@@ -87,7 +88,7 @@ def measure(
     }
 
 
-def measure_run(folder: Path, device: str) -> dict[str, dict[str, float]]:
+def measure_run(folder: Path, device: str) -> dict[str, dict[str, float | None]]:
     """Return what `measure` finds of a run for every change, by "change strength"; it is found once a run."""
     path = folder / "robustness.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -155,7 +156,7 @@ def main() -> None:
         for augmentation in own["augmentations"]
     }
     run_all(list(jobs.values()), int(own["workers"][0]))
-    results = [
+    results: list[dict[str, Any]] = [
         {
             "texture": texture,
             "augmentation": augmentation,

@@ -21,6 +21,8 @@ from texture_ad.reporting.tables import markdown_table
 if TYPE_CHECKING:
     from texture_ad.data.datamodule import TextureDataModule
     from texture_ad.data.layouts.samples import Sample
+    from texture_ad.methods.fusion.model import FusionModel
+    from texture_ad.pipeline import Run
 
 QUIET = ("pictures=false", "logger=none", "trainer.enable_progress_bar=false")
 SHOWN = ("image_auroc", "pixel_auroc", "aupro")  # on a finished run's line
@@ -112,15 +114,37 @@ def _read_metrics(folder: Path) -> Metrics:
     return metrics
 
 
-def data_of(folder: Path) -> "TextureDataModule":
-    """Return the data of a run, set up."""
-    from omegaconf import OmegaConf
+def run_of(folder: Path) -> "Run":
+    """Return a run as its folder's settings make it."""
+    from omegaconf import DictConfig, OmegaConf
 
     from texture_ad.pipeline import Run
 
-    data: TextureDataModule = Run(OmegaConf.load(folder / "config.yaml"), folder).make("data")  # type: ignore[arg-type]
+    config = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(config, DictConfig)  # as every run writes it
+    return Run(config, folder)
+
+
+def data_of(folder: Path) -> "TextureDataModule":
+    """Return the data of a run, set up."""
+    data: TextureDataModule = run_of(folder).make("data")
     data.setup()
     return data
+
+
+def load_fusion(folder: Path, device: str = "cpu") -> "FusionModel":
+    """Return the detector of a run of the fusion.
+
+    Raises:
+        UserError: the run is of another method.
+    """
+    from texture_ad.methods.fusion.model import FusionModel
+    from texture_ad.methods.registry import load
+
+    detector = load(folder / "detector.pt", device)
+    if not isinstance(detector, FusionModel):
+        raise UserError(f"{folder}: holds a detector of method={detector.name}; this experiment is of method=fusion")
+    return detector
 
 
 def link(file: Path, place: Path) -> None:

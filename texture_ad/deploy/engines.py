@@ -32,7 +32,7 @@ from texture_ad.methods.base import AnomalyDetector, Measurement
 
 EngineName = Literal["auto", "torch", "onnx", "openvino"]
 
-FASTEST = ("onnx", "openvino")  # that beat torch on a CPU, the fastest first; see docs/speed.md
+FASTEST: tuple[EngineName, ...] = ("onnx", "openvino")  # that beat torch on a CPU, the fastest first; see docs/speed.md
 FEW = 100  # images to score, below which `auto` doesn't even open a file: it takes seconds
 MANY = 1000  # images to score, from which on `auto` makes a file that is not there yet
 
