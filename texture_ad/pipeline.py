@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from optuna.trial import Trial
 
 MUCH = 2**30  # bytes of statistics from which on they are told beforehand
+LEVELLED = 400  # training tiles, at most, that teach a detector their levels
 
 
 def make(group: str, options: Mapping[str, Any], **arguments: Any) -> Any:
@@ -315,7 +316,7 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
     measured = _measure_calibration(run, detector)
     others = list(_cross_fit(run)) if run.config.cross_fit else []
     rates = (run.config.false_alarm_rate, run.config.pixel_false_alarm_rate)
-    detector.calibrate_on([*measured, *others], *rates, gather)
+    detector.calibrate_on(measured, *rates, others, gather)
     normal = detector.calibration_scores
     if run.config.cross_fit:  # those of the training images' folds are not the detector's own
         normal = gather(torch.cat([detector.conclude(*one).scores for one in measured]))
@@ -342,11 +343,22 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
 def _measure_calibration(run: Run, detector: AnomalyDetector) -> list[tuple[Measurement, Shape]]:
     """Return what a detector measures of its calibration images; one of tiles learns their levels first."""
     if detector.geometry.tiled:
-        tiles = (batch["image"].to(detector.device) for batch in run.data.calibration_dataloader())
-        levels = [gather(parts) for batch in tiles if (parts := detector.measure(batch).parts) is not None]
-        if levels:
-            detector.level_tiles(levels)
+        _level_tiles(run, detector)
     return [one for batch in run.data.picture_dataloader() for one in detector.measure_all(batch["image"])]
+
+
+def _level_tiles(run: Run, detector: AnomalyDetector) -> None:
+    """Teach a detector the levels of its tiles by training images.
+
+    Not by calibration images: these would look more normal to it than images to come.
+    """
+    generator = torch.Generator().manual_seed(run.seed)
+    numbers = torch.randperm(run.data.num_originals, generator=generator)[:LEVELLED]
+    batches = (run.data.training_images(part.tolist()) for part in numbers.split(run.config.data.eval_batch_size))
+    measured = (detector.measure(batch.to(detector.device)).parts for batch in batches)
+    levels = [parts for parts in measured if parts is not None]
+    if levels:
+        detector.level_tiles(levels)
 
 
 def _cross_fit(run: Run) -> Iterator[tuple[Measurement, Shape]]:

@@ -18,11 +18,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from texture_ad.cli.entry import in_sweep
-from texture_ad.cli.settings import check_same, stage1_settings
+from texture_ad.cli.naming import key_of
+from texture_ad.cli.settings import check_same, stage1_settings, unused
 from texture_ad.cli.sweep import OBJECTIVE, finished, is_search
 from texture_ad.errors import UserError
 from texture_ad.parameters import check
-from texture_ad.training.run_folder import holds_checkpoints
+from texture_ad.training.run_folder import holds_run
 
 
 def run_experiment(config: DictConfig) -> float:
@@ -60,7 +61,7 @@ def check_start(config: DictConfig) -> None:
     if config.get("pruning") and not (searching and config.method.name == "fusion"):
         raise UserError("pruning: cuts trials of a search of method=fusion short, and this is none; use pruning=none")
     folder = Path(config.run_dir)
-    if holds_checkpoints(folder):
+    if holds_run(folder):
         check_same(folder, config)
 
 
@@ -86,6 +87,9 @@ def start(config: DictConfig, overrides: Iterable[str], swept: bool = False) -> 
             from texture_ad.cli.search import running_trial
 
             trial = running_trial(HydraConfig.get().sweeper, list(overrides))
+        for why, keys in unused(config, [key_of(override) for override in overrides]).items():
+            verb = "change" if len(keys) > 1 else "changes"
+            print(f"warning: {', '.join(keys)} {verb} nothing with {why}", flush=True)
         run(config, repeat_command(overrides), cache, stage1_settings(config), swept, trial)
 
 

@@ -1,8 +1,9 @@
-"""What each setting influences, said once: results, stage 1 (which runs share), the name of a sweep's folder.
+"""What each setting influences, said once: results, stage 1 (which runs share), a sweep's folder's name; or nothing.
 
 Imports nothing heavy.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,6 +62,47 @@ INFLUENCES = {
     "score.trust": Influence(stage1=False),
     "score.sigma": Influence(stage1=False),
 }
+
+
+# What a baseline doesn't use: parts of the fusion, and Lightning's settings where it has its own or doesn't train.
+_OF_FUSION = (
+    *("cutpaste", "whitening", "head", "flow", "representation", "density", "features", "dictionary", "detection"),
+    *("score", "trainer.max_epochs", "trainer.gradient_clip_val", "trainer.accumulate_grad_batches"),
+)
+_JOINING = ("backbone.neighborhood", "backbone.scale", "backbone.grid")  # of layers
+_UNUSED = {
+    "padim": (*_OF_FUSION, *_JOINING, "data.batch_size"),
+    "patchcore": (*_OF_FUSION, *_JOINING, "data.batch_size"),
+    "one_nn": (*_OF_FUSION, *_JOINING, "data.batch_size"),
+    "oc_svm": (*_OF_FUSION, *_JOINING, "data.batch_size"),
+    "cutpaste": (*_OF_FUSION, *_JOINING),
+    "sparse_coding": (*_OF_FUSION, "backbone", "data.batch_size"),
+    "dsebm": (*_OF_FUSION, "backbone"),
+    "ganomaly": (*_OF_FUSION, "backbone"),
+    "patch_svdd": (*_OF_FUSION, "backbone"),
+}
+
+
+def unused(config: DictConfig, keys: Iterable[str]) -> dict[str, list[str]]:
+    """Return which settings change nothing in a run, by what makes them so; of a plugin's method none are known.
+
+    Args:
+        config: composed.
+        keys: full ones, such as "flow.blocks", or those of groups.
+    """
+    method = config.method.name
+    without = {f"method={method}": _UNUSED.get(method, ())}
+    if method == "fusion":
+        task = config.cutpaste.task
+        without[f"cutpaste={task}"] = ("representation", "data.batch_size") if task == "none" else ("density", "head")
+        if not config.score.dictionary_weight:
+            without["score.dictionary_weight=0"] = ("dictionary", "detection")
+    found: dict[str, list[str]] = {}
+    for key in keys:
+        for why, parts in without.items():
+            if any(f"{key}.".startswith(f"{part}.") for part in parts):
+                found.setdefault(why, []).append(key)
+    return found
 
 
 def influence(key: str) -> Influence:

@@ -43,12 +43,12 @@ DATA = (
 
 
 def finished(folder: Path, config: DictConfig) -> bool:
-    """Return whether the job of this folder has nothing left to do.
+    """Return whether the job of this folder has nothing left to do: its metrics are there, and nothing failed after.
 
     Raises:
         UserError: it was run with other settings.
     """
-    if not (folder / "metrics.json").is_file():
+    if not (folder / "metrics.json").is_file() or (folder / "error.txt").is_file():
         return False
     check_same(folder, config)
     return True
@@ -303,17 +303,15 @@ class Comparison(Callback):
         except Exception as error:
             _stop(error)
 
-    def on_job_start(self, config: DictConfig, **_: object) -> None:
-        """Forget the job's earlier failure."""
-        if in_sweep():
-            (Path(config.hydra.runtime.output_dir) / "error.txt").unlink(missing_ok=True)
-
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: object) -> None:
-        """Report the job's failure; the other jobs continue."""
-        if not in_sweep() or job_return.status != JobStatus.FAILED:
+        """Report the job's failure, or forget an earlier one; the other jobs continue."""
+        if not in_sweep():
+            return
+        folder = Path(config.hydra.runtime.output_dir)
+        if job_return.status != JobStatus.FAILED:
+            (folder / "error.txt").unlink(missing_ok=True)
             return
         error = job_return._return_value
-        folder = Path(config.hydra.runtime.output_dir)
         line = " ".join((explain(error) or f"{type(error).__name__}: {error}").split())
         trace = "" if explain(error) else "".join(traceback.format_exception(error))
         print(f"failed   {folder}: {line}\n{trace}", end="", file=sys.stderr, flush=True)

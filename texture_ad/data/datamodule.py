@@ -3,7 +3,7 @@
 import copy
 import difflib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -75,6 +75,7 @@ from texture_ad.parameters import Count, NonNegativeInt, Range, check, checked
 T = TypeVar("T")
 Images = ImageBatches | WithCopies | PictureBatches | WithSyntheticDefects
 Source = Literal["auto", "mvtec", "folder", "embedded"]
+FEW = 6  # pictures, too few to fit anything to some of them alone
 DESCRIPTIONS = (".csv", ".md", ".pdf", ".txt")  # of files at the top of a folder that tell of it
 LayoutName = Literal["auto", "mvtec", "mvtec2", "visa", "btad", "kolektorsdd2", "flat", "table"]
 
@@ -138,6 +139,12 @@ def locate(
         name = category or folder.resolve().name
         return folder, name, f"folder {name}"
     return _locate_category(folder, category, layout)
+
+
+def _numbers(keys: Iterable[Hashable]) -> list[int]:
+    """Return for each key its number, by the order in which they first occur."""
+    found: dict[Hashable, int] = {}
+    return [found.setdefault(key, len(found)) for key in keys]
 
 
 def _unchanged(batch: T) -> T:
@@ -483,6 +490,18 @@ class TextureDataModule(L.LightningDataModule):
         return [found[i] for i in chosen.tolist()]
 
     @property
+    def picture_numbers(self) -> Tensor:
+        """Return a number for each training image, (N,), that its changed copies share.
+
+        So do all tiles of a picture, but where there are FEW pictures.
+        """
+        pictures = [sample.picture for sample in self.train_samples[: self.num_originals]]
+        numbers = _numbers(pictures)
+        if max(numbers) + 1 < FEW:
+            numbers = list(range(len(pictures)))
+        return torch.tensor(numbers).repeat(len(self.train_samples) // len(pictures))
+
+    @property
     def training_pictures(self) -> list[tuple[Path, int]]:
         """Return the files of the training images and which frame of them, each once, in order."""
         return list(dict.fromkeys(sample.picture for sample in self.train_samples))
@@ -537,6 +556,10 @@ class TextureDataModule(L.LightningDataModule):
     def normal_dataloader(self) -> DataLoader:
         """Return a loader of the training images in fixed order, in batches of `eval_batch_size`."""
         return self._loader(self._train, self.eval_batch_size)
+
+    def training_images(self, numbers: list[int]) -> Tensor:
+        """Return the training images of these numbers as the method is given them, uint8 (n, 3, h, w)."""
+        return self._train.__getitems__(numbers)["image"]
 
     def calibration_dataloader(self) -> DataLoader:
         """Return a loader of the calibration images as the method is given them: scaled, or tiles of them."""

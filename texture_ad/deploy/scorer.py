@@ -46,6 +46,7 @@ class Photograph(NamedTuple):
 
 PICTURES = Wanted(pictures=True)
 Content = Photograph | Picture | UserError  # a picture that is not decoded yet, or why it can't be read
+Readable = dict[Path, tuple[Photograph, str]]  # photographs by their files, each with its warning
 
 
 class Row(NamedTuple):
@@ -238,8 +239,10 @@ class Scorer:
             contents: what `read` returns for them.
         """
         examined = {path: self._examine(path, content) for path, content in zip(paths, contents, strict=True)}
-        readable = {path: found for path, found in examined.items() if not isinstance(found, Result)}
-        results = self._predict(readable)
+        readable: Readable = {path: found for path, found in examined.items() if not isinstance(found, Result)}
+        results = {
+            path: result for part in self._predictions(readable) for path, result in self._results(*part).items()
+        }
         found = [results[path] if path in results else examined[path] for path in paths]
         return found  # type: ignore[return-value]
 
@@ -256,8 +259,12 @@ class Scorer:
                 content = Photograph(content.view(self.size), content.shape, content)
             return content, self._compare(path, brightness(self.detector.fill(content.image[None]))[0])
         except UserError as error:
-            self.failed.append(str(error))
-            return Result(self.name(path), error=str(error), path=path)
+            return self._failure(path, error)
+
+    def _failure(self, path: Path, error: UserError) -> Result:
+        """Return and count the result of a file that can't be scored."""
+        self.failed.append(str(error))
+        return Result(self.name(path), error=str(error), path=path)
 
     def _compare(self, path: Path, levels: Tensor) -> str:
         """Return and count how an image, by its file and its brightness (2,), differs from the training images."""
@@ -271,15 +278,27 @@ class Scorer:
             self.first.setdefault(respect, f"{self.name(path)}: {sentence}")
         return "; ".join(found.values())
 
-    def _predict(self, photographs: dict[Path, tuple[Photograph, str]]) -> dict[Path, Result]:
-        """Return and count the results of photographs with their warnings, and write the files of each."""
+    def _predictions(self, photographs: Readable) -> Iterator[tuple[Readable, Prediction | UserError]]:
+        """Yield photographs with their prediction; where one can have none, each alone, that one with the reason."""
         if not photographs:
-            return {}
+            return
+        try:
+            yield photographs, self.detector(_batch([photograph for photograph, _ in photographs.values()]))
+        except UserError as error:
+            if len(photographs) == 1:
+                yield photographs, error
+                return
+            for path, one in photographs.items():
+                yield from self._predictions({path: one})
+
+    def _results(self, photographs: Readable, prediction: Prediction | UserError) -> dict[Path, Result]:
+        """Return and count the results of photographs with their warnings, and write the files of each."""
+        if isinstance(prediction, UserError):
+            return {path: self._failure(path, prediction) for path in photographs}
         images, warnings = zip(*photographs.values(), strict=True)
         names = [self.name(path) for path in photographs]
         sizes = [photograph.size for photograph in images]
         found = {}
-        prediction = self.detector(_batch(images))
         decided = decide(prediction, self.decision, names, sizes, warnings, self.detector.roi)
         drawn = []
         with ThreadPoolExecutor(self.painters) as painters:

@@ -114,8 +114,8 @@ class Rows:
         if not complete:
             self._write(HEADER)
         rows = list(csv.reader(io.StringIO(complete.decode("utf-8", "replace"), newline="")))
-        self.names = {row[0] for row in rows[1:]}
         complete_rows = [Row(*row) for row in rows[1:] if len(row) == len(COLUMNS)]
+        self.names = {row[0] for row in complete_rows}
         self.thresholds = {row.threshold for row in complete_rows} - {""}
         self.stream.add(complete_rows)
 
@@ -126,9 +126,17 @@ class Rows:
         self.stream.add(rows)
 
     def _write(self, content: bytes) -> None:
-        """Write at the end of the file and wait until it is on the disk."""
-        os.write(self._file.fileno(), content)
-        os.fsync(self._file.fileno())
+        """Write at the end of the file and wait until it is on the disk; on an error the file is as before."""
+        file = self._file.fileno()
+        size = os.fstat(file).st_size
+        try:
+            left = memoryview(content)
+            while left:
+                left = left[os.write(file, left) :]
+            os.fsync(file)
+        except OSError:
+            os.ftruncate(file, size)
+            raise
 
 
 class Stop:

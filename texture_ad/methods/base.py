@@ -580,6 +580,7 @@ class AnomalyDetector(nn.Module, ABC):
         measured: Sequence[tuple[Measurement, Shape]],
         false_alarm_rate: float,
         pixel_false_alarm_rate: float,
+        others: Sequence[tuple[Measurement, Shape]] = (),
         gather: Callable[[Tensor], Tensor] = lambda values: values,
     ) -> None:
         """Bring the scores to one scale and set both thresholds by what was measured of calibration images.
@@ -588,6 +589,7 @@ class AnomalyDetector(nn.Module, ABC):
             measured: by `measure_all`.
             false_alarm_rate: share of normal images above the threshold.
             pixel_false_alarm_rate: share of them with a pixel above the pixel threshold.
+            others: by detectors that were fitted likewise to other images; these set the thresholds too, but no scale.
             gather: returns the rows of all processes.
 
         Raises:
@@ -601,7 +603,7 @@ class AnomalyDetector(nn.Module, ABC):
             self.standardise(gather(values.T).T[None, :, :, None])
             fused = [self._counted(self.fuse(self._inside(parts, size))[:, None], size) for parts, size in mapped]
             self.map_floor.copy_(gather(torch.cat(fused, 1).T).median())
-        found = [_highest(self.conclude(*one)) for one in measured]
+        found = [_highest(self.conclude(*one)) for one in (*measured, *others)]
         scores, maxima = (gather(torch.cat(values)) for values in zip(*found, strict=True))
         self.calibrate(scores, maxima if len(maxima) else None, false_alarm_rate, pixel_false_alarm_rate)
 
@@ -661,7 +663,8 @@ class AnomalyDetector(nn.Module, ABC):
             min_area: pixels of the smallest region that counts.
 
         Raises:
-            ParameterError: an argument out of its range, one that is about pixels for a method without maps.
+            ParameterError: an argument out of its range, one that is about pixels for a method without maps, or a rate
+                beside the threshold that it sets.
         """
         maxima = self.calibration_maxima
         for name, value in (
@@ -672,6 +675,12 @@ class AnomalyDetector(nn.Module, ABC):
                 raise ParameterError(name, value, f"method {self.name} has no anomaly map")
         own = self.provenance
         rate = pixel_rate = None  # that the thresholds are for
+        for name, value, given in (
+            ("false_alarm_rate", false_alarm_rate, threshold),
+            ("pixel_false_alarm_rate", pixel_false_alarm_rate, pixel_threshold),
+        ):
+            if value is not None and given is not None:
+                raise ParameterError(name, value, f"sets a threshold, which is given as {given:g}; give one of the two")
         if threshold is None:
             threshold = _threshold_at(self.threshold, self.calibration_scores, false_alarm_rate)
             rate = false_alarm_rate or (own.false_alarm_rate if own else None)

@@ -87,6 +87,7 @@ class Whitening(nn.Module):
         self.register_buffer("count", torch.tensor(0))
         self.register_buffer("energy", torch.tensor(1.0))
         self.folds: list[tuple[Tensor, Tensor]] = []
+        self._pictures: Tensor | None = None  # of the last fit
 
     def memory(self, positions: int) -> tuple[int, int]:
         """Return the bytes that the statistics of so many positions take once fitted, and at most while they are."""
@@ -113,12 +114,13 @@ class Whitening(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @torch.no_grad()
-    def fit(self, patches: Callable[[], Iterable[Tensor]]) -> None:
+    def fit(self, patches: Callable[[], Iterable[Tensor]], pictures: Tensor | None = None) -> None:
         """Fit all statistics.
 
         Args:
             patches: streams the training set's patch features, (B, P, C) of P positions, anew at every call, always in
                 the same order.
+            pictures: see `refit`.
         """
         moments = _Moments(self.channels)
         shifts: list[Tensor] = []
@@ -131,7 +133,7 @@ class Whitening(nn.Module):
         if self.mode != "none":
             found = zip(_matrices(moments.covariance().cpu(), self.channels), self.kept, strict=True)
             self.basis.copy_(torch.block_diag(*(torch.linalg.eigh(layer[0])[1][:, -kept:] for layer, kept in found)))
-        self.refit(patches())
+        self.refit(patches(), pictures)
 
     @torch.no_grad()
     def update(self, patches: Iterable[Tensor]) -> None:
@@ -144,8 +146,7 @@ class Whitening(nn.Module):
         """
         if self.mode == "none":
             raise ParameterError("mode", self.mode, "keeps no covariance to add to; fit again on all images")
-        self.refit(patches, self.moments())
-        self.folds = []
+        self.refit(patches, known=self.moments())
 
     def moments(self) -> "_Moments":
         """Return the moments that center and matrix were made from; `_statistics` backwards, in double precision."""
@@ -167,20 +168,26 @@ class Whitening(nn.Module):
         return _Moments(self.kept, count, count * mean.float(), outer.float())
 
     @torch.no_grad()
-    def refit(self, patches: Iterable[Tensor], known: "_Moments | None" = None) -> None:
-        """Fit center and matrix anew, and those of each fold, from one pass over patch features (B, P, C).
+    def refit(self, patches: Iterable[Tensor], pictures: Tensor | None = None, known: "_Moments | None" = None) -> None:
+        """Fit center and matrix anew, and those of each fold, from one pass over patch features.
 
         Mean and basis stay, so that the whitened features change no more than the features do. A position's statistics
-        are drawn towards those of all, as if PRIOR more images had shown the latter. What is `known` of other images
-        counts as if the pass had begun with them.
+        are drawn towards those of all, as if PRIOR more images had shown the latter.
+
+        Args:
+            patches: (B, P, C) of the images, in order.
+            pictures: (N,), a number for each of all images, the same for those that must lie in one fold; None for
+                another for each.
+            known: of other images, counts as if the pass had begun with them; without folds.
         """
+        self._pictures = pictures
         parts = [_Moments(self.kept) for _ in range(FOLDS)]
         means = self.mean.split(self.channels)
         number = 0
         for batch in patches:
             layers = zip(self._layers(batch), means, self._bases(), strict=True)
             reduced = [(x - mean) @ basis for x, mean, basis in layers]
-            folds = torch.arange(number, number + len(batch), device=batch.device) % FOLDS
+            folds = self._folds_of(torch.arange(number, number + len(batch), device=batch.device))
             for fold, part in enumerate(parts):
                 part.add([self._by_position(x[folds == fold]) for x in reduced])
             number += len(batch)
@@ -190,10 +197,15 @@ class Whitening(nn.Module):
         self.energy.copy_(energy)
         self.count.fill_(everything.count)
         self.folds = []
-        if self.mode != "none" and number >= 2 * FOLDS:
+        several = number if pictures is None else len(pictures.unique())
+        if self.mode != "none" and known is None and several >= 2 * FOLDS:
             while parts:
                 center, matrix, _ = self._statistics(everything.without(parts.pop(0)))
                 self.folds.append((center, matrix.div_(energy)))
+
+    def _folds_of(self, numbers: Tensor) -> Tensor:
+        """Return the fold of each image of these numbers, (B,)."""
+        return (numbers if self._pictures is None else self._pictures.to(numbers.device)[numbers]) % FOLDS
 
     def _by_position(self, x: Tensor) -> Tensor:
         """Return features (B, P, ...) as those of each position (P, B, ...), or of all together (1, B P, ...)."""
@@ -252,8 +264,9 @@ class Whitening(nn.Module):
         if not self.folds:
             return self(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
         found = patches.new_empty(*patches.shape[:2], self.width)
+        folds = self._folds_of(numbers)
         for fold, (center, matrix) in enumerate(self.folds):
-            inside = numbers % FOLDS == fold
+            inside = folds == fold
             if inside.any():
                 found[inside] = self._whitened(patches[inside].flatten(0, 1), center, matrix).unflatten(
                     0, (int(inside.sum()), -1)

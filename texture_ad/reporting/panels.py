@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from texture_ad.data.images import IMAGE_SUFFIXES
 from texture_ad.errors import UserError
 from texture_ad.evaluation.localization import region_mask
 from texture_ad.evaluation.metrics import outcome
@@ -42,10 +43,11 @@ def overlay_path(name: Path) -> Path:
         name: of the image, relative; two images may differ in their suffix alone.
 
     Examples:
-        >>> overlay_path(Path("hole/1.jpg")), overlay_path(Path("hole/1.png"))
-        (PosixPath('overlays/hole/1.jpg'), PosixPath('overlays/hole/1.png.jpg'))
+        >>> [overlay_path(Path("hole", name)).name for name in ("1.jpg", "1.png", "1.png.jpg")]
+        ['1.jpg', '1.png.jpg', '1.png.jpg.jpg']
     """
-    return Path("overlays", name if name.suffix == ".jpg" else name.with_name(f"{name.name}.jpg"))
+    kept = name.suffix == ".jpg" and Path(name.stem).suffix.lower() not in IMAGE_SUFFIXES
+    return Path("overlays", name if kept else name.with_name(f"{name.name}.jpg"))
 
 
 def colour_scale(floor: float, threshold: float) -> tuple[float, float]:

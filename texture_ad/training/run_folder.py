@@ -27,6 +27,8 @@ def prepare_folder(folder: Path) -> None:
         raise ParameterError("run_dir", folder, problem) from error
 
 
-def holds_checkpoints(folder: Path) -> bool:
-    """Return whether a run that was begun in this folder can be resumed."""
-    return (folder / "config.yaml").is_file() and any(folder.glob("stage*/last.ckpt"))
+def holds_run(folder: Path) -> bool:
+    """Return whether a run in this folder can be resumed, or has come to a detector."""
+    if not (folder / "config.yaml").is_file():
+        return False
+    return (folder / "detector.pt").is_file() or any(folder.glob("stage*/last.ckpt"))

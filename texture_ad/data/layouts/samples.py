@@ -123,8 +123,9 @@ def with_frames(layout: Layout) -> Layout:
         masks = counts.get(sample.mask, 1) if sample.mask else 1
         if masks not in (1, count):
             raise UserError(f"{sample.mask}: {masks} masks for the {count} images of {sample.path}; save one for each")
+        one = replace(sample, group=sample.group or str(sample.path))  # a file's images are alike: all train, or none
         return [
-            replace(sample, name=f"{sample.name}#{frame + 1}", frame=frame, mask_frame=frame if masks > 1 else 0)
+            replace(one, name=f"{sample.name}#{frame + 1}", frame=frame, mask_frame=frame if masks > 1 else 0)
             for frame in range(count)
         ]
 

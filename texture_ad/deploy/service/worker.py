@@ -53,7 +53,10 @@ class Worker(Generic[J, R]):
             self._finish(batch)
 
     def _finish(self, batch: Sequence[tuple[J, Future]]) -> None:
-        """Work on a batch and set its futures."""
+        """Work on a batch and set its futures, but for those that were cancelled."""
+        batch = [one for one in batch if one[1].running() or one[1].set_running_or_notify_cancel()]
+        if not batch:
+            return
         try:
             results = self.work([job for job, _ in batch])
         except Exception as error:

@@ -19,6 +19,7 @@ from texture_ad.methods.fusion.model import FusionModel
 from texture_ad.models.backbone import flatten_patches
 from texture_ad.models.flow import negative_log_likelihood
 from texture_ad.parameters import Count, Positive, Range, checked
+from texture_ad.training.distributed import gather
 from texture_ad.training.schedules import one_cycle
 
 PASTED = 0.25  # share of a position's cell from which on it counts as pasted
@@ -128,7 +129,7 @@ class Density(L.LightningModule):
         """
         self.detector.to(device)
         self._data = data
-        self.whitening.fit(lambda: self.features.stream(data.normal_dataloader(), device))
+        self.whitening.fit(lambda: self.features.stream(data.normal_dataloader(), device), data.picture_numbers)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             flow, normal = self._normal(data, device)
@@ -147,7 +148,8 @@ class Density(L.LightningModule):
         images = len(data.train_samples)
         for batch in data.normal_dataloader():
             patches = self.features.of_all_processes(batch, device)
-            whitened = self.whitening.cross_fitted(patches, batch["index"].to(device)).flatten(0, 1)
+            numbers = gather(batch["index"].to(device))
+            whitened = self.whitening.cross_fitted(patches, numbers).flatten(0, 1)
             flow.append(_random_part(self.detector.flow_features(whitened), POOL * len(patches) / images).cpu())
             layers = self.detector.layer_features(whitened)
             head.append(_random_part(layers, self.taught * POOL * len(patches) / images).cpu())
@@ -172,17 +174,9 @@ class Density(L.LightningModule):
             ParameterError: the grid is too coarse for both to occur.
         """
         numbers = torch.randperm(len(data.train_samples))[: self.pasted_images].tolist()
-        wanted = set(numbers)
-        images = {
-            number: image
-            for batch in data.normal_dataloader()
-            for number, image in zip(batch["index"].tolist(), batch["image"], strict=True)
-            if number in wanted
-        }
-        chosen = torch.stack([images[number] for number in numbers])
         on = []
         around = []
-        for part in chosen.split(CHUNK):
+        for part in data.training_images(numbers).split(CHUNK):
             damaged, mask = paste_all(part.float() / 255)
             maps = self.detector.patch_features((damaged * 255).round().to(torch.uint8).to(device))
             grid = (maps.shape[2], maps.shape[3])

@@ -104,20 +104,23 @@ class Representation(L.LightningModule):
         self.backbone.eval()
         return self
 
+    @property
+    def _data(self) -> TextureDataModule:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
     def _training_features(self) -> Iterator[Tensor]:
-        data: TextureDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
-        return self.features.stream(data.normal_dataloader(), self.device)
+        return self.features.stream(self._data.normal_dataloader(), self.device)
 
     def on_train_epoch_start(self) -> None:
         """Fit the whitening before the first epoch."""
         if self.current_epoch == 0:
-            self.whitening.fit(self._training_features)
+            self.whitening.fit(self._training_features, self._data.picture_numbers)
 
     def on_validation_epoch_start(self) -> None:
         """Fit the whitening anew, since the backbone has learnt."""
         if not self.trainer.sanity_checking:
             self.features.clear()
-            self.whitening.refit(self._training_features())
+            self.whitening.refit(self._training_features(), self._data.picture_numbers)
 
     def on_fit_end(self) -> None:
         """Drop the features and folds of the last epoch's backbone: the best checkpoint's may be another."""

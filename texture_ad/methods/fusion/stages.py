@@ -148,6 +148,6 @@ def train_dictionary(module: Detection, detector: FusionModel, features: Trainin
     batches = fitting.data.normal_dataloader()
     if not detector.whitening.folds:  # of a stage 1 that was found in the cache
         device = trainer.strategy.root_device
-        detector.to(device).whitening.refit(features.stream(batches, device))
+        detector.to(device).whitening.refit(features.stream(batches, device), fitting.data.picture_numbers)
     trainer.fit(module, train_dataloaders=batches, ckpt_path=last_checkpoint(folder), weights_only=True)
     module.to(trainer.strategy.root_device)
