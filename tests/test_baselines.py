@@ -376,6 +376,27 @@ def test_a_trained_baseline_is_not_trained_again(folder, tmp_path, command):
     assert other[0] == 2 and "holds a run with" in other[2]
 
 
+def test_a_finished_run_without_checkpoints_is_not_written_over_by_other_settings(folder, tmp_path, command):
+    quick = [*of_method("sparse_coding", folder, tmp_path), "pictures=false"]
+    for _ in range(2):
+        code, _, errors = command("run", *quick)
+        assert code == 0, errors
+    before = (tmp_path / "detector.pt").read_bytes()
+    code, _, errors = command("run", *quick, "seed=5")
+    assert code == 2 and "holds a run with data.seed=0, not 5" in errors
+    assert (tmp_path / "detector.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["padim", "dsebm"])
+def test_settings_that_change_nothing_are_named(folder, tmp_path, command, name):
+    useless = ["flow.blocks=2", "trainer.max_epochs=3"] + ["data.batch_size=3"] * (name == "padim")
+    code, out, errors = command("run", *of_method(name, folder, tmp_path), "pictures=false", "seed=1", *useless)
+    assert code == 0, errors
+    told = [line for line in out.splitlines() if "nothing with" in line]
+    assert len(told) == 1 and told[0].endswith(f"change nothing with method={name}")
+    assert all(one.partition("=")[0] in told[0] for one in useless) and "seed" not in told[0]
+
+
 def settings(name):
     return OmegaConf.to_container(composed(f"method={name}").method, resolve=True)
 

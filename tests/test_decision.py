@@ -88,6 +88,8 @@ def test_another_decision_needs_no_training(tmp_path):
         ({"false_alarm_rate": 0}, "false_alarm_rate=0: expected a number above 0 and at most 0.5"),
         ({"threshold": float("nan")}, "threshold=nan: expected a number that is finite"),
         ({"min_area": 0}, "min_area=0: expected an integer of at least 1"),
+        ({"threshold": 3, "false_alarm_rate": 0.1}, "false_alarm_rate=0.1: sets a threshold, which is given as 3"),
+        ({"pixel_threshold": 3, "pixel_false_alarm_rate": 0.1}, "pixel_false_alarm_rate=0.1: sets a threshold"),
     ],
 )
 def test_decisions_that_make_no_sense(arguments, message):

@@ -182,6 +182,18 @@ def test_all_frames_of_a_file_are_samples(folder):
     assert means[[sample.path.suffix == ".gif" for sample in module.test_samples]].tolist() == [0, 50, 100, 150]
 
 
+def test_the_frames_of_a_file_lie_in_one_part(folder):
+    for i in range(6):
+        frames = [
+            Image.fromarray(np.random.default_rng(3 * i + frame).integers(0, 255, (40, 40), np.uint8))
+            for frame in range(3)
+        ]
+        frames[0].save(folder / f"train/good/{i}.gif", save_all=True, append_images=frames[1:])
+    module = data(folder, frames="all")
+    learnt, held_out = ({sample.path for sample in part} for part in (module.train_samples, module.calibration_samples))
+    assert len(held_out) >= 1 and not learnt & held_out
+
+
 @pytest.mark.parametrize("options", [{}, {"tile": 32}])
 def test_frames_have_sizes_and_masks_of_their_own(folder, options):
     shapes = ((40, 40), (64, 48), (48, 64))

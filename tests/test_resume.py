@@ -1,6 +1,7 @@
 """Killed at any moment and started again, a run ends as an undisturbed one does."""
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from forked import Forked, run_module
 from helpers import arguments, environment, few_photographs, printed_random, repeatable
 
 from texture_ad.deploy.scorer import Row
-from texture_ad.deploy.watch import Rows
+from texture_ad.deploy.watch import HEADER, Rows
 from texture_ad.errors import UserError
 
 KILLS = 24 if os.environ.get("TEXTURE_AD_LONG") else 4
@@ -255,6 +256,33 @@ def test_a_torn_row_is_cut_off(tmp_path, torn):
     again = Rows(tmp_path / "scores.csv")
     assert again.names == {"a.png", "b\nb.png"}
     assert (tmp_path / "scores.csv").read_bytes() == whole
+
+
+def test_a_disk_that_fills_up_leaves_no_half_row(tmp_path, monkeypatch):
+    write = os.write
+    room = [len(HEADER) + 20, 0]  # bytes that the disk takes before it is full
+
+    def written(file, content):
+        count = min(len(content), max(room[0], 0))
+        if not count:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        room[0] -= count
+        return write(file, content[:count])
+
+    monkeypatch.setattr(os, "write", written)
+    with Rows(tmp_path / "scores.csv") as rows:
+        with pytest.raises(OSError, match="No space left"):
+            rows.append([Row("a.png", "1", "0.5"), Row("b.png", "1", "0.5")])
+        assert not rows.names
+        room[0] = 10**6
+        rows.append([Row("c.png", "1", "0.5")])
+    assert (tmp_path / "scores.csv").read_bytes() == HEADER + b"c.png,1,0.5,,,,,,\n"
+
+
+def test_a_damaged_row_is_scored_again(tmp_path):
+    (tmp_path / "scores.csv").write_bytes(HEADER + b"\na.png,1,0.5\nb.png,1,0.5,2.5,0,normal,0,0,\n")
+    with Rows(tmp_path / "scores.csv") as rows:
+        assert rows.names == {"b.png"}
 
 
 def test_two_processes_never_write_the_same_rows(tmp_path):

@@ -309,6 +309,26 @@ def test_the_worker_scores_what_waits_together_and_a_bad_job_spoils_no_other():
     assert max(map(len, batches)) == 3 and [len(b) for b in batches].count(1) >= 1
 
 
+def test_a_cancelled_job_holds_up_no_other():
+    started, release = threading.Event(), threading.Event()
+    worked = []
+
+    def work(jobs):
+        started.set()
+        release.wait()
+        worked.extend(jobs)
+        return list(jobs)
+
+    worker = Worker(work, batch_size=1)
+    futures = [worker.submit("a")]
+    started.wait()
+    futures += [worker.submit(job) for job in ("b", "c")]
+    assert futures[1].cancel()
+    release.set()
+    worker.close()
+    assert worked == ["a", "c"] and futures[2].result() == "c"
+
+
 # --- the page -----------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ import torch
 from forked import Forked, run_module
 from helpers import arguments, environment, few_photographs, printed_random, repeatable
 from joblib.externals.loky import get_reusable_executor
+from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf
 from scipy.stats import rankdata
 
@@ -303,6 +304,26 @@ def test_joblibs_processes_take_the_gpus_in_turn(monkeypatch, worker, visible, e
     assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
 
 
+def test_a_job_whose_logger_fails_at_the_end_is_not_finished(data, tmp_path, command, monkeypatch):
+    log_metrics = CSVLogger.log_metrics
+
+    def failing(self, metrics, step=None):
+        if any(key.startswith("test/") for key in metrics):
+            raise ConnectionError("the server is gone")
+        log_metrics(self, metrics, step)
+
+    sweep = ["-m", *arguments(data, tmp_path / "sweep", *QUICK, "logger=csv", "seed=0,1", "method=padim")]
+    with monkeypatch.context() as patched:
+        patched.setattr(CSVLogger, "log_metrics", failing)
+        code, _, errors = command("run", *sweep)
+        assert code == 2 and errors.count("the server is gone") >= 2
+    code, out, errors = command("run", *sweep)
+    assert code == 0 and "skipped" not in out, errors
+    assert not list((tmp_path / "sweep").glob("*/error.txt"))
+    code, out, _ = command("run", *sweep)
+    assert code == 0 and out.count("finished before") == 2
+
+
 # --- several processes as one run -----------------------------------------------------------------------
 
 
@@ -316,11 +337,12 @@ def test_two_processes_end_as_one_does(data, tmp_path):
             "data.batch_size=4",
             "data.calibration_fraction=0.3",
             "data.eval_batch_size=5",
+            "cross_fit=true",
             cache=tmp_path,
         )
         assert done.returncode == 0, done.stderr
-        for line in ("run      ", "stage 1", "stage 2", "detector "):
-            assert sum(text.startswith(line) for text in done.stdout.splitlines()) == 1, done.stdout
+        for line, count in (("run      ", 1), ("stage 1", 4), ("stage 2", 4), ("fold ", 3), ("detector ", 1)):
+            assert sum(text.startswith(line) for text in done.stdout.splitlines()) == count, done.stdout
     one, two = (rows(tmp_path / name / "scores.csv") for name in ("one", "two"))
     assert [row["path"] for row in one] == [row["path"] for row in two]
     assert [float(row["score"]) for row in two] == pytest.approx([float(row["score"]) for row in one], abs=0.002)

@@ -208,6 +208,20 @@ def strips(root, normal=8):
     return root
 
 
+@pytest.mark.parametrize(("normal", "shared"), [(8, True), (5, False)])
+def test_tiles_and_copies_of_a_picture_share_its_number_where_there_are_several(tmp_path, normal, shared):
+    root = strips(tmp_path / "strips", normal)
+    options = ["data=folder", f"data.root={root}", "data.tile=48", "data.overlap=16"]
+    data = make("data", options, augmentation=make("augmentation", ["augmentation=light", "augmentation.copies=2"]))
+    data.setup()
+    numbers = data.picture_numbers
+    assert len(numbers) == len(data.train_samples) == 3 * data.num_originals
+    assert (numbers.view(3, -1) == numbers[: data.num_originals]).all()
+    pictures = [sample.path for sample in data.train_samples[: data.num_originals]]
+    expected = [list(dict.fromkeys(pictures)).index(path) for path in pictures]
+    assert numbers[: data.num_originals].tolist() == (expected if shared else list(range(data.num_originals)))
+
+
 @pytest.mark.parametrize("method", ["fusion", "padim"])
 def test_a_run_on_strips_finds_and_locates_the_spots(tmp_path, command, method):
     data = strips(tmp_path / "strips")
@@ -247,6 +261,36 @@ def test_a_run_on_strips_finds_and_locates_the_spots(tmp_path, command, method):
     assert scores[0] == pytest.approx(scores[1], rel=1e-4) and len(scores[0]) == 6
     # The shorter strip is stretched where it is shown; nothing is where it is measured.
     assert "differ in size" in errors or "differ in size" in out
+    # One that can't be scored costs no other its row.
+    (tmp_path / "high.png").rename(data / "test/good/high.png")
+    code, out, errors = command(
+        "predict", f"detector={tmp_path / 'run/detector.pt'}", f"input={data / 'test'}", f"output={tmp_path / 'again'}"
+    )
+    assert code == 2 and "1 of 7 images could not be scored, first: " in errors
+    found = {row["path"]: row for row in csv.DictReader((tmp_path / "again/scores.csv").open())}
+    assert "the detector knows strips" in found.pop("good/high.png")["warning"]
+    before = {row["path"]: float(row["score"]) for row in csv.DictReader((tmp_path / "out/scores.csv").open())}
+    assert {path: float(row["score"]) for path, row in found.items()} == pytest.approx(before, rel=1e-4)
+
+
+def test_thresholds_of_strips_hold_their_promise(tmp_path, command):
+    """Six pictures calibrate: one new normal picture in seven may lie above all of them."""
+    rates = []
+    for seed in range(6):
+        folder = tmp_path / str(seed)
+        generator = np.random.default_rng(seed)
+        for part, count in (("train", 28), ("test", 40)):
+            (folder / part / "good").mkdir(parents=True)
+            for i in range(count):
+                pixels = generator.integers(60, 190, (48, 112), np.uint8)
+                Image.fromarray(pixels).save(folder / part / "good" / f"{i:02d}.png")
+        own = ["method=padim", "method.channels=8", "data.tile=48", "data.overlap=16", "backbone.min_size=0"]
+        code, _, errors = command(
+            "run", *arguments(folder, folder / "run", *own, f"seed={seed}", "pictures=false", "logger=none")
+        )
+        assert code == 0, errors
+        rates.append(json.loads((folder / "run/metrics.json").read_text())["false_positive_rate"])
+    assert np.mean(rates) == pytest.approx(1 / 7, abs=0.12)  # with levels of calibration pictures it was 0.67
 
 
 def test_positions_are_not_learnt_from_tiles(tmp_path, command):

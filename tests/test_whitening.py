@@ -159,6 +159,25 @@ def test_training_images_are_whitened_by_statistics_of_others_with_quarters_too(
         assert torch.allclose(found[fold::3], expected, rtol=1e-3, atol=1e-5)
 
 
+def test_what_is_of_one_picture_is_whitened_by_statistics_of_other_pictures():
+    """Changed copies lie behind their originals: what lies in no fold of theirs must not depend on them."""
+    patches = noise(7, 2, 5)
+    copies = torch.cat((patches, patches + 0.1 * noise(7, 2, 5)))
+    pictures = torch.arange(7).repeat(2)
+    whitening = make("whitening", channels=[5])
+    whitening.fit(lambda: copies.split(4), pictures)
+    found = whitening.cross_fitted(copies, torch.arange(14))
+    others = make("whitening", channels=[5])
+    for picture in range(7):
+        others.load_state_dict(whitening.state_dict())
+        others.refit([copies[pictures % 3 != picture % 3]])
+        own = copies[pictures == picture]
+        expected = others(own.flatten(0, 1)).view(2, 2, -1) * (others.energy / whitening.energy)
+        assert torch.allclose(found[pictures == picture], expected, rtol=1e-3, atol=1e-5)
+    whitening.fit(lambda: copies[:10].split(4), torch.arange(5).repeat(2))
+    assert not whitening.folds  # five pictures are too few, though they are ten images
+
+
 def test_a_state_brings_its_number_of_positions():
     whitening = make("whitening", channels=[1, 4, 1])
     other = make("whitening", channels=[1, 4, 1])

@@ -98,7 +98,7 @@ def unused(config: DictConfig, keys: Iterable[str]) -> dict[str, list[str]]:
         if not config.score.dictionary_weight:
             without["score.dictionary_weight=0"] = ("dictionary", "detection")
     found: dict[str, list[str]] = {}
-    for key in keys:
+    for key in dict.fromkeys(keys):
         for why, parts in without.items():
             if any(f"{key}.".startswith(f"{part}.") for part in parts):
                 found.setdefault(why, []).append(key)
