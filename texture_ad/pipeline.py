@@ -144,7 +144,7 @@ class Run:
             "trainer",
             self.options("trainer") | options,
             folder=self.folder / stage,
-            seed=self.config.seed,
+            seed=self.seed,
             loggers=self.loggers,
             callbacks=callbacks,
         )
@@ -239,7 +239,7 @@ def prepare_data(run: Run) -> None:
         "data_source": data.source_name,
         "category": data.category,
         "data_fingerprint": data.fingerprint,
-        "seed": run.config.seed,
+        "seed": run.seed,
     }
 
 
@@ -392,7 +392,7 @@ def _provenance(run: Run, device: torch.device) -> Provenance:
         data_source=data.source_name,
         category=data.category,
         data_fingerprint=data.fingerprint,
-        seed=run.config.seed,
+        seed=run.seed,
         false_alarm_rate=float(run.config.false_alarm_rate),
         pixel_false_alarm_rate=float(run.config.pixel_false_alarm_rate),
         versions=versions(),
@@ -472,7 +472,7 @@ def _draw_features(run: Run, detector: FusionDetector) -> None:
     source = run.data.source_name
     path = run.folder / "tsne.png"
     try:
-        layouts, labels = embed(*sample_features(pretrained, detector, run.data, run.config.seed), run.config.seed)
+        layouts, labels = embed(*sample_features(pretrained, detector, run.data, run.seed), run.seed)
         charts.tsne(layouts, labels, path, source, "patches" if run.data.has_masks else "images")
     except UserError as error:
         print(f"warning: no t-SNE, {path}: {error}", flush=True)

@@ -174,9 +174,7 @@ def _read_tiff(path: Path, frame: int, frames: Frames) -> Image.Image | np.ndarr
             return ImageOps.exif_transpose(image)
         if page.orientation == 1:
             return values
-        planes = np.atleast_3d(values).astype(np.float32)
-        turned = np.stack([_turned(planes[..., c], page.orientation) for c in range(planes.shape[2])], -1)
-        return turned if values.ndim == 3 else turned[..., 0]
+        return _turned_planes(values, page.orientation) if values.ndim == 3 else _turned(values, page.orientation)
 
 
 def count_frames(image: Image.Image) -> int:
@@ -192,9 +190,7 @@ def _decode(path: Path, image: Image.Image, frame: int) -> Image.Image | np.ndar
         values = _colour_values(path, image, frame)
         if orientation == 1:
             return values
-        return np.stack([_turned(values[..., c].astype(np.float32), orientation) for c in range(3)], -1).astype(
-            np.uint16
-        )
+        return _turned_planes(values, orientation).astype(np.uint16)
     image.load()
     ImageOps.exif_transpose(image, in_place=True)  # a copy would forget its format
     return np.asarray(image) if deep else image
@@ -222,10 +218,15 @@ def _colour_values(path: Path, image: Image.Image, frame: int) -> np.ndarray:
 
 
 def _turned(values: np.ndarray, orientation: int) -> np.ndarray:
-    """Return float32 values (H, W) turned as EXIF's orientation says."""
-    image = Image.fromarray(values)
+    """Return values (H, W), as float32, turned as EXIF's orientation says."""
+    image = Image.fromarray(values.astype(np.float32))
     image.getexif()[ORIENTATION] = orientation
     return np.asarray(ImageOps.exif_transpose(image))
+
+
+def _turned_planes(values: np.ndarray, orientation: int) -> np.ndarray:
+    """Return values (H, W, C), as float32, turned as EXIF's orientation says."""
+    return np.stack([_turned(values[..., c], orientation) for c in range(values.shape[2])], -1)
 
 
 @dataclass(frozen=True)

@@ -46,17 +46,15 @@ def find_regions(anomaly_map: np.ndarray, threshold: float, min_area: int) -> tu
     from skimage.measure import label, regionprops
 
     labels = label(mask, connectivity=2)
+    small = np.bincount(labels.ravel()) < min_area
+    labels[small[labels]] = 0
     found = []
     for properties in regionprops(labels, intensity_image=anomaly_map):
         top, left, bottom, right = properties.bbox
-        area = round(properties.area)
-        if area < min_area:
-            mask[labels == properties.label] = False
-            continue
         y, x = properties.centroid
         box = (left, top, right - left, bottom - top)
-        found.append(Region(box, area, float(properties.intensity_max), (float(x), float(y))))
-    return mask, tuple(sorted(found, key=lambda region: -region.peak))
+        found.append(Region(box, round(properties.area), float(properties.intensity_max), (float(x), float(y))))
+    return labels > 0, tuple(sorted(found, key=lambda region: -region.peak))
 
 
 def resize_map(anomaly_map: np.ndarray, size: tuple[int, ...]) -> np.ndarray:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 TILE = 192  # pixels of a thumbnail's side
 GALLERY = 600  # images shown at most, the worst mistakes first
+PANELS = "Left to right: the image with the true defect's outline, the anomaly map, the located region."
 WORST = 8  # missed defects and as many false alarms, in a section of their own
 _FIGURES = {
     "scores": (
@@ -288,7 +289,7 @@ def _rows(rows: Mapping[str, object]) -> str:
 
 def _gallery(images: Sequence[GalleryImage], threshold: float, source: str) -> str:
     worst = sorted(images, key=lambda i: (_outcome(i, threshold) == "correct", -abs(i["score"] - threshold)))
-    note = "Left to right: the image with the true defect's outline, the anomaly map, the located region."
+    note = PANELS
     if len(images) > GALLERY:
         note += f" The {GALLERY} clearest mistakes and scores of {len(images)} images; scores.csv has all."
     return _asset("gallery.html").format(
@@ -308,8 +309,7 @@ def _mistakes(images: Sequence[GalleryImage], threshold: float) -> str:
         count = f"the worst {len(worst)} of {len(of_kind)}" if len(of_kind) > WORST else str(len(of_kind) or "none")
         shown = "".join(_worst(image, threshold) for image in worst)
         parts.append(f'<h3>{title}: {count}</h3><div class="mistakes">{shown}</div>')
-    note = "Left to right: the image with the true defect's outline, the anomaly map, the located region."
-    return f'<h2 id="mistakes">The worst mistakes</h2><p class="note">{note}</p>{"".join(parts)}'
+    return f'<h2 id="mistakes">The worst mistakes</h2><p class="note">{PANELS}</p>{"".join(parts)}'
 
 
 def _worst(image: GalleryImage, threshold: float) -> str:
