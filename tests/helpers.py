@@ -146,7 +146,6 @@ def arguments(data: Path, run_dir: Path | str, *more: str) -> list[str]:
         f"data.root={data}",
         f"run_dir={run_dir}",
         "data.size=64",
-        "data.batch_size=4",
         "data.eval_batch_size=4",
         "backbone=resnet18",
         "backbone.weights=none",

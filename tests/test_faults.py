@@ -290,6 +290,7 @@ def test_a_full_gpu_gets_advice(run, monkeypatch):
 def test_a_diverging_loss_stops_and_the_batch_is_saved(run, folder, tmp_path):
     learns = (
         "cutpaste=binary",
+        "data.batch_size=4",
         "score.head_weight=0",
         "flow.first=0",
         "representation.lr=1e30",
@@ -335,7 +336,7 @@ def test_a_loss_that_leaps_and_comes_back_is_no_divergence(tmp_path, capsys):
 
 def test_what_suits_no_backbone_that_learns_is_refused(run):
     refused(run("cutpaste=binary"), "score.head_weight=1.0: expected 0 where the backbone learns CutPaste itself")
-    learns = ("cutpaste=binary", "score.head_weight=0", "backbone.layers=[layer1,layer2]")
+    learns = ("cutpaste=binary", "data.batch_size=4", "score.head_weight=0", "backbone.layers=[layer1,layer2]")
     refused(run(*learns), "flow.first=1: expected 0 where the backbone learns")
 
 

@@ -52,7 +52,6 @@ def folder(tmp_path_factory):
 
 TINY = (
     "data.size=32",
-    "data.batch_size=2",
     "backbone.layers=[layer1]",
     "flow.blocks=1",
     "flow.hidden=8",
