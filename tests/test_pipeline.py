@@ -12,6 +12,7 @@ from texture_ad.cli.entry import CONF
 from texture_ad.errors import ParameterError
 from texture_ad.methods.registry import load
 from texture_ad.models.backbone import Backbone
+from texture_ad.training.run_folder import prepared_folder
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +25,9 @@ def fitted(data, folder, *more):
     overrides = arguments(data, folder, "logger=none", "trainer.max_epochs=1", "detection.epochs=1", *more)
     with initialize_config_dir(CONF, version_base="1.3"):
         run = pipeline.Run(compose("config", overrides), folder)
-    pipeline.prepare_folder(folder)
-    pipeline.prepare_data(run)
-    return run, pipeline.fit(run)
+    with prepared_folder(folder):
+        pipeline.prepare_data(run)
+        return run, pipeline.fit(run)
 
 
 def test_calibration_images_pass_the_backbone_once(data, tmp_path, monkeypatch):

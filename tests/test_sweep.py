@@ -430,7 +430,21 @@ def test_names_are_those_of_one_file():
 def job(folder, error=None, data="folder a", **values):
     score = values.pop("score", None)
     metrics = {} if error else {"data_source": data, "data_fingerprint": "f", "image_auroc": score, "fit_seconds": 2.0}
-    return {"folder": folder / "x", "swept": {k: str(v) for k, v in values.items()}, "metrics": metrics, "error": error}
+    metrics |= {} if error else {"seed": values.get("seed", 0)}
+    swept = {k: str(v) for k, v in values.items()}
+    return {"folder": folder / "x", "swept": swept, "metrics": metrics, "finished": 0, "error": error}
+
+
+def test_a_setting_that_was_run_twice_with_a_seed_counts_once(tmp_path):
+    one, two, again, other = (
+        job(tmp_path, blocks=2, seed=seed, score=s) for seed, s in ((0, 0.1), (1, 0.2), (0, 0.3), (0, 0.4))
+    )
+    again["finished"] = 1
+    other["swept"] = {"blocks": "4"}  # without the key, and by default of the same seed
+    _, settings = compare([one, again, two, other])
+    assert {row["blocks"]: row["image_auroc"] for row in settings} == {"2": [0.3, 0.2], "4": [0.4]}
+    write_comparison(tmp_path, [one, again, two, other])
+    assert "1 jobs repeat the setting and seed" in (tmp_path / "comparison.md").read_text()
 
 
 def test_settings_have_a_mean_and_a_mean_rank_over_textures(tmp_path):

@@ -64,22 +64,27 @@ def csv_text(rows: Iterable[Sequence]) -> bytes:
     return text.getvalue().encode("utf-8", "backslashreplace")
 
 
-def lock(path: Path) -> BaseFileLock | None:
-    """Return a lock that this process alone holds until it ends, on a file beside `path`.
+def lock(path: Path, advice: str = "give another output", file: Path | None = None) -> BaseFileLock | None:
+    """Return a lock that this process alone holds until it ends.
 
     Only a lock of the operating system ends with a killed process. Where there is none, a line on stderr says so.
+
+    Args:
+        path: that is locked; it need not exist.
+        advice: what to do where another process holds it.
+        file: that stands for it, None for one beside it.
 
     Raises:
         UserError: another process holds it.
     """
     if issubclass(FileLock, SoftFileLock):
-        print(f"note: {path} is not locked: this system has no file locks; watch with one process", file=sys.stderr)
+        print(f"note: {path} is not locked: this system has no file locks; use one process", file=sys.stderr)
         return None
-    held = FileLock(f"{path}.lock")
+    held = FileLock(file or f"{path}.lock")
     try:
         held.acquire(timeout=0)
     except Timeout as error:
-        raise UserError(f"{path}: another process is writing to it; give another output") from error
+        raise UserError(f"{path}: another process is writing to it; {advice}") from error
     return held
 
 

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -48,7 +49,7 @@ from texture_ad.reporting.tables import metrics_table
 from texture_ad.training.cache import Cache, digest
 from texture_ad.training.distributed import check_processes, gather, is_rank_zero
 from texture_ad.training.resources import peak_memory, reset_peak_memory
-from texture_ad.training.run_folder import prepare_folder
+from texture_ad.training.run_folder import prepared_folder
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -190,18 +191,13 @@ def run(
         UserError: input that can't be worked with.
     """
     reset_peak_memory()
-    check("seed", config.seed, Annotated[int, Range(0, 2**32 - 1)])
-    for name in ("false_alarm_rate", "pixel_false_alarm_rate"):
-        check(name, config[name], FalseAlarmRate)
-    check("examples", config.examples, NonNegativeInt)
-    check("cross_fit", config.cross_fit, Switch)
+    check_settings(config)
     this = Run(config, Path(config.run_dir), command, cache, stage1_settings or {}, in_sweep, trial)
-    if is_rank_zero():
-        prepare_folder(this.folder)
     L.seed_everything(config.seed, workers=True, verbose=False)
     chosen = this.options("logger") if "logger" in config else {}  # logger=[] leaves no such key
     factories = (partial(make, "logger", options) for options in chosen.values())
-    with open_loggers(factories) as this.loggers:
+    folder = prepared_folder(this.folder) if is_rank_zero() else nullcontext()
+    with folder, open_loggers(factories) as this.loggers:
         prepare_data(this)
         detector = fit(this)
         calibrate(this, detector)
@@ -211,10 +207,26 @@ def run(
     return this.metrics
 
 
+def check_settings(config: DictConfig) -> None:
+    """Check the settings that belong to no group.
+
+    Raises:
+        ParameterError: one is out of its range.
+    """
+    check("seed", config.seed, Annotated[int, Range(0, 2**32 - 1)])
+    for name in ("false_alarm_rate", "pixel_false_alarm_rate"):
+        check(name, config[name], FalseAlarmRate)
+    check("examples", config.examples, NonNegativeInt)
+    check("cross_fit", config.cross_fit, Switch)
+
+
 def prepare_data(run: Run) -> None:
     """Find and split the images, and record what is known of the run before it starts (step 1)."""
     run.data = run.make("data", augmentation=run.make("augmentation"))
-    run.data.setup()
+    try:
+        run.data.setup()
+    except ParameterError as error:
+        raise error.within("data") from error.__cause__
     data = run.data
     pixels = "{1} x {0} px".format(*data.geometry.size)
     tiles = f" ({data.num_originals} tiles)" if data.geometry.tiled else ""

@@ -7,7 +7,7 @@ from texture_ad.errors import DivergenceError, ParameterError, UserError
 
 # Parameters that are checked outside their group's target.
 GROUPS = {"devices": "trainer", "strategy": "trainer", "head_weight": "score", "mode": "whitening"}
-GROUPS |= dict.fromkeys(("layout", "table", "normal", "anomalous", "masks", "group"), "data")
+GROUPS |= dict.fromkeys(("layout", "table", "normal", "anomalous", "group"), "data")
 
 # What a method refuses, though another group sets it.
 RENAMED = {"method.tile": "data.tile", "method.mode": "whitening.mode"}

@@ -7,13 +7,17 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from texture_ad.cli.advice import advised
+from texture_ad.cli.experiment import hushed_libraries
+from texture_ad.cli.explain import explain
 from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.data.images import Reading
 from texture_ad.data.inspection import File, can_hash, copy_lines, described, inspect_files
 from texture_ad.data.layouts.samples import read_marks
 from texture_ad.environment import to_install
 from texture_ad.errors import ParameterError, UserError
-from texture_ad.pipeline import Run, build, make
+from texture_ad.methods.fusion.detector import FusionDetector
+from texture_ad.methods.fusion.stages import make_stages
+from texture_ad.pipeline import Run, build, check_settings, make
 
 
 def check_data(config: DictConfig) -> list[str]:
@@ -73,13 +77,22 @@ def _set_up(data: TextureDataModule) -> list[str]:
 
 
 def _not_built(config: DictConfig, data: TextureDataModule) -> list[str]:
-    """Build the detector for images that can be read, as a run does, and return why that was refused."""
+    """Build all that is trained for images that can be read, as a run does, and return why that was refused."""
     run = Run(config, Path(config.run_dir))
     run.data = data
     try:
-        build(run)
-    except UserError as error:
-        return [advised(error)]
+        with hushed_libraries():
+            check_settings(config)
+            run.make("augmentation")
+            run.trainer("stage1")
+            detector = build(run)
+            if isinstance(detector, FusionDetector):
+                make_stages(detector, run)
+    except Exception as error:
+        line = explain(error)
+        if line is None:
+            raise
+        return [line]
     return []
 
 

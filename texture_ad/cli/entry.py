@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from io import TextIOWrapper
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -99,14 +100,22 @@ def _run_checked(function: Callable[[DictConfig], object], config: DictConfig, c
             fail(error)
         raise
     except SystemExit as stop:
-        # Lightning's, after it has shut down; its own exit code would be that of success.
-        if type(stop).__name__ == "SIGTERMException":
-            print(
-                "error: stopped by SIGTERM; the same command with the same run_dir resumes from the last checkpoint",
-                file=sys.stderr,
-            )
-            sys.exit(143)
+        # Lightning's, after it has shut down.
+        if type(stop).__name__ == "SIGTERMException":  # its own exit code would be that of success
+            _stopped("SIGTERM", 143)
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            _stopped("Ctrl-C", 130)
         raise
+
+
+def _stopped(what: str, code: int) -> NoReturn:
+    """Say that a run was stopped, and how to go on; exit with this code."""
+    advice = "the same command with the same run_dir resumes from the last checkpoint"
+    print(
+        f"error: stopped by {what}; {'the same command does what is missing' if in_sweep() else advice}",
+        file=sys.stderr,
+    )
+    sys.exit(code)
 
 
 def _run_entry(entry: Callable[[], object]) -> None:
@@ -123,6 +132,9 @@ def _run_entry(entry: Callable[[], object]) -> None:
         sys.argv[1:] = quote_paths(sys.argv[1:])
         entry()
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("error: stopped by Ctrl-C", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:  # whoever read the output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

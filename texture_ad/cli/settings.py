@@ -97,6 +97,8 @@ def unused(config: DictConfig, keys: Iterable[str]) -> dict[str, list[str]]:
         without[f"cutpaste={task}"] = ("representation", "data.batch_size") if task == "none" else ("density", "head")
         if not config.score.dictionary_weight:
             without["score.dictionary_weight=0"] = ("dictionary", "detection")
+    if config.data.tile is None:
+        without["data.tile=null"] = ("data.overlap", "data.max_tiles")
     found: dict[str, list[str]] = {}
     for key in dict.fromkeys(keys):
         for why, parts in without.items():

@@ -62,7 +62,8 @@ def read_jobs(folder: Path, overrides: Sequence[str]) -> list[dict]:
         overrides: the sweep's, each "key=value".
 
     Returns:
-        For each job `folder`, `swept` (key to value), `metrics` (empty where it is not finished) and `error`.
+        For each job `folder`, `swept` (key to value), `metrics` (empty where it is not finished), when it was
+        `finished` (nanoseconds), and `error`.
     """
     jobs = []
     for told in sorted(folder.glob("*/hydra/overrides.yaml")):
@@ -75,6 +76,7 @@ def read_jobs(folder: Path, overrides: Sequence[str]) -> list[dict]:
                 "folder": job_folder,
                 "swept": values,
                 "metrics": json.loads(metrics.read_text("utf-8")) if metrics.is_file() else {},
+                "finished": metrics.stat().st_mtime_ns if metrics.is_file() else 0,
                 "error": error.read_text("utf-8").partition("\n")[0] if error.is_file() else None,
             }
         )
@@ -93,9 +95,7 @@ def compare(jobs: Sequence[dict]) -> tuple[list[str], list[dict]]:
     values.pop("seed", None)
     keys = sorted((k for k in values if len(values[k]) > 1), key=lambda k: -len(values[k])) or list(values)[:1]
     settings: dict[tuple, dict] = {}
-    for job in jobs:
-        if not job["metrics"]:
-            continue
+    for job in distinct(jobs):
         setting = tuple(job["swept"].get(key) for key in keys)
         row = settings.setdefault(
             (setting, job["metrics"]["data_source"]),
@@ -108,6 +108,15 @@ def compare(jobs: Sequence[dict]) -> tuple[list[str], list[dict]]:
             if job["metrics"].get(name) is not None:
                 row.setdefault(name, []).append(job["metrics"][name])
     return keys, sorted(settings.values(), key=lambda row: [_order(row[key]) for key in keys])
+
+
+def distinct(jobs: Sequence[dict]) -> list[dict]:
+    """Return the finished jobs, of those that repeat a setting and its seed the last one to finish."""
+    found = {}
+    for job in sorted((job for job in jobs if job["metrics"]), key=lambda job: job["finished"]):
+        setting = frozenset(job["swept"].items() - {("seed", job["swept"].get("seed"))})
+        found[setting, job["metrics"]["data_source"], job["metrics"]["seed"]] = job
+    return sorted(found.values(), key=lambda job: job["folder"])
 
 
 def means_over_textures(keys: Sequence[str], settings: Sequence[dict]) -> list[dict]:
@@ -187,6 +196,9 @@ def write_comparison(folder: Path, jobs: Sequence[dict]) -> str:
     lines = [_markdown_row(keys, row) for row in settings]
     text = markdown_table(lines) if lines else "No job has finished."
     remarks = best_setting(keys, settings)
+    repeated = sum(bool(job["metrics"]) for job in jobs) - len(distinct(jobs))
+    if repeated:
+        remarks.append(f"{repeated} jobs repeat the setting and seed of one that finished later, which alone counts.")
     pruned = sum("pruned_epoch" in job["metrics"] for job in jobs)
     if pruned:
         remarks.append(

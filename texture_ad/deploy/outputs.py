@@ -36,6 +36,20 @@ class Wanted(NamedTuple):
     submission: bool = False
 
 
+def left_before(output: Path, wanted: Wanted) -> list[str]:
+    """Return the names of what lies in `output` of an earlier command, and is not written anew."""
+    written = {
+        "overlays": wanted.pictures,
+        "masks": wanted.masks,
+        "maps": wanted.maps,
+        "regions.json": wanted.regions,
+        "coco.json": wanted.regions,
+        "anomaly_images": wanted.submission,
+        "anomaly_images_thresholded": wanted.submission,
+    }
+    return [name for name, anew in written.items() if not anew and (output / name).exists()]
+
+
 def check_distinct(paths: Sequence[Path]) -> None:
     """Check that no two photographs share a name but for its suffix, which a submission's files don't keep.
 

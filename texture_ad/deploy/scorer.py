@@ -21,7 +21,7 @@ from texture_ad.data.drift import brightness, differences
 from texture_ad.data.images import header
 from texture_ad.data.layouts.files import files_below, is_image, listed, unread
 from texture_ad.data.pictures import Picture, read_scaled
-from texture_ad.deploy.outputs import FOLDERS, Wanted, write_files, write_regions
+from texture_ad.deploy.outputs import FOLDERS, Wanted, left_before, write_files, write_regions
 from texture_ad.deploy.results import Result, decide
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.evaluation.calibration import Decision
@@ -425,6 +425,9 @@ def predict(scorer: Scorer, paths: list[Path], output: Path, batch_size: Count) 
     if scorer.wanted.regions:
         write_regions(results, output)
     scorer.report()
+    before = left_before(output, scorer.wanted)
+    if before:
+        print(f"warning: {', '.join(before)} in {output} are of an earlier command", file=sys.stderr)
     print(f"scores   {output / 'scores.csv'}")
     if scorer.failed:
         raise UserError(f"{len(scorer.failed)} of {len(paths)} images could not be scored, first: {scorer.failed[0]}")

@@ -72,7 +72,8 @@ class Rows:
         path: of the CSV; made where it is missing.
 
     Attributes:
-        names: of the files that have a row.
+        names: of the files that have a row with a score.
+        failed: of the files whose row says why they have none.
         stream: what the rows say.
         thresholds: that the rows found had been scored by, as text.
 
@@ -84,6 +85,7 @@ class Rows:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.names: set[str] = set()
+        self.failed: set[str] = set()
         self.stream = Stream()
         self.thresholds: set[str] = set()
         self._lock = lock(path)
@@ -115,15 +117,21 @@ class Rows:
             self._write(HEADER)
         rows = list(csv.reader(io.StringIO(complete.decode("utf-8", "replace"), newline="")))
         complete_rows = [Row(*row) for row in rows[1:] if len(row) == len(COLUMNS)]
-        self.names = {row[0] for row in complete_rows}
+        self._remember(complete_rows)
         self.thresholds = {row.threshold for row in complete_rows} - {""}
         self.stream.add(complete_rows)
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add rows in one write and wait until they are on the disk."""
         self._write(csv_text(rows))
-        self.names |= {row[0] for row in rows}
+        self._remember(rows)
         self.stream.add(rows)
+
+    def _remember(self, rows: Iterable[Row]) -> None:
+        """Take over which files the rows are of."""
+        for row in rows:
+            (self.names if row.score else self.failed).add(row.path)
+        self.failed -= self.names
 
     def _write(self, content: bytes) -> None:
         """Write at the end of the file and wait until it is on the disk; on an error the file is as before."""
@@ -181,7 +189,11 @@ def _score_new(scorer: Scorer, rows: Rows, paths: list[Path], batch_size: int, s
             return
         batch = paths[start : start + batch_size]
         scored = scorer.score(batch, scorer.read(batch))
-        rows.append([scorer.row(result) for result in scored])
+        for result in scored:
+            if result.error:
+                print(f"warning: {result.error}", file=sys.stderr, flush=True)
+        # One that failed before, and does so again, has its row.
+        rows.append([scorer.row(result) for result in scored if not result.error or result.name not in rows.failed])
         for result in scored:
             tell(result.to_dict())
         print(f"{scorer.images} images, {scorer.anomalous} above the threshold, last {scored[-1].name}", flush=True)
@@ -200,7 +212,8 @@ def watch(
     """Score every new file once, by its name, as it arrives, until SIGINT or SIGTERM.
 
     A file counts as complete when its size and time are as they were one interval before. Rows are appended after
-    their overlays are written; a restart skips the names that scores.csv has.
+    their overlays are written; a restart skips the names that have a score in scores.csv. One that can't be scored is
+    tried again when it changes, and after a restart.
 
     Args:
         scorer: with the detector.
@@ -217,6 +230,7 @@ def watch(
     """
     stop = Stop()
     seen: dict[Path, State] = {}
+    tried: dict[Path, State] = {}
     with Rows(output / "scores.csv") as rows:
         threshold = f"{scorer.decision.threshold:.8g}"
         others = rows.thresholds - {threshold}
@@ -228,8 +242,9 @@ def watch(
         reported = time.monotonic()
         while not stop.asked:
             now = states(path for path in find_images(folder, output) if scorer.name(path) not in rows.names)
-            settled = [path for path, state in now.items() if seen.get(path) == state]
+            settled = [path for path, state in now.items() if seen.get(path) == state != tried.get(path)]
             seen = now
+            tried |= {path: now[path] for path in settled}
             _score_new(scorer, rows, settled, batch_size, stop, tell)
             if report is not None and time.monotonic() >= reported + report:
                 write_report(rows.stream, scorer, output / "stream.html")

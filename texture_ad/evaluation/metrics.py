@@ -59,6 +59,8 @@ def prediction_metrics(
     metrics: dict[str, Any] = image_metrics(predictions["score"], predictions["label"], decision.threshold)
     metrics |= image_intervals(predictions["score"], predictions["label"], decision.threshold)
     maps = predictions["anomaly_maps"]
+    if maps is not None and decision.pixel_threshold is not None:
+        metrics["pixel_threshold"] = decision.pixel_threshold
     if maps is not None and masks is not None:
         thresholds = [decision.pixel_threshold_of(float(score)) for score in predictions["score"]]
         metrics |= metrics_at_masks(maps, masks, thresholds)

@@ -463,9 +463,12 @@ class AnomalyDetector(nn.Module, ABC):
         """Measure images at once, or whole pictures one after the other; return the size with each measurement.
 
         Raises:
-            UserError: a picture that can't be read.
+            UserError: a picture that can't be read, or a tensor of another type or shape.
         """
         if isinstance(images, Tensor):
+            if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+                told = f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
+                raise UserError(f"images: expected uint8 (B, 3, H, W), as `read` gives them, not {told}")
             return [(self.measure(self.fill(images.to(self.device))), (images.shape[-2], images.shape[-1]))]
         return [(self.measure_picture(picture), picture.shape) for picture in images]
 

@@ -1,21 +1,39 @@
 """The run folder: ready for its first run, or for resuming one that was killed."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import BaseFileLock
+
 from texture_ad.errors import ParameterError
+from texture_ad.files import lock
 
 
-def prepare_folder(folder: Path) -> None:
-    """Make a run folder ready.
-
-    Half-written files that a kill left are removed, and the log of the earlier part is kept under a number.
+@contextmanager
+def prepared_folder(folder: Path) -> Iterator[None]:
+    """Make a run folder ready, and keep other processes out of it.
 
     Raises:
         ParameterError: the folder can't be written.
+        UserError: another process works there.
     """
+    held = _prepare(folder)
+    try:
+        yield
+    finally:
+        if held is not None:
+            with suppress(OSError):
+                os.unlink(held.lock_file)
+            held.release()
+
+
+def _prepare(folder: Path) -> BaseFileLock | None:
+    """Make and lock a folder, remove half-written files, and keep the log of a killed run under a number."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        held = lock(folder, "wait for its end, or give another run_dir", folder / "run.lock")
         for leftover in folder.rglob("*.partial"):
             leftover.unlink()
         log = folder / "logs" / "metrics.csv"
@@ -25,6 +43,7 @@ def prepare_folder(folder: Path) -> None:
     except OSError as error:
         problem = f"can't be written ({error.strerror}); give a writable folder"
         raise ParameterError("run_dir", folder, problem) from error
+    return held
 
 
 def holds_run(folder: Path) -> bool:

@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import lightning as L
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
@@ -13,7 +13,6 @@ from texture_ad.methods.fusion.density import Density
 from texture_ad.methods.fusion.detection import Detection
 from texture_ad.methods.fusion.features import TrainingFeatures
 from texture_ad.methods.fusion.model import FusionModel
-from texture_ad.methods.fusion.pretext import Pretext
 from texture_ad.methods.fusion.representation import Representation
 from texture_ad.training.cache import FeatureCache
 from texture_ad.training.callbacks import LoaderTime, StopDivergence
@@ -29,30 +28,61 @@ class StopEarly(EarlyStopping):
         trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
 
 
-def fit_stages(detector: FusionModel, fitting: Fitting) -> dict[str, float]:
-    """Fit a detector in two stages; return what stage 1 took and reached."""
+class Stages(NamedTuple):
+    """Hold what a fit trains, and the training images' features.
+
+    Attributes:
+        features: of both stages.
+        first: trains the representation.
+        second: trains the dictionary, None where it has no weight.
+    """
+
+    features: TrainingFeatures
+    first: Density | Representation
+    second: Detection | None
+
+
+def make_stages(detector: FusionModel, fitting: Fitting) -> Stages:
+    """Return both stages of a detector's fit; all of them before the first trains, so that no refusal costs training.
+
+    Raises:
+        ParameterError: a setting out of its range, or one that does not go with a backbone that learns.
+    """
     features = fitting.make("features", detector=detector)
     pretext = fitting.make("cutpaste", dim=len(detector.whitening.mean))
-    # Before stage 1, so that a setting that stage 2 refuses costs no training.
-    module = fitting.make("detection", detector=detector, features=features) if detector.weight("dictionary") else None
-    start = fitting.clock()
+    second = fitting.make("detection", detector=detector, features=features) if detector.weight("dictionary") else None
     if pretext.task == "none":
-        metrics = train_density(detector, features, fitting)
+        return Stages(features, fitting.make("density", detector=detector, features=features), second)
+    if detector.weight("head"):
+        problem = "expected 0 where the backbone learns CutPaste itself"
+        raise ParameterError("head_weight", detector.weight("head"), problem)
+    if detector.flow.dim != detector.whitening.length:
+        problem = "expected 0 where the backbone learns: the likelihood of all its layers chooses its weights"
+        raise ParameterError("flow.first", detector.flow.first, problem)
+    first = fitting.make("representation", detector=detector, pretext=pretext, features=features)
+    return Stages(features, first, second)
+
+
+def fit_stages(detector: FusionModel, fitting: Fitting) -> dict[str, float]:
+    """Fit a detector in two stages; return what stage 1 took and reached."""
+    features, first, second = make_stages(detector, fitting)
+    start = fitting.clock()
+    if isinstance(first, Density):
+        metrics = train_density(first, detector, fitting)
     else:
-        metrics = train_representation(detector, features, pretext, fitting)
+        metrics = train_representation(first, detector, fitting)
     metrics["stage1_seconds"] = fitting.clock() - start
     if fitting.cache is not None:
         detector.feature_cache = FeatureCache(fitting.cache, detector.backbone, detector.whitening.quarters)
-    if module is not None:
-        train_dictionary(module, detector, features, fitting)
+    if second is not None:
+        train_dictionary(second, detector, features, fitting)
     features.clear()
     detector.whitening.folds.clear()
     return metrics
 
 
-def train_density(detector: FusionModel, features: TrainingFeatures, fitting: Fitting) -> dict[str, float]:
+def train_density(module: Density, detector: FusionModel, fitting: Fitting) -> dict[str, float]:
     """Train stage 1 on a backbone that stays as it is; leave the weights that make calibration patches likeliest."""
-    module = fitting.make("density", detector=detector, features=features)
     taught = "the flow, and the head by CutPaste" if module.taught else "the flow"
     print(f"stage 1  representation: {taught}", flush=True)
     stop = StopEarly("val/nll", patience=module.patience)
@@ -61,17 +91,8 @@ def train_density(detector: FusionModel, features: TrainingFeatures, fitting: Fi
     return metrics
 
 
-def train_representation(
-    detector: FusionModel, features: TrainingFeatures, pretext: Pretext, fitting: Fitting
-) -> dict[str, float]:
+def train_representation(module: Representation, detector: FusionModel, fitting: Fitting) -> dict[str, float]:
     """Train stage 1 with a backbone that learns; leave the weights that scored best on synthetic defects."""
-    if detector.weight("head"):
-        problem = "expected 0 where the backbone learns CutPaste itself"
-        raise ParameterError("head_weight", detector.weight("head"), problem)
-    if detector.flow.dim != detector.whitening.length:
-        problem = "expected 0 where the backbone learns: the likelihood of all its layers chooses its weights"
-        raise ParameterError("flow.first", detector.flow.first, problem)
-    module = fitting.make("representation", detector=detector, pretext=pretext, features=features)
     print("stage 1  representation: CutPaste and the flow", flush=True)
     return _train_stage1(module, detector, fitting, "val/auroc", "max", [])
 
