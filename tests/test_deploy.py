@@ -235,6 +235,25 @@ def test_a_submission_would_be_one_file_of_two_photographs(predict, photographs,
     assert code == 2 and "would be one file; rename one" in errors
 
 
+def test_what_an_earlier_command_left_is_named(predict, photographs):
+    code, _, errors, _ = predict(photographs, "regions=true", "masks=true")
+    assert code == 0 and "earlier" not in errors
+    code, _, errors, _ = predict(photographs, "threshold=0", "masks=true")
+    assert code == 0 and "warning: regions.json, coco.json in " in errors and "are of an earlier command" in errors
+
+
+@pytest.mark.parametrize("value", ["yess", "2"])
+def test_a_switch_of_predict_has_its_own_name(predict, photographs, value):
+    code, _, errors, _ = predict(photographs, f"masks={value}")
+    assert code == 2 and errors.startswith(f"error: masks={value}: expected")
+
+
+@pytest.mark.parametrize("images", [torch.rand(1, 3, 64, 64), torch.zeros(3, 64, 64, dtype=torch.uint8)])
+def test_a_detector_takes_images_as_it_reads_them_alone(images):
+    with pytest.raises(UserError, match=r"images: expected uint8 \(B, 3, H, W\)"):
+        untrained_detector()(images)
+
+
 def test_rows_of_a_watched_folder_are_not_written_over(predict, photographs, tmp_path):
     with Rows(tmp_path / "out/scores.csv") as rows:
         rows.append([Row("a.png", "1", "0.5", "2.5")])

@@ -15,6 +15,7 @@ from helpers import arguments, environment, few_photographs, printed_random, rep
 from texture_ad.deploy.scorer import Row
 from texture_ad.deploy.watch import HEADER, Rows
 from texture_ad.errors import UserError
+from texture_ad.training.run_folder import prepared_folder
 
 KILLS = 24 if os.environ.get("TEXTURE_AD_LONG") else 4
 MARKS = ("stage 1", "stage 2", "stage1/last.ckpt", "stage2/last.ckpt", "detector.pt", "scores.csv", "overlays")
@@ -133,15 +134,16 @@ def test_the_log_of_the_earlier_part_is_kept(data, tmp_path):
     assert (tmp_path / "run/logs/metrics_1.csv").read_text() == before
 
 
-def test_sigterm_stops_with_advice_and_the_run_resumes(data, undisturbed, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_stops_with_advice_and_the_run_resumes(data, undisturbed, tmp_path, number, code):
     run_dir = tmp_path / "run"
     process = started(data, run_dir, "pictures=false")
     wait_for(run_dir / "stage1/last.ckpt", process)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=120)
     # In the middle of training Lightning stops at the next batch; elsewhere the process ends at once.
-    assert process.returncode in (143, -signal.SIGTERM), errors
-    assert "Traceback" not in errors
+    assert process.returncode in (code, -signal.SIGTERM), errors
+    assert "Traceback" not in errors and ("error: stopped by " in errors or process.returncode < 0)
     finish(data, run_dir, "pictures=false")
     assert results(run_dir) == results(undisturbed[0])
 
@@ -244,6 +246,27 @@ def test_a_watched_folder_is_scored_once_each_over_kills(undisturbed, data, tmp_
     assert all(float(r["score"]) for r in found if r["path"] != "broken.png")
     assert "above the threshold" in out
     assert "can't be read" in next(r["warning"] for r in found if r["path"] == "broken.png")
+    assert "broken.png: can't be read" in errors
+    # After a restart it is tried again: at once without a second row, and with its score once it is whole.
+    process = watching(undisturbed[0] / "detector.pt", folder, output)
+    assert any("last broken.png" in line for line in process.lines())
+    assert len(rows(output)) == len(found)
+    (folder / "broken.png").write_bytes(photographs[0])
+    wait_rows(output, len(found) + 1, process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    last = rows(output)[-1]
+    assert last["path"] == "broken.png" and float(last["score"]) and len(rows(output)) == len(found) + 1
+
+
+def test_a_run_folder_is_one_process_s(data, tmp_path, command):
+    quick = arguments(data, tmp_path / "run", "method=padim", "pictures=false", "logger=none")
+    with prepared_folder(tmp_path / "run"):
+        code, _, errors = command("run", *quick)
+        assert code == 2 and f"{tmp_path / 'run'}: another process is writing to it; wait for its end" in errors
+    code, _, errors = command("run", *quick)
+    assert code == 0, errors
+    assert not (tmp_path / "run/run.lock").exists()
 
 
 @pytest.mark.parametrize("torn", [b"c.png,1.0,2", b'"na\nme', b"c.png,1,2,0,\xc3"])

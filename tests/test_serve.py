@@ -170,6 +170,9 @@ def test_health_metrics_and_the_detectors_description(port, detector, photograph
         assert float(metrics.split(f"texture_ad_{name} ")[1].split()[0]) >= 1
     about = json.loads(ask(port, "GET", "/detector")[2])
     assert about["threshold"] == pytest.approx(float(detector.threshold)) and len(about["calibration_levels"]) == 3
+    assert about["pixel_threshold"] == pytest.approx(float(detector.pixel_threshold))
+    status, _, content = ask(port, "POST", "/predict?masks=true", (photographs / "d.png").read_bytes())
+    assert status == 422 and json.loads(content)["error"].startswith("masks: no such parameter")
     assert json.loads(ask(port, "GET", "/openapi.json")[2])["paths"].keys() == {
         "/predict",
         "/health",

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import time
 from statistics import fmean, stdev
 from types import SimpleNamespace
@@ -322,6 +323,17 @@ def test_a_job_whose_logger_fails_at_the_end_is_not_finished(data, tmp_path, com
     assert not list((tmp_path / "sweep").glob("*/error.txt"))
     code, out, _ = command("run", *sweep)
     assert code == 0 and out.count("finished before") == 2
+
+
+def test_a_job_that_finished_on_other_images_is_not_taken_for_today_s(data, tmp_path, command):
+    own = shutil.copytree(data, tmp_path / "own")
+    sweep = ["-m", *arguments(own, tmp_path / "sweep", *QUICK, "seed=0,1", "method=padim")]
+    assert command("run", *sweep)[0] == 0
+    code, out, _ = command("run", *sweep)
+    assert code == 0 and out.count("finished before") == 2
+    next((own / "test").rglob("*.png")).unlink()
+    code, out, errors = command("run", *sweep)
+    assert code == 2 and "finished before" not in out and errors.count("its images changed since") >= 2
 
 
 # --- several processes as one run -----------------------------------------------------------------------

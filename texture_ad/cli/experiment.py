@@ -11,18 +11,17 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Literal
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from texture_ad.cli.entry import in_sweep
 from texture_ad.cli.naming import key_of
 from texture_ad.cli.settings import check_same, stage1_settings, unused
-from texture_ad.cli.sweep import OBJECTIVE, finished, is_search
-from texture_ad.errors import ParameterError, UserError
+from texture_ad.cli.sweep import OBJECTIVE, check_images, finished, is_search
+from texture_ad.errors import UserError
 from texture_ad.parameters import check
 from texture_ad.training.run_folder import holds_run
 
@@ -37,6 +36,7 @@ def run_experiment(config: DictConfig) -> float:
     folder = Path(HydraConfig.get().runtime.output_dir)
     config.run_dir = str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
     if in_sweep() and finished(folder, config):
+        prepare_process()
         check_images(folder, config)
         print(f"skipped  {config.run_dir}: finished before", flush=True)
         return read_objective(folder)
@@ -44,28 +44,6 @@ def run_experiment(config: DictConfig) -> float:
     prepare_process()
     start(config, HydraConfig.get().overrides.task, in_sweep())
     return read_objective(folder)
-
-
-def check_images(folder: Path, config: DictConfig) -> None:
-    """Check that the images of a finished job are those that its folder was made from.
-
-    Raises:
-        UserError: they changed.
-    """
-    settings = json.dumps(OmegaConf.to_container(config.data, resolve=True))
-    if json.loads((folder / "metrics.json").read_text("utf-8"))["data_fingerprint"] != _fingerprint(settings):
-        problem = "its images changed since; give another run_dir, or remove this one to train anew"
-        raise ParameterError("run_dir", folder, problem)
-
-
-@cache
-def _fingerprint(settings: str) -> str:
-    """Return the fingerprint of the images of a group data, as JSON; once for all jobs that have the same."""
-    from texture_ad.pipeline import make
-
-    data = make("data", json.loads(settings) | {"cache_mb": 0})
-    data.setup()
-    return data.fingerprint
 
 
 def read_objective(folder: Path) -> float:

@@ -10,6 +10,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import cache
 from math import isnan, nan
 from pathlib import Path
 from statistics import fmean
@@ -23,7 +24,7 @@ from texture_ad.cli.entry import in_sweep
 from texture_ad.cli.explain import explain, fail
 from texture_ad.cli.naming import key_of, swept
 from texture_ad.cli.settings import check_same
-from texture_ad.errors import UserError
+from texture_ad.errors import ParameterError, UserError
 from texture_ad.evaluation.spread import Spread, mean_ranks, spread
 from texture_ad.reporting.metrics import COMPARED
 from texture_ad.reporting.tables import cell, markdown_table, mean_and_deviation
@@ -52,6 +53,28 @@ def finished(folder: Path, config: DictConfig) -> bool:
         return False
     check_same(folder, config)
     return True
+
+
+def check_images(folder: Path, config: DictConfig) -> None:
+    """Check that the images of a finished job are those that its folder was made from.
+
+    Raises:
+        UserError: they changed.
+    """
+    settings = json.dumps(OmegaConf.to_container(config.data, resolve=True))
+    if json.loads((folder / "metrics.json").read_text("utf-8"))["data_fingerprint"] != _fingerprint(settings):
+        problem = "its images changed since; give another run_dir, or remove this one to train anew"
+        raise ParameterError("run_dir", folder, problem)
+
+
+@cache
+def _fingerprint(settings: str) -> str:
+    """Return the fingerprint of the images of a group data, as JSON; once for all jobs that have the same."""
+    from texture_ad.pipeline import make
+
+    data = make("data", json.loads(settings) | {"cache_mb": 0})
+    data.setup()
+    return data.fingerprint
 
 
 def read_jobs(folder: Path, overrides: Sequence[str]) -> list[dict]:
@@ -298,6 +321,7 @@ class Comparison(Callback):
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
         """Count the jobs that have finished before, and resume a search; exit with an error where it can't be."""
         folder = Path(config.hydra.sweep.dir)
+        _fingerprint.cache_clear()
         self.before = len(list(folder.glob("*/metrics.json")))
         if not is_search(config.hydra.sweeper):
             return

@@ -4,11 +4,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-from filelock import BaseFileLock
+from typing import TYPE_CHECKING
 
 from texture_ad.errors import ParameterError
-from texture_ad.files import lock
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 
 @contextmanager
@@ -29,8 +30,10 @@ def prepared_folder(folder: Path) -> Iterator[None]:
             held.release()
 
 
-def _prepare(folder: Path) -> BaseFileLock | None:
+def _prepare(folder: Path) -> "BaseFileLock | None":
     """Make and lock a folder, remove half-written files, and keep the log of a killed run under a number."""
+    from texture_ad.files import lock  # and torch, which must not be imported before a process has its share of cores
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         held = lock(folder, "wait for its end, or give another run_dir", folder / "run.lock")

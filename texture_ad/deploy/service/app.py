@@ -241,6 +241,7 @@ class Service:
             "method": self.scorer.detector.name,
             "source": self.scorer.source,
             "threshold": decision.threshold,
+            "pixel_threshold": decision.pixel_threshold,
             "scale": decision.scale,
             "promise": decision.promise(),
             "calibration_levels": levels,
@@ -325,6 +326,9 @@ def create_app(service: Service) -> FastAPI:
         map: Annotated[bool, Query(description="add the anomaly map as levels, a grey PNG in base64")] = False,
     ) -> dict[str, Any]:
         """Score one photograph, the request's body."""
+        unknown = sorted(request.query_params.keys() - {"name", "mask", "map"})
+        if unknown:
+            raise Refusal(422, f"{unknown[0]}: no such parameter; expected name, mask or map")
         return await service.predict(request, name, mask, map)
 
     @app.get("/health")
