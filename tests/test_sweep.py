@@ -22,7 +22,15 @@ from scipy.stats import rankdata
 
 from texture_ad.cli.entry import CONF
 from texture_ad.cli.naming import data_name, job_name, slug, sweep_dir, swept
-from texture_ad.cli.sweep import best_setting, compare, finished, means_over_textures, read_jobs, write_comparison
+from texture_ad.cli.sweep import (
+    best_setting,
+    compare,
+    distinct,
+    finished,
+    means_over_textures,
+    read_jobs,
+    write_comparison,
+)
 from texture_ad.data.batches import SharedBatches
 from texture_ad.errors import UserError
 from texture_ad.evaluation.spread import mean_ranks
@@ -331,9 +339,16 @@ def test_a_job_that_finished_on_other_images_is_not_taken_for_today_s(data, tmp_
     assert command("run", *sweep)[0] == 0
     code, out, _ = command("run", *sweep)
     assert code == 0 and out.count("finished before") == 2
-    next((own / "test").rglob("*.png")).unlink()
-    code, out, errors = command("run", *sweep)
-    assert code == 2 and "finished before" not in out and errors.count("its images changed since") >= 2
+    image = next((own / "test").rglob("*.png"))
+    image.rename(tmp_path / "away.png")
+    for _ in range(2):
+        code, out, errors = command("run", *sweep)
+        assert code == 2 and "finished before" not in out and errors.count("its images changed since") >= 2
+    code, _, errors = command("run", *arguments(own, tmp_path / "sweep/seed=0", *QUICK, "seed=0", "method=padim"))
+    assert code == 2 and "its images changed since" in errors
+    (tmp_path / "away.png").rename(image)
+    code, out, _ = command("run", *sweep)
+    assert code == 0 and out.count("finished before") == 2
 
 
 # --- several processes as one run -----------------------------------------------------------------------
@@ -441,10 +456,11 @@ def test_names_are_those_of_one_file():
 
 def job(folder, error=None, data="folder a", **values):
     score = values.pop("score", None)
-    metrics = {} if error else {"data_source": data, "data_fingerprint": "f", "image_auroc": score, "fit_seconds": 2.0}
+    metrics = {} if error else {"data_source": data, "data_fingerprint": data, "image_auroc": score, "fit_seconds": 2.0}
     metrics |= {} if error else {"seed": values.get("seed", 0)}
     swept = {k: str(v) for k, v in values.items()}
-    return {"folder": folder / "x", "swept": swept, "metrics": metrics, "finished": 0, "error": error}
+    found = {"folder": folder / "x", "swept": swept, "metrics": metrics, "finished": 0, "error": error}
+    return found | {"setting": frozenset(f"{key}={value}" for key, value in swept.items() if key != "seed")}
 
 
 def test_a_setting_that_was_run_twice_with_a_seed_counts_once(tmp_path):
@@ -452,8 +468,8 @@ def test_a_setting_that_was_run_twice_with_a_seed_counts_once(tmp_path):
         job(tmp_path, blocks=2, seed=seed, score=s) for seed, s in ((0, 0.1), (1, 0.2), (0, 0.3), (0, 0.4))
     )
     again["finished"] = 1
-    other["swept"] = {"blocks": "4"}  # without the key, and by default of the same seed
-    _, settings = compare([one, again, two, other])
+    other |= {"swept": {"blocks": "4"}, "setting": frozenset({"blocks=4"})}  # by default of the same seed
+    _, settings = compare(distinct([one, again, two, other]))
     assert {row["blocks"]: row["image_auroc"] for row in settings} == {"2": [0.3, 0.2], "4": [0.4]}
     write_comparison(tmp_path, [one, again, two, other])
     assert "1 jobs repeat the setting and seed" in (tmp_path / "comparison.md").read_text()

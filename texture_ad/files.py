@@ -1,17 +1,20 @@
 """Write files that are either complete or absent."""
 
 import csv
+import errno
 import io
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from texture_ad.errors import UserError
+
+UNLOCKABLE = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of file systems without locks, such as some of a network
 
 
 @contextmanager
@@ -77,14 +80,21 @@ def lock(path: Path, advice: str = "give another output", file: Path | None = No
     Raises:
         UserError: another process holds it.
     """
-    if issubclass(FileLock, SoftFileLock):
-        print(f"note: {path} is not locked: this system has no file locks; use one process", file=sys.stderr)
-        return None
-    held = FileLock(file or f"{path}.lock")
+    file = file or Path(f"{path}.lock")
     try:
+        if issubclass(FileLock, SoftFileLock):
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        held = FileLock(file)
         held.acquire(timeout=0)
     except Timeout as error:
         raise UserError(f"{path}: another process is writing to it; {advice}") from error
+    except OSError as error:
+        if error.errno not in UNLOCKABLE:
+            raise
+        with suppress(OSError):
+            file.unlink()
+        print(f"note: {path} is not locked: this system has no file locks; use one process", file=sys.stderr)
+        return None
     return held
 
 

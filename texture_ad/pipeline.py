@@ -49,7 +49,7 @@ from texture_ad.reporting.tables import metrics_table
 from texture_ad.training.cache import Cache, digest
 from texture_ad.training.distributed import check_processes, gather, is_rank_zero
 from texture_ad.training.resources import peak_memory, reset_peak_memory
-from texture_ad.training.run_folder import prepared_folder
+from texture_ad.training.run_folder import check_fingerprint, prepared_folder
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -227,6 +227,7 @@ def prepare_data(run: Run) -> None:
         run.data.setup()
     except ParameterError as error:
         raise error.within("data") from error.__cause__
+    check_fingerprint(run.folder, run.data.fingerprint)
     data = run.data
     pixels = "{1} x {0} px".format(*data.geometry.size)
     tiles = f" ({data.num_originals} tiles)" if data.geometry.tiled else ""
@@ -366,7 +367,7 @@ def _level_tiles(run: Run, detector: AnomalyDetector) -> None:
     """
     generator = torch.Generator().manual_seed(run.seed)
     numbers = torch.randperm(run.data.num_originals, generator=generator)[:LEVELLED]
-    batches = (run.data.training_images(part.tolist()) for part in numbers.split(run.config.data.eval_batch_size))
+    batches = (run.data.training_images(part.tolist()) for part in numbers.split(run.data.eval_batch_size))
     measured = (detector.measure(batch.to(detector.device)).parts for batch in batches)
     levels = [parts for parts in measured if parts is not None]
     if levels:
@@ -443,7 +444,11 @@ def report(run: Run, detector: AnomalyDetector, predictions: Predictions | None)
         pictures = run.config.pictures
         write_results(predictions, floor, decision, run.metrics, run.data, run.folder, pictures, run.command, cards)
         print(metrics_table(run.metrics, run.data.source_name))
-    log_results(run.loggers, run.folder, run.metrics)
+    try:
+        log_results(run.loggers, run.folder, run.metrics)
+    except BaseException:  # not finished: the same command is to log what is missing
+        (run.folder / "metrics.json").unlink()
+        raise
     print(f"decision {run.metrics['threshold_promise']}")
     if not run.config.cross_fit and detector.decision().images_needed:
         count = len(run.data.layout.train + run.data.layout.calibration)

@@ -70,16 +70,13 @@ _OF_FUSION = (
     *("score", "trainer.max_epochs", "trainer.gradient_clip_val", "trainer.accumulate_grad_batches"),
 )
 _JOINING = ("backbone.neighborhood", "backbone.scale", "backbone.grid")  # of layers
-_UNUSED = {
-    "padim": (*_OF_FUSION, *_JOINING, "data.batch_size"),
-    "patchcore": (*_OF_FUSION, *_JOINING, "data.batch_size"),
-    "one_nn": (*_OF_FUSION, *_JOINING, "data.batch_size"),
-    "oc_svm": (*_OF_FUSION, *_JOINING, "data.batch_size"),
+_UNUSED: dict[str, tuple[str, ...]] = dict.fromkeys(
+    ("padim", "patchcore", "one_nn", "oc_svm"), (*_OF_FUSION, *_JOINING, "data.batch_size")
+)
+_UNUSED |= dict.fromkeys(("dsebm", "ganomaly", "patch_svdd"), (*_OF_FUSION, "backbone"))
+_UNUSED |= {
     "cutpaste": (*_OF_FUSION, *_JOINING),
     "sparse_coding": (*_OF_FUSION, "backbone", "data.batch_size"),
-    "dsebm": (*_OF_FUSION, "backbone"),
-    "ganomaly": (*_OF_FUSION, "backbone"),
-    "patch_svdd": (*_OF_FUSION, "backbone"),
 }
 
 
@@ -91,13 +88,13 @@ def unused(config: DictConfig, keys: Iterable[str]) -> dict[str, list[str]]:
         keys: full ones, such as "flow.blocks", or those of groups.
     """
     method = config.method.name
-    without = {f"method={method}": _UNUSED.get(method, ())}
+    without: dict[str, tuple[str, ...]] = {f"method={method}": _UNUSED.get(method, ())}
     if method == "fusion":
         task = config.cutpaste.task
         without[f"cutpaste={task}"] = ("representation", "data.batch_size") if task == "none" else ("density", "head")
         if not config.score.dictionary_weight:
             without["score.dictionary_weight=0"] = ("dictionary", "detection")
-    if config.data.tile is None:
+    if config.data.get("tile", False) is None:
         without["data.tile=null"] = ("data.overlap", "data.max_tiles")
     found: dict[str, list[str]] = {}
     for key in dict.fromkeys(keys):

@@ -24,7 +24,7 @@ from texture_ad.cli.entry import in_sweep
 from texture_ad.cli.explain import explain, fail
 from texture_ad.cli.naming import key_of, swept
 from texture_ad.cli.settings import check_same
-from texture_ad.errors import ParameterError, UserError
+from texture_ad.errors import UserError
 from texture_ad.evaluation.spread import Spread, mean_ranks, spread
 from texture_ad.reporting.metrics import COMPARED
 from texture_ad.reporting.tables import cell, markdown_table, mean_and_deviation
@@ -44,12 +44,12 @@ DATA = (
 
 
 def finished(folder: Path, config: DictConfig) -> bool:
-    """Return whether the job of this folder has nothing left to do: its metrics are there, and nothing failed after.
+    """Return whether the job of this folder has nothing left to do.
 
     Raises:
         UserError: it was run with other settings.
     """
-    if not (folder / "metrics.json").is_file() or (folder / "error.txt").is_file():
+    if not (folder / "metrics.json").is_file():
         return False
     check_same(folder, config)
     return True
@@ -61,10 +61,9 @@ def check_images(folder: Path, config: DictConfig) -> None:
     Raises:
         UserError: they changed.
     """
-    settings = json.dumps(OmegaConf.to_container(config.data, resolve=True))
-    if json.loads((folder / "metrics.json").read_text("utf-8"))["data_fingerprint"] != _fingerprint(settings):
-        problem = "its images changed since; give another run_dir, or remove this one to train anew"
-        raise ParameterError("run_dir", folder, problem)
+    from texture_ad.training.run_folder import check_fingerprint
+
+    check_fingerprint(folder, _fingerprint(json.dumps(OmegaConf.to_container(config.data, resolve=True))))
 
 
 @cache
@@ -85,19 +84,21 @@ def read_jobs(folder: Path, overrides: Sequence[str]) -> list[dict]:
         overrides: the sweep's, each "key=value".
 
     Returns:
-        For each job `folder`, `swept` (key to value), `metrics` (empty where it is not finished), when it was
-        `finished` (nanoseconds), and `error`.
+        For each job `folder`, `swept` (key to value), its whole `setting` (overrides but the seed), `metrics` (empty
+        where it is not finished), when it was `finished` (nanoseconds), and `error`.
     """
     jobs = []
     for told in sorted(folder.glob("*/hydra/overrides.yaml")):
         job_folder = told.parents[1]
-        values = {key_of(o): o.partition("=")[2] for o in swept(overrides, [str(o) for o in OmegaConf.load(told)])}
+        own = [str(o) for o in OmegaConf.load(told)]
+        values = {key_of(o): o.partition("=")[2] for o in swept(overrides, own)}
         error = job_folder / "error.txt"
         metrics = job_folder / "metrics.json"
         jobs.append(
             {
                 "folder": job_folder,
                 "swept": values,
+                "setting": frozenset(o for o in own if key_of(o) != "seed"),
                 "metrics": json.loads(metrics.read_text("utf-8")) if metrics.is_file() else {},
                 "finished": metrics.stat().st_mtime_ns if metrics.is_file() else 0,
                 "error": error.read_text("utf-8").partition("\n")[0] if error.is_file() else None,
@@ -118,7 +119,9 @@ def compare(jobs: Sequence[dict]) -> tuple[list[str], list[dict]]:
     values.pop("seed", None)
     keys = sorted((k for k in values if len(values[k]) > 1), key=lambda k: -len(values[k])) or list(values)[:1]
     settings: dict[tuple, dict] = {}
-    for job in distinct(jobs):
+    for job in jobs:
+        if not job["metrics"]:
+            continue
         setting = tuple(job["swept"].get(key) for key in keys)
         row = settings.setdefault(
             (setting, job["metrics"]["data_source"]),
@@ -137,8 +140,7 @@ def distinct(jobs: Sequence[dict]) -> list[dict]:
     """Return the finished jobs, of those that repeat a setting and its seed the last one to finish."""
     found = {}
     for job in sorted((job for job in jobs if job["metrics"]), key=lambda job: job["finished"]):
-        setting = frozenset(job["swept"].items() - {("seed", job["swept"].get("seed"))})
-        found[setting, job["metrics"]["data_source"], job["metrics"]["seed"]] = job
+        found[job["setting"], job["metrics"]["data_fingerprint"], job["metrics"]["seed"]] = job
     return sorted(found.values(), key=lambda job: job["folder"])
 
 
@@ -212,14 +214,15 @@ def write_comparison(folder: Path, jobs: Sequence[dict]) -> str:
     from texture_ad.files import csv_text, write_atomic, write_text
     from texture_ad.reporting.charts import comparison
 
-    keys, settings = compare(jobs)
+    counted = distinct(jobs)
+    keys, settings = compare(counted)
     settings = settings + means_over_textures(keys, settings)
     names = [name for name in COMPARED if any(job["metrics"].get(name) is not None for job in jobs)]
     spreads = [{name: spread(row[name]) for name in names if name in row} for row in settings]
     lines = [_markdown_row(keys, row) for row in settings]
     text = markdown_table(lines) if lines else "No job has finished."
     remarks = best_setting(keys, settings)
-    repeated = sum(bool(job["metrics"]) for job in jobs) - len(distinct(jobs))
+    repeated = sum(bool(job["metrics"]) for job in jobs) - len(counted)
     if repeated:
         remarks.append(f"{repeated} jobs repeat the setting and seed of one that finished later, which alone counts.")
     pruned = sum("pruned_epoch" in job["metrics"] for job in jobs)
@@ -339,15 +342,17 @@ class Comparison(Callback):
         except Exception as error:
             _stop(error)
 
+    def on_job_start(self, config: DictConfig, **_: object) -> None:
+        """Forget the job's earlier failure."""
+        if in_sweep():
+            (Path(config.hydra.runtime.output_dir) / "error.txt").unlink(missing_ok=True)
+
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: object) -> None:
-        """Report the job's failure, or forget an earlier one; the other jobs continue."""
-        if not in_sweep():
-            return
-        folder = Path(config.hydra.runtime.output_dir)
-        if job_return.status != JobStatus.FAILED:
-            (folder / "error.txt").unlink(missing_ok=True)
+        """Report the job's failure; the other jobs continue."""
+        if not in_sweep() or job_return.status != JobStatus.FAILED:
             return
         error = job_return._return_value
+        folder = Path(config.hydra.runtime.output_dir)
         line = " ".join((explain(error) or f"{type(error).__name__}: {error}").split())
         trace = "" if explain(error) else "".join(traceback.format_exception(error))
         print(f"failed   {folder}: {line}\n{trace}", end="", file=sys.stderr, flush=True)

@@ -1,37 +1,24 @@
 """The run folder: ready for its first run, or for resuming one that was killed."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from texture_ad.errors import ParameterError
-
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
 
 
 @contextmanager
 def prepared_folder(folder: Path) -> Iterator[None]:
     """Make a run folder ready, and keep other processes out of it.
 
+    Half-written files that a kill left are removed, and the log of the earlier part is kept under a number.
+
     Raises:
         ParameterError: the folder can't be written.
         UserError: another process works there.
     """
-    held = _prepare(folder)
-    try:
-        yield
-    finally:
-        if held is not None:
-            with suppress(OSError):
-                os.unlink(held.lock_file)
-            held.release()
-
-
-def _prepare(folder: Path) -> "BaseFileLock | None":
-    """Make and lock a folder, remove half-written files, and keep the log of a killed run under a number."""
     from texture_ad.files import lock  # and torch, which must not be imported before a process has its share of cores
 
     try:
@@ -46,7 +33,25 @@ def _prepare(folder: Path) -> "BaseFileLock | None":
     except OSError as error:
         problem = f"can't be written ({error.strerror}); give a writable folder"
         raise ParameterError("run_dir", folder, problem) from error
-    return held
+    try:
+        yield
+    finally:
+        if held is not None:
+            with suppress(OSError):
+                os.unlink(held.lock_file)
+            held.release()
+
+
+def check_fingerprint(folder: Path, fingerprint: str) -> None:
+    """Check that a run that finished in this folder, if one did, was of images with this fingerprint.
+
+    Raises:
+        ParameterError: it was of others.
+    """
+    path = folder / "metrics.json"
+    if path.is_file() and json.loads(path.read_text("utf-8"))["data_fingerprint"] != fingerprint:
+        problem = "its images changed since; give another run_dir, or remove this one to train anew"
+        raise ParameterError("run_dir", folder, problem)
 
 
 def holds_run(folder: Path) -> bool:
