@@ -125,7 +125,9 @@ def test_pixel_metrics_are_of_images_with_masks_and_image_metrics_of_all(folder)
     maps = np.random.default_rng(0).random((5, 40, 40)).astype(np.float32)
     labels = np.array([sample.label for sample in module.test_samples])
     predictions = {"score": np.arange(5.0), "label": labels, "anomaly_maps": maps}
-    decision = SimpleNamespace(threshold=1.5, pixel_threshold_of=lambda score: 0.5 if score > 1.5 else np.inf)
+    decision = SimpleNamespace(
+        threshold=1.5, pixel_threshold=0.5, pixel_threshold_of=lambda score: 0.5 if score > 1.5 else np.inf
+    )
     found = prediction_metrics(predictions, decision, masks)
     assert found["normal_images"] + found["anomalous_images"] == 5 and len(known) == 3
     maps[:2] -= 1  # of the two images that are called normal no pixel is anomalous

@@ -92,7 +92,7 @@ def test_the_promise_holds_on_real_textures(source):
         detector.features = lambda rows: (features[rows], grid)  # each image passes the backbone once
         detector.learn([{"image": order[:24]}])
         detector.features = lambda images: (images, grid)
-        scores = detector(features[order[24:]]).scores
+        scores = detector.conclude(detector.measure(features[order[24:]]), (SIDE, SIDE)).scores
         above.append(scores[19:] > conformal_threshold(scores[:19], 0.05))
     assert 0.005 <= torch.cat(above).float().mean() <= 0.1
 
