@@ -539,10 +539,14 @@ class TextureDataModule(L.LightningDataModule):
     def _loader(self, dataset: Images, size: int, order: Order | None = None) -> DataLoader:
         """Return a loader of batches of `size` images over all devices, in fixed order where no other is given."""
         order = SequentialSampler(dataset) if order is None else order
+        return self._loader_of(dataset, SharedBatches(order, size))
+
+    def _loader_of(self, dataset: Images, batches: Iterable[list[int]]) -> DataLoader:
+        """Return a loader of these batches of numbers."""
         workers = 0 if dataset.in_memory else self.num_workers
         return DataLoader(
             dataset,
-            batch_sampler=SharedBatches(order, size),
+            batch_sampler=batches,
             collate_fn=_unchanged,
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
@@ -559,7 +563,9 @@ class TextureDataModule(L.LightningDataModule):
 
     def training_images(self, numbers: list[int]) -> Tensor:
         """Return the training images of these numbers as the method is given them, uint8 (n, 3, h, w)."""
-        return self._train.__getitems__(numbers)["image"]
+        size = self.eval_batch_size
+        batches = [numbers[start : start + size] for start in range(0, len(numbers), size)]
+        return torch.cat([batch["image"] for batch in self._loader_of(self._train, batches)])
 
     def calibration_dataloader(self) -> DataLoader:
         """Return a loader of the calibration images as the method is given them: scaled, or tiles of them."""
