@@ -137,10 +137,11 @@ def compare(jobs: Sequence[dict]) -> tuple[list[str], list[dict]]:
 
 
 def distinct(jobs: Sequence[dict]) -> list[dict]:
-    """Return the finished jobs, of those that repeat a setting and its seed the last one to finish."""
+    """Return the jobs, of finished ones that repeat a setting and its seed the last to finish."""
     found = {}
-    for job in sorted((job for job in jobs if job["metrics"]), key=lambda job: job["finished"]):
-        found[job["setting"], job["metrics"]["data_fingerprint"], job["metrics"]["seed"]] = job
+    for job in sorted(jobs, key=lambda job: job["finished"]):
+        metrics = job["metrics"]
+        found[(job["setting"], metrics["data_fingerprint"], metrics["seed"]) if metrics else job["folder"]] = job
     return sorted(found.values(), key=lambda job: job["folder"])
 
 
@@ -222,7 +223,7 @@ def write_comparison(folder: Path, jobs: Sequence[dict]) -> str:
     lines = [_markdown_row(keys, row) for row in settings]
     text = markdown_table(lines) if lines else "No job has finished."
     remarks = best_setting(keys, settings)
-    repeated = sum(bool(job["metrics"]) for job in jobs) - len(counted)
+    repeated = len(jobs) - len(counted)
     if repeated:
         remarks.append(f"{repeated} jobs repeat the setting and seed of one that finished later, which alone counts.")
     pruned = sum("pruned_epoch" in job["metrics"] for job in jobs)
