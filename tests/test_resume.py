@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -134,15 +135,29 @@ def test_the_log_of_the_earlier_part_is_kept(data, tmp_path):
     assert (tmp_path / "run/logs/metrics_1.csv").read_text() == before
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_stops_with_advice_and_the_run_resumes(data, undisturbed, tmp_path, number, code):
+@pytest.mark.parametrize("by", ["itself", "Lightning"])
+def test_ctrl_c_ends_in_one_line(data, tmp_path, command, monkeypatch, by):
+    def start(*_):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            if by == "Lightning":  # after it has shut down
+                sys.exit(1)
+            raise
+
+    monkeypatch.setattr("texture_ad.cli.experiment.start", start)
+    code, _, errors = command("run", *arguments(data, tmp_path / "run"))
+    assert code == 130 and errors.startswith("error: stopped by Ctrl-C") and len(errors.splitlines()) == 1
+
+
+def test_sigterm_stops_with_advice_and_the_run_resumes(data, undisturbed, tmp_path):
     run_dir = tmp_path / "run"
     process = started(data, run_dir, "pictures=false")
     wait_for(run_dir / "stage1/last.ckpt", process)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     # In the middle of training Lightning stops at the next batch; elsewhere the process ends at once.
-    assert process.returncode in (code, -signal.SIGTERM), errors
+    assert process.returncode in (143, -signal.SIGTERM), errors
     assert "Traceback" not in errors and ("error: stopped by " in errors or process.returncode < 0)
     finish(data, run_dir, "pictures=false")
     assert results(run_dir) == results(undisturbed[0])
