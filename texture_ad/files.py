@@ -80,11 +80,12 @@ def lock(path: Path, advice: str = "give another output", file: Path | None = No
     Raises:
         UserError: another process holds it.
     """
+    if issubclass(FileLock, SoftFileLock):
+        _note_unlocked(path)
+        return None
     file = file or Path(f"{path}.lock")
+    held = FileLock(file)
     try:
-        if issubclass(FileLock, SoftFileLock):
-            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-        held = FileLock(file)
         held.acquire(timeout=0)
     except Timeout as error:
         raise UserError(f"{path}: another process is writing to it; {advice}") from error
@@ -93,9 +94,14 @@ def lock(path: Path, advice: str = "give another output", file: Path | None = No
             raise
         with suppress(OSError):
             file.unlink()
-        print(f"note: {path} is not locked: this system has no file locks; use one process", file=sys.stderr)
+        _note_unlocked(path)
         return None
     return held
+
+
+def _note_unlocked(path: Path) -> None:
+    """Say on stderr that a path is not locked."""
+    print(f"note: {path} is not locked: this system has no file locks; use one process", file=sys.stderr)
 
 
 def check_unlocked(path: Path) -> None:

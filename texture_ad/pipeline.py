@@ -367,9 +367,8 @@ def _level_tiles(run: Run, detector: AnomalyDetector) -> None:
     """
     generator = torch.Generator().manual_seed(run.seed)
     numbers = torch.randperm(run.data.num_originals, generator=generator)[:LEVELLED]
-    batches = (run.data.training_images(part.tolist()) for part in numbers.split(run.data.eval_batch_size))
-    measured = (detector.measure(batch.to(detector.device)).parts for batch in batches)
-    levels = [parts for parts in measured if parts is not None]
+    tiles = (batch["image"].to(detector.device) for batch in run.data.chosen_dataloader(numbers.tolist()))
+    levels = [parts for batch in tiles if (parts := detector.measure(batch).parts) is not None]
     if levels:
         detector.level_tiles(levels)
 

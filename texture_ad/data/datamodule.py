@@ -13,7 +13,7 @@ import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from texture_ad.data import embedded
 from texture_ad.data.augmentation import Augmentation
@@ -561,11 +561,9 @@ class TextureDataModule(L.LightningDataModule):
         """Return a loader of the training images in fixed order, in batches of `eval_batch_size`."""
         return self._loader(self._train, self.eval_batch_size)
 
-    def training_images(self, numbers: list[int]) -> Tensor:
-        """Return the training images of these numbers as the method is given them, uint8 (n, 3, h, w)."""
-        size = self.eval_batch_size
-        batches = [numbers[start : start + size] for start in range(0, len(numbers), size)]
-        return torch.cat([batch["image"] for batch in self._loader_of(self._train, batches)])
+    def chosen_dataloader(self, numbers: Sequence[int]) -> DataLoader:
+        """Return a loader of the training images of these numbers; of several processes each gets all of them."""
+        return self._loader_of(self._train, BatchSampler(numbers, self.eval_batch_size, drop_last=False))
 
     def calibration_dataloader(self) -> DataLoader:
         """Return a loader of the calibration images as the method is given them: scaled, or tiles of them."""

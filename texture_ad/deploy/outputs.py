@@ -14,8 +14,15 @@ from texture_ad.deploy.results import Result, enlarged_map
 from texture_ad.errors import ParameterError
 from texture_ad.files import atomic_path, write_text
 
-# Of images below the folder of results.
-FOLDERS = ("overlays", "masks", "maps", "anomaly_images", "anomaly_images_thresholded")
+# Below the folder of results, by what asks for it.
+FOLDERS = {
+    "overlays": "pictures",
+    "masks": "masks",
+    "maps": "maps",
+    "anomaly_images": "submission",
+    "anomaly_images_thresholded": "submission",
+}
+LISTS = {"regions.json": "regions", "coco.json": "regions"}
 
 
 class Wanted(NamedTuple):
@@ -38,16 +45,8 @@ class Wanted(NamedTuple):
 
 def left_before(output: Path, wanted: Wanted) -> list[str]:
     """Return the names of what lies in `output` of an earlier command, and is not written anew."""
-    written = {
-        "overlays": wanted.pictures,
-        "masks": wanted.masks,
-        "maps": wanted.maps,
-        "regions.json": wanted.regions,
-        "coco.json": wanted.regions,
-        "anomaly_images": wanted.submission,
-        "anomaly_images_thresholded": wanted.submission,
-    }
-    return [name for name, anew in written.items() if not anew and (output / name).exists()]
+    places = (FOLDERS | LISTS).items()
+    return [name for name, by in places if not getattr(wanted, by) and (output / name).exists()]
 
 
 def check_distinct(paths: Sequence[Path]) -> None:

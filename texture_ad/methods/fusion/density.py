@@ -174,9 +174,10 @@ class Density(L.LightningModule):
             ParameterError: the grid is too coarse for both to occur.
         """
         numbers = torch.randperm(len(data.train_samples))[: self.pasted_images].tolist()
+        chosen = torch.cat([batch["image"] for batch in data.chosen_dataloader(numbers)])
         on = []
         around = []
-        for part in data.training_images(numbers).split(CHUNK):
+        for part in chosen.split(CHUNK):
             damaged, mask = paste_all(part.float() / 255)
             maps = self.detector.patch_features((damaged * 255).round().to(torch.uint8).to(device))
             grid = (maps.shape[2], maps.shape[3])
