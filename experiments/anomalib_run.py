@@ -34,7 +34,7 @@ from texture_ad.errors import UserError
 from texture_ad.evaluation.metrics import image_metrics, metrics_at_masks
 from texture_ad.files import write_text
 from texture_ad.models.backbone import Backbone
-from texture_ad.models.networks import Chain
+from texture_ad.models.networks import Chain, Pointwise
 from texture_ad.pipeline import Run, prepare_data
 from texture_ad.training.resources import peak_memory, reset_peak_memory
 
@@ -77,6 +77,16 @@ def in_unit_range(images: Tensor) -> Tensor:
     return images.float() / 255
 
 
+def use_plain_convolutions(network: nn.Module) -> None:
+    """Make every Pointwise convolution torch's own again, in place: anomalib traces the network, and a choice can't be.
+
+    Its users have torch's own too.
+    """
+    for module in network.modules():
+        if isinstance(module, Pointwise):
+            module.__class__ = nn.Conv2d
+
+
 def make_model(config: DictConfig, backbone: Backbone, size: Shape) -> L.LightningModule:
     """Return anomalib's untrained model of the configured method.
 
@@ -97,6 +107,7 @@ def make_model(config: DictConfig, backbone: Backbone, size: Shape) -> L.Lightni
         raise UserError(f"method={options.name}: expected padim or patchcore")
     if not isinstance(network, Chain):
         raise UserError(f"backbone={config.backbone.name}: anomalib can't trace it; choose one of this package's own")
+    use_plain_convolutions(network)
     if min(size) < backbone.min_size:
         raise UserError(f"data.size={config.data.size}: give at least backbone.min_size={backbone.min_size}")
     common = {

@@ -6,10 +6,11 @@ import sys
 import pytest
 import torch
 from helpers import baseline, composed, tiny_backbone
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from experiments.anomalib import BATCHES, ENGINES, differences, rows, with_theirs
 from experiments.anomalib import main as compare
-from experiments.anomalib_run import ImageBatches, make_model, score
+from experiments.anomalib_run import ImageBatches, make_model, score, use_plain_convolutions
 from experiments.runs import Job
 from texture_ad.errors import UserError
 from texture_ad.evaluation.metrics import image_metrics, pixel_metrics
@@ -56,6 +57,16 @@ def test_the_table_sets_anomalibs_figures_beside_ours():
     assert (mean["texture"], mean["method"], mean["training, s"]) == ("mean of 2", "padim", None)
     assert mean["image AUROC"] == pytest.approx((0.85 + 0.7) / 2)
     assert differences(runs) == "- padim less padim of anomalib, image AUROC: mean +0.0300; rug +0.0300"
+
+
+def test_the_default_network_can_be_traced_as_anomalib_does_it():
+    network = tiny_backbone("efficientnet_lite0", ["block2", "block4"]).eval().network
+    images = torch.rand(1, 3, 96, 96)
+    before = network(images)
+    use_plain_convolutions(network)
+    traced = create_feature_extractor(network, [f"stages.{tap}" for tap in network.taps])
+    for ours, theirs in zip(before, traced(images).values(), strict=True):
+        torch.testing.assert_close(theirs, ours)
 
 
 @pytest.mark.parametrize("method", ["padim", "patchcore"])
