@@ -5,7 +5,7 @@
 
 Engines take turns on the same photographs, at batches of 1 and 32, with 1 and 2 threads, so that load falls on all
 alike. Then a folder of 1000 files is predicted with and without overlays. Writes benchmarks/results/engines.json, with
-the share of time of each part of the detector. Runtimes that are not installed are left out.
+the share of time of each part of the default detector. Runtimes that are not installed are left out.
 """
 
 import argparse
@@ -32,8 +32,10 @@ from texture_ad.deploy.runtimes import FORMATS
 from texture_ad.deploy.scorer import Scorer, find_images, predict
 from texture_ad.files import write_text
 from texture_ad.methods.base import AnomalyDetector
+from texture_ad.methods.fusion.model import FusionModel
 from texture_ad.methods.registry import load
 from texture_ad.models.backbone import flatten_patches
+from texture_ad.models.flow import negative_log_likelihood
 
 ENGINES: tuple[EngineName, ...] = ("torch", "onnx", "openvino")
 BATCHES = (1, 32)
@@ -147,16 +149,22 @@ def predict_quietly(detector: AnomalyDetector, files: list[Path], overlays: Path
 
 @torch.no_grad()
 def shares(file: Path, paths: list[Path], images: Tensor) -> dict[str, float]:
-    """Return the share of one thread's time of each part of scoring and drawing a photograph, by torch."""
+    """Return the share of one thread's time of each part of scoring and drawing photographs at once, by torch."""
     torch.set_num_threads(1)
     detector = load(file)
-    maps = detector.patch_features(images)  # type: ignore[operator]
-    patches, grid = flatten_patches(maps), (maps.shape[2], maps.shape[3])
+    assert isinstance(detector, FusionModel)  # the default's parts are measured
+    features = detector.patch_features(images)
+    patches, grid = flatten_patches(features), (features.shape[2], features.shape[3])
+    whitened = detector.whitening(patches)
+    layers, quarters = detector.layer_features(whitened), detector.flow_features(whitened)
     measured = detector.measure(images)
     parts: dict[str, Callable[[], object]] = {
         "decode and resize": lambda: detector.read(*paths),
-        "backbone": lambda: detector.patch_features(images),  # type: ignore[operator]
-        "whitening and parts": lambda: detector.patch_scores(patches, grid),  # type: ignore[operator]
+        "backbone": lambda: detector.patch_features(images),
+        "whitening": lambda: detector.whitening(patches),
+        "head": lambda: detector.head(layers),
+        "flow": lambda: negative_log_likelihood(*detector.flow(quarters)),
+        "dictionary": lambda: detector.dictionary(detector.dictionary_features(whitened, grid)),
         "fuse, positions, map": lambda: detector.predict(measured, images.shape[-2:]),
     }
     seconds = {name: seconds_of(part) for name, part in parts.items()}
@@ -171,9 +179,9 @@ def shares(file: Path, paths: list[Path], images: Tensor) -> dict[str, float]:
 
 
 def seconds_of(function: Callable[[], object]) -> float:
-    """Return the least processor time of three calls, which other processes' load changes least."""
+    """Return the least processor time of nine calls, which other processes' load changes least."""
     taken = []
-    for _ in range(3):
+    for _ in range(9):
         start = time.process_time()
         function()
         taken.append(time.process_time() - start)
@@ -191,7 +199,7 @@ def main() -> None:
         "machine": results.machine(),
         "size": list(images.shape[-2:]),
         "load_average": round(os.getloadavg()[0], 2),
-        "shares": shares(args.detector, paths, images),
+        "shares": {str(n): shares(args.detector, paths[:n], images[:n]) for n in BATCHES},
         "engines": engines(args.detector, images, args.quick),
         "folder": folder_seconds(args.detector, paths, args.quick),
     }

@@ -244,6 +244,9 @@ def test_metrics_table_explains_what_is_missing_and_names_the_source():
         "threshold_origin": "for a false-alarm rate of 0.01",
         "normal_images": 3,
         "anomalous_images": 4,
+        "pixel_threshold": 3.21098,
+        "fit_seconds": 2.25,
+        "test_seconds_per_image": 0.0125,
         "seconds": 12.5,
         "versions": {"torch": "2"},
     }
@@ -252,6 +255,11 @@ def test_metrics_table_explains_what_is_missing_and_names_the_source():
     assert lines[0].endswith(SOURCE)
     assert "7 (3 normal, 4 anomalous)" in lines[1]
     assert lines[2].endswith("12.35 (for a false-alarm rate of 0.01)")
+    assert lines[3].endswith("3.211 (in images above the threshold)") and lines[3].startswith("pixel threshold")
+    assert [line.split()[-1] for line in lines if line.startswith(("training, s", "test, ms an image"))] == [
+        "2.2",
+        "12.5",
+    ]
     assert next(line for line in lines if "F1" in line).split()[-1] == "0.988"
     assert "n/a (needs normal and anomalous images)" in table and "n/a (needs masks of defects)" in table
     assert "n/a (no image was called anomalous)" in table

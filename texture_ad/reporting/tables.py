@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 
 from texture_ad.evaluation.spread import spread
-from texture_ad.reporting.metrics import ACCURACIES
+from texture_ad.reporting.metrics import ACCURACIES, COSTS
 
 _IN_HEADER = (
     "data_source",
@@ -14,6 +14,7 @@ _IN_HEADER = (
     "threshold",
     "threshold_origin",
     "threshold_promise",
+    "pixel_threshold",
 )
 _UNDEFINED = {
     "pixel_auroc": "n/a (needs masks of defects)",
@@ -39,7 +40,7 @@ def metrics_table(metrics: Mapping, source: str) -> str:
 
     Returns:
         Lines without a final newline: the source, the images, the threshold, then a metric a line with three decimals,
-        or with the reason why it is undefined.
+        or with the reason why it is undefined, and what the run cost.
     """
     heading, rows = metrics_rows(metrics, source)
     width = max(map(len, [*heading, *rows]))
@@ -56,7 +57,9 @@ def metrics_rows(metrics: Mapping, source: str) -> tuple[dict[str, str], dict[st
         if key in metrics
     }
     for key, value in metrics.items():
-        if key not in ACCURACIES and key not in _IN_HEADER and isinstance(value, Real | str):
+        if key in COSTS and value is not None:
+            rows[COSTS[key].heading] = f"{COSTS[key].scale * value:.{COSTS[key].digits}f}"
+        elif key not in ACCURACIES and key not in _IN_HEADER and isinstance(value, Real | str):
             rows[key] = cell(value)
     return _heading(metrics, source), rows
 
@@ -74,6 +77,8 @@ def _heading(metrics: Mapping, source: str) -> dict[str, str]:
     if "threshold" in metrics:
         origin = metrics.get("threshold_origin")
         heading["threshold"] = f"{metrics['threshold']:.4g}" + (f" ({origin})" if origin else "")
+    if metrics.get("pixel_threshold") is not None:
+        heading["pixel threshold"] = f"{metrics['pixel_threshold']:.4g} (in images above the threshold)"
     return heading
 
 
