@@ -9,7 +9,7 @@ from PIL import Image
 
 from texture_ad import pipeline
 from texture_ad.cli.entry import CONF
-from texture_ad.errors import ParameterError
+from texture_ad.errors import ParameterError, UserError
 from texture_ad.methods.registry import load
 from texture_ad.models.backbone import Backbone
 from texture_ad.training.run_folder import prepared_folder
@@ -88,9 +88,11 @@ def test_run_and_predict_draw_an_image_alike(data, tmp_path, command):
         )
 
 
-def test_a_key_that_its_target_lacks_is_named(tmp_path):
+def test_a_key_that_its_target_lacks_or_needs_is_named(tmp_path):
     with pytest.raises(ParameterError, match=r"flow.depth=3: no such parameter; expected one of .*blocks"):
         pipeline.make("flow", {"_target_": "texture_ad.models.flow.Flow", "depth": 3}, channels=[4])
+    with pytest.raises(UserError, match=r"^flow.first: not configured, .*Flow needs it; give \+flow.first=VALUE$"):
+        pipeline.make("flow", {"_target_": "texture_ad.models.flow.Flow"}, channels=[4])
 
 
 def test_the_detectors_examples_come_from_as_many_batches_as_they_need(data, tmp_path):

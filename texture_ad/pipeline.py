@@ -68,6 +68,7 @@ def make(group: str, options: Mapping[str, Any], **arguments: Any) -> Any:
 
     Raises:
         ParameterError: a target that can't be imported, a key that it doesn't have, or a value out of its range.
+        UserError: a key that it needs is not there.
     """
     options = dict(options)
     path = options.pop("_target_")
@@ -80,6 +81,13 @@ def make(group: str, options: Mapping[str, Any], **arguments: Any) -> Any:
         for name in options.keys() - known.keys():
             problem = f"no such parameter; expected one of {', '.join(known.keys() - arguments.keys())}"
             raise ParameterError(f"{group}.{name}", options[name], problem)
+    for name, parameter in known.items():
+        needed = parameter.default is parameter.empty and parameter.kind in (
+            parameter.POSITIONAL_OR_KEYWORD,
+            parameter.KEYWORD_ONLY,
+        )
+        if needed and name not in options and name not in arguments:
+            raise UserError(f"{group}.{name}: not configured, and {path} needs it; give +{group}.{name}=VALUE")
     try:
         return target(**options, **arguments)
     except (ParameterError, DivergenceError) as error:
