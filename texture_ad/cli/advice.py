@@ -21,7 +21,11 @@ ADVICE = (
         "package",
     ),
     ("backbone.weights", "not a state dict", "or backbone.weights=pretrained"),
-    ("data.root", "no such folder", "import MVTec AD by python -m texture_ad.data.mvtec ARCHIVE ROOT"),
+    (
+        "data.root",
+        "no such folder",
+        "give the folder of your images; MVTec AD is imported by python -m texture_ad.data.mvtec ARCHIVE ROOT",
+    ),
     ("data.category", "the folder of one texture", "add data=folder"),
     (
         "data.layout",
