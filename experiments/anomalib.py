@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.comparison import by_turns
 from experiments.anomalib_run import check_installed, exported, score
-from experiments.runs import Job, arguments, run_all, script, write_table
+from experiments.runs import Job, run_all, script, study_arguments, write_table
 from experiments.textures import finished_runs, jobs_of
 from texture_ad.data.geometry import Shape
 from texture_ad.deploy.engines import FASTEST, use_engine
@@ -170,17 +170,8 @@ def differences(runs: Sequence[dict]) -> str:
 
 def main() -> None:
     """Make the runs, measure the seconds of an image, and write the table after each run."""
-    own, overrides = arguments(
-        {
-            "root": [""],
-            "textures": [],
-            "methods": ["fusion", "padim", "patchcore"],
-            "seeds": ["0"],
-            "workers": ["1"],
-            "coreset": ["0.1"],
-            "runs": ["runs/experiments/anomalib"],
-            "output": ["experiments/results/anomalib"],
-        }
+    own, overrides = study_arguments(
+        "anomalib", root=[""], textures=[], methods=["fusion", "padim", "patchcore"], seeds=["0"], coreset=["0.1"]
     )
     check_installed()
     for name in (FASTEST[0], "openvino"):

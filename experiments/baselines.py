@@ -10,7 +10,16 @@ Every other key=value goes to each run. The output grows with every run; a finis
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments.runs import KEPT, Job, arguments, read_run, run_all, script, with_folder_of_photographs, write_table
+from experiments.runs import (
+    KEPT,
+    Job,
+    read_run,
+    run_all,
+    script,
+    study_arguments,
+    with_folder_of_photographs,
+    write_table,
+)
 from texture_ad.methods.registry import METHODS
 from texture_ad.reporting.metrics import METRICS
 
@@ -60,16 +69,7 @@ def name_of_data(overrides: Sequence[str]) -> str:
 
 def main() -> None:
     """Make the runs, and write the table after each."""
-    own, overrides = arguments(
-        {
-            "methods": list(METHODS),
-            "sizes": ["128", "256"],
-            "seeds": ["0", "1", "2"],
-            "workers": ["1"],
-            "runs": ["runs/experiments/baselines"],
-            "output": ["experiments/results/baselines"],
-        }
-    )
+    own, overrides = study_arguments("baselines", methods=list(METHODS), sizes=["128", "256"])
     overrides = with_folder_of_photographs(overrides)
     folder = Path(own["runs"][0])
     name = name_of_data(overrides)

@@ -11,7 +11,7 @@ key=value goes to each run.
 
 from pathlib import Path
 
-from experiments.runs import KEPT, Job, arguments, paper_job, run_all, script, write_table
+from experiments.runs import KEPT, Job, paper_job, run_all, script, study_arguments, write_table
 from texture_ad.cli.compose import compose
 from texture_ad.data.embedded import TEXTURES
 from texture_ad.errors import UserError
@@ -31,16 +31,12 @@ def default_epochs(method: str) -> int:
 
 def main() -> None:
     """Make the runs and write a table: a row for each texture and method, a column for each length of training."""
-    own, overrides = arguments(
-        {
-            "methods": ["ganomaly", "dsebm", "patch_svdd"],
-            "factors": ["1", "4"],
-            "categories": TEXTURES,
-            "seeds": ["0", "1", "2"],
-            "workers": ["1"],
-            "runs": ["runs/experiments/paper"],
-            "output": ["experiments/results/convergence"],
-        }
+    own, overrides = study_arguments(
+        "convergence",
+        methods=["ganomaly", "dsebm", "patch_svdd"],
+        factors=["1", "4"],
+        categories=TEXTURES,
+        runs=["runs/experiments/paper"],
     )
     epochs = {method: default_epochs(method) for method in own["methods"]}
 

@@ -29,7 +29,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from experiments.maps import anomaly_maps
-from experiments.runs import Job, arguments, data_of, load_fusion, run_once, script, write_table
+from experiments.runs import Job, data_of, load_fusion, run_once, script, study_arguments, write_table
 from experiments.textures import find_textures, job
 from texture_ad.errors import UserError
 from texture_ad.evaluation.metrics import metrics_at_masks
@@ -360,16 +360,8 @@ def write(output: Path, found: Sequence[dict], textures: Sequence[str]) -> str:
 
 def main() -> None:
     """Fit, measure and evaluate every texture and seed, and write the tables after each."""
-    own, overrides = arguments(
-        {
-            "root": [""],
-            "textures": [],
-            "seeds": ["0", "1", "2"],
-            "workers": ["1"],
-            "draws": ["4"],
-            "runs": ["runs/experiments/textures"],
-            "output": ["experiments/results/criterion"],
-        }
+    own, overrides = study_arguments(
+        "criterion", root=[""], textures=[], draws=["4"], runs=["runs/experiments/textures"]
     )
     root = Path(own["root"][0]).expanduser()
     textures = find_textures(root, own["textures"])

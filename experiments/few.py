@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 from statistics import fmean
 
-from experiments.runs import arguments, draw, link_samples, run_all, script, write_table
+from experiments.runs import draw, link_samples, run_all, script, study_arguments, write_table
 from experiments.textures import find_textures, finished_runs, job, table
 from texture_ad.data.layouts import scan
 from texture_ad.errors import UserError
@@ -52,17 +52,8 @@ def by_count(runs: Sequence[dict], methods: Sequence[str], key: str) -> list[dic
 
 def main() -> None:
     """Make the runs, and write the tables after each."""
-    own, overrides = arguments(
-        {
-            "root": [""],
-            "textures": [],
-            "methods": ["fusion", "padim", "patchcore"],
-            "counts": ["4", "8", "16"],
-            "seeds": ["0", "1", "2"],
-            "workers": ["1"],
-            "runs": ["runs/experiments/few"],
-            "output": ["experiments/results/few"],
-        }
+    own, overrides = study_arguments(
+        "few", root=[""], textures=[], methods=["fusion", "padim", "patchcore"], counts=["4", "8", "16"]
     )
     root = Path(own["root"][0]).expanduser()
     textures = find_textures(root, own["textures"])

@@ -13,7 +13,16 @@ from statistics import mean
 
 from scipy.stats import spearmanr
 
-from experiments.runs import KEPT, Job, arguments, read_run, run_all, script, with_folder_of_photographs, write_table
+from experiments.runs import (
+    KEPT,
+    Job,
+    read_run,
+    run_all,
+    script,
+    study_arguments,
+    with_folder_of_photographs,
+    write_table,
+)
 
 REPRESENTATIONS = {
     "frozen": ["cutpaste=none", "trainer.max_epochs=8"],
@@ -88,14 +97,7 @@ def name_of_data(overrides: Sequence[str]) -> str:
 
 def main() -> None:
     """Make the runs, and write the table after each."""
-    own, overrides = arguments(
-        {
-            "seeds": ["0", "1", "2"],
-            "workers": ["1"],
-            "runs": ["runs/experiments/fusion"],
-            "output": ["experiments/results/fusion"],
-        }
-    )
+    own, overrides = study_arguments("fusion")
     overrides = with_folder_of_photographs(overrides)
     folder = Path(own["runs"][0])
     name = name_of_data(overrides)

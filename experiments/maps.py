@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.runs import arguments, data_of, run_all, script, write_table
+from experiments.runs import data_of, run_all, script, study_arguments, write_table
 from experiments.textures import jobs_of
 from texture_ad.errors import UserError
 from texture_ad.evaluation.calibration import conformal_threshold
@@ -106,18 +106,14 @@ def table(found: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Make the runs, judge their maps, and write the tables."""
-    own, overrides = arguments(
-        {
-            "root": [""],
-            "textures": [],
-            "methods": ["fusion", "padim", "patchcore"],
-            "seeds": ["0", "1", "2"],
-            "upsamplings": ["bilinear", "bicubic"],
-            "sigmas": ["0", "1", "2", "4", "6"],
-            "workers": ["1"],
-            "runs": ["runs/experiments/textures"],
-            "output": ["experiments/results/maps"],
-        }
+    own, overrides = study_arguments(
+        "maps",
+        root=[""],
+        textures=[],
+        methods=["fusion", "padim", "patchcore"],
+        upsamplings=["bilinear", "bicubic"],
+        sigmas=["0", "1", "2", "4", "6"],
+        runs=["runs/experiments/textures"],
     )
     if unknown := set(own["upsamplings"]) - set(get_args(Upsampling)):
         raise UserError(f"upsamplings={','.join(sorted(unknown))}: expected {' or '.join(get_args(Upsampling))}")

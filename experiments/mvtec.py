@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from experiments.runs import arguments, run_all, script, write_table
+from experiments.runs import MVTEC, run_all, script, study_arguments, write_table
 from experiments.textures import finished_runs, jobs_of, other_metrics
 from texture_ad.data.embedded import TEXTURES
 from texture_ad.reporting.tables import markdown_table
@@ -48,18 +48,9 @@ def table(runs: Sequence[dict], methods: Sequence[str], textures: Sequence[str])
 
 def main() -> None:
     """Make the runs, and write the table after each."""
-    own, overrides = arguments(
-        {
-            "root": [os.environ.get("MVTEC_AD_ROOT", "")],
-            "textures": list(TEXTURES),
-            "methods": ["fusion", "padim", "patchcore"],
-            "seeds": ["0", "1", "2"],
-            "workers": ["1"],
-            "runs": ["runs/experiments/mvtec"],
-            "output": ["experiments/results/mvtec"],
-        }
+    own, overrides = study_arguments(
+        "mvtec", root=[os.environ.get(MVTEC, "")], textures=list(TEXTURES), methods=["fusion", "padim", "patchcore"]
     )
-    overrides = [o for o in overrides if not o.startswith("data.root=")]  # that of MVTEC_AD_ROOT, which is `root`
     jobs = jobs_of(own, overrides)
     textures = list(dict.fromkeys(texture for texture, _, _ in jobs))
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.runs import Job, arguments, link, run_all, script, write_table
+from experiments.runs import Job, link, run_all, script, study_arguments, write_table
 from experiments.textures import find_textures
 from texture_ad.data.layouts import scan
 
@@ -54,18 +54,7 @@ def row(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     """Make the runs, and write the table."""
-    own, overrides = arguments(
-        {
-            "root": [""],
-            "textures": [],
-            "counts": ["28", "60"],
-            "tested": ["200"],
-            "seeds": ["0", "1", "2"],
-            "workers": ["1"],
-            "runs": ["runs/experiments/promise"],
-            "output": ["experiments/results/promise"],
-        }
-    )
+    own, overrides = study_arguments("promise", root=[""], textures=[], counts=["28", "60"], tested=["200"])
     root = Path(own["root"][0]).expanduser()
     folder = Path(own["runs"][0])
     jobs = {}

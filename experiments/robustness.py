@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from experiments.runs import Job, arguments, data_of, read_run, run_all, script, write_table
+from experiments.runs import Job, data_of, read_run, run_all, script, study_arguments, write_table
 from experiments.textures import find_textures
 from texture_ad.evaluation.metrics import image_metrics
 from texture_ad.files import atomic_path, write_text
@@ -133,17 +133,8 @@ def plot(results: Sequence[dict], path: Path) -> None:
 
 def main() -> None:
     """Make the runs, score them under every change, and write table and plot."""
-    own, overrides = arguments(
-        {
-            "root": [""],
-            "textures": [],
-            "augmentations": ["none", "light"],
-            "seeds": ["0", "1", "2"],
-            "workers": ["1"],
-            "device": ["cpu"],
-            "runs": ["runs/experiments/robustness"],
-            "output": ["experiments/results/robustness"],
-        }
+    own, overrides = study_arguments(
+        "robustness", root=[""], textures=[], augmentations=["none", "light"], device=["cpu"]
     )
     root = Path(own["root"][0]).expanduser()
     jobs = {

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from texture_ad.methods.fusion.model import FusionModel
     from texture_ad.pipeline import Run
 
+MVTEC = "MVTEC_AD_ROOT"  # environment variable of MVTec AD's folder
 QUIET = ("pictures=false", "logger=none", "trainer.enable_progress_bar=false")
 SHOWN = ("image_auroc", "pixel_auroc", "aupro")  # on a finished run's line
 KEPT = ("data_source", "data_fingerprint", *SHOWN, "synthetic_auroc", "fit_seconds")  # in a table's JSON
@@ -39,38 +40,60 @@ class Job(NamedTuple):
     module: str = "texture_ad.run"
 
 
-def arguments(defaults: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[str]], list[str]]:
+def arguments(own: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[str]], list[str]]:
     """Return the command line's key=value pairs.
 
     Args:
-        defaults: this script's own keys, each a list of values.
+        own: this script's own keys, each with a list of values.
 
     Returns:
-        The own keys, values split at commas, and all other pairs, which are overrides for every run; the root in
-        MVTEC_AD_ROOT is one of them, so that a finished run is not taken for one on other data.
+        The own keys, values split at commas, and all other pairs, which are overrides for every run. Where the script
+        has no `root` of its own, the root in MVTEC_AD_ROOT is one of them, so that a finished run is not taken for one
+        on other data.
 
     Raises:
         UserError: an argument that is no pair.
     """
-    own = {key: list(values) for key, values in defaults.items()}
+    found = {key: list(values) for key, values in own.items()}
     overrides = []
     for argument in sys.argv[1:]:
         key, equals, value = argument.partition("=")
         if not equals:
-            raise UserError(f"{argument}: expected key=value; own keys are {', '.join(own)}, others go to every run")
-        if key in own:
-            own[key] = value.split(",")
+            raise UserError(f"{argument}: expected key=value; own keys are {', '.join(found)}, others go to every run")
+        if key in found:
+            found[key] = value.split(",")
         else:
             overrides.append(argument)
-    if "MVTEC_AD_ROOT" in os.environ and not any(o.startswith(("data=", "data.root=")) for o in overrides):
-        overrides.append(f"data.root={os.environ['MVTEC_AD_ROOT']}")
-    return own, overrides
+    given = any(override.startswith(("data=", "data.root=")) for override in overrides)
+    if MVTEC in os.environ and "root" not in found and not given:
+        overrides.append(f"data.root={os.environ[MVTEC]}")
+    return found, overrides
+
+
+def study_arguments(name: str, **own: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Return the command line's key=value pairs of a study, whose keys `seeds`, `workers`, `runs` and `output` are own.
+
+    Args:
+        name: of the study, and of what it writes.
+        own: further own keys, or other defaults of those; see `arguments`.
+
+    Raises:
+        UserError: an argument that is no pair.
+    """
+    common = {
+        "seeds": ["0", "1", "2"],
+        "workers": ["1"],
+        "runs": [f"runs/experiments/{name}"],
+        "output": [f"experiments/results/{name}"],
+    }
+    return arguments({**own, **{key: values for key, values in common.items() if key not in own}})
 
 
 def with_folder_of_photographs(overrides: Sequence[str]) -> list[str]:
-    """Return overrides in which a data.root without a `data` is a folder of photographs."""
+    """Return overrides in which a data.root without a `data` is a folder of photographs, unless it is MVTec AD's."""
     given = dict(override.split("=", 1) for override in overrides)
-    return [*overrides, "data=folder"] if "data.root" in given and "data" not in given else list(overrides)
+    root = given.get("data.root", os.environ.get(MVTEC))
+    return list(overrides) if "data" in given or root == os.environ.get(MVTEC) else [*overrides, "data=folder"]
 
 
 def run_once(job: Job) -> Metrics:
@@ -245,15 +268,7 @@ def paper_table(name: str, methods: Mapping[str, tuple[list[str], Sequence[float
         name: of the output under experiments/results/.
         methods: for each column's name the overrides, and the paper's figures in the order of TEXTURES.
     """
-    own, overrides = arguments(
-        {
-            "categories": TEXTURES,
-            "seeds": ["0", "1", "2"],
-            "workers": ["1"],
-            "runs": ["runs/experiments/paper"],
-            "output": [f"experiments/results/{name}"],
-        }
-    )
+    own, overrides = study_arguments(name, categories=TEXTURES, runs=["runs/experiments/paper"])
     folder = Path(own["runs"][0])
     jobs = {
         (category, label, seed): paper_job(folder, category, label, seed, options, overrides)

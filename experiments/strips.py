@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from experiments.runs import KEPT, Job, arguments, read_run, run_all, script, write_table
+from experiments.runs import KEPT, Job, read_run, run_all, script, study_arguments, write_table
 from experiments.textures import find_textures
 from texture_ad.data.images import read_image, read_mask
 from texture_ad.data.layouts import scan
@@ -112,18 +112,7 @@ def located(run: Path, strips: Path, device: str) -> dict[str, float]:
 
 def main() -> None:
     """Make the strips and the runs, and write the table."""
-    own, overrides = arguments(
-        {
-            "root": [""],
-            "texture": ["aitex_fabric03"],
-            "strips": ["1000"],
-            "seeds": ["0", "1", "2"],
-            "device": ["cpu"],
-            "workers": ["1"],
-            "runs": ["runs/experiments/strips"],
-            "output": ["experiments/results/strips"],
-        }
-    )
+    own, overrides = study_arguments("strips", root=[""], texture=["aitex_fabric03"], strips=["1000"], device=["cpu"])
     root = Path(own["root"][0]).expanduser()
     (texture,) = find_textures(root, own["texture"])
     runs = Path(own["runs"][0])

@@ -15,7 +15,7 @@ from statistics import fmean
 
 from scipy.stats import wilcoxon
 
-from experiments.runs import KEPT, Job, arguments, read_run, run_all, script, write_table
+from experiments.runs import KEPT, Job, read_run, run_all, script, study_arguments, write_table
 from texture_ad.errors import UserError
 from texture_ad.evaluation.spread import mean_ranks
 from texture_ad.reporting.metrics import METRICS
@@ -152,17 +152,7 @@ def paired(runs: Sequence[dict], methods: Sequence[str]) -> str:
 
 def main() -> None:
     """Make the runs, and write the tables after each."""
-    own, overrides = arguments(
-        {
-            "root": [""],
-            "textures": [],
-            "methods": ["fusion", "padim", "patchcore"],
-            "seeds": ["0", "1", "2"],
-            "workers": ["1"],
-            "runs": ["runs/experiments/textures"],
-            "output": ["experiments/results/textures"],
-        }
-    )
+    own, overrides = study_arguments("textures", root=[""], textures=[], methods=["fusion", "padim", "patchcore"])
     jobs = jobs_of(own, overrides)
     textures = list(dict.fromkeys(texture for texture, _, _ in jobs))
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from experiments.runs import Job, arguments, data_of, draw, link_samples, run_all, script, write_table
+from experiments.runs import Job, data_of, draw, link_samples, run_all, script, study_arguments, write_table
 from experiments.textures import find_textures
 from texture_ad.data.layouts import scan
 from texture_ad.deploy.scorer import find_images
@@ -53,16 +53,7 @@ def updated(run: Path, rest: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Make the runs and updates, and write the table."""
-    own, overrides = arguments(
-        {
-            "root": [""],
-            "textures": [],
-            "seeds": ["0", "1", "2"],
-            "workers": ["1"],
-            "runs": ["runs/experiments/update"],
-            "output": ["experiments/results/update"],
-        }
-    )
+    own, overrides = study_arguments("update", root=[""], textures=[])
     root = Path(own["root"][0]).expanduser()
     folder = Path(own["runs"][0])
     jobs = {}

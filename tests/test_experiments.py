@@ -19,6 +19,7 @@ from benchmarks import detecting, material
 from benchmarks.comparison import Row
 from benchmarks.results import regressions
 from experiments.mvtec import table as mvtec_table
+from experiments.runs import study_arguments, with_folder_of_photographs
 from experiments.textures import WITHOUT, options
 
 ROOT = Path(__file__).parents[1]
@@ -91,6 +92,16 @@ def test_a_finished_run_is_not_repeated(script, tmp_path):
     assert script("baselines", *args).returncode == 0 and detector.stat().st_mtime_ns == before
     done = script("baselines", *args, "method.components=3")
     assert done.returncode == 2 and "holds a run with other overrides" in done.stdout + done.stderr
+
+
+def test_mvtecs_folder_is_that_of_runs_whose_script_has_no_root_of_its_own(monkeypatch):
+    monkeypatch.setenv("MVTEC_AD_ROOT", "/mvtec")
+    monkeypatch.setattr(sys, "argv", ["a_study", "flow.blocks=2"])
+    assert study_arguments("a", root=["/textures"])[1] == ["flow.blocks=2"]
+    own, overrides = study_arguments("a")
+    assert overrides == ["flow.blocks=2", "data.root=/mvtec"] and with_folder_of_photographs(overrides) == overrides
+    assert own["runs"] == ["runs/experiments/a"] and own["seeds"] == ["0", "1", "2"]
+    assert with_folder_of_photographs(["data.root=/rugs"]) == ["data.root=/rugs", "data=folder"]
 
 
 @pytest.mark.parametrize(
