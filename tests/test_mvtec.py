@@ -33,14 +33,14 @@ def folder(tmp_path):
 def test_scan(folder):
     (folder / "train/good/notes.txt").write_text("not an image")
     layout = scan(folder)
-    assert len(layout.train) == 3 and layout.has_masks
+    assert len(layout.train) == 3
     assert [s.label for s in layout.test] == [0, 0, 0, 1, 1, 1]
     assert layout.test[-1].mask.name == "2_mask.png" and layout.test[0].mask is None
 
 
 def test_masks_and_tests_are_optional(folder):
     shutil.rmtree(folder / "ground_truth")
-    assert not scan(folder).has_masks
+    assert not any(sample.mask for sample in scan(folder).test)
     shutil.rmtree(folder / "test")
     assert scan(folder).test == []
 

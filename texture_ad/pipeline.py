@@ -67,7 +67,8 @@ def make(group: str, options: Mapping[str, Any], **arguments: Any) -> Any:
         arguments: beside those.
 
     Raises:
-        ParameterError: a target that can't be imported, a key that it doesn't have, or a value out of its range.
+        ParameterError: a target that can't be imported, a key that it doesn't have or that is given twice, or a
+            value out of its range.
         UserError: a key that it needs is not there.
     """
     options = dict(options)
@@ -81,6 +82,9 @@ def make(group: str, options: Mapping[str, Any], **arguments: Any) -> Any:
         for name in options.keys() - known.keys():
             problem = f"no such parameter; expected one of {', '.join(known.keys() - arguments.keys())}"
             raise ParameterError(f"{group}.{name}", options[name], problem)
+    for name in options.keys() & arguments.keys():
+        problem = f"{arguments[name]} is given for it elsewhere; give {group}.{name} alone"
+        raise ParameterError(f"{group}.{name}", options[name], problem)
     for name, parameter in known.items():
         needed = parameter.default is parameter.empty and parameter.kind in (
             parameter.POSITIONAL_OR_KEYWORD,
@@ -376,9 +380,9 @@ def _level_tiles(run: Run, detector: AnomalyDetector) -> None:
     generator = torch.Generator().manual_seed(run.seed)
     numbers = torch.randperm(run.data.num_originals, generator=generator)[:LEVELLED]
     tiles = (batch["image"].to(detector.device) for batch in run.data.chosen_dataloader(numbers.tolist()))
-    levels = [parts for batch in tiles if (parts := detector.measure(batch).parts) is not None]
-    if levels:
-        detector.level_tiles(levels)
+    measured = [parts for batch in tiles if (parts := detector.measure(batch).parts) is not None]
+    if measured:
+        detector.level_tiles(measured)
 
 
 def _cross_fit(run: Run) -> Iterator[tuple[Measurement, Shape]]:

@@ -30,7 +30,7 @@ COMMANDS = {
     "predict": Command("texture_ad.predict", "score an image, a folder, or a watched folder with a saved detector"),
     "serve": Command("texture_ad.serve", "a web service and a page for people over a saved detector"),
     "update": Command("texture_ad.update", "add good photographs to a saved detector, without those of its fit"),
-    "export": Command("texture_ad.export", "write a saved detector as one graph: ONNX or torch.export"),
+    "export": Command("texture_ad.export", "write a saved detector as one graph: ONNX, OpenVINO or torch.export"),
     "import": Command("texture_ad.data.importing", "list a folder's images in a table, or unpack MVTec AD's archive"),
     "workspace": Command("texture_ad.reporting.workspace", "make a W&B workspace and report that compare runs"),
 }

@@ -4,8 +4,6 @@ A table is what `data.table` reads: edit it, then run with it.
 """
 
 import argparse
-import csv
-import io
 import shlex
 import sys
 from collections import Counter
@@ -18,7 +16,7 @@ from texture_ad.data.layouts.flat import ANOMALOUS, MASKS, NORMAL, plain
 from texture_ad.data.layouts.recognition import recognise
 from texture_ad.data.layouts.table import COLUMNS, label_of
 from texture_ad.errors import UserError
-from texture_ad.files import write_text
+from texture_ad.files import csv_text, write_atomic
 
 TABLE = "images.csv"
 
@@ -96,11 +94,7 @@ def write_table(folder: Path, table: Path) -> list[dict[str, str]]:
     except UserError:
         known = None
     rows = rows_of(scan(folder, known), folder) if known else guessed_rows(folder)
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(table, text.getvalue())
+    write_atomic(table, csv_text([tuple(COLUMNS), *([row[column] for column in COLUMNS] for row in rows)]))
     return rows
 
 

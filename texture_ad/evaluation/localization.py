@@ -43,12 +43,12 @@ def top_positions(
 def _check_maps(patch_maps: Tensor) -> None:
     if patch_maps.ndim != 3 or not patch_maps.numel() or not patch_maps.is_floating_point():
         raise UserError(
-            f"top positions: got {patch_maps.dtype} {tuple(patch_maps.shape)}; give anomaly maps (B, h, w), floating "
+            f"top positions: got {patch_maps.dtype} {tuple(patch_maps.shape)}; give patch maps (B, h, w), floating "
             "point and not empty"
         )
     if not torch.isfinite(patch_maps).all():
         raise UserError(
-            "top positions: an anomaly map holds scores that are not finite; the detector is broken, train "
+            "top positions: a patch map holds scores that are not finite; the detector is broken, train "
             "it again with a lower learning rate"
         )
 

@@ -47,7 +47,7 @@ def spams_blas() -> "ThreadpoolController":
     return loaded.select(filepath=[c.filepath for c in loaded.lib_controllers if "spams" in c.filepath])
 
 
-def omp_spams(features: Tensor, atoms: Tensor, nonzeros: int, error: float, threads: int = -1) -> "csc_matrix":
+def omp_spams(features: Tensor, atoms: Tensor, nonzeros: int, error: float) -> "csc_matrix":
     """Return SPAMS's sparse codes as a scipy CSC matrix (K, N).
 
     Args:
@@ -55,14 +55,13 @@ def omp_spams(features: Tensor, atoms: Tensor, nonzeros: int, error: float, thre
         atoms: float32 (K, C), unit-norm rows.
         nonzeros: limit on the non-zero coefficients of a code.
         error: pursuit stops where the squared error is at most this; 0 for no bound.
-        threads: of SPAMS, -1 for torch's number.
     """
     import spams
 
     # A contiguous (N, C) tensor is, transposed, the Fortran (C, N) array that SPAMS wants: no copy.
     x = features.contiguous().numpy().T
     d = atoms.contiguous().numpy().T
-    with own_threads(threads) as count:
+    with own_threads(-1) as count:
         return spams.omp(x, d, L=nonzeros, eps=error, numThreads=count)  # it reads eps, set or not
 
 

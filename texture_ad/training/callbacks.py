@@ -14,7 +14,7 @@ from torch import Tensor
 from texture_ad.errors import DivergenceError
 from texture_ad.files import save_atomic
 
-DIVERGED = 1e6  # a loss beyond; both stages' losses are of order one
+DIVERGED = 1e6  # a loss beyond; stage 1's is of order one
 # Steps. Where the backbone learns too, a flow's loss of single batches leaps, and clipped gradients mend it.
 IN_A_ROW = 10
 

@@ -91,11 +91,6 @@ class Layout:
         """Return all images."""
         return self.train + self.calibration + self.test
 
-    @property
-    def has_masks(self) -> bool:
-        """Return whether an anomalous test image has a mask."""
-        return any(sample.mask for sample in self.test)
-
 
 def with_left_out(layout: Layout, files: Iterable[Path]) -> Layout:
     """Return a layout that also lists, as "files", those of some files which it neither uses nor lists yet."""

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from texture_ad.data.batches import SEED_STEP
 from texture_ad.data.cutpaste import chips, cutpaste
 from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.errors import ParameterError
@@ -57,7 +58,7 @@ class FeatureDraws(IterableDataset):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        generator = torch.Generator().manual_seed(self.seed * SEED_STEP + self.epoch)
         for _ in range(self.steps):
             yield {
                 name: pool[torch.randint(len(pool), (self.counts[name],), generator=generator)]
