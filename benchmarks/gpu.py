@@ -28,7 +28,7 @@ from torch import Tensor
 
 from benchmarks.material import configuration
 from benchmarks.results import RESULTS, machine
-from experiments.runs import arguments, script
+from experiments.runs import QUIET, arguments, script
 from texture_ad import pipeline
 from texture_ad.cli.experiment import prepare_process
 from texture_ad.data.layouts import scan
@@ -38,7 +38,6 @@ from texture_ad.methods.base import AnomalyDetector
 from texture_ad.reporting.tables import markdown_table
 
 CALIBRATED = 0.2  # share of the normal images
-QUIET = ("logger=none", "pictures=false", "trainer.enable_progress_bar=false")
 PAPER = ("protocol=paper", "backbone.weights=none", "representation.lr=1e-5", "representation.backbone_lr=1e-6")
 BATCHES = (1, 32, 256)
 

@@ -11,14 +11,13 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from texture_ad import pipeline
-from texture_ad.cli.entry import CONF
+from texture_ad.cli.compose import compose
 from texture_ad.data import embedded
 from texture_ad.data.batches import load_sample
 from texture_ad.data.geometry import Geometry, checked_shape
@@ -36,8 +35,7 @@ SMALL = ("backbone.neighborhood=3", "backbone.min_size=0", "flow.blocks=1")
 @cache
 def configuration(*overrides: str) -> DictConfig:
     """Return the configuration that these overrides give. Do not change it: benchmarks share it."""
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return compose("config", ["run_dir=none", *overrides])
+    return compose(["run_dir=none", *overrides])
 
 
 def make(group: str, overrides: Sequence[str] = (), **arguments: Any) -> Any:

@@ -445,7 +445,6 @@ def report(run: Run, detector: AnomalyDetector, predictions: Predictions | None)
     """Write scores, pictures, report, cards and metrics, tell the loggers, and print what was found (step 5)."""
     cards = write_cards(run, detector)
     if predictions is None:
-        write_text(run.folder / "metrics.json", json.dumps(run.metrics, indent=2) + "\n")
         print(f"{run.data.folder} has no test images: no metrics")
     else:
         if run.config.pictures and isinstance(detector, FusionDetector):
@@ -455,10 +454,12 @@ def report(run: Run, detector: AnomalyDetector, predictions: Predictions | None)
         pictures = run.config.pictures
         write_results(predictions, floor, decision, run.metrics, run.data, run.folder, pictures, run.command, cards)
         print(metrics_table(run.metrics, run.data.source_name))
+    finished = run.folder / "metrics.json"  # last: a run folder that holds it is finished
+    write_text(finished, json.dumps(run.metrics, indent=2, default=float) + "\n")
     try:
         log_results(run.loggers, run.folder, run.metrics)
-    except BaseException:  # not finished: the same command is to log what is missing
-        (run.folder / "metrics.json").unlink()
+    except BaseException:  # the same command is to log what is missing
+        finished.unlink()
         raise
     print(f"decision {run.metrics['threshold_promise']}")
     if not run.config.cross_fit and detector.decision().images_needed:

@@ -1,6 +1,5 @@
 """Write what a run leaves in its folder about the test images: scores, pictures, report and metrics."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from texture_ad.evaluation.calibration import Decision
 from texture_ad.evaluation.curves import bin_scores, precision_recall_curve, roc_curve
 from texture_ad.evaluation.metrics import Predictions
 from texture_ad.evaluation.regions import find_regions
-from texture_ad.files import csv_text, write_atomic, write_text
+from texture_ad.files import csv_text, write_atomic
 from texture_ad.reporting import charts
 from texture_ad.reporting.cards import Card
 from texture_ad.reporting.panels import colour_scale, localization_panel, overlay_path, shown_region
@@ -31,7 +30,7 @@ def write_results(
     command: str,
     cards: Sequence[Card],
 ) -> None:
-    """Write scores.csv, the pictures, report.html and metrics.json of n test images.
+    """Write scores.csv, the pictures and report.html of n test images.
 
     Args:
         predictions: of the test images; without maps, overlays and the region are left out.
@@ -51,8 +50,6 @@ def write_results(
         images = _Overlays(predictions, floor, decision, data, folder).write()
         _write_charts(predictions, metrics, data.source_name, folder)
     write_report(folder, metrics, images, command, cards)
-    # Last: a run folder with metrics.json is finished.
-    write_text(folder / "metrics.json", json.dumps(metrics, indent=2, default=float) + "\n")
 
 
 def _scores_csv(
