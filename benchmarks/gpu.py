@@ -5,7 +5,7 @@
 
 Own keys: root, device, images (training images at most), epochs (of protocol=paper, of which it has 270; its seconds
 are scaled up), seconds (that each throughput is measured for), output (without suffix: .json and .md are written).
-Accuracy is the fitted default's image AUROC on the folder's test images, in single precision and under autocast to
+Accuracy is the fitted default's image AUROC on the folder's test images, with the backbone in single precision and in
 bfloat16. The backbone of protocol=paper has random weights here, and its rates are lowered so that its loss stays
 finite: its times are meant, not its scores.
 """
@@ -15,7 +15,8 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -40,6 +41,7 @@ from texture_ad.reporting.tables import markdown_table
 CALIBRATED = 0.2  # share of the normal images
 PAPER = ("protocol=paper", "backbone.weights=none", "representation.lr=1e-5", "representation.backbone_lr=1e-6")
 BATCHES = (1, 32, 256)
+PRECISIONS = ("float32", "bfloat16")  # of the backbone
 
 
 class Busy:
@@ -50,7 +52,15 @@ class Busy:
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> "Busy":
-        command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "100"]
+        command = [
+            "nvidia-smi",
+            "--query-gpu=utilization.gpu",
+            "--format=csv,noheader,nounits",
+            "-lms",
+            "100",
+            "-i",
+            "0",
+        ]
         try:
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         except FileNotFoundError:  # no GPU: no samples
@@ -134,24 +144,43 @@ def _wait(device: str) -> None:
 def throughput(detector: AnomalyDetector, size: tuple[int, int], seconds: float, device: str) -> list[dict[str, Any]]:
     """Return a row for each precision: images a second at each batch, images already on the device."""
     rows = []
-    for precision, enabled in (("float32", False), ("bfloat16", True)):
+    for precision in PRECISIONS:
         row: dict[str, Any] = {"size": "{1} x {0}".format(*size), "precision": precision}
         for batch in BATCHES:
             images = torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8, device=device)
-            with torch.autocast(device, dtype=torch.bfloat16, enabled=enabled):
-                row[f"images/s, batch {batch}"] = per_second(partial(detector, images), batch, seconds, device)
+            try:
+                with backbone_in(precision, detector, device):
+                    speed = per_second(partial(detector, images), batch, seconds, device)
+                row[f"images/s, batch {batch}"] = speed
+            except torch.OutOfMemoryError:
+                row[f"images/s, batch {batch}"] = None
         rows.append(row)
     return rows
 
 
+@contextmanager
+def backbone_in(precision: str, detector: AnomalyDetector, device: str) -> Iterator[None]:
+    """Let a detector's backbone compute in a precision; whitening takes small differences of large numbers."""
+
+    def extract(images: Tensor, own: Callable[[Tensor], Tensor]) -> Tensor:
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+            return own(images)
+
+    detector.feature_cache = extract  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        detector.feature_cache = None  # type: ignore[assignment]
+
+
 @torch.no_grad()
 def accuracy(detector: AnomalyDetector, run: pipeline.Run, device: str) -> dict[str, float]:
-    """Return the image AUROC on the test images, in single precision and under autocast to bfloat16."""
+    """Return the image AUROC on the test images, with the backbone in single precision and in bfloat16."""
     found = {}
     scores: dict[str, Tensor] = {}
     labels = torch.cat([batch["label"] for batch in run.data.test_dataloader()])
-    for precision, enabled in (("float32", False), ("bfloat16", True)):
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=enabled):
+    for precision in PRECISIONS:
+        with backbone_in(precision, detector, device):
             parts = [detector(batch["image"].to(device)).scores.cpu() for batch in run.data.test_dataloader()]
         scores[precision] = torch.cat(parts).float()
         found[f"image AUROC, {precision}"] = float(roc_auc_score(labels, scores[precision]))

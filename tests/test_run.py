@@ -73,6 +73,14 @@ def test_predict_gives_the_runs_scores(carpet, tmp_path, process):
     assert len(list((tmp_path / "overlays").rglob("*.jpg"))) == len(rows)
 
 
+def test_the_default_trains_in_mixed_precision(tmp_path, process):
+    data = few_photographs(tmp_path / "carpet")
+    quick = arguments(data, tmp_path / "run", "pictures=false", "trainer.max_epochs=1", "density.epoch_steps=3")
+    done = process("run", *quick, "trainer.precision=bf16-mixed")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["image_auroc"] > 0.5
+
+
 def test_stage_1_in_mixed_precision(tmp_path, process):
     data = few_photographs(tmp_path / "carpet")
     quick = (

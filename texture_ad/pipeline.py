@@ -48,7 +48,7 @@ from texture_ad.reporting.results import write_results
 from texture_ad.reporting.tables import metrics_table
 from texture_ad.training.cache import Cache, digest
 from texture_ad.training.distributed import check_processes, gather, is_rank_zero
-from texture_ad.training.resources import peak_memory, reset_peak_memory
+from texture_ad.training.resources import compute_in_float32, peak_memory, reset_peak_memory
 from texture_ad.training.run_folder import check_fingerprint, prepared_folder
 
 if TYPE_CHECKING:
@@ -300,6 +300,7 @@ def build(run: Run) -> AnomalyDetector:
     Raises:
         UserError: a setting that it can't have with these images, or more memory than there is.
     """
+    compute_in_float32()
     detector = run.make("method", make=run.make, geometry=run.data.geometry)
     detector.reading = run.data.reading
     detector.roi = run.data.interest
@@ -431,7 +432,9 @@ def evaluate(run: Run, detector: AnomalyDetector) -> Predictions | None:
     start = run.clock()
     evaluation = Evaluation(detector)
     trainer = run.trainer("test", precision="32-true", enable_checkpointing=False)
+    device = detector.device
     trainer.test(evaluation, run.data.test_dataloader(), verbose=False)
+    detector.to(device)  # Lightning leaves it on the CPU
     predictions = evaluation.predictions()
     run.metrics["test_seconds_per_image"] = (run.clock() - start) / len(run.data.test_samples)
     run.metrics |= {key: max(value, run.metrics.get(key, 0)) for key, value in peak_memory().items()}

@@ -549,7 +549,6 @@ class TextureDataModule(L.LightningDataModule):
             batch_sampler=batches,
             collate_fn=_unchanged,
             num_workers=workers,
-            pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
         )
 

@@ -28,15 +28,15 @@ def core_set(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
     if x.shape[1] > PROJECTED:
         x = x @ torch.randn(x.shape[1], PROJECTED, generator=generator).to(x) / PROJECTED**0.5
     squares = x.square().sum(1)
-    chosen = torch.randint(len(x), (), generator=generator).to(x.device)
+    chosen = torch.randint(len(x), (1,), generator=generator).to(x.device)
     distances = torch.full_like(squares, torch.inf)
     indices = []
     for _ in range(count):
         indices.append(chosen)
-        distances = torch.minimum(distances, squares + squares[chosen] - 2 * (x @ x[chosen]))
+        distances = torch.minimum(distances, squares + squares[chosen] - 2 * (x @ x[chosen][0]))
         distances[chosen] = -torch.inf
-        chosen = distances.argmax()
-    return torch.stack(indices)
+        chosen = distances.argmax(keepdim=True)
+    return torch.cat(indices)
 
 
 @checked

@@ -16,6 +16,7 @@ from texture_ad.environment import is_allowed, plugins
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.methods.base import FORMAT, VERSION, AnomalyDetector
 from texture_ad.models.backbone import Backbone
+from texture_ad.training.resources import compute_in_float32
 
 # Name to module and class; a module is imported when its method is asked for.
 METHODS = {
@@ -149,6 +150,7 @@ def _check_state(state: Any, file_size: int) -> None:
 
 def on_device(detector: AnomalyDetector, device: str) -> AnomalyDetector:
     """Return the detector on a device, ready for scoring."""
+    compute_in_float32()
     try:
         return detector.eval().requires_grad_(False).to(device)
     except torch.OutOfMemoryError:

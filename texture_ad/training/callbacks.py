@@ -58,7 +58,8 @@ class StopDivergence(L.Callback):
         Raises:
             DivergenceError: the loss is not finite, or stays too large.
         """
-        value = float(trainer.strategy.reduce(loss.detach().clone()))
+        scaler = getattr(trainer.precision_plugin, "scaler", None)  # of float16, which has scaled the loss by now
+        value = float(trainer.strategy.reduce(loss.detach().clone())) / (scaler.get_scale() if scaler else 1)
         leapt = abs(value) >= DIVERGED
         self.beyond = self.beyond + 1 if leapt else 0
         self.leaps += leapt

@@ -38,6 +38,16 @@ def keep_freed_memory() -> None:
         _say_once("note: freed memory is not kept for reuse: this system's C library is not glibc")
 
 
+def compute_in_float32() -> None:
+    """Let convolutions on a GPU compute in single precision, where cuDNN would round to TF32's ten bits.
+
+    A threshold that was set on one device then holds on the other: scores differ in the last digits alone.
+    """
+    import torch  # not at the top: a process takes its share of cores before
+
+    torch.backends.cudnn.allow_tf32 = False
+
+
 def take_share(launcher: str, cpus: int | None = None) -> None:
     """Keep the jobs that a launcher runs side by side from competing; call it before torch is first used.
 

@@ -159,7 +159,9 @@ class Density(L.LightningModule):
     def _calibration(self, data: TextureDataModule, device: torch.device) -> list[Tensor]:
         """Return what the flow models of each batch of calibration images, (N, D) on the CPU, about WATCHED in all."""
         found = []
-        self.calibration_features = KeptFeatures(self.features.room)
+        # Tiles come in other batches later, where whole pictures are measured.
+        room = 0 if self.detector.geometry.tiled else self.features.room
+        self.calibration_features = KeptFeatures(room)
         for batch in data.calibration_dataloader():
             images = batch["image"].to(device)
             maps = self.detector.patch_features(images)
@@ -213,8 +215,8 @@ class Density(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return Adam and its one-cycle schedule."""
-        # Fused it takes a third of the time, but can't clip gradients that float16 has scaled.
-        fused = self.trainer.precision != "16-mixed"
+        # Fused it takes a third of the time, but Lightning clips its gradients in single precision alone.
+        fused = self.trainer.precision == "32-true"
         optimizer = torch.optim.Adam([p for p in self.parameters() if p.requires_grad], self.lr, fused=fused)
         return one_cycle(optimizer, self.trainer.estimated_stepping_batches, rise=0.1)
 
