@@ -312,7 +312,12 @@ def test_a_diverging_flow_stops_and_its_features_are_saved(run, tmp_path):
 def test_a_loss_that_leaps_and_comes_back_is_no_divergence(tmp_path, capsys):
     strategy = SimpleNamespace(reduce=lambda loss: loss)
     trainer = SimpleNamespace(
-        strategy=strategy, default_root_dir=tmp_path, is_global_zero=True, current_epoch=0, global_step=5
+        strategy=strategy,
+        precision_plugin=SimpleNamespace(scaler=None),
+        default_root_dir=tmp_path,
+        is_global_zero=True,
+        current_epoch=0,
+        global_step=5,
     )
     guard = StopDivergence()
     guard.batch = {"normal": torch.ones(2, 3)}
@@ -321,6 +326,9 @@ def test_a_loss_that_leaps_and_comes_back_is_no_divergence(tmp_path, capsys):
         for loss in losses:
             guard.on_before_backward(trainer, SimpleNamespace(lr=1.0), torch.tensor(loss))
 
+    trainer.precision_plugin.scaler = SimpleNamespace(get_scale=lambda: 65536.0)
+    after(*[16 * 65536.0] * 20)  # as float16 scales it
+    trainer.precision_plugin.scaler = None
     for _ in range(3):
         after(*[1e8] * 9, 1.0)
     assert not list(tmp_path.iterdir())
