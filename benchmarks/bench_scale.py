@@ -1,4 +1,4 @@
-"""Measure how fit and predict grow with the number of images, their size and the number of atoms.
+"""Measure how fit and predict grow with the images, their size, atoms, tiles of a picture, and threads.
 
     make bench-scale
 
@@ -16,6 +16,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from benchmarks.material import SMALL, fit_after_stage1, prepared_run, untrained_detector, write_noise
@@ -25,26 +26,43 @@ from texture_ad.cli.experiment import prepare_process
 from texture_ad.files import write_text
 from texture_ad.methods.fusion.detector import FusionDetector
 
-BASE = {"images": 64, "size": 128, "atoms": 256}
-VALUES = {"images": (32, 64, 128, 256), "size": (64, 128, 256, 512), "atoms": (128, 256, 512, 1024)}
-UNIT = {"images": "images", "size": "side, pixels", "atoms": "atoms"}
+BASE = {"images": 64, "size": 128, "atoms": 256, "tiles": 1, "threads": 1}
+VALUES = {
+    "images": (32, 64, 128, 256),
+    "size": (64, 128, 256, 512),
+    "atoms": (128, 256, 512, 1024),
+    "tiles": (2, 4, 8, 16),
+    "threads": (1, 2),
+}
+UNIT = {
+    "images": "images",
+    "size": "side, pixels",
+    "atoms": "atoms",
+    "tiles": "tiles of a picture",
+    "threads": "threads",
+}
 WORK = ("fit", "predict")
 SETTINGS = (*SMALL, "backbone.layers=[block4,block10]", "data.eval_batch_size=16", "detection.batch=256")
 
 
-def measure(images: int, size: int, atoms: int) -> tuple[float, float]:
+def measure(images: int, size: int, atoms: int, tiles: int, threads: int) -> tuple[float, float]:
     """Return the seconds of a fit after stage 1, without synthetic defects, and of scoring all training images.
 
     Args:
         images: to train on; a quarter more calibrate.
-        size: of the images in pixels.
+        size: of the images, or of a tile, in pixels.
         atoms: of the dictionary.
+        tiles: side by side in each picture; 1 for whole images.
+        threads: of torch, and of SPAMS.
     """
+    torch.set_num_threads(threads)
+    options = (f"data.size={size}", f"dictionary.num_atoms={atoms}", f"detection.threads={threads}")
+    tiled = (f"data.tile={size}", "data.overlap=0") if tiles > 1 else ()
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root)
-        write_noise(folder, images + images // 4, size)
-        run = prepared_run(folder, *SETTINGS, f"data.size={size}", f"dictionary.num_atoms={atoms}")
-        detector = untrained_detector(run)
+        write_noise(folder, images + images // 4, size, size * tiles)
+        run = prepared_run(folder, *SETTINGS, *options, *tiled)
+        detector = untrained_detector(run, run.data.geometry)
         fit_after_stage1(run, detector)
         return run.metrics["fit_seconds"], predict_seconds(run, detector)
 
@@ -81,16 +99,17 @@ def grow(name: str, sizes: Sequence[int], repetitions: int) -> dict[str, Any]:
 
 def draw(results: dict[str, Any], path: Path) -> None:
     """Draw seconds over each size on logarithmic axes."""
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    figure = Figure(figsize=(16, 3.6), layout="constrained")
     for axis, (name, found) in zip(figure.subplots(1, len(VALUES)), results["scale"].items(), strict=True):
         for work, marker in zip(WORK, "os", strict=True):
             axis.loglog(found["sizes"], found[work], marker=marker, label=f"{work}: {found[f'{work}_exponent']:.2f}")
-        others = ", ".join(f"{v} {k}" if k != "size" else f"{v} px" for k, v in BASE.items() if k != name)
-        axis.set(xlabel=UNIT[name], ylabel="seconds", title=others)
+        axis.set(xlabel=UNIT.get(name, name), ylabel="seconds")
         axis.set_xticks(found["sizes"], [str(s) for s in found["sizes"]])
         axis.minorticks_off()
         axis.legend()
-    figure.suptitle(f"{results['machine']['processor']}, {results['machine']['cores']} cores; random images")
+    others = ", ".join(f"{value} {'px' if key == 'size' else key}" for key, value in BASE.items() if key != "tiles")
+    processor = f"{results['machine']['processor']}, {results['machine']['cores']} cores"
+    figure.suptitle(f"{processor}; random images; where nothing else is said {others}")
     figure.savefig(path, dpi=120)
 
 
@@ -101,7 +120,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
     prepare_process()
-    measure(16, 64, 64)  # not counted
+    measure(16, 64, 64, 1, 1)  # not counted
     scale = {name: grow(name, sizes, args.repetitions) for name, sizes in VALUES.items()}
     results = {"machine": machine(), "base": BASE, "repetitions": args.repetitions, "scale": scale}
     write_text(args.output / "bench_scale.json", json.dumps(results, indent=1) + "\n")

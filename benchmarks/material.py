@@ -20,7 +20,7 @@ from texture_ad import pipeline
 from texture_ad.cli.compose import compose
 from texture_ad.data import embedded
 from texture_ad.data.batches import load_sample
-from texture_ad.data.geometry import Geometry, checked_shape
+from texture_ad.data.geometry import Geometry
 from texture_ad.data.layouts import Sample, scan
 from texture_ad.methods.fusion.detection import Detection
 from texture_ad.methods.fusion.detector import FusionDetector
@@ -58,9 +58,8 @@ def prepared_run(folder: Path, *overrides: str) -> pipeline.Run:
     return run
 
 
-def untrained_detector(run: pipeline.Run) -> FusionDetector:
-    """Return an untrained detector with the settings of a run, in evaluation mode."""
-    geometry = Geometry(checked_shape("size", run.config.data.size))
+def untrained_detector(run: pipeline.Run, geometry: Geometry) -> FusionDetector:
+    """Return an untrained detector with the settings of a run, for images of a geometry, in evaluation mode."""
     return run.make("method", make=run.make, geometry=geometry).eval().requires_grad_(False)
 
 
@@ -99,13 +98,13 @@ def batches(pictures: Tensor, size: int) -> DataLoader:
     return DataLoader([{"image": image, "index": index} for image, index in parts], batch_size=None)  # type: ignore[arg-type]
 
 
-def write_noise(folder: Path, count: int, size: int) -> None:
-    """Write `count` training images of random pixels into a folder, each (size, size), in the layout of MVTec AD."""
+def write_noise(folder: Path, count: int, height: int, width: int) -> None:
+    """Write `count` training images of random pixels into a folder, each (height, width), in the layout of MVTec AD."""
     good = folder / "train" / "good"
     good.mkdir(parents=True)
     generator = np.random.default_rng(0)
     for i in range(count):
-        pixels = generator.integers(0, 256, (size, size, 3), np.uint8)
+        pixels = generator.integers(0, 256, (height, width, 3), np.uint8)
         Image.fromarray(pixels).save(good / f"{i:04d}.bmp")
 
 
@@ -135,7 +134,7 @@ def features() -> Tensor:
 @torch.no_grad()
 def default_detector() -> FusionDetector:
     """Return the default detector, its atoms those of one pass over the training images."""
-    detector = untrained_detector(pipeline.Run(configuration("cutpaste=none", "data.size=256"), Path()))
+    detector = untrained_detector(pipeline.Run(configuration("cutpaste=none"), Path()), Geometry((256, 256)))
     pictures = images("train")
     maps = detector.patch_features(pictures)
     whitened = fit_whitening(detector.whitening, flatten_patches(maps), len(pictures))

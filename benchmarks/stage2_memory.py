@@ -34,7 +34,7 @@ SETTINGS = (
 
 def write_images(folder: Path, count: int) -> None:
     """Write FILES images of noise, and links to them until there are `count` images."""
-    write_noise(folder, FILES, SIZE)
+    write_noise(folder, FILES, SIZE, SIZE)
     files = sorted((folder / "train" / "good").iterdir())
     for i in range(FILES, count):
         original = files[i % FILES]
@@ -48,7 +48,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         write_images(Path(root), int(sys.argv[1]))
         run = prepared_run(Path(root), *SETTINGS)
-        fit_after_stage1(run, untrained_detector(run))
+        fit_after_stage1(run, untrained_detector(run, run.data.geometry))
     print(peak_memory()["peak_memory_mb"])
 
 
