@@ -53,10 +53,10 @@ def measure(images: int, size: int, atoms: int, tiles: int, threads: int) -> tup
         size: of the images, or of a tile, in pixels.
         atoms: of the dictionary.
         tiles: side by side in each picture; 1 for whole images.
-        threads: of torch, and of SPAMS.
+        threads: of torch; SPAMS has one.
     """
     torch.set_num_threads(threads)
-    options = (f"data.size={size}", f"dictionary.num_atoms={atoms}", f"detection.threads={threads}")
+    options = (f"data.size={size}", f"dictionary.num_atoms={atoms}")
     tiled = (f"data.tile={size}", "data.overlap=0") if tiles > 1 else ()
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root)
