@@ -34,13 +34,7 @@ VALUES = {
     "tiles": (2, 4, 8, 16),
     "threads": (1, 2),
 }
-UNIT = {
-    "images": "images",
-    "size": "side, pixels",
-    "atoms": "atoms",
-    "tiles": "tiles of a picture",
-    "threads": "threads",
-}
+UNIT = {"size": "side, pixels", "tiles": "tiles of a picture"}  # where its name doesn't say it
 WORK = ("fit", "predict")
 SETTINGS = (*SMALL, "backbone.layers=[block4,block10]", "data.eval_batch_size=16", "detection.batch=256")
 

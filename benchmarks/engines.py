@@ -148,11 +148,9 @@ def predict_quietly(detector: AnomalyDetector, files: list[Path], overlays: Path
 
 
 @torch.no_grad()
-def shares(file: Path, paths: list[Path], images: Tensor) -> dict[str, float]:
+def shares(detector: FusionModel, paths: list[Path], images: Tensor) -> dict[str, float]:
     """Return the share of one thread's time of each part of scoring and drawing photographs at once, by torch."""
     torch.set_num_threads(1)
-    detector = load(file)
-    assert isinstance(detector, FusionModel)  # the default's parts are measured
     features = detector.patch_features(images)
     patches, grid = flatten_patches(features), (features.shape[2], features.shape[3])
     whitened = detector.whitening(patches)
@@ -192,14 +190,17 @@ def main() -> None:
     """Measure, and write the results."""
     args = arguments()
     paths = find_images(args.folder, args.folder / "overlays")[:32]
-    images = load(args.detector).read(*paths)
+    detector = load(args.detector)
+    images = detector.read(*paths)
     if not isinstance(images, Tensor):
         raise SystemExit(f"{args.detector}: cuts photographs into tiles; give a detector of whole images")
+    if not isinstance(detector, FusionModel):
+        raise SystemExit(f"{args.detector}: of method={detector.name}; give one of method=fusion")
     found: dict[str, Any] = {
         "machine": results.machine(),
         "size": list(images.shape[-2:]),
         "load_average": round(os.getloadavg()[0], 2),
-        "shares": {str(n): shares(args.detector, paths[:n], images[:n]) for n in BATCHES},
+        "shares": {str(n): shares(detector, paths[:n], images[:n]) for n in BATCHES},
         "engines": engines(args.detector, images, args.quick),
         "folder": folder_seconds(args.detector, paths, args.quick),
     }

@@ -52,15 +52,8 @@ class Busy:
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> "Busy":
-        command = [
-            "nvidia-smi",
-            "--query-gpu=utilization.gpu",
-            "--format=csv,noheader,nounits",
-            "-lms",
-            "100",
-            "-i",
-            "0",
-        ]
+        asked = ("--query-gpu=utilization.gpu", "--format=csv,noheader,nounits")
+        command = ["nvidia-smi", *asked, "-lms", "100", "-i", "0"]
         try:
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         except FileNotFoundError:  # no GPU: no samples
@@ -150,8 +143,7 @@ def throughput(detector: AnomalyDetector, size: tuple[int, int], seconds: float,
             images = torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8, device=device)
             try:
                 with backbone_in(precision, detector, device):
-                    speed = per_second(partial(detector, images), batch, seconds, device)
-                row[f"images/s, batch {batch}"] = speed
+                    row[f"images/s, batch {batch}"] = per_second(partial(detector, images), batch, seconds, device)
             except torch.OutOfMemoryError:
                 row[f"images/s, batch {batch}"] = None
         rows.append(row)

@@ -7,19 +7,10 @@ Own keys: methods, sizes, seeds, workers, runs (folder of the runs), output (wit
 Every other key=value goes to each run. The output grows with every run; a finished run is not repeated.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.runs import (
-    KEPT,
-    Job,
-    read_run,
-    run_all,
-    script,
-    study_arguments,
-    with_folder_of_photographs,
-    write_table,
-)
+from experiments.runs import Job, kept_runs, photograph_arguments, run_all, script, write_table
 from texture_ad.methods.registry import METHODS
 from texture_ad.reporting.metrics import METRICS
 
@@ -48,19 +39,6 @@ def values(runs: list[dict], key: str) -> list[float] | None:
     return [METRICS[key].scale * run[key] for run in runs if run[key] is not None] or None
 
 
-def finished(jobs: Mapping[tuple[str, str, str], Job]) -> list[dict]:
-    """Return what is kept of the runs that are finished.
-
-    Args:
-        jobs: method, size and seed to the run.
-    """
-    return [
-        {"method": method, "size": int(size), "seed": int(seed), **{key: found.get(key) for key in KEPT + ALSO_KEPT}}
-        for (method, size, seed), job in jobs.items()
-        if (found := read_run(job.folder))
-    ]
-
-
 def name_of_data(overrides: Sequence[str]) -> str:
     """Return the part of a run folder's name that tells the data."""
     root = next((o.partition("=")[2] for o in overrides if o.startswith("data.root=")), None)
@@ -69,12 +47,11 @@ def name_of_data(overrides: Sequence[str]) -> str:
 
 def main() -> None:
     """Make the runs, and write the table after each."""
-    own, overrides = study_arguments("baselines", methods=list(METHODS), sizes=["128", "256"])
-    overrides = with_folder_of_photographs(overrides)
+    own, overrides = photograph_arguments("baselines", methods=list(METHODS), sizes=["128", "256"])
     folder = Path(own["runs"][0])
     name = name_of_data(overrides)
     jobs = {
-        (method, size, seed): Job(
+        (method, int(size), int(seed)): Job(
             folder / f"{name}-{method}-{size}-seed{seed}",
             [f"method={method}", f"data.size={size}", f"seed={seed}", *overrides],
         )
@@ -84,7 +61,7 @@ def main() -> None:
     }
 
     def write() -> str:
-        runs = finished(jobs)
+        runs = kept_runs(jobs, ("method", "size", "seed"), ALSO_KEPT)
         return write_table(Path(own["output"][0]), runs, table(runs))
 
     run_all(list(jobs.values()), int(own["workers"][0]), write)

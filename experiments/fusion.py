@@ -7,22 +7,13 @@ Own keys: seeds, workers, runs (folder of the runs), output (without suffix: .js
 key=value goes to each run. Runs that differ only in the score share one stage 1; a finished run is not repeated.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
 from scipy.stats import spearmanr
 
-from experiments.runs import (
-    KEPT,
-    Job,
-    read_run,
-    run_all,
-    script,
-    study_arguments,
-    with_folder_of_photographs,
-    write_table,
-)
+from experiments.runs import Job, kept_runs, photograph_arguments, run_all, script, write_table
 
 REPRESENTATIONS = {
     "frozen": ["cutpaste=none", "trainer.max_epochs=8"],
@@ -76,19 +67,6 @@ def agreement(runs: list[dict]) -> str:
     )
 
 
-def finished(jobs: Mapping[tuple[str, str, str], Job]) -> list[dict]:
-    """Return what is kept of the runs that are finished.
-
-    Args:
-        jobs: representation, score and seed to the run.
-    """
-    return [
-        {"representation": representation, "score": score, "seed": int(seed), **{key: found.get(key) for key in KEPT}}
-        for (representation, score, seed), job in jobs.items()
-        if (found := read_run(job.folder))
-    ]
-
-
 def name_of_data(overrides: Sequence[str]) -> str:
     """Return the part of a run folder's name that tells the data."""
     given = dict(override.split("=", 1) for override in overrides)
@@ -97,12 +75,11 @@ def name_of_data(overrides: Sequence[str]) -> str:
 
 def main() -> None:
     """Make the runs, and write the table after each."""
-    own, overrides = study_arguments("fusion")
-    overrides = with_folder_of_photographs(overrides)
+    own, overrides = photograph_arguments("fusion")
     folder = Path(own["runs"][0])
     name = name_of_data(overrides)
     jobs = {
-        (representation, score, seed): Job(
+        (representation, score, int(seed)): Job(
             folder / f"{name}-{representation}-{score}-seed{seed}".replace(" ", ""),
             ["cache=always", f"seed={seed}", "trainer.max_epochs=3", *chosen, *options, *overrides],
         )
@@ -112,7 +89,7 @@ def main() -> None:
     }
 
     def write() -> str:
-        runs = finished(jobs)
+        runs = kept_runs(jobs, ("representation", "score", "seed"))
         return write_table(Path(own["output"][0]), runs, table(runs), agreement(runs))
 
     run_all(list(jobs.values()), int(own["workers"][0]), write)

@@ -86,14 +86,23 @@ def study_arguments(name: str, **own: Sequence[str]) -> tuple[dict[str, list[str
         "runs": [f"runs/experiments/{name}"],
         "output": [f"experiments/results/{name}"],
     }
-    return arguments({**own, **{key: values for key, values in common.items() if key not in own}})
+    return arguments(own | common | own)
 
 
-def with_folder_of_photographs(overrides: Sequence[str]) -> list[str]:
-    """Return overrides in which a data.root without a `data` is a folder of photographs, unless it is MVTec AD's."""
+def photograph_arguments(name: str, **own: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Return `study_arguments`, where a data.root without a `data` is a folder of photographs, unless it is MVTec AD's.
+
+    Args:
+        name: of the study.
+        own: further own keys.
+
+    Raises:
+        UserError: an argument that is no pair.
+    """
+    found, overrides = study_arguments(name, **own)
     given = dict(override.split("=", 1) for override in overrides)
-    root = given.get("data.root", os.environ.get(MVTEC))
-    return list(overrides) if "data" in given or root == os.environ.get(MVTEC) else [*overrides, "data=folder"]
+    photographs = "data.root" in given and given["data.root"] != os.environ.get(MVTEC)
+    return found, [*overrides, "data=folder"] if photographs and "data" not in given else overrides
 
 
 def run_once(job: Job) -> Metrics:
@@ -128,6 +137,21 @@ def _call(job: Job) -> None:
 def read_run(folder: Path) -> Metrics | None:
     """Return the metrics of a finished run, None for any other."""
     return _read_metrics(folder) if (folder / "finished.json").is_file() else None
+
+
+def kept_runs(jobs: Mapping[tuple, Job], names: Sequence[str], more: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Return what a table's JSON keeps of each finished run.
+
+    Args:
+        jobs: by what tells a run from the others.
+        names: of the parts of that.
+        more: metrics beside KEPT.
+    """
+    return [
+        dict(zip(names, key, strict=True)) | {metric: found.get(metric) for metric in (*KEPT, *more)}
+        for key, job in jobs.items()
+        if (found := read_run(job.folder))
+    ]
 
 
 def _read_metrics(folder: Path) -> Metrics:

@@ -15,7 +15,7 @@ from statistics import fmean
 
 from scipy.stats import wilcoxon
 
-from experiments.runs import KEPT, Job, read_run, run_all, script, study_arguments, write_table
+from experiments.runs import Job, kept_runs, run_all, script, study_arguments, write_table
 from texture_ad.errors import UserError
 from texture_ad.evaluation.spread import mean_ranks
 from texture_ad.reporting.metrics import METRICS
@@ -64,12 +64,8 @@ def jobs_of(own: Mapping[str, Sequence[str]], overrides: Sequence[str]) -> dict[
 
 def finished_runs(jobs: Mapping[tuple[str, str, str], Job], more: Sequence[str] = ()) -> list[dict]:
     """Return what a table's JSON keeps of each finished run, with `more` keys of its metrics."""
-    return [
-        {"texture": texture, "method": method, "seed": int(seed)}
-        | {key: found.get(key) for key in dict.fromkeys((*KEPT, *COMPARED, *more))}
-        for (texture, method, seed), one in jobs.items()
-        if (found := read_run(one.folder))
-    ]
+    numbered = {(texture, method, int(seed)): one for (texture, method, seed), one in jobs.items()}
+    return kept_runs(numbered, ("texture", "method", "seed"), (*COMPARED, *more))
 
 
 def find_textures(root: Path, wanted: Sequence[str]) -> list[str]:

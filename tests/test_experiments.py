@@ -19,7 +19,7 @@ from benchmarks import detecting, material
 from benchmarks.comparison import Row
 from benchmarks.results import regressions
 from experiments.mvtec import table as mvtec_table
-from experiments.runs import study_arguments, with_folder_of_photographs
+from experiments.runs import photograph_arguments, study_arguments
 from experiments.textures import WITHOUT, options
 
 ROOT = Path(__file__).parents[1]
@@ -99,9 +99,10 @@ def test_mvtecs_folder_is_that_of_runs_whose_script_has_no_root_of_its_own(monke
     monkeypatch.setattr(sys, "argv", ["a_study", "flow.blocks=2"])
     assert study_arguments("a", root=["/textures"])[1] == ["flow.blocks=2"]
     own, overrides = study_arguments("a")
-    assert overrides == ["flow.blocks=2", "data.root=/mvtec"] and with_folder_of_photographs(overrides) == overrides
+    assert overrides == ["flow.blocks=2", "data.root=/mvtec"] and photograph_arguments("a")[1] == overrides
     assert own["runs"] == ["runs/experiments/a"] and own["seeds"] == ["0", "1", "2"]
-    assert with_folder_of_photographs(["data.root=/rugs"]) == ["data.root=/rugs", "data=folder"]
+    monkeypatch.setattr(sys, "argv", ["a_study", "data.root=/rugs"])
+    assert photograph_arguments("a")[1] == ["data.root=/rugs", "data=folder"]
 
 
 @pytest.mark.parametrize(

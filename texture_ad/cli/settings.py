@@ -91,11 +91,12 @@ def unused(config: DictConfig, keys: Iterable[str]) -> dict[str, list[str]]:
     without: dict[str, tuple[str, ...]] = {f"method={method}": _UNUSED.get(method, ())}
     if method == "fusion":
         task = config.cutpaste.task
-        without[f"cutpaste={task}"] = (
-            ("representation", "data.batch_size", "cutpaste.patch_weight") if task == "none" else ("density", "head")
-        )
-        if not config.score.head_weight and task == "none":
-            without["score.head_weight=0"] = ("head", "density.pasted_images")
+        if task != "none":
+            without[f"cutpaste={task}"] = ("density", "head")
+        else:
+            without["cutpaste=none"] = ("representation", "data.batch_size", "cutpaste.patch_weight")
+            if not config.score.head_weight:
+                without["score.head_weight=0"] = ("head", "density.pasted_images")
         if not config.score.dictionary_weight:
             without["score.dictionary_weight=0"] = ("dictionary", "detection")
     if config.data.get("tile", False) is None:

@@ -58,7 +58,8 @@ def metrics_rows(metrics: Mapping, source: str) -> tuple[dict[str, str], dict[st
     }
     for key, value in metrics.items():
         if key in COSTS and value is not None:
-            rows[COSTS[key].heading] = f"{COSTS[key].scale * value:.{COSTS[key].digits}f}"
+            about = COSTS[key]
+            rows[about.heading] = f"{about.scale * value:.{about.digits}f}"
         elif key not in ACCURACIES and key not in _IN_HEADER and isinstance(value, Real | str):
             rows[key] = cell(value)
     return _heading(metrics, source), rows
