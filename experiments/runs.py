@@ -17,6 +17,7 @@ from texture_ad.data.embedded import TEXTURES
 from texture_ad.errors import UserError
 from texture_ad.files import write_text
 from texture_ad.reporting.tables import markdown_table
+from texture_ad.training.run_folder import read_metrics
 
 if TYPE_CHECKING:
     from texture_ad.data.datamodule import TextureDataModule
@@ -29,7 +30,7 @@ QUIET = ("pictures=false", "logger=none", "trainer.enable_progress_bar=false")
 SHOWN = ("image_auroc", "pixel_auroc", "aupro")  # on a finished run's line
 KEPT = ("data_source", "data_fingerprint", *SHOWN, "synthetic_auroc", "fit_seconds")  # in a table's JSON
 
-Metrics = dict[str, Any]  # what metrics.json holds; `fit_seconds` is None if the run was interrupted
+Metrics = dict[str, Any]  # what metrics.json holds; `fit_seconds` is None if the run was resumed
 
 
 class Job(NamedTuple):
@@ -115,11 +116,9 @@ def run_once(job: Job) -> Metrics:
     if finished.is_file() and json.loads(finished.read_text(encoding="utf-8"))["overrides"] != job.overrides:
         raise UserError(f"{job.folder}: holds a run with other overrides; give another folder by runs=FOLDER")
     if not finished.is_file():
-        # Seconds of a run that was killed and resumed are not those of a whole run.
-        resumed = job.folder.is_dir()
         _call(job)
-        write_text(finished, json.dumps({"overrides": job.overrides, "resumed": resumed}))
-    return _read_metrics(job.folder)
+        write_text(finished, json.dumps({"overrides": job.overrides}))
+    return read_metrics(job.folder)
 
 
 def _call(job: Job) -> None:
@@ -136,7 +135,7 @@ def _call(job: Job) -> None:
 
 def read_run(folder: Path) -> Metrics | None:
     """Return the metrics of a finished run, None for any other."""
-    return _read_metrics(folder) if (folder / "finished.json").is_file() else None
+    return read_metrics(folder) if (folder / "finished.json").is_file() else None
 
 
 def kept_runs(jobs: Mapping[tuple, Job], names: Sequence[str], more: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -152,13 +151,6 @@ def kept_runs(jobs: Mapping[tuple, Job], names: Sequence[str], more: Sequence[st
         for key, job in jobs.items()
         if (found := read_run(job.folder))
     ]
-
-
-def _read_metrics(folder: Path) -> Metrics:
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    if json.loads((folder / "finished.json").read_text(encoding="utf-8"))["resumed"]:
-        metrics["fit_seconds"] = None
-    return metrics
 
 
 def run_of(folder: Path) -> "Run":

@@ -96,6 +96,17 @@ def test_killed_runs_end_as_undisturbed_ones(data, undisturbed, tmp_path):
         assert names == {str(p.relative_to(reference)) for p in reference.rglob("*") if "logs" not in p.parts}
 
 
+def seconds_of_fit(run_dir):
+    return json.loads((run_dir / "metrics.json").read_text())["fit_seconds"]
+
+
+def test_a_finished_run_that_is_repeated_keeps_the_seconds_of_its_fit(data, undisturbed):
+    run_dir, _ = undisturbed
+    before = seconds_of_fit(run_dir)
+    finish(data, run_dir)
+    assert seconds_of_fit(run_dir) == before > 0
+
+
 def killed_in_stage_2(data, run_dir, *more):
     process = started(data, run_dir, *more)
     wait_for(run_dir / "stage2/last.ckpt", process)
@@ -133,6 +144,7 @@ def test_the_log_of_the_earlier_part_is_kept(data, tmp_path):
     before = (tmp_path / "run/logs/metrics.csv").read_text()
     finish(data, tmp_path / "run", "pictures=false")
     assert (tmp_path / "run/logs/metrics_1.csv").read_text() == before
+    assert seconds_of_fit(tmp_path / "run") is None  # of which the last part alone could be told
 
 
 @pytest.mark.parametrize("by", ["itself", "Lightning"])

@@ -49,7 +49,7 @@ from texture_ad.reporting.tables import metrics_table
 from texture_ad.training.cache import Cache, digest
 from texture_ad.training.distributed import check_processes, gather, is_rank_zero
 from texture_ad.training.resources import compute_in_float32, peak_memory, reset_peak_memory
-from texture_ad.training.run_folder import check_fingerprint, prepared_folder
+from texture_ad.training.run_folder import check_fingerprint, holds_run, prepared_folder, read_metrics
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -114,6 +114,7 @@ class Run:
         loggers: open ones.
         metrics: what metrics.json will hold.
         copies: how many test images are copies of training images.
+        resumed: whether the folder held a run already.
     """
 
     config: DictConfig
@@ -127,6 +128,7 @@ class Run:
     loggers: list[Logger] = field(default_factory=list)
     metrics: dict[str, Any] = field(default_factory=dict)
     copies: int = 0
+    resumed: bool = False
 
     @property
     def seed(self) -> int:
@@ -189,7 +191,8 @@ def run(
 ) -> dict[str, Any]:
     """Run one experiment and fill its run folder; return what metrics.json holds.
 
-    Times and peaks of memory are those of a run that shares nothing, also where it finds stage 1 in the cache.
+    Times and peaks of memory are those of a run that shares nothing, also where it finds stage 1 in the cache. One that
+    is resumed does not know what its fit took: None, or what the finished run in its folder took.
 
     Args:
         config: composed by Hydra.
@@ -205,6 +208,7 @@ def run(
     reset_peak_memory()
     check_settings(config)
     this = Run(config, Path(config.run_dir), command, cache, stage1_settings or {}, in_sweep, trial)
+    this.resumed = holds_run(this.folder)
     L.seed_everything(config.seed, workers=True, verbose=False)
     chosen = this.options("logger") if "logger" in config else {}  # logger=[] leaves no such key
     factories = (partial(make, "logger", options) for options in chosen.values())
@@ -347,6 +351,9 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
     if run.config.cross_fit:  # those of the training images' folds are not the detector's own
         normal = gather(torch.cat([detector.conclude(*one).scores for one in measured]))
     run.metrics["fit_seconds"] = run.metrics.get("fit_seconds", 0) + run.clock() - start
+    if run.resumed:
+        earlier = read_metrics(run.folder)
+        run.metrics |= {key: earlier.get(key) for key in ("fit_seconds", "stage1_seconds") if key in run.metrics}
     defects = gather(torch.cat([detector(batch["image"]).scores for batch in run.data.synthetic_dataloader()]))
     labels = [0] * len(normal) + [1] * len(defects)
     synthetic = image_metrics(torch.cat((normal, defects)).cpu().numpy(), labels, float(detector.threshold))

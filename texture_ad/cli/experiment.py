@@ -3,7 +3,6 @@
 Imports nothing heavy before it is sure that there is something to run.
 """
 
-import json
 import logging
 import os
 import shlex
@@ -23,7 +22,7 @@ from texture_ad.cli.settings import check_same, stage1_settings, unused
 from texture_ad.cli.sweep import OBJECTIVE, check_images, finished, is_search
 from texture_ad.errors import UserError
 from texture_ad.parameters import check
-from texture_ad.training.run_folder import holds_run
+from texture_ad.training.run_folder import holds_run, read_metrics
 
 
 def run_experiment(config: DictConfig) -> float:
@@ -48,8 +47,7 @@ def run_experiment(config: DictConfig) -> float:
 
 def read_objective(folder: Path) -> float:
     """Return the OBJECTIVE of a finished run's folder; NaN in DDP's further processes, which may be ahead of it."""
-    path = folder / "metrics.json"
-    return json.loads(path.read_text("utf-8"))[OBJECTIVE] if path.is_file() else float("nan")
+    return read_metrics(folder).get(OBJECTIVE, float("nan"))
 
 
 def check_start(config: DictConfig) -> None:

@@ -28,6 +28,7 @@ from texture_ad.errors import UserError
 from texture_ad.evaluation.spread import Spread, mean_ranks, spread
 from texture_ad.reporting.metrics import COMPARED
 from texture_ad.reporting.tables import cell, markdown_table, mean_and_deviation
+from texture_ad.training.run_folder import check_fingerprint, read_metrics
 
 NOTE = (
     "Mean ± sample standard deviation over seeds. Times and memory are those of a run that shares nothing; of "
@@ -61,8 +62,6 @@ def check_images(folder: Path, config: DictConfig) -> None:
     Raises:
         UserError: they changed.
     """
-    from texture_ad.training.run_folder import check_fingerprint
-
     check_fingerprint(folder, _fingerprint(json.dumps(OmegaConf.to_container(config.data, resolve=True))))
 
 
@@ -99,7 +98,7 @@ def read_jobs(folder: Path, overrides: Sequence[str]) -> list[dict]:
                 "folder": job_folder,
                 "swept": values,
                 "setting": frozenset(o for o in own if key_of(o) != "seed"),
-                "metrics": json.loads(metrics.read_text("utf-8")) if metrics.is_file() else {},
+                "metrics": read_metrics(job_folder),
                 "finished": metrics.stat().st_mtime_ns if metrics.is_file() else 0,
                 "error": error.read_text("utf-8").partition("\n")[0] if error.is_file() else None,
             }

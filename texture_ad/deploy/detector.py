@@ -1,7 +1,6 @@
 """A trained detector as Python programs and notebooks use it: load, predict, look, save."""
 
 import html
-import json
 import os
 import warnings
 from collections.abc import Iterable, Sequence
@@ -21,6 +20,7 @@ from texture_ad.files import csv_text, write_atomic
 from texture_ad.methods import registry
 from texture_ad.methods.base import AnomalyDetector, Prediction, Provenance
 from texture_ad.parameters import Count, checked
+from texture_ad.training.run_folder import read_metrics
 
 SHOWN = 100  # results of a notebook's table, at most
 
@@ -126,8 +126,7 @@ class Detector:
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """Return the run's metrics, empty where metrics.json doesn't lie beside its file."""
-        path = self.folder / "metrics.json"
-        return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        return read_metrics(self.folder)
 
     def to(self, device: str) -> "Detector":
         """Move it to a device, such as "cuda", and return it.

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from texture_ad.errors import ParameterError
 
@@ -48,10 +49,15 @@ def check_fingerprint(folder: Path, fingerprint: str) -> None:
     Raises:
         ParameterError: it was of others.
     """
-    path = folder / "metrics.json"
-    if path.is_file() and json.loads(path.read_text("utf-8"))["data_fingerprint"] != fingerprint:
+    if read_metrics(folder).get("data_fingerprint", fingerprint) != fingerprint:
         problem = "its images changed since; give another run_dir, or remove this one to train anew"
         raise ParameterError("run_dir", folder, problem)
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """Return what a finished run's metrics.json holds, nothing of a run that has not finished."""
+    path = folder / "metrics.json"
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 
 def holds_run(folder: Path) -> bool:
