@@ -7,10 +7,9 @@ Own keys: methods, sizes, seeds, workers, runs (folder of the runs), output (wit
 Every other key=value goes to each run. The output grows with every run; a finished run is not repeated.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.runs import Job, kept_runs, photograph_arguments, run_all, script, write_table
+from experiments.runs import Job, data_of_overrides, kept_runs, photograph_arguments, run_all, script, write_table
 from texture_ad.methods.registry import METHODS
 from texture_ad.reporting.metrics import METRICS
 
@@ -39,17 +38,11 @@ def values(runs: list[dict], key: str) -> list[float] | None:
     return [METRICS[key].scale * run[key] for run in runs if run[key] is not None] or None
 
 
-def name_of_data(overrides: Sequence[str]) -> str:
-    """Return the part of a run folder's name that tells the data."""
-    root = next((o.partition("=")[2] for o in overrides if o.startswith("data.root=")), None)
-    return Path(root).name if root else "embedded"
-
-
 def main() -> None:
     """Make the runs, and write the table after each."""
     own, overrides = photograph_arguments("baselines", methods=list(METHODS), sizes=["128", "256"])
     folder = Path(own["runs"][0])
-    name = name_of_data(overrides)
+    name = data_of_overrides(overrides)
     jobs = {
         (method, int(size), int(seed)): Job(
             folder / f"{name}-{method}-{size}-seed{seed}",

@@ -7,13 +7,12 @@ Own keys: seeds, workers, runs (folder of the runs), output (without suffix: .js
 key=value goes to each run. Runs that differ only in the score share one stage 1; a finished run is not repeated.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
 from scipy.stats import spearmanr
 
-from experiments.runs import Job, kept_runs, photograph_arguments, run_all, script, write_table
+from experiments.runs import Job, data_of_overrides, kept_runs, photograph_arguments, run_all, script, write_table
 
 REPRESENTATIONS = {
     "frozen": ["cutpaste=none", "trainer.max_epochs=8"],
@@ -67,17 +66,11 @@ def agreement(runs: list[dict]) -> str:
     )
 
 
-def name_of_data(overrides: Sequence[str]) -> str:
-    """Return the part of a run folder's name that tells the data."""
-    given = dict(override.split("=", 1) for override in overrides)
-    return Path(given.get("data.root", given.get("data.category", "carpet"))).name
-
-
 def main() -> None:
     """Make the runs, and write the table after each."""
     own, overrides = photograph_arguments("fusion")
     folder = Path(own["runs"][0])
-    name = name_of_data(overrides)
+    name = data_of_overrides(overrides)
     jobs = {
         (representation, score, int(seed)): Job(
             folder / f"{name}-{representation}-{score}-seed{seed}".replace(" ", ""),

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from texture_ad.cli.naming import data_name
 from texture_ad.data.embedded import TEXTURES
 from texture_ad.errors import UserError
 from texture_ad.files import write_text
@@ -104,6 +105,14 @@ def photograph_arguments(name: str, **own: Sequence[str]) -> tuple[dict[str, lis
     given = dict(override.split("=", 1) for override in overrides)
     photographs = "data.root" in given and given["data.root"] != os.environ.get(MVTEC)
     return found, [*overrides, "data=folder"] if photographs and "data" not in given else overrides
+
+
+def data_of_overrides(overrides: Sequence[str]) -> str:
+    """Return the part of a run folder's name that tells the data."""
+    given = dict(override.split("=", 1) for override in overrides)
+    root = given.get("data.root")
+    category = given.get("data.category", None if root else "carpet")
+    return data_name(given.get("data", "auto"), root, category, given.get("data.table"))
 
 
 def run_once(job: Job) -> Metrics:
