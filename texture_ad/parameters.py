@@ -44,10 +44,10 @@ class Range:
         if self.least == -math.inf:
             return "that is finite"
         if self.most is None:
-            return f"above {self.least:g}" if self.above else f"of at least {self.least:g}"
+            return f"above {self.least:.15g}" if self.above else f"of at least {self.least:.15g}"
         if self.above:
-            return f"above {self.least:g} and at most {self.most:g}"
-        return f"from {self.least:g} to {self.most:g}"
+            return f"above {self.least:.15g} and at most {self.most:.15g}"
+        return f"from {self.least:.15g} to {self.most:.15g}"
 
 
 Count = Annotated[int, Range(1)]

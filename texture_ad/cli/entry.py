@@ -5,6 +5,7 @@ Imports nothing heavy.
 
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
@@ -97,6 +98,7 @@ def _run_checked(function: Callable[[DictConfig], object], config: DictConfig, c
         return function(config)
     except Exception as error:
         if not in_sweep():  # where sweep.Comparison tells it, and the other jobs continue
+            _remove_bare_folder()
             fail(error)
         raise
     except SystemExit as stop:
@@ -106,6 +108,14 @@ def _run_checked(function: Callable[[DictConfig], object], config: DictConfig, c
         if isinstance(stop.__context__, KeyboardInterrupt):
             _stopped("Ctrl-C", 130)
         raise
+
+
+def _remove_bare_folder() -> None:
+    """Remove the folder of a run that was refused before it wrote anything: Hydra's settings are all that it holds."""
+    own = HydraConfig.get().output_subdir
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if own and [path.name for path in folder.iterdir()] == [own]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _stopped(what: str, code: int) -> NoReturn:
