@@ -70,7 +70,8 @@ def update(
         UserError: a photograph that can't be read.
     """
     if detector.geometry.tiled:
-        raise ParameterError("detector", detector.name, "cuts pictures into tiles and can't be updated; fit it again")
+        problem = "the detector cuts pictures into tiles and can't be updated; fit it again on all images"
+        raise ParameterError("data.tile", min(detector.geometry.size), problem)
     rate = _rate(detector, "false_alarm_rate", false_alarm_rate)
     check_count(len(paths), "false_alarm_rate", rate)
     pixel_rate = rate  # means nothing to a method without maps
