@@ -19,7 +19,7 @@ ALSO_KEPT = ("image_ap", "test_seconds_per_image", "peak_memory_mb")
 
 def table(runs: list[dict]) -> list[dict]:
     """Return one row for each size and method, its metrics as lists over the seeds."""
-    order = list(METHODS)
+    order = list(dict.fromkeys(run["method"] for run in runs))
     groups = sorted({(run["size"], order.index(run["method"])) for run in runs})
     return [
         row([run for run in runs if (run["size"], run["method"]) == (size, order[method])]) for size, method in groups

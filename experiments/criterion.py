@@ -190,7 +190,7 @@ def measure(folder: Path, draws: int) -> Maps:
     detector = load_fusion(folder, device)
 
     def parts(images: Tensor) -> Tensor:
-        measured = detector.measure(images.to(device)).parts
+        measured = detector.measure(detector.fill(images.to(device))).parts
         assert measured is not None
         return detector.standardised(measured).cpu()
 

@@ -46,7 +46,7 @@ def measure(detector: AnomalyDetector, batches: Any) -> Judged:
     """Return scores and patch maps of all images of a loader, on the CPU."""
     found = []
     for batch in batches:
-        measured = detector.measure(batch["image"].to(detector.device))
+        measured = detector.measure(detector.fill(batch["image"].to(detector.device)))
         assert measured.parts is not None  # `judge` is for methods with maps
         scores = detector.predict(measured, detector.geometry.size).scores
         found.append((scores.cpu(), detector.fuse(measured.parts).cpu()))

@@ -57,10 +57,11 @@ def main() -> None:
     own, overrides = study_arguments("promise", root=[""], textures=[], counts=["28", "60"], tested=["200"])
     root = Path(own["root"][0]).expanduser()
     folder = Path(own["runs"][0])
+    tested = int(own["tested"][0])
     jobs = {}
     for texture, count, seed in product(find_textures(root, own["textures"]), own["counts"], own["seeds"]):
-        name = f"{texture}-{count}-seed{seed}"
-        drawn = draw(root / texture, int(count), int(own["tested"][0]), int(seed), folder / "draws" / name)
+        name = f"{texture}-{count}-{tested}-seed{seed}"
+        drawn = draw(root / texture, int(count), tested, int(seed), folder / "draws" / name)
         for way, override in WAYS.items():
             options = ["data=folder", f"data.root={drawn}", f"seed={seed}", override, *overrides]
             jobs[texture, int(count), way, int(seed)] = Job(folder / f"{name}-{way.replace(' ', '_')}", options)

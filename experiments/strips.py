@@ -116,7 +116,7 @@ def main() -> None:
     root = Path(own["root"][0]).expanduser()
     (texture,) = find_textures(root, own["texture"])
     runs = Path(own["runs"][0])
-    strips = runs / f"{texture}-strips"
+    strips = runs / f"{texture}-{own['strips'][0]}-strips"
     if not (strips / "places.json").is_file():
         make_strips(root / texture, strips, int(own["strips"][0]))
     data = {"tiles": [f"data.root={root / texture}"], "strips": [f"data.root={strips}", *TILED]}

@@ -48,6 +48,14 @@ def test_copies_and_near_duplicates_are_told_apart(tmp_path):
     assert described(files) == "96 x 96 px (3), 80 x 80 px (1); L"
 
 
+def test_without_hashes_there_are_no_near_duplicates(folder, command, monkeypatch):
+    for module in ("data.inspection", "cli.checking"):
+        monkeypatch.setattr(f"texture_ad.{module}.can_hash", lambda: False)
+    code, out, errors = command("check", "data=folder", f"data.root={folder}")
+    assert code == 0 and "near-duplicates in " not in out, errors
+    assert "near-duplicates were not looked for" in out
+
+
 def test_many_near_copies_of_one_image_are_one_group(monkeypatch):
     rng = np.random.default_rng(0)
     hashes = rng.random((3, 256)) < 0.5

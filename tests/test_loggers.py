@@ -32,7 +32,7 @@ HOSTILE = "<script>alert('1')\n.png"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "wall"
-    for part in ("train/good", "test/good", "test/hole", "ground_truth/hole"):
+    for part in ("train/good", "test/good/line 1", "test/hole", "ground_truth/hole"):
         (root / part).mkdir(parents=True)
     rng = np.random.default_rng(0)
 
@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
     for i in range(6):
         noise("train/good", f"{i}.png")
     noise("test/good", HOSTILE)
-    noise("test/good", "1.png")
+    noise("test/good", "line 1", "1.png")
     noise("test/hole", "0.png")
     mask = np.zeros((40, 40), np.uint8)
     mask[10:20, 10:20] = 255

@@ -98,7 +98,6 @@ NO_PATHS = {
     "overwrite",
     "report",
     "watch",
-    "webhook",
 }
 
 

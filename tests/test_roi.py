@@ -23,7 +23,7 @@ from texture_ad.deploy.graph import DecidingGraph, trace
 from texture_ad.deploy.outputs import Wanted
 from texture_ad.deploy.scorer import Scorer
 from texture_ad.deploy.watch import watch
-from texture_ad.errors import ParameterError
+from texture_ad.errors import ParameterError, UserError
 from texture_ad.evaluation.metrics import pixel_metrics
 from texture_ad.methods.base import Measurement
 from texture_ad.methods.registry import load
@@ -186,6 +186,10 @@ def test_tiles_leave_out_what_lies_outside_of_the_whole_picture(picture, tmp_pat
     detector.roi = read_roi([0, 0, 20, 20], (80, 100), (80, 100))
     detector(detector.read(tmp_path / "own.png"))
     assert measured[-1] < measured[0]
+    detector.roi = read_roi([41, 0, 42, 100], (80, 100), (80, 100))
+    Image.fromarray(np.zeros((4, 40, 3), np.uint8)).save(tmp_path / "small.png")
+    with pytest.raises(UserError, match=r"small\.png: so small that nothing of it lies in the region of interest"):
+        detector(detector.read(tmp_path / "small.png"))
 
 
 @pytest.fixture(scope="module")

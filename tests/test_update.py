@@ -12,7 +12,7 @@ from texture_ad.data.drift import brightness, differences, either, training_stat
 from texture_ad.data.geometry import Geometry
 from texture_ad.data.images import header
 from texture_ad.deploy.update import update
-from texture_ad.errors import ParameterError
+from texture_ad.errors import ParameterError, UserError
 from texture_ad.evaluation.calibration import conformal_threshold
 from texture_ad.methods.base import Provenance
 from texture_ad.methods.registry import load
@@ -121,8 +121,22 @@ def test_too_few_photographs_for_a_rate(saved, folders, command):
     code, _, errors = command("update", f"detector={saved}", f"images={few}", "false_alarm_rate=0.01")
     assert code == 2 and not saved.with_name("detector_updated.pt").exists()
     assert "false_alarm_rate=0.01: 19 photographs promise no less than 0.05; give at least 99" in errors
+    code, _, errors = command("update", f"detector={saved}", "images=no/such/folder")
+    assert code == 2 and "images=no/such/folder: no such file or folder" in errors
     code, _, errors = command("update", f"detector={saved}", f"images={few}", "pixel_false_alarm_rate=0.01")
     assert code == 2 and "pixel_false_alarm_rate=0.01: 19 photographs promise no less" in errors
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_few_photographs_are_enough_for_a_high_rate(saved, folders, count):
+    detector = load(saved)
+    change = update(detector, folders["new"][0].parent, folders["new"][:count], 64, 0.5, 0.5)
+    assert change.images == count == len(detector.calibration_scores)
+
+
+def test_one_photograph_is_too_few(saved, folders):
+    with pytest.raises(UserError, match="1 photographs; at least 2 are needed"):
+        update(load(saved), folders["new"][0].parent, folders["new"][:1], 64, 0.5, 0.5)
 
 
 def test_the_fusions_whitening_grows_and_nothing_else_does(folders):

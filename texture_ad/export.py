@@ -46,7 +46,7 @@ def _photographs(detector: "AnomalyDetector", folder: Path) -> list["Tensor"]:
     from texture_ad.data.images import read_image
     from texture_ad.deploy.scorer import require_images
 
-    found = require_images(folder, folder / "overlays")
+    found = require_images(folder, folder / "overlays", "images")
     if found.others:
         print(f"note     {found.left_out(folder)}", flush=True)
     images = [torch.from_numpy(read_image(path, detector.reading)) for path in found.images[:MAX_PHOTOGRAPHS]]

@@ -11,7 +11,7 @@ from texture_ad.errors import ParameterError
 @hydra_main("update")
 def main(config: DictConfig) -> None:
     """Write a detector that has learnt from more photographs, and print what changed."""
-    from texture_ad.deploy.scorer import find_files
+    from texture_ad.deploy.scorer import require_images
     from texture_ad.deploy.update import update
     from texture_ad.methods.registry import load
 
@@ -20,9 +20,7 @@ def main(config: DictConfig) -> None:
     if target.exists() and not config.overwrite:
         raise ParameterError("output", target, "exists; give another file, or overwrite=true")
     source = Path(config.images)
-    if not source.exists():
-        raise ParameterError("images", source, "no such file or folder")
-    found = find_files(source, target)
+    found = require_images(source, target, "images")
     if found.others:
         print(f"note     {found.left_out(source)}", flush=True)
     detector = load(before, config.device, config.allow)

@@ -33,7 +33,7 @@ def known_keys(config_name: str) -> set[str]:
     """Return the keys that a configuration has at its top: its own, and the groups of its defaults."""
     config = OmegaConf.load(Path(CONF) / f"{config_name}.yaml")
     defaults = config.defaults if "defaults" in config else []
-    groups = {str(group) for entry in defaults if OmegaConf.is_dict(entry) for group in entry}
+    groups = {str(group) for entry in defaults if OmegaConf.is_dict(entry) for group in entry if " " not in str(group)}
     others = [known_keys(entry) for entry in defaults if isinstance(entry, str) and entry != "_self_"]
     return ({str(key) for key in config} | groups).union(*others) - {"hydra", "defaults"}
 

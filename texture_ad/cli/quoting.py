@@ -22,8 +22,11 @@ PATH_KEYS = frozenset(
         "detector",
         "images",
         "input",
+        "mqtt",
         "output",
         "run_dir",
+        "token",
+        "webhook",
     }
 )
 # Keys whose values may also be lists, of paths or of numbers; a number alone is none.

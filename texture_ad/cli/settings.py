@@ -71,7 +71,7 @@ _OF_FUSION = (
 )
 _JOINING = ("backbone.neighborhood", "backbone.scale", "backbone.grid")  # of layers
 _UNUSED: dict[str, tuple[str, ...]] = dict.fromkeys(
-    ("padim", "patchcore", "one_nn", "oc_svm"), (*_OF_FUSION, *_JOINING, "data.batch_size")
+    ("padim", "patchcore", "one_nn", "oc_svm"), (*_OF_FUSION, *_JOINING, "backbone.frozen", "data.batch_size")
 )
 _UNUSED |= dict.fromkeys(("dsebm", "ganomaly", "patch_svdd"), (*_OF_FUSION, "backbone"))
 _UNUSED |= {
@@ -94,7 +94,7 @@ def unused(config: DictConfig, keys: Iterable[str]) -> dict[str, list[str]]:
         if task != "none":
             without[f"cutpaste={task}"] = ("density", "head")
         else:
-            without["cutpaste=none"] = ("representation", "data.batch_size", "cutpaste.patch_weight")
+            without["cutpaste=none"] = ("representation", "backbone.frozen", "data.batch_size", "cutpaste.patch_weight")
             if not config.score.head_weight:
                 without["score.head_weight=0"] = ("head", "density.pasted_images")
         if not config.score.dictionary_weight:

@@ -129,6 +129,8 @@ def perceptual_hash(pixels: np.ndarray) -> np.ndarray:
 def near_duplicates(files: Iterable[File]) -> list[list[Path]]:
     """Return the groups of files whose hashes differ in few bits, by links from one to the next; copies among them."""
     hashed = [file for file in files if file.hash is not None]
+    if not hashed:
+        return []
     # Of signs, the product counts bits that agree less those that don't.
     signs = np.array([file.hash for file in hashed], np.float32).reshape(len(hashed), -1) * 2 - 1
     bits = signs.shape[1]

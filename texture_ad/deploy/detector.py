@@ -193,7 +193,7 @@ def _find(photographs: str | PathLike | Sequence[str | PathLike]) -> tuple[Path,
     """
     if isinstance(photographs, str | PathLike):
         source = Path(photographs)
-        found = require_images(source, source / "overlays")
+        found = require_images(source, source / "overlays", "photographs")
         if found.others:
             warnings.warn(found.left_out(source), UserWarning, stacklevel=4)
         return source, found.images

@@ -96,14 +96,18 @@ def row(result: Result, decision: Decision) -> Row:
     )
 
 
-def check_source(source: Path) -> None:
+def check_source(source: Path, name: str = "input") -> None:
     """Check that there is something to score.
+
+    Args:
+        source: a file or a folder.
+        name: of the parameter that gives it, for errors.
 
     Raises:
         ParameterError: no such file or folder.
     """
     if not source.exists():
-        raise ParameterError("input", source, "no such file or folder")
+        raise ParameterError(name, source, "no such file or folder")
 
 
 class Found(NamedTuple):
@@ -153,16 +157,21 @@ def find_images(source: Path, output: Path) -> list[Path]:
     return find_files(source, output).images
 
 
-def require_images(source: Path, output: Path) -> Found:
+def require_images(source: Path, output: Path, name: str = "input") -> Found:
     """Return what `find_files` finds, at least one image.
+
+    Args:
+        source: a file or a folder.
+        output: see `find_files`.
+        name: of the parameter that gives the source, for errors.
 
     Raises:
         ParameterError: no such file or folder, or no image in it.
     """
-    check_source(source)
+    check_source(source, name)
     found = find_files(source, output)
     if not found.images:
-        raise ParameterError("input", source, f"holds no image{unread(found.others)}")
+        raise ParameterError(name, source, f"holds no image{unread(found.others)}")
     return found
 
 

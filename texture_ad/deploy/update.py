@@ -16,12 +16,12 @@ from torch import Tensor
 from texture_ad.data.drift import brightness, either, training_statistics
 from texture_ad.data.geometry import Shape
 from texture_ad.environment import versions
-from texture_ad.errors import ParameterError
+from texture_ad.errors import ParameterError, UserError
 from texture_ad.evaluation.calibration import FalseAlarmRate, images_needed
 from texture_ad.methods.base import AnomalyDetector, Measurement, Provenance
 from texture_ad.parameters import Count, checked
 
-FOLDS = 5  # of the new photographs, for measuring each by a detector that has not learnt from it
+FOLDS = 5  # of the new photographs, at most, for measuring each by a detector that has not learnt from it
 
 
 class Change(NamedTuple):
@@ -67,11 +67,13 @@ def update(
 
     Raises:
         ParameterError: a method or a geometry that can't be updated, or too few photographs for the rate.
-        UserError: a photograph that can't be read.
+        UserError: fewer than two photographs, or one that can't be read.
     """
     if detector.geometry.tiled:
         problem = "the detector cuts pictures into tiles and can't be updated; fit it again on all images"
         raise ParameterError("data.tile", min(detector.geometry.size), problem)
+    if len(paths) < 2:
+        raise UserError(f"{source}: {len(paths)} photographs; at least 2 are needed, to measure each without it")
     rate = _rate(detector, "false_alarm_rate", false_alarm_rate)
     check_count(len(paths), "false_alarm_rate", rate)
     pixel_rate = rate  # means nothing to a method without maps
@@ -129,8 +131,9 @@ def read(detector: AnomalyDetector, paths: Sequence[Path], batch_size: int) -> T
 def cross_fit(detector: AnomalyDetector, images: Tensor, batch_size: int) -> list[tuple[Measurement, Shape]]:
     """Measure each image (n, 3, H, W) by a copy of the detector that was updated with those of the other folds."""
     measured: list[tuple[Measurement, Shape]] = []
-    for fold in range(FOLDS):
-        inside = torch.arange(len(images)) % FOLDS == fold
+    folds = min(FOLDS, len(images))
+    for fold in range(folds):
+        inside = torch.arange(len(images)) % folds == fold
         other = copy.deepcopy(detector)
         other.update(images[~inside].split(batch_size))
         for batch in images[inside].split(batch_size):

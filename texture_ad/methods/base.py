@@ -491,6 +491,9 @@ class AnomalyDetector(nn.Module, ABC):
         tiling = self._tiling(picture.shape)
         windows = {n: w for n, w in enumerate(tiling.windows()) if counts(self.roi, picture.shape, w)}
         chosen = list(windows)
+        if not chosen:
+            problem = "so small that nothing of it lies in the region of interest; remove it"
+            raise UserError(f"{picture.path}: {problem}")
         found = []
         for start in range(0, len(chosen), count):
             tiles = torch.stack([self._tile(picture, windows[n]) for n in chosen[start : start + count]])

@@ -71,8 +71,8 @@ class Metrics:
         self.images = Counter("images", "Scored photographs by verdict", ["label"], **of)
         self.warned = Counter("warned_images", "Scored photographs unlike the training images", **of)
         self.seconds = Histogram("request_seconds", "Seconds from a request's headers to its answer", **of)
-        self.levels = Histogram("level", "Levels of scored photographs, 0.5 at the threshold",
-                                buckets=[i / 10 for i in range(1, 11)], **of)  # fmt: skip
+        tenths = [i / 10 for i in range(1, 11)]
+        self.levels = Histogram("level", "Levels of scored photographs, 0.5 at the threshold", buckets=tenths, **of)
         self.batches = Histogram("batch_images", "Photographs scored together", buckets=[1, 2, 4, 8, 16, 32], **of)
         self.active = Gauge("active_requests", "Requests of /predict that are being received or scored", **of)
 

@@ -221,7 +221,7 @@ def _image_table(rows: Sequence[Mapping[str, str]], folder: Path) -> wandb.Table
     for row in rows:
         label = int(row["label"])
         anomalous = int(row["anomalous"])
-        overlay = folder / overlay_path(Path(row["kind"], Path(row["path"]).name))
+        overlay = folder / overlay_path(Path(row["kind"], row["name"]))
         picture = wandb.Image(str(overlay)) if overlay.is_file() else None
         found = outcome(bool(anomalous), label)
         table.add_data(row["path"], row["kind"], label, float(row["score"]), anomalous, found, picture)
