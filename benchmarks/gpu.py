@@ -29,7 +29,7 @@ from torch import Tensor
 
 from benchmarks.material import configuration
 from benchmarks.results import RESULTS, machine
-from experiments.runs import QUIET, arguments, script
+from experiments.runs import QUIET, read_keys, script
 from texture_ad import pipeline
 from texture_ad.cli.experiment import prepare_process
 from texture_ad.data.layouts import scan
@@ -182,7 +182,7 @@ def accuracy(detector: AnomalyDetector, run: pipeline.Run, device: str) -> dict[
 
 def main() -> None:
     """Fit by both protocols at 256 and 128 pixels, measure the default's scoring, and write the tables."""
-    own, others = arguments(
+    study = read_keys(
         {
             "root": [""],
             "device": ["cuda"],
@@ -192,15 +192,15 @@ def main() -> None:
             "output": [str(RESULTS / "gpu")],
         }
     )
-    root, device = Path(own["root"][0]).expanduser(), own["device"][0]
-    if others or not (root / "train" / "good").is_dir():
+    root, device = study.root, study["device"][0]
+    if study.overrides or not (root / "train" / "good").is_dir():
         raise UserError(f"root={root}: expected the folder of one texture, which holds train/good, and own keys alone")
     prepare_process()
-    epochs, seconds = int(own["epochs"][0]), float(own["seconds"][0])
+    epochs, seconds = int(study["epochs"][0]), float(study["seconds"][0])
     found: dict[str, Any] = {"machine": machine(), "data": root.name}
     found["device"] = torch.cuda.get_device_name() if device != "cpu" else "CPU"
     with tempfile.TemporaryDirectory() as temporary:
-        folder = subset(root, int(own["images"][0]), Path(temporary))
+        folder = subset(root, int(study["images"][0]), Path(temporary))
         fit(folder, device, "trainer.max_epochs=1", "density.epoch_steps=5", "detection.iterations=5")  # warms up
         row, detector, run = fit(folder, device)
         fits = [{"fit": "default"} | row]
@@ -220,7 +220,7 @@ def main() -> None:
     fits = [{key: row.get(key) for key in keys} for row in fits]
     title = f"{found['device']}; {found['data']}; torch {torch.__version__}, {found['machine']['threads']} threads"
     tables = [markdown_table(fits), markdown_table([found["accuracy"]]), markdown_table(found["throughput"])]
-    output = Path(own["output"][0])
+    output = study.output
     write_text(output.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
     write_text(output.with_suffix(".md"), "\n\n".join([title, *tables]) + "\n")
     print("\n\n".join([title, *tables]))

@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.comparison import by_turns
 from experiments.anomalib_run import check_installed, exported, score
-from experiments.runs import Job, run_all, script, study_arguments, write_table
+from experiments.runs import Job, read_study, run_all, script, write_table
 from experiments.textures import finished_runs, jobs_of
 from texture_ad.data.geometry import Shape
 from texture_ad.deploy.engines import FASTEST, use_engine
@@ -170,25 +170,25 @@ def differences(runs: Sequence[dict]) -> str:
 
 def main() -> None:
     """Make the runs, measure the seconds of an image, and write the table after each run."""
-    own, overrides = study_arguments(
+    study = read_study(
         "anomalib", root=[""], textures=[], methods=["fusion", "padim", "patchcore"], seeds=["0"], coreset=["0.1"]
     )
     check_installed()
     for name in (FASTEST[0], "openvino"):
         check_packages("engine", name, FORMATS[name].packages)
-    jobs = with_theirs(jobs_of(own, overrides), own["coreset"][0])
+    jobs = with_theirs(jobs_of(study), study["coreset"][0])
     seconds: dict[str, Mapping] = {}
 
     def write() -> str:
         runs = finished_runs(jobs, COSTS)
-        return write_table(Path(own["output"][0]), runs, rows(runs, seconds), differences(runs))
+        return write_table(study.output, runs, rows(runs, seconds), differences(runs))
 
     keep_freed_memory()
     for texture in dict.fromkeys(texture for texture, _, _ in jobs):
         of_texture = {key: one for key, one in jobs.items() if key[0] == texture}
-        run_all(list(of_texture.values()), int(own["workers"][0]), write)
-        first = {key: one for key, one in of_texture.items() if key[2] == own["seeds"][0]}
-        seconds[texture] = seconds_by_turns(first, Path(own["runs"][0]) / f"{texture}-seconds.json")
+        run_all(list(of_texture.values()), study.workers, write)
+        first = {key: one for key, one in of_texture.items() if key[2] == study["seeds"][0]}
+        seconds[texture] = seconds_by_turns(first, study.runs / f"{texture}-seconds.json")
         write()
     print(write())
 

@@ -7,9 +7,7 @@ Own keys: methods, sizes, seeds, workers, runs (folder of the runs), output (wit
 Every other key=value goes to each run. The output grows with every run; a finished run is not repeated.
 """
 
-from pathlib import Path
-
-from experiments.runs import Job, data_of_overrides, kept_runs, photograph_arguments, run_all, script, write_table
+from experiments.runs import Job, data_of_overrides, kept_runs, read_photograph_study, run_all, script, write_table
 from texture_ad.methods.registry import METHODS
 from texture_ad.reporting.metrics import METRICS
 
@@ -40,24 +38,23 @@ def values(runs: list[dict], key: str) -> list[float] | None:
 
 def main() -> None:
     """Make the runs, and write the table after each."""
-    own, overrides = photograph_arguments("baselines", methods=list(METHODS), sizes=["128", "256"])
-    folder = Path(own["runs"][0])
-    name = data_of_overrides(overrides)
+    study = read_photograph_study("baselines", methods=list(METHODS), sizes=["128", "256"])
+    name = data_of_overrides(study.overrides)
     jobs = {
         (method, int(size), int(seed)): Job(
-            folder / f"{name}-{method}-{size}-seed{seed}",
-            [f"method={method}", f"data.size={size}", f"seed={seed}", *overrides],
+            study.runs / f"{name}-{method}-{size}-seed{seed}",
+            [f"method={method}", f"data.size={size}", f"seed={seed}", *study.overrides],
         )
-        for seed in own["seeds"]
-        for method in own["methods"]
-        for size in own["sizes"]
+        for seed in study["seeds"]
+        for method in study["methods"]
+        for size in study["sizes"]
     }
 
     def write() -> str:
         runs = kept_runs(jobs, ("method", "size", "seed"), ALSO_KEPT)
-        return write_table(Path(own["output"][0]), runs, table(runs))
+        return write_table(study.output, runs, table(runs))
 
-    run_all(list(jobs.values()), int(own["workers"][0]), write)
+    run_all(list(jobs.values()), study.workers, write)
     print(write())
 
 

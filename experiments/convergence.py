@@ -9,9 +9,7 @@ Own keys: methods, factors (of the default's number of epochs), categories, seed
 key=value goes to each run.
 """
 
-from pathlib import Path
-
-from experiments.runs import KEPT, Job, paper_job, run_all, script, study_arguments, write_table
+from experiments.runs import Job, kept_runs, paper_job, read_study, run_all, script, write_table
 from texture_ad.cli.compose import compose
 from texture_ad.data.embedded import TEXTURES
 from texture_ad.errors import UserError
@@ -31,53 +29,45 @@ def default_epochs(method: str) -> int:
 
 def main() -> None:
     """Make the runs and write a table: a row for each texture and method, a column for each length of training."""
-    own, overrides = study_arguments(
+    study = read_study(
         "convergence",
         methods=["ganomaly", "dsebm", "patch_svdd"],
         factors=["1", "4"],
         categories=TEXTURES,
         runs=["runs/experiments/paper"],
     )
-    epochs = {method: default_epochs(method) for method in own["methods"]}
+    epochs = {method: default_epochs(method) for method in study["methods"]}
 
-    def job(category: str, method: str, factor: str, seed: str) -> Job:
+    def job(category: str, method: str, factor: str, seed: int) -> Job:
         label, options = method, [f"method={method}"]
         if factor != "1":
             label = f"{method}-x{factor}"
             options.append(f"method.epochs={round(float(factor) * epochs[method])}")
-        return paper_job(Path(own["runs"][0]), category, label, seed, options, overrides)
+        return paper_job(study.runs, category, label, seed, options, study.overrides)
 
     jobs = {
         (category, method, factor, seed): job(category, method, factor, seed)
-        for seed in own["seeds"]
-        for method in own["methods"]
-        for category in own["categories"]
-        for factor in own["factors"]
+        for seed in map(int, study["seeds"])
+        for method in study["methods"]
+        for category in study["categories"]
+        for factor in study["factors"]
     }
-    found = dict(zip(jobs, run_all(list(jobs.values()), int(own["workers"][0])), strict=True))
-    runs = [
-        {
-            "category": category,
-            "method": method,
-            "epochs": round(float(factor) * epochs[method]),
-            "seed": int(seed),
-            **{key: run.get(key) for key in KEPT},
-        }
-        for (category, method, factor, seed), run in found.items()
-    ]
+    run_all(list(jobs.values()), study.workers)
+    runs = kept_runs(jobs, ("category", "method", "factor", "seed"))
+    aurocs: dict[tuple, list[float]] = {}
+    for run in runs:
+        run["epochs"] = round(float(run["factor"]) * epochs[run["method"]])
+        aurocs.setdefault((run["method"], run["category"], run.pop("factor")), []).append(run["image_auroc"])
     rows = [
         {
             "method": f"{method}, {epochs[method]} epochs",
             "category": category,
-            **{
-                f"{factor} × epochs": [found[category, method, factor, seed]["image_auroc"] for seed in own["seeds"]]
-                for factor in own["factors"]
-            },
+            **{f"{factor} × epochs": aurocs[method, category, factor] for factor in study["factors"]},
         }
-        for method in own["methods"]
-        for category in own["categories"]
+        for method in study["methods"]
+        for category in study["categories"]
     ]
-    print(write_table(Path(own["output"][0]), runs, rows))
+    print(write_table(study.output, runs, rows))
 
 
 if __name__ == "__main__":

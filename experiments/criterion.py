@@ -29,7 +29,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from experiments.maps import anomaly_maps
-from experiments.runs import Job, data_of, load_fusion, run_once, script, study_arguments, write_table
+from experiments.runs import Job, data_of, load_fusion, read_study, run_once, script, write_table
 from experiments.textures import find_textures, job
 from texture_ad.errors import UserError
 from texture_ad.evaluation.metrics import metrics_at_masks
@@ -272,10 +272,7 @@ def leave_one_out(found: Sequence[dict], textures: Sequence[str], title: str, of
                 {title: texture, "default": [v["default"][metric] for v in runs]}
                 | {name: [v["default"][metric] - v[name][metric] for v in runs] for name in LEFT_OUT}
             )
-    if rows:
-        means = {name: fmean(fmean(row[name]) for row in rows) for name in ["default", *LEFT_OUT]}
-        rows.append({title: f"mean of {len(rows)}"} | means)
-    return rows
+    return with_mean(rows, title)
 
 
 def paired(rows: Sequence[dict]) -> str:
@@ -298,10 +295,7 @@ def correlations(found: Sequence[dict], textures: Sequence[str]) -> list[dict]:
         if of:
             names = [name for name in of[0]["default"] if name != "test"]
             rows.append({"rank correlation": texture} | {name: [_correlation(v, name) for v in of] for name in names})
-    if rows:
-        names = [name for name in rows[0] if name != "rank correlation"]
-        rows.append({"rank correlation": f"mean of {len(rows)}"} | {n: fmean(fmean(r[n]) for r in rows) for n in names})
-    return rows
+    return with_mean(rows, "rank correlation")
 
 
 def _correlation(of: dict[str, dict[str, float]], name: str) -> float:
@@ -321,10 +315,15 @@ def chosen(found: Sequence[dict], textures: Sequence[str]) -> list[dict]:
                 {"weights": texture, "default": [r["variants"]["default"]["test"] for r in of]}
                 | {name: [r["weightings"][name] for r in of] for name in names}
             )
-    if rows:
-        means = {name: fmean(fmean(row[name]) for row in rows) for name in ["default", *names]}
-        rows.append({"weights": f"mean of {len(rows)}"} | means)
-    return rows
+    return with_mean(rows, "weights")
+
+
+def with_mean(rows: list[dict], title: str) -> list[dict]:
+    """Return the rows of textures, whose names stand under `title`, and below them that of their means."""
+    if not rows:
+        return rows
+    means = {name: fmean(fmean(row[name]) for row in rows) for name in rows[0] if name != title}
+    return [*rows, {title: f"mean of {len(rows)}"} | means]
 
 
 def all_variants(found: Sequence[dict]) -> list[dict]:
@@ -360,21 +359,18 @@ def write(output: Path, found: Sequence[dict], textures: Sequence[str]) -> str:
 
 def main() -> None:
     """Fit, measure and evaluate every texture and seed, and write the tables after each."""
-    own, overrides = study_arguments(
-        "criterion", root=[""], textures=[], draws=["4"], runs=["runs/experiments/textures"]
-    )
-    root = Path(own["root"][0]).expanduser()
-    textures = find_textures(root, own["textures"])
+    study = read_study("criterion", root=[""], textures=[], draws=["4"], runs=["runs/experiments/textures"])
+    textures = find_textures(study.root, study["textures"])
     jobs = {
-        (texture, seed): job(own["runs"][0], root / texture, "fusion", seed, overrides)
-        for seed in own["seeds"]
+        (texture, seed): job(study.runs, study.root / texture, "fusion", seed, study.overrides)
+        for seed in study["seeds"]
         for texture in textures
     }
     found: list[dict] = []
     failures: list[UserError] = []
     # Spawned: a process that was forked can't use a GPU that its parent has looked at.
-    with ProcessPoolExecutor(int(own["workers"][0]), get_context("spawn")) as pool:
-        waiting = {pool.submit(evaluate, one, int(own["draws"][0])): key for key, one in jobs.items()}
+    with ProcessPoolExecutor(study.workers, get_context("spawn")) as pool:
+        waiting = {pool.submit(evaluate, one, int(study["draws"][0])): key for key, one in jobs.items()}
         for future in as_completed(waiting):
             texture, seed = waiting[future]
             try:
@@ -384,9 +380,9 @@ def main() -> None:
                 print(f"failed   {error}", flush=True)
                 continue
             print(f"{texture}, seed {seed}: {found[-1]['run']:.3f}", flush=True)
-            write(Path(own["output"][0]), found, textures)
+            write(study.output, found, textures)
     if found:
-        print(write(Path(own["output"][0]), found, textures))
+        print(write(study.output, found, textures))
     if failures:
         raise UserError(f"{len(failures)} of {len(jobs)} runs failed, first: {failures[0]}")
 

@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 from statistics import fmean
 
-from experiments.runs import draw, link_samples, run_all, script, study_arguments, write_table
+from experiments.runs import draw, link_samples, read_study, run_all, script, write_table
 from experiments.textures import find_textures, finished_runs, job, table
 from texture_ad.data.layouts import scan
 from texture_ad.errors import UserError
@@ -52,36 +52,31 @@ def by_count(runs: Sequence[dict], methods: Sequence[str], key: str) -> list[dic
 
 def main() -> None:
     """Make the runs, and write the tables after each."""
-    own, overrides = study_arguments(
-        "few", root=[""], textures=[], methods=["fusion", "padim", "patchcore"], counts=["4", "8", "16"]
-    )
-    root = Path(own["root"][0]).expanduser()
-    textures = find_textures(root, own["textures"])
-    folder = Path(own["runs"][0]).absolute()
+    study = read_study("few", root=[""], textures=[], methods=["fusion", "padim", "patchcore"], counts=["4", "8", "16"])
+    textures = find_textures(study.root, study["textures"])
+    folder = study.runs.absolute()
     jobs = {}
-    for seed, count, texture in product(own["seeds"], own["counts"], textures):
+    for seed, count, texture in product(study["seeds"], study["counts"], textures):
         few = folder / "images" / f"{count}-seed{seed}" / texture
-        link_few(root / texture, int(count), int(seed), few)
-        for method in own["methods"]:
-            jobs[count, texture, method, seed] = job(str(folder / f"{count}-images"), few, method, seed, overrides)
+        link_few(study.root / texture, int(count), int(seed), few)
+        for method in study["methods"]:
+            jobs[count, texture, method, seed] = job(folder / f"{count}-images", few, method, seed, study.overrides)
 
     def write() -> str:
         found = [
             {"count": int(count), **run}
-            for count in own["counts"]
+            for count in study["counts"]
             for run in finished_runs({key[1:]: one for key, one in jobs.items() if key[0] == count})
         ]
-        below = [markdown_table(by_count(found, own["methods"], "aupro"))]
-        for count in own["counts"]:
+        below = [markdown_table(by_count(found, study["methods"], "aupro"))]
+        for count in study["counts"]:
             of = [run for run in found if run["count"] == int(count)]
             below.append(
-                f"{count} training images:\n\n" + markdown_table(table(of, own["methods"], textures, "image_auroc"))
+                f"{count} training images:\n\n" + markdown_table(table(of, study["methods"], textures, "image_auroc"))
             )
-        return write_table(
-            Path(own["output"][0]), found, by_count(found, own["methods"], "image_auroc"), "\n\n".join(below)
-        )
+        return write_table(study.output, found, by_count(found, study["methods"], "image_auroc"), "\n\n".join(below))
 
-    run_all(list(jobs.values()), int(own["workers"][0]), write)
+    run_all(list(jobs.values()), study.workers, write)
     print(write())
 
 

@@ -7,12 +7,11 @@ Own keys: seeds, workers, runs (folder of the runs), output (without suffix: .js
 key=value goes to each run. Runs that differ only in the score share one stage 1; a finished run is not repeated.
 """
 
-from pathlib import Path
 from statistics import mean
 
 from scipy.stats import spearmanr
 
-from experiments.runs import Job, data_of_overrides, kept_runs, photograph_arguments, run_all, script, write_table
+from experiments.runs import Job, data_of_overrides, kept_runs, read_photograph_study, run_all, script, write_table
 
 REPRESENTATIONS = {
     "frozen": ["cutpaste=none", "trainer.max_epochs=8"],
@@ -68,24 +67,23 @@ def agreement(runs: list[dict]) -> str:
 
 def main() -> None:
     """Make the runs, and write the table after each."""
-    own, overrides = photograph_arguments("fusion")
-    folder = Path(own["runs"][0])
-    name = data_of_overrides(overrides)
+    study = read_photograph_study("fusion")
+    name = data_of_overrides(study.overrides)
     jobs = {
         (representation, score, int(seed)): Job(
-            folder / f"{name}-{representation}-{score}-seed{seed}".replace(" ", ""),
-            ["cache=always", f"seed={seed}", "trainer.max_epochs=3", *chosen, *options, *overrides],
+            study.runs / f"{name}-{representation}-{score}-seed{seed}".replace(" ", ""),
+            ["cache=always", f"seed={seed}", "trainer.max_epochs=3", *chosen, *options, *study.overrides],
         )
-        for seed in own["seeds"]
+        for seed in study["seeds"]
         for representation, chosen in REPRESENTATIONS.items()
         for score, options in SCORES.items()
     }
 
     def write() -> str:
         runs = kept_runs(jobs, ("representation", "score", "seed"))
-        return write_table(Path(own["output"][0]), runs, table(runs), agreement(runs))
+        return write_table(study.output, runs, table(runs), agreement(runs))
 
-    run_all(list(jobs.values()), int(own["workers"][0]), write)
+    run_all(list(jobs.values()), study.workers, write)
     print(write())
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.runs import data_of, run_all, script, study_arguments, write_table
+from experiments.runs import data_of, read_study, run_all, script, write_table
 from experiments.textures import jobs_of
 from texture_ad.errors import UserError
 from texture_ad.evaluation.calibration import conformal_threshold
@@ -106,7 +106,7 @@ def table(found: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Make the runs, judge their maps, and write the tables."""
-    own, overrides = study_arguments(
+    study = read_study(
         "maps",
         root=[""],
         textures=[],
@@ -115,12 +115,12 @@ def main() -> None:
         sigmas=["0", "1", "2", "4", "6"],
         runs=["runs/experiments/textures"],
     )
-    if unknown := set(own["upsamplings"]) - set(get_args(Upsampling)):
+    if unknown := set(study["upsamplings"]) - set(get_args(Upsampling)):
         raise UserError(f"upsamplings={','.join(sorted(unknown))}: expected {' or '.join(get_args(Upsampling))}")
-    upsamplings = [known for known in get_args(Upsampling) if known in own["upsamplings"]]
-    settings = [(upsampling, float(sigma)) for upsampling, sigma in product(upsamplings, own["sigmas"])]
-    jobs = jobs_of(own, overrides)
-    run_all(list(jobs.values()), int(own["workers"][0]))
+    upsamplings = [known for known in get_args(Upsampling) if known in study["upsamplings"]]
+    settings = [(upsampling, float(sigma)) for upsampling, sigma in product(upsamplings, study["sigmas"])]
+    jobs = jobs_of(study)
+    run_all(list(jobs.values()), study.workers)
     found = []
     for (texture, method, seed), job in jobs.items():
         for one in judge(job.folder, settings):
@@ -128,7 +128,7 @@ def main() -> None:
         print(f"judged   {job.folder.name}", flush=True)
     tables = [table(found, name) for name in JUDGED]
     below = "\n\n".join(markdown_table(rows) for rows in tables[1:])
-    print(write_table(Path(own["output"][0]), found, tables[0], below))
+    print(write_table(study.output, found, tables[0], below))
 
 
 if __name__ == "__main__":

@@ -10,10 +10,9 @@ table names its source, and the printed figures beside it mean nothing then.
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import fmean
 
-from experiments.runs import MVTEC, run_all, script, study_arguments, write_table
+from experiments.runs import MVTEC, read_study, run_all, script, write_table
 from experiments.textures import finished_runs, jobs_of, other_metrics
 from texture_ad.data.embedded import TEXTURES
 from texture_ad.reporting.tables import markdown_table
@@ -48,18 +47,18 @@ def table(runs: Sequence[dict], methods: Sequence[str], textures: Sequence[str])
 
 def main() -> None:
     """Make the runs, and write the table after each."""
-    own, overrides = study_arguments(
+    study = read_study(
         "mvtec", root=[os.environ.get(MVTEC, "")], textures=list(TEXTURES), methods=["fusion", "padim", "patchcore"]
     )
-    jobs = jobs_of(own, overrides)
+    jobs = jobs_of(study)
     textures = list(dict.fromkeys(texture for texture, _, _ in jobs))
 
     def write() -> str:
         runs = finished_runs(jobs)
-        below = f"Images in {Path(own['root'][0]).name}:\n\n{markdown_table(other_metrics(runs, own['methods']))}"
-        return write_table(Path(own["output"][0]), runs, table(runs, own["methods"], textures), below)
+        below = f"Images in {study.root.name}:\n\n{markdown_table(other_metrics(runs, study['methods']))}"
+        return write_table(study.output, runs, table(runs, study["methods"], textures), below)
 
-    run_all(list(jobs.values()), int(own["workers"][0]), write)
+    run_all(list(jobs.values()), study.workers, write)
     print(write())
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.runs import Job, link, run_all, script, study_arguments, write_table
+from experiments.runs import Job, link, read_study, run_all, script, write_table
 from experiments.textures import find_textures
 from texture_ad.data.layouts import scan
 
@@ -54,25 +54,23 @@ def row(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     """Make the runs, and write the table."""
-    own, overrides = study_arguments("promise", root=[""], textures=[], counts=["28", "60"], tested=["200"])
-    root = Path(own["root"][0]).expanduser()
-    folder = Path(own["runs"][0])
-    tested = int(own["tested"][0])
+    study = read_study("promise", root=[""], textures=[], counts=["28", "60"], tested=["200"])
+    tested = int(study["tested"][0])
     jobs = {}
-    for texture, count, seed in product(find_textures(root, own["textures"]), own["counts"], own["seeds"]):
+    for texture, count, seed in product(find_textures(study.root, study["textures"]), study["counts"], study["seeds"]):
         name = f"{texture}-{count}-{tested}-seed{seed}"
-        drawn = draw(root / texture, int(count), tested, int(seed), folder / "draws" / name)
+        drawn = draw(study.root / texture, int(count), tested, int(seed), study.runs / "draws" / name)
         for way, override in WAYS.items():
-            options = ["data=folder", f"data.root={drawn}", f"seed={seed}", override, *overrides]
-            jobs[texture, int(count), way, int(seed)] = Job(folder / f"{name}-{way.replace(' ', '_')}", options)
+            options = ["data=folder", f"data.root={drawn}", f"seed={seed}", override, *study.overrides]
+            jobs[texture, int(count), way, int(seed)] = Job(study.runs / f"{name}-{way.replace(' ', '_')}", options)
     found = []
-    metrics = run_all(list(jobs.values()), int(own["workers"][0]))
+    metrics = run_all(list(jobs.values()), study.workers)
     for key, one in zip(jobs, metrics, strict=True):
         about = dict(zip(("texture", "count", "way", "seed"), key, strict=True))
         found.append(about | {"found": one["false_positive_rate"], **one["expected_false_alarms"]})
     groups = dict.fromkeys((one["texture"], one["count"], one["way"]) for one in found)
     rows = [row([one for one in found if (one["texture"], one["count"], one["way"]) == group]) for group in groups]
-    print(write_table(Path(own["output"][0]), found, rows))
+    print(write_table(study.output, found, rows))
 
 
 if __name__ == "__main__":

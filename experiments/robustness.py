@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from experiments.runs import Job, data_of, read_run, run_all, script, study_arguments, write_table
+from experiments.runs import Job, data_of, read_study, run_all, script, write_table
 from experiments.textures import find_textures
 from texture_ad.evaluation.metrics import image_metrics
 from texture_ad.files import atomic_path, write_text
@@ -133,29 +133,28 @@ def plot(results: Sequence[dict], path: Path) -> None:
 
 def main() -> None:
     """Make the runs, score them under every change, and write table and plot."""
-    own, overrides = study_arguments(
-        "robustness", root=[""], textures=[], augmentations=["none", "light"], device=["cpu"]
-    )
-    root = Path(own["root"][0]).expanduser()
+    study = read_study("robustness", root=[""], textures=[], augmentations=["none", "light"], device=["cpu"])
     jobs = {
         (texture, augmentation, seed): Job(
-            Path(own["runs"][0]) / f"{texture}-{augmentation}-seed{seed}",
-            ["data=folder", f"data.root={root / texture}", f"augmentation={augmentation}", f"seed={seed}", *overrides],
+            study.runs / f"{texture}-{augmentation}-seed{seed}",
+            [
+                *("data=folder", f"data.root={study.root / texture}", f"augmentation={augmentation}", f"seed={seed}"),
+                *study.overrides,
+            ],
         )
-        for seed in own["seeds"]
-        for texture in find_textures(root, own["textures"])
-        for augmentation in own["augmentations"]
+        for seed in study["seeds"]
+        for texture in find_textures(study.root, study["textures"])
+        for augmentation in study["augmentations"]
     }
-    run_all(list(jobs.values()), int(own["workers"][0]))
+    run_all(list(jobs.values()), study.workers)
     results: list[dict[str, Any]] = [
         {
             "texture": texture,
             "augmentation": augmentation,
             "seed": int(seed),
-            "changes": measure_run(job.folder, own["device"][0]),
+            "changes": measure_run(job.folder, study["device"][0]),
         }
         for (texture, augmentation, seed), job in jobs.items()
-        if read_run(job.folder)
     ]
     table = [
         {
@@ -165,14 +164,13 @@ def main() -> None:
                     r["changes"][change][name] for r in results if r["augmentation"] == augmentation
                 ]
                 for name, key in (("image_auroc", "image AUROC"), ("false_alarms", "false alarms"))
-                for augmentation in own["augmentations"]
+                for augmentation in study["augmentations"]
             },
         }
         for change in results[0]["changes"]
     ]
-    output = Path(own["output"][0])
-    plot(results, output.with_suffix(".png"))
-    print(write_table(output, results, table))
+    plot(results, study.output.with_suffix(".png"))
+    print(write_table(study.output, results, table))
 
 
 if __name__ == "__main__":

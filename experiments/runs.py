@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -42,16 +43,70 @@ class Job(NamedTuple):
     module: str = "texture_ad.run"
 
 
-def arguments(own: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[str]], list[str]]:
-    """Return the command line's key=value pairs.
+@dataclass(frozen=True)
+class Study:
+    """Hold what a study's command line asks for; `study["seeds"]` is the list of values of its own key `seeds`.
+
+    Attributes:
+        own: the study's own keys, each with a list of values.
+        overrides: all other pairs, for every run.
+    """
+
+    own: dict[str, list[str]]
+    overrides: list[str]
+
+    def __getitem__(self, key: str) -> list[str]:
+        return self.own[key]
+
+    @property
+    def root(self) -> Path:
+        """Return the folder of the textures."""
+        return Path(self["root"][0]).expanduser()
+
+    @property
+    def runs(self) -> Path:
+        """Return the folder of the runs."""
+        return Path(self["runs"][0])
+
+    @property
+    def output(self) -> Path:
+        """Return the path of what is written, without its suffix."""
+        return Path(self["output"][0])
+
+    @property
+    def workers(self) -> int:
+        """Return how many runs are made at a time."""
+        return int(self["workers"][0])
+
+
+def read_study(name: str, **own: Sequence[str]) -> Study:
+    """Return what the command line asks for, whose keys `seeds`, `workers`, `runs` and `output` are the study's own.
 
     Args:
-        own: this script's own keys, each with a list of values.
+        name: of the study, and of what it writes.
+        own: further own keys, or other defaults of those; see `read_keys`.
+
+    Raises:
+        UserError: an argument that is no pair.
+    """
+    common = {
+        "seeds": ["0", "1", "2"],
+        "workers": ["1"],
+        "runs": [f"runs/experiments/{name}"],
+        "output": [f"experiments/results/{name}"],
+    }
+    return read_keys(common | own)
+
+
+def read_keys(own: Mapping[str, Sequence[str]]) -> Study:
+    """Return what the command line asks for, in pairs key=value.
+
+    Args:
+        own: the study's own keys with their defaults. Values are split at commas.
 
     Returns:
-        The own keys, values split at commas, and all other pairs, which are overrides for every run. Where the script
-        has no `root` of its own, the root in MVTEC_AD_ROOT is one of them, so that a finished run is not taken for one
-        on other data.
+        The study. Where it has no `root` of its own, the root in MVTEC_AD_ROOT is one of the overrides, so that a
+        finished run is not taken for one on other data.
 
     Raises:
         UserError: an argument that is no pair.
@@ -69,30 +124,11 @@ def arguments(own: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[str]], l
     given = any(override.startswith(("data=", "data.root=")) for override in overrides)
     if MVTEC in os.environ and "root" not in found and not given:
         overrides.append(f"data.root={os.environ[MVTEC]}")
-    return found, overrides
+    return Study(found, overrides)
 
 
-def study_arguments(name: str, **own: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """Return the command line's key=value pairs of a study, whose keys `seeds`, `workers`, `runs` and `output` are own.
-
-    Args:
-        name: of the study, and of what it writes.
-        own: further own keys, or other defaults of those; see `arguments`.
-
-    Raises:
-        UserError: an argument that is no pair.
-    """
-    common = {
-        "seeds": ["0", "1", "2"],
-        "workers": ["1"],
-        "runs": [f"runs/experiments/{name}"],
-        "output": [f"experiments/results/{name}"],
-    }
-    return arguments(own | common | own)
-
-
-def photograph_arguments(name: str, **own: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """Return `study_arguments`, where a data.root without a `data` is a folder of photographs, unless it is MVTec AD's.
+def read_photograph_study(name: str, **own: Sequence[str]) -> Study:
+    """Return `read_study`, where a data.root without a `data` is a folder of photographs, unless it is MVTec AD's.
 
     Args:
         name: of the study.
@@ -101,10 +137,10 @@ def photograph_arguments(name: str, **own: Sequence[str]) -> tuple[dict[str, lis
     Raises:
         UserError: an argument that is no pair.
     """
-    found, overrides = study_arguments(name, **own)
-    given = dict(override.split("=", 1) for override in overrides)
+    study = read_study(name, **own)
+    given = dict(override.split("=", 1) for override in study.overrides)
     photographs = "data.root" in given and given["data.root"] != os.environ.get(MVTEC)
-    return found, [*overrides, "data=folder"] if photographs and "data" not in given else overrides
+    return Study(study.own, [*study.overrides, "data=folder"]) if photographs and "data" not in given else study
 
 
 def data_of_overrides(overrides: Sequence[str]) -> str:
@@ -272,7 +308,7 @@ def write_table(output: Path, runs: list[dict], rows: list[dict], below: str = "
     return text
 
 
-def paper_job(folder: Path, category: str, label: str, seed: str, options: Sequence[str], own: Sequence[str]) -> Job:
+def paper_job(folder: Path, category: str, label: str, seed: int, options: Sequence[str], own: Sequence[str]) -> Job:
     """Return a run of the paper's tables and figures, which they share.
 
     Args:
@@ -293,22 +329,18 @@ def paper_table(name: str, methods: Mapping[str, tuple[list[str], Sequence[float
         name: of the output under experiments/results/.
         methods: for each column's name the overrides, and the paper's figures in the order of TEXTURES.
     """
-    own, overrides = study_arguments(name, categories=TEXTURES, runs=["runs/experiments/paper"])
-    folder = Path(own["runs"][0])
+    study = read_study(name, categories=TEXTURES, runs=["runs/experiments/paper"])
     jobs = {
-        (category, label, seed): paper_job(folder, category, label, seed, options, overrides)
-        for seed in own["seeds"]
-        for category in own["categories"]
+        (category, label, seed): paper_job(study.runs, category, label, seed, options, study.overrides)
+        for seed in map(int, study["seeds"])
+        for category in study["categories"]
         for label, (options, _) in methods.items()
     }
-    found = dict(zip(jobs, run_all(list(jobs.values()), int(own["workers"][0])), strict=True))
+    run_all(list(jobs.values()), study.workers)
     printed = {label: dict(zip(TEXTURES, figures, strict=True)) for label, (_, figures) in methods.items()}
-    runs = [
-        {"category": category, "method": method, "seed": int(seed), **{key: run.get(key) for key in KEPT}}
-        for (category, method, seed), run in found.items()
-    ]
-    rows = [_paper_row(category, printed, runs) for category in own["categories"]]
-    print(write_table(Path(own["output"][0]), runs, rows))
+    runs = kept_runs(jobs, ("category", "method", "seed"))
+    rows = [_paper_row(category, printed, runs) for category in study["categories"]]
+    print(write_table(study.output, runs, rows))
 
 
 def _paper_row(category: str, printed: Mapping[str, Mapping[str, float]], runs: list[dict]) -> dict:
@@ -330,7 +362,7 @@ def figure_run(name: str) -> tuple[Path, Metrics, Path]:
     Returns:
         The run's folder, its metrics, and the picture's path.
     """
-    own, overrides = arguments(
+    study = read_keys(
         {
             "category": ["carpet"],
             "seed": ["0"],
@@ -338,9 +370,9 @@ def figure_run(name: str) -> tuple[Path, Metrics, Path]:
             "output": [f"experiments/results/{name}.png"],
         }
     )
-    runs = Path(own["runs"][0])
-    job = paper_job(runs, own["category"][0], "fusion", own["seed"][0], ["method=fusion"], overrides)
-    return job.folder, run_once(job), Path(own["output"][0])
+    (category,), (seed,) = study["category"], study["seed"]
+    job = paper_job(study.runs, category, "fusion", int(seed), ["method=fusion"], study.overrides)
+    return job.folder, run_once(job), study.output
 
 
 def script(main: Callable[[], None]) -> None:

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from experiments.runs import KEPT, Job, read_run, run_all, script, study_arguments, write_table
+from experiments.runs import Job, kept_runs, read_study, run_all, script, write_table
 from experiments.textures import find_textures
 from texture_ad.data.images import read_image, read_mask
 from texture_ad.data.layouts import scan
@@ -112,30 +112,24 @@ def located(run: Path, strips: Path, device: str) -> dict[str, float]:
 
 def main() -> None:
     """Make the strips and the runs, and write the table."""
-    own, overrides = study_arguments("strips", root=[""], texture=["aitex_fabric03"], strips=["1000"], device=["cpu"])
-    root = Path(own["root"][0]).expanduser()
-    (texture,) = find_textures(root, own["texture"])
-    runs = Path(own["runs"][0])
-    strips = runs / f"{texture}-{own['strips'][0]}-strips"
+    study = read_study("strips", root=[""], texture=["aitex_fabric03"], strips=["1000"], device=["cpu"])
+    (texture,) = find_textures(study.root, study["texture"])
+    strips = study.runs / f"{texture}-{study['strips'][0]}-strips"
     if not (strips / "places.json").is_file():
-        make_strips(root / texture, strips, int(own["strips"][0]))
-    data = {"tiles": [f"data.root={root / texture}"], "strips": [f"data.root={strips}", *TILED]}
+        make_strips(study.root / texture, strips, int(study["strips"][0]))
+    data = {"tiles": [f"data.root={study.root / texture}"], "strips": [f"data.root={strips}", *TILED]}
     jobs = {
-        (kind, seed): Job(runs / f"{kind}-seed{seed}", ["data=folder", *options, f"seed={seed}", *overrides])
-        for seed in own["seeds"]
+        (kind, int(seed)): Job(
+            study.runs / f"{kind}-seed{seed}", ["data=folder", *options, f"seed={seed}", *study.overrides]
+        )
+        for seed in study["seeds"]
         for kind, options in data.items()
     }
-    run_all(list(jobs.values()), int(own["workers"][0]))
-    results = [
-        {
-            "images": kind,
-            "seed": int(seed),
-            **(located(job.folder, strips, own["device"][0]) if kind == "strips" else {}),
-            **{key: found.get(key) for key in KEPT},
-        }
-        for (kind, seed), job in jobs.items()
-        if (found := read_run(job.folder))
-    ]
+    run_all(list(jobs.values()), study.workers)
+    results = kept_runs(jobs, ("images", "seed"))
+    for run, job in zip(results, jobs.values(), strict=True):
+        if run["images"] == "strips":
+            run |= located(job.folder, strips, study["device"][0])
     table = [
         {
             "images": kind,
@@ -147,7 +141,7 @@ def main() -> None:
         }
         for kind in data
     ]
-    print(write_table(Path(own["output"][0]), results, table))
+    print(write_table(study.output, results, table))
 
 
 if __name__ == "__main__":

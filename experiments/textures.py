@@ -15,7 +15,7 @@ from statistics import fmean
 
 from scipy.stats import wilcoxon
 
-from experiments.runs import Job, kept_runs, run_all, script, study_arguments, write_table
+from experiments.runs import Job, Study, kept_runs, read_study, run_all, script, write_table
 from texture_ad.errors import UserError
 from texture_ad.evaluation.spread import mean_ranks
 from texture_ad.reporting.metrics import METRICS
@@ -45,20 +45,19 @@ def options(method: str) -> list[str]:
     return ["method=fusion", *WITHOUT[method]] if method in WITHOUT else [f"method={method}"]
 
 
-def job(runs: str, texture: Path, method: str, seed: str, overrides: Sequence[str]) -> Job:
+def job(runs: Path, texture: Path, method: str, seed: str, overrides: Sequence[str]) -> Job:
     """Return the run of a method on a texture, in a folder of its own in `runs`."""
-    folder = Path(runs) / f"{texture.name}-{method.replace('-', 'without_')}-seed{seed}"
+    folder = runs / f"{texture.name}-{method.replace('-', 'without_')}-seed{seed}"
     return Job(folder, ["data=folder", f"data.root={texture}", f"seed={seed}", *options(method), *overrides])
 
 
-def jobs_of(own: Mapping[str, Sequence[str]], overrides: Sequence[str]) -> dict[tuple[str, str, str], Job]:
-    """Return the run of every texture, method and seed that a script's own keys name."""
-    root = Path(own["root"][0]).expanduser()
+def jobs_of(study: Study) -> dict[tuple[str, str, str], Job]:
+    """Return the run of every texture, method and seed that a study's own keys name."""
     return {
-        (texture, method, seed): job(own["runs"][0], root / texture, method, seed, overrides)
-        for seed in own["seeds"]
-        for texture in find_textures(root, own["textures"])
-        for method in own["methods"]
+        (texture, method, seed): job(study.runs, study.root / texture, method, seed, study.overrides)
+        for seed in study["seeds"]
+        for texture in find_textures(study.root, study["textures"])
+        for method in study["methods"]
     }
 
 
@@ -148,19 +147,17 @@ def paired(runs: Sequence[dict], methods: Sequence[str]) -> str:
 
 def main() -> None:
     """Make the runs, and write the tables after each."""
-    own, overrides = study_arguments("textures", root=[""], textures=[], methods=["fusion", "padim", "patchcore"])
-    jobs = jobs_of(own, overrides)
+    study = read_study("textures", root=[""], textures=[], methods=["fusion", "padim", "patchcore"])
+    jobs = jobs_of(study)
     textures = list(dict.fromkeys(texture for texture, _, _ in jobs))
 
     def write() -> str:
         runs = finished_runs(jobs)
-        first, *others = (table(runs, own["methods"], textures, key) for key in BY_TEXTURE)
-        below = [markdown_table(other_metrics(runs, own["methods"])), paired(runs, own["methods"])]
-        return write_table(
-            Path(own["output"][0]), runs, first, "\n\n".join([*below, *(markdown_table(rows) for rows in others)])
-        )
+        first, *others = (table(runs, study["methods"], textures, key) for key in BY_TEXTURE)
+        below = [markdown_table(other_metrics(runs, study["methods"])), paired(runs, study["methods"])]
+        return write_table(study.output, runs, first, "\n\n".join([*below, *(markdown_table(rows) for rows in others)]))
 
-    run_all(list(jobs.values()), int(own["workers"][0]), write)
+    run_all(list(jobs.values()), study.workers, write)
     print(write())
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from experiments.runs import Job, data_of, draw, link_samples, run_all, script, study_arguments, write_table
+from experiments.runs import Job, data_of, draw, link_samples, read_study, run_all, script, write_table
 from experiments.textures import find_textures
 from texture_ad.data.layouts import scan
 from texture_ad.deploy.scorer import find_images
@@ -53,22 +53,20 @@ def updated(run: Path, rest: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Make the runs and updates, and write the table."""
-    own, overrides = study_arguments("update", root=[""], textures=[])
-    root = Path(own["root"][0]).expanduser()
-    folder = Path(own["runs"][0])
+    study = read_study("update", root=[""], textures=[])
     jobs = {}
-    for texture, seed in product(find_textures(root, own["textures"]), own["seeds"]):
-        halves = folder / "halves" / f"{texture}-seed{seed}"
-        halve(root / texture, int(seed), halves)
-        for kind, data in (("half", halves / "half"), ("all", root / texture)):
-            options = ["data=folder", f"data.root={data}", f"seed={seed}", *overrides]
-            jobs[texture, seed, kind] = Job(folder / f"{texture}-{kind}-seed{seed}", options)
+    for texture, seed in product(find_textures(study.root, study["textures"]), study["seeds"]):
+        halves = study.runs / "halves" / f"{texture}-seed{seed}"
+        halve(study.root / texture, int(seed), halves)
+        for kind, data in (("half", halves / "half"), ("all", study.root / texture)):
+            options = ["data=folder", f"data.root={data}", f"seed={seed}", *study.overrides]
+            jobs[texture, seed, kind] = Job(study.runs / f"{texture}-{kind}-seed{seed}", options)
     measured: dict[tuple[str, str, str], dict[str, Any]] = dict(
-        zip(jobs, run_all(list(jobs.values()), int(own["workers"][0])), strict=True)
+        zip(jobs, run_all(list(jobs.values()), study.workers), strict=True)
     )
     for (texture, seed, kind), job in jobs.items():
         if kind == "half":
-            rest = folder / "halves" / f"{texture}-seed{seed}" / "rest"
+            rest = study.runs / "halves" / f"{texture}-seed{seed}" / "rest"
             measured[texture, seed, "updated"] = updated(job.folder, rest)
     found = [
         {"texture": texture, "seed": int(seed), "detector": kind, **{key: one[key] for key in SHOWN}}
@@ -86,7 +84,7 @@ def main() -> None:
         for texture in dict.fromkeys(f["texture"] for f in found)
         for kind in ("half", "updated", "all")
     ]
-    print(write_table(Path(own["output"][0]), found, rows))
+    print(write_table(study.output, found, rows))
 
 
 if __name__ == "__main__":

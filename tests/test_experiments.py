@@ -19,7 +19,7 @@ from benchmarks import detecting, material
 from benchmarks.comparison import Row
 from benchmarks.results import regressions
 from experiments.mvtec import table as mvtec_table
-from experiments.runs import photograph_arguments, study_arguments
+from experiments.runs import read_photograph_study, read_study
 from experiments.textures import WITHOUT, options
 
 ROOT = Path(__file__).parents[1]
@@ -97,12 +97,12 @@ def test_a_finished_run_is_not_repeated(script, tmp_path):
 def test_mvtecs_folder_is_that_of_runs_whose_script_has_no_root_of_its_own(monkeypatch):
     monkeypatch.setenv("MVTEC_AD_ROOT", "/mvtec")
     monkeypatch.setattr(sys, "argv", ["a_study", "flow.blocks=2"])
-    assert study_arguments("a", root=["/textures"])[1] == ["flow.blocks=2"]
-    own, overrides = study_arguments("a")
-    assert overrides == ["flow.blocks=2", "data.root=/mvtec"] and photograph_arguments("a")[1] == overrides
-    assert own["runs"] == ["runs/experiments/a"] and own["seeds"] == ["0", "1", "2"]
+    assert read_study("a", root=["/textures"]).overrides == ["flow.blocks=2"]
+    study = read_study("a")
+    assert study.overrides == ["flow.blocks=2", "data.root=/mvtec"] == read_photograph_study("a").overrides
+    assert study["runs"] == ["runs/experiments/a"] and study["seeds"] == ["0", "1", "2"]
     monkeypatch.setattr(sys, "argv", ["a_study", "data.root=/rugs"])
-    assert photograph_arguments("a")[1] == ["data.root=/rugs", "data=folder"]
+    assert read_photograph_study("a").overrides == ["data.root=/rugs", "data=folder"]
 
 
 @pytest.mark.parametrize(
