@@ -5,7 +5,6 @@ Printed is the peak of the process less what interpreter, libraries and detector
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
@@ -23,12 +22,6 @@ Image.fromarray(pixels).save(sys.argv[1])
 """
 
 
-def peak() -> float:
-    """Return the most memory that this process has held, in MiB."""
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used / (2**20 if sys.platform == "darwin" else 2**10)
-
-
 def main() -> None:
     """Write the picture, score it and print what it took."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -43,13 +36,15 @@ def main() -> None:
         subprocess.run([sys.executable, "-c", WRITE, str(path), str(args.width), str(args.height)], check=True)
         from texture_ad.deploy.scorer import Scorer
         from texture_ad.methods.registry import load
+        from texture_ad.training.resources import peak_memory
 
         scorer = Scorer(load(args.detector), path, Path(folder) / "output")
-        before = peak()
+        before = peak_memory()["peak_memory_mb"]
         start = time.perf_counter()
         (result,) = scorer.score([path], scorer.read([path]))
+        peak = peak_memory()["peak_memory_mb"]
         print(
-            f"{args.width} x {args.height} px ({args.suffix}): {peak() - before:.0f} MiB beside the interpreter's "
+            f"{args.width} x {args.height} px ({args.suffix}): {peak - before:.0f} MiB beside the interpreter's "
             f"{before:.0f}, {time.perf_counter() - start:.0f} s, score {result.score}, {len(result.regions)} regions"
         )
 

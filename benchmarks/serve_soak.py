@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.soak import latency_result, memory_result, resident
+from benchmarks.soak import is_flat, latency_result, memory_result, resident
 from texture_ad.deploy.scorer import Scorer, find_images
 from texture_ad.files import write_text
 from texture_ad.methods.registry import load
@@ -42,7 +42,6 @@ from texture_ad.methods.registry import load
 MAX_MB = 4
 TIMEOUT = 2  # seconds in which the service wants a body
 TOLERANCE = 1e-4  # of scores, relative where they are above 1
-MAX_GROWTH = 0.05  # of the resident memory
 BAD_SHARE = 0.25
 SLOW_SHARE = 0.01  # of the bad ones, each of which takes TIMEOUT
 
@@ -298,7 +297,7 @@ def soak(detector: Path, folder: Path, count: int, clients: int) -> dict[str, An
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
         "torch": torch.__version__,
-        "kept": alive and code == 0 and not done.wrong and (not memory or memory[-1] < (1 + MAX_GROWTH) * memory[0]),
+        "kept": alive and code == 0 and not done.wrong and is_flat(memory),
     }
 
 

@@ -76,11 +76,15 @@ def latency_result(seconds: np.ndarray) -> dict[str, object]:
     }
 
 
+def is_flat(memory: list[float]) -> bool:
+    """Return whether the resident memory in MiB did not grow, or was not measured."""
+    return not memory or memory[-1] < (1 + MAX_GROWTH) * memory[0]
+
+
 def within_bounds(seconds: np.ndarray, memory: list[float]) -> bool:
     """Return whether memory and latency are within their bounds."""
     median, p99 = np.quantile(seconds, (0.5, 0.99))
-    flat = not memory or memory[-1] < (1 + MAX_GROWTH) * memory[0]
-    return bool(flat and p99 < MAX_P99 * median)
+    return bool(is_flat(memory) and p99 < MAX_P99 * median)
 
 
 def main() -> None:

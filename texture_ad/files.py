@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import hashlib
 import io
 import os
 import sys
@@ -58,6 +59,15 @@ def save_atomic(path: Path, content: dict) -> None:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_atomic(Path(path), buffer.getbuffer())
+
+
+def content_digest(path: Path) -> bytes:
+    """Return the SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as source:
+        for block in iter(lambda: source.read(2**20), b""):
+            digest.update(block)
+    return digest.digest()
 
 
 def csv_text(rows: Iterable[Sequence]) -> bytes:

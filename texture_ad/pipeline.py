@@ -181,46 +181,29 @@ class Run:
         return self.cache.get_or_create(f"stage1-{address}", create)
 
 
-def run(
-    config: DictConfig,
-    command: str = "",
-    cache: Cache | None = None,
-    stage1_settings: Mapping[str, object] | None = None,
-    in_sweep: bool = False,
-    trial: "Trial | None" = None,
-) -> dict[str, Any]:
-    """Run one experiment and fill its run folder; return what metrics.json holds.
+def run(run: Run) -> None:
+    """Run one experiment and fill its run folder.
 
     Times and peaks of memory are those of a run that shares nothing, also where it finds stage 1 in the cache. One that
     is resumed does not know what its fit took: None, or what the finished run in its folder took.
-
-    Args:
-        config: composed by Hydra.
-        command: for the shell, repeats the run.
-        cache: shared between runs, None for none.
-        stage1_settings: full key to value of the settings that stage 1 depends on, None for none.
-        in_sweep: whether the run is one job of a sweep.
-        trial: of a search, whose training may be pruned, None for none.
 
     Raises:
         UserError: input that can't be worked with.
     """
     reset_peak_memory()
-    check_settings(config)
-    this = Run(config, Path(config.run_dir), command, cache, stage1_settings or {}, in_sweep, trial)
-    this.resumed = holds_run(this.folder)
-    L.seed_everything(config.seed, workers=True, verbose=False)
-    chosen = this.options("logger") if "logger" in config else {}  # logger=[] leaves no such key
+    check_settings(run.config)
+    run.resumed = holds_run(run.folder)
+    L.seed_everything(run.seed, workers=True, verbose=False)
+    chosen = run.options("logger") if "logger" in run.config else {}  # logger=[] leaves no such key
     factories = (partial(make, "logger", options) for options in chosen.values())
-    folder = prepared_folder(this.folder) if is_rank_zero() else nullcontext()
-    with folder, open_loggers(factories) as this.loggers:
-        prepare_data(this)
-        detector = fit(this)
-        calibrate(this, detector)
-        predictions = evaluate(this, detector)
+    folder = prepared_folder(run.folder) if is_rank_zero() else nullcontext()
+    with folder, open_loggers(factories) as run.loggers:
+        prepare_data(run)
+        detector = fit(run)
+        calibrate(run, detector)
+        predictions = evaluate(run, detector)
         if is_rank_zero():
-            report(this, detector, predictions)
-    return this.metrics
+            report(run, detector, predictions)
 
 
 def check_settings(config: DictConfig) -> None:

@@ -77,7 +77,7 @@ def start(config: DictConfig, overrides: Iterable[str], swept: bool = False) -> 
         UserError: input that can't be worked with.
     """
     with hushed_libraries():
-        from texture_ad.pipeline import run
+        from texture_ad.pipeline import Run, run
         from texture_ad.training.cache import Cache
 
         shared = config.cache == "always" or (config.cache == "sweep" and swept)
@@ -90,7 +90,8 @@ def start(config: DictConfig, overrides: Iterable[str], swept: bool = False) -> 
         for why, keys in unused(config, [key_of(override) for override in overrides]).items():
             verb = "change" if len(keys) > 1 else "changes"
             print(f"warning: {', '.join(keys)} {verb} nothing with {why}", flush=True)
-        run(config, repeat_command(overrides), cache, stage1_settings(config), swept, trial)
+        folder = Path(config.run_dir)
+        run(Run(config, folder, repeat_command(overrides), cache, stage1_settings(config), swept, trial))
 
 
 def prepare_process() -> None:

@@ -28,6 +28,7 @@ from texture_ad.deploy.graph import MeasuringGraph, decided, trace
 from texture_ad.deploy.runtimes import FORMATS, check_packages
 from texture_ad.errors import ParameterError
 from texture_ad.evaluation.calibration import Decision
+from texture_ad.files import content_digest
 from texture_ad.methods.base import AnomalyDetector, Measurement
 
 EngineName = Literal["auto", "torch", "onnx", "openvino"]
@@ -117,10 +118,7 @@ def _remove(detector: AnomalyDetector, path: Path) -> None:
 
 def engine_file(file: Path, name: str) -> Path:
     """Return where the file of a runtime lies, by the detector's content and the versions that make it."""
-    digest = hashlib.sha256()
-    with open(file, "rb") as source:
-        for block in iter(lambda: source.read(2**20), b""):
-            digest.update(block)
+    digest = hashlib.sha256(content_digest(file))
     package = "onnxruntime" if name == "onnx" else name
     digest.update(" ".join(version(one) for one in ("texture_ad", "torch", package)).encode())
     return file.with_name(f"{file.name}.engines") / f"{name}-{digest.hexdigest()[:16]}{FORMATS[name].suffix}"

@@ -115,8 +115,8 @@ def decide(
     prediction: Prediction,
     decision: Decision,
     names: Sequence[str],
-    sizes: Sequence[tuple[int, int]] | None = None,
-    warnings: Sequence[str] | None = None,
+    sizes: Sequence[tuple[int, int]],
+    warnings: Sequence[str],
     roi: Roi | None = None,
 ) -> Iterator[Result]:
     """Yield the result of each photograph of a batch, one at a time, since masks can be large.
@@ -125,18 +125,16 @@ def decide(
         prediction: of B images.
         decision: thresholds and smallest area.
         names: B of them.
-        sizes: (H, W) of each photograph, in whose pixels masks and regions are; None for the maps' own.
-        warnings: B of them, "" for none; None for none at all.
+        sizes: (H, W) of each photograph, in whose pixels masks and regions are.
+        warnings: B of them, "" for none.
         roi: the region of interest, None for whole photographs.
     """
     scores = prediction.scores.tolist()
-    for i, (name, score) in enumerate(zip(names, scores, strict=True)):
+    for i, (name, score, size, warning) in enumerate(zip(names, scores, sizes, warnings, strict=True)):
         anomaly_map = mask = None
-        size = sizes[i] if sizes else None
         regions: tuple[Region, ...] = ()
         if prediction.anomaly_maps is not None:
             anomaly_map = prediction.anomaly_maps[i].float().cpu().numpy()
-            size = size or (anomaly_map.shape[0], anomaly_map.shape[1])
             threshold = decision.pixel_threshold_of(score)
             mask, regions = locate(anomaly_map, size, threshold, decision.min_area, roi)
         yield Result(
@@ -148,7 +146,7 @@ def decide(
             regions,
             anomaly_map,
             mask,
-            warnings[i] if warnings else "",
+            warning,
             roi=roi,
         )
 

@@ -18,6 +18,7 @@ from texture_ad.data.geometry import Shape
 from texture_ad.environment import versions
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.evaluation.calibration import FalseAlarmRate, images_needed
+from texture_ad.files import content_digest
 from texture_ad.methods.base import AnomalyDetector, Measurement, Provenance
 from texture_ad.parameters import Count, checked
 
@@ -154,7 +155,7 @@ def extended(
     old = provenance.training_images
     digest = hashlib.sha256(provenance.data_fingerprint.encode())
     for path in paths:
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        digest.update(content_digest(path))
     return replace(
         provenance,
         data_source=f"{provenance.data_source} and {len(paths)} photographs of {source.name}",

@@ -7,6 +7,7 @@ import lightning as L
 from texture_ad.parameters import NonNegativeInt, checked
 
 
+@checked
 class MedianPruning(L.Callback):
     """Stop the training of a trial whose best value so far is worse than the median of the others' at the same epoch.
 
@@ -27,7 +28,6 @@ class MedianPruning(L.Callback):
         ParameterError: a parameter out of its range.
     """
 
-    @checked
     def __init__(
         self,
         trial: Any,

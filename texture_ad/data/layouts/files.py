@@ -1,6 +1,5 @@
 """Files of a folder, and which mask belongs to which image."""
 
-import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from texture_ad.data.images import IMAGE_SUFFIXES
 from texture_ad.errors import UserError
+from texture_ad.files import content_digest
 
 MASK_ENDINGS = ("_mask", "_gt", "_label", "_seg")  # of a mask's name, in any case, after its image's
 LISTED = 3  # names in a warning, of all that it counts
@@ -86,7 +86,7 @@ def unread(files: Iterable[Path]) -> str:
 
 def copies(paths: Iterable[Path]) -> list[list[Path]]:
     """Return the groups of files that have the same bytes, each file once; only those of one size are read."""
-    return [group for same_size in _grouped(paths, _size) for group in _grouped(same_size, _digest)]
+    return [group for same_size in _grouped(paths, _size) for group in _grouped(same_size, content_digest)]
 
 
 def _grouped(paths: Iterable[Path], told: Callable[[Path], Hashable]) -> list[list[Path]]:
@@ -99,10 +99,6 @@ def _grouped(paths: Iterable[Path], told: Callable[[Path], Hashable]) -> list[li
 
 def _size(path: Path) -> int:
     return path.stat().st_size
-
-
-def _digest(path: Path) -> bytes:
-    return hashlib.sha256(path.read_bytes()).digest()
 
 
 def below_common(paths: Iterable[Path]) -> tuple[Path, list[Path]]:

@@ -13,6 +13,7 @@ from texture_ad.data.geometry import Shape, Window
 from texture_ad.data.images import check_size, header, headers_of, in_turn, read_mask
 from texture_ad.data.layouts.files import listed
 from texture_ad.errors import UserError
+from texture_ad.files import content_digest
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,7 @@ def fingerprint(layout: Layout, folder: Path, others: Iterable[Path] = ()) -> st
         for sample in samples:
             total.update(os.fsencode(f"{side} {sample.kind} {sample.below(folder)}"))
             for path in filter(None, (sample.path, sample.mask)):
-                total.update(hashlib.sha256(path.read_bytes()).digest())
+                total.update(content_digest(path))
     for path in others:
-        total.update(hashlib.sha256(path.read_bytes()).digest())
+        total.update(content_digest(path))
     return total.hexdigest()[:16]
