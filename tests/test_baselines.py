@@ -284,7 +284,7 @@ def test_every_method_is_one_graph(name, loader, tmp_path, monkeypatch):
     kind = FORMATS["torch_export"]
     watched = kind._replace(open=lambda *given: opened.append(kind.open(*given)) or opened[-1])
     monkeypatch.setattr(exporting, "FORMATS", {**FORMATS, "torch_export": watched})
-    written = exporting.export(detector, tmp_path / "graph", "torch_export", list(textures(4, seed=2)))
+    written = exporting.export(detector, tmp_path / "graph.pt2", "torch_export", list(textures(4, seed=2)))
     maps = () if name in WITHOUT_MAP else ("anomaly_maps", "masks")
     assert written.outputs == ("scores", "labels", *maps) and written.photographs == 8
     if os.environ.get("TEXTURE_AD_LONG"):  # ten seconds each; each is compared before it is written

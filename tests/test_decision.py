@@ -190,6 +190,18 @@ def test_a_test_set_keeps_what_makes_its_maps():
     assert maps.rows.numel() * 4 <= expected.anomaly_maps.numel() and np.array_equal(maps[1:][0], maps[1])
 
 
+@pytest.mark.parametrize("size", [(9, 14), (37, 53), (20, 61)])
+def test_regions_in_pixels_of_a_larger_image_are_those_of_its_mask(size):
+    anomaly_map = np.random.default_rng(0).random((9, 14)).astype(np.float32)
+    rows, columns = (np.arange(n) * m // n for n, m in zip(size, anomaly_map.shape, strict=True))
+    mask, regions = find_regions(anomaly_map, 0.8, 3, size)
+    expected_mask, expected = find_regions(anomaly_map[rows][:, columns], 0.8, 3)
+    assert (mask[rows][:, columns] == expected_mask).all() and len(regions) > 2
+    for one, other in zip(regions, expected, strict=True):
+        assert (one.box, one.area, one.peak) == (other.box, other.area, other.peak)
+        assert one.centre == pytest.approx(other.centre)
+
+
 def test_an_enlarged_map_has_no_higher_score():
     anomaly_map = np.random.default_rng(0).standard_normal((7, 9)).astype(np.float32)
     for size in ((7, 9), (50, 31), (3, 4)):

@@ -240,6 +240,9 @@ def test_what_an_earlier_command_left_is_named(predict, photographs):
     assert code == 0 and "earlier" not in errors
     code, _, errors, _ = predict(photographs, "threshold=0", "masks=true")
     assert code == 0 and "warning: regions.json, coco.json in " in errors and "are of an earlier command" in errors
+    code, _, errors, _ = predict(photographs / "0.png", "masks=true")
+    count = len(list(photographs.iterdir())) - 1
+    assert f"coco.json, {count} files of overlays, {count} files of masks in " in errors
 
 
 @pytest.mark.parametrize("value", ["yess", "2"])
@@ -255,11 +258,11 @@ def test_a_detector_takes_images_as_it_reads_them_alone(images):
 
 
 def test_rows_of_a_watched_folder_are_not_written_over(predict, photographs, tmp_path):
-    with Rows(tmp_path / "out/scores.csv") as rows:
+    with Rows(tmp_path / "out/scores.csv", 1.0) as rows:
         rows.append([Row("a.png", "1", "0.5", "2.5")])
         code, _, errors, _ = predict(photographs)
         assert code == 2 and "another process is writing to it" in errors
-    with Rows(tmp_path / "out/scores.csv") as rows:
+    with Rows(tmp_path / "out/scores.csv", 1.0) as rows:
         assert rows.names == {"a.png"} and rows.thresholds == {"2.5"}
 
 

@@ -161,7 +161,8 @@ def test_other_decisions_alone_are_refused_too(saved, photographs, tmp_path, mon
     [
         (["format=tflite"], "format=tflite: expected one of onnx, openvino, torch_export"),
         (["format=onnx", "precision=int8"], "precision=int8: format=onnx has fp32, fp16"),
-        (["images=/nowhere"], "no such file or folder"),
+        (["images=/nowhere"], "images=/nowhere: no such file or folder"),
+        (["format=torch_export", "output=a.bin"], "output=a.bin: expected a file named *.pt2 with format=torch_export"),
     ],
 )
 def test_bad_arguments_are_named(saved, command, arguments, message):

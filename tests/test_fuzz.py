@@ -228,7 +228,7 @@ def test_rows_survive_a_cut_anywhere(names, cut):
         names = [n.encode("utf-8", "backslashreplace").decode() for n in names]
         content = csv_text([COLUMNS, *(Row(n, "1.5", anomalous="0") for n in names)])
         path.write_bytes(content[: min(cut, len(content))])
-        rows = Rows(path)
+        rows = Rows(path, 1.0)
         kept = [n for n in names if n in rows.names]
         assert kept == names[: len(kept)] and rows.names == set(kept)
         rows.append([Row(n, "1.5", anomalous="0") for n in names[len(kept) :]])

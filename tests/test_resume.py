@@ -298,12 +298,12 @@ def test_a_run_folder_is_one_process_s(data, tmp_path, command):
 
 @pytest.mark.parametrize("torn", [b"c.png,1.0,2", b'"na\nme', b"c.png,1,2,0,\xc3"])
 def test_a_torn_row_is_cut_off(tmp_path, torn):
-    first = Rows(tmp_path / "scores.csv")
+    first = Rows(tmp_path / "scores.csv", 1.0)
     first.append([Row("a.png", "1", "0.5"), Row("b\nb.png", "1", "0.5")])
     first.close()
     whole = (tmp_path / "scores.csv").read_bytes()
     (tmp_path / "scores.csv").write_bytes(whole + torn)
-    again = Rows(tmp_path / "scores.csv")
+    again = Rows(tmp_path / "scores.csv", 1.0)
     assert again.names == {"a.png", "b\nb.png"}
     assert (tmp_path / "scores.csv").read_bytes() == whole
 
@@ -320,7 +320,7 @@ def test_a_disk_that_fills_up_leaves_no_half_row(tmp_path, monkeypatch):
         return write(file, content[:count])
 
     monkeypatch.setattr(os, "write", written)
-    with Rows(tmp_path / "scores.csv") as rows:
+    with Rows(tmp_path / "scores.csv", 1.0) as rows:
         with pytest.raises(OSError, match="No space left"):
             rows.append([Row("a.png", "1", "0.5"), Row("b.png", "1", "0.5")])
         assert not rows.names
@@ -331,19 +331,19 @@ def test_a_disk_that_fills_up_leaves_no_half_row(tmp_path, monkeypatch):
 
 def test_a_damaged_row_is_scored_again(tmp_path):
     (tmp_path / "scores.csv").write_bytes(HEADER + b"\na.png,1,0.5\nb.png,1,0.5,2.5,0,normal,0,0,\n")
-    with Rows(tmp_path / "scores.csv") as rows:
+    with Rows(tmp_path / "scores.csv", 1.0) as rows:
         assert rows.names == {"b.png"}
 
 
 def test_two_processes_never_write_the_same_rows(tmp_path):
-    with Rows(tmp_path / "scores.csv"), pytest.raises(UserError, match="another process is writing to it"):
-        Rows(tmp_path / "scores.csv")
-    Rows(tmp_path / "scores.csv").close()
+    with Rows(tmp_path / "scores.csv", 1.0), pytest.raises(UserError, match="another process is writing to it"):
+        Rows(tmp_path / "scores.csv", 1.0)
+    Rows(tmp_path / "scores.csv", 1.0).close()
 
 
 @pytest.mark.parametrize("content", [b"a,b\n1,2\n", b"a,b\n1,2", b"a note", b"\xff\xfe\n"])
 def test_a_file_of_another_kind_is_not_touched(tmp_path, content):
     (tmp_path / "scores.csv").write_bytes(content)
     with pytest.raises(UserError, match="not the scores of a watched folder"):
-        Rows(tmp_path / "scores.csv")
+        Rows(tmp_path / "scores.csv", 1.0)
     assert (tmp_path / "scores.csv").read_bytes() == content

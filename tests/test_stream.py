@@ -91,7 +91,7 @@ def rows(scores, threshold, warning=""):
 def test_the_report_says_whether_the_stream_is_in_control(tmp_path):
     rng = np.random.default_rng(3)
     scorer = Calibrated(rng.normal(size=200), 0.05)
-    stream = Stream()
+    stream = Stream(scorer.decision.threshold)
     path = tmp_path / "stream.html"
     write_report(stream, scorer, path)
     assert not path.exists()  # nothing to tell
@@ -109,17 +109,21 @@ def test_the_report_says_whether_the_stream_is_in_control(tmp_path):
 
 
 def test_a_long_stream_takes_no_more_memory_and_keeps_its_counts(tmp_path):
-    stream = Stream()
+    stream = Stream(1.0)
     stream.add(rows(np.zeros(RECENT + 10), 1.0))
     assert len(stream.recent) == RECENT and stream.counts["scored"] == RECENT + 10
 
 
 def test_a_restart_remembers_the_stream(tmp_path):
-    with Rows(tmp_path / "scores.csv") as first:
+    with Rows(tmp_path / "scores.csv", 1.0) as first:
         first.append([*rows([0.5, 2.0], 1.0), Row("broken.png", warning="empty")])
-    with Rows(tmp_path / "scores.csv") as second:
+    with Rows(tmp_path / "scores.csv", 1.0) as second:
         assert second.stream.counts == first.stream.counts and second.stream.recent == first.stream.recent
         assert list(second.stream.counts.values()) == [2, 1, 0, 1]
+    with Rows(tmp_path / "scores.csv", 0.4) as third:  # judged anew
+        third.append([Row("broken.png", "0.1", anomalous="0")])
+        assert list(third.stream.counts.values()) == [3, 2, 0, 0]
+        assert [above for _, above in third.stream.recent] == [True, True, False]
 
 
 # --- news for other programs --------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from texture_ad.data.pictures import Picture
+from texture_ad.deploy.outputs import check_unwatched
 from texture_ad.deploy.results import Result
 from texture_ad.deploy.scorer import COLUMNS, Scorer, require_images, row, score_in_batches
 from texture_ad.errors import ParameterError
@@ -66,6 +67,7 @@ class Results(list[Result]):
         for result in self:
             if result.write_panel is not None:
                 result.save(Path(folder) / overlay_path(Path(result.name)))
+        check_unwatched(Path(folder))
         write_atomic(Path(folder) / "scores.csv", csv_text([COLUMNS, *rows]))
 
     def _repr_html_(self) -> str:

@@ -138,6 +138,8 @@ def export(
     kind = FORMATS[format]
     if precision not in kind.precisions:
         raise ParameterError("precision", precision, f"format={format} has {', '.join(kind.precisions)}")
+    if target.suffix != kind.suffix or target.is_dir():
+        raise ParameterError("output", target, f"expected a file named *{kind.suffix} with format={format}")
     check_packages("format", format, kind.packages)
     if precision == "int8":
         check_packages("precision", precision, ("nncf",))

@@ -4,6 +4,7 @@ All of them are in pixels of the photographs. tifffile and Pillow are imported w
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,9 @@ FOLDERS = {
 LISTS = {"regions.json": "regions", "coco.json": "regions"}
 
 
+WATCHED = "watched.json"  # beside a watched folder's scores.csv: which folder that is
+
+
 class Wanted(NamedTuple):
     """Say which files are written beside scores.csv.
 
@@ -43,10 +47,43 @@ class Wanted(NamedTuple):
     submission: bool = False
 
 
-def left_before(output: Path, wanted: Wanted) -> list[str]:
-    """Return the names of what lies in `output` of an earlier command, and is not written anew."""
-    places = (FOLDERS | LISTS).items()
-    return [name for name, by in places if not getattr(wanted, by) and (output / name).exists()]
+def written_at(output: Path, wanted: Wanted) -> dict[Path, int]:
+    """Return when each file in the folders of what is wanted was written, in nanoseconds."""
+    folders = (output / name for name, by in FOLDERS.items() if getattr(wanted, by))
+    return {path: path.stat().st_mtime_ns for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+
+def left_before(output: Path, wanted: Wanted, before: dict[Path, int]) -> list[str]:
+    """Return what lies in `output` of an earlier command, and was not written anew.
+
+    Args:
+        output: folder of results.
+        wanted: which files the command wrote.
+        before: `written_at` at its start.
+    """
+    left = [name for name, by in (FOLDERS | LISTS).items() if not getattr(wanted, by) and (output / name).exists()]
+    now = written_at(output, wanted)
+    kept = Counter(path.relative_to(output).parts[0] for path, time in before.items() if now.get(path) == time)
+    return [*left, *(f"{count} files of {name}" for name, count in kept.items())]
+
+
+def watched_folder(output: Path) -> str | None:
+    """Return the folder whose record scores.csv in `output` is, None where it is none of a watched folder."""
+    path = output / WATCHED
+    there = path.is_file() and (output / "scores.csv").is_file()
+    return str(json.loads(path.read_text(encoding="utf-8"))["folder"]) if there else None
+
+
+def check_unwatched(output: Path) -> None:
+    """Check that scores.csv in `output` may be replaced.
+
+    Raises:
+        ParameterError: it is the record of a watched folder.
+    """
+    folder = watched_folder(output)
+    if folder is not None:
+        problem = f"its scores.csv is the record of the watched folder {folder}; give another folder"
+        raise ParameterError("output", output, problem)
 
 
 def check_distinct(paths: Sequence[Path]) -> None:

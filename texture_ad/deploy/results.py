@@ -160,10 +160,9 @@ def locate(
         return np.zeros(size, bool), ()
     if math.prod(size) <= ENLARGED:
         return find_regions(enlarged_map(anomaly_map, size, roi), pixel_threshold, min_area)
-    down, across = (n / m for n, m in zip(size, anomaly_map.shape, strict=True))
-    mask, regions = find_regions(anomaly_map, pixel_threshold, math.ceil(min_area / (down * across)))
+    mask, regions = find_regions(anomaly_map, pixel_threshold, min_area, size)
     rows, columns = (np.arange(n) * m // n for n, m in zip(size, mask.shape, strict=True))
-    return mask[rows][:, columns], tuple(scale_region(region, down, across) for region in regions)
+    return mask[rows][:, columns], regions
 
 
 def enlarged_map(anomaly_map: np.ndarray, size: tuple[int, int], roi: Roi | None) -> np.ndarray:
@@ -171,12 +170,3 @@ def enlarged_map(anomaly_map: np.ndarray, size: tuple[int, int], roi: Roi | None
     enlarged = resize_map(anomaly_map, size)
     # Between a pixel inside and one outside, values were interpolated.
     return enlarged if roi is None else np.where(roi.at(size).numpy(), enlarged, anomaly_map.min())
-
-
-def scale_region(region: Region, down: float, across: float) -> Region:
-    """Return a region of a map in pixels of a photograph that is so many times as high and as wide."""
-    x, y, width, height = region.box
-    left, top = round(x * across), round(y * down)
-    box = (left, top, round((x + width) * across) - left, round((y + height) * down) - top)
-    centre = ((region.centre[0] + 0.5) * across - 0.5, (region.centre[1] + 0.5) * down - 0.5)
-    return Region(box, round(region.area * down * across), region.peak, centre)

@@ -21,7 +21,15 @@ from texture_ad.data.drift import brightness, differences
 from texture_ad.data.images import header
 from texture_ad.data.layouts.files import files_below, is_image, listed, unread
 from texture_ad.data.pictures import Picture, read_scaled
-from texture_ad.deploy.outputs import FOLDERS, Wanted, left_before, write_files, write_regions
+from texture_ad.deploy.outputs import (
+    FOLDERS,
+    Wanted,
+    check_unwatched,
+    left_before,
+    write_files,
+    write_regions,
+    written_at,
+)
 from texture_ad.deploy.results import Result, decide
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.evaluation.calibration import Decision
@@ -429,14 +437,16 @@ def predict(scorer: Scorer, paths: list[Path], output: Path, batch_size: Count) 
             not be read.
     """
     check_unlocked(output / "scores.csv")
+    check_unwatched(output)
+    present = written_at(output, scorer.wanted)
     results = [result for batch in score_in_batches(scorer, paths, batch_size) for result in batch]
     write_atomic(output / "scores.csv", csv_text([COLUMNS, *(scorer.row(result) for result in results)]))
     if scorer.wanted.regions:
         write_regions(results, output)
     scorer.report()
-    before = left_before(output, scorer.wanted)
-    if before:
-        print(f"warning: {', '.join(before)} in {output} are of an earlier command", file=sys.stderr)
+    left = left_before(output, scorer.wanted, present)
+    if left:
+        print(f"warning: {', '.join(left)} in {output} are of an earlier command", file=sys.stderr)
     print(f"scores   {output / 'scores.csv'}")
     if scorer.failed:
         raise UserError(f"{len(scorer.failed)} of {len(paths)} images could not be scored, first: {scorer.failed[0]}")

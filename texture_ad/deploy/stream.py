@@ -17,26 +17,37 @@ RECENT = 5000  # images that the charts show, at most
 class Stream:
     """Count the rows of a stream and keep the scores of the most recent ones.
 
+    Args:
+        threshold: of now, by which all rows are judged, also those that another one had judged.
+
     Attributes:
         counts: how many images were scored, "above the threshold", "unlike the training images" and "unreadable".
-        recent: score, and whether it was above the threshold, of the last RECENT images.
+        recent: score, and whether it is above the threshold, of the last RECENT images.
+        unreadable: names of the files that have no score so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, threshold: float) -> None:
+        self.threshold = threshold
         self.counts = dict.fromkeys(("scored", "above the threshold", "unlike the training images", "unreadable"), 0)
         self.recent: deque[tuple[float, bool]] = deque(maxlen=RECENT)
+        self.unreadable: set[str] = set()
 
     def add(self, rows: Iterable[Row]) -> None:
         """Add rows, in order."""
         for row in rows:
             score = _finite(row.score)
             if score is None:
-                self.counts["unreadable"] += 1
+                self.unreadable.add(row.path)
                 continue
+            self.unreadable.discard(row.path)
+            # Of its own threshold a row knows more digits than it shows.
+            same = row.threshold == f"{self.threshold:.8g}"
+            above = row.anomalous == "1" if same else score > self.threshold
             self.counts["scored"] += 1
-            self.counts["above the threshold"] += row.anomalous == "1"
+            self.counts["above the threshold"] += above
             self.counts["unlike the training images"] += bool(row.warning)
-            self.recent.append((score, row.anomalous == "1"))
+            self.recent.append((score, above))
+        self.counts["unreadable"] = len(self.unreadable)
 
 
 def _finite(text: str) -> float | None:

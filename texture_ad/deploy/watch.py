@@ -5,6 +5,7 @@ Order of reading: `watch`, then `Rows`, its memory of what was scored before.
 
 import csv
 import io
+import json
 import os
 import signal
 import sys
@@ -13,11 +14,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from texture_ad.deploy.outputs import Wanted
+from texture_ad.deploy.outputs import WATCHED, Wanted, watched_folder
 from texture_ad.deploy.scorer import COLUMNS, Row, Scorer, check_source, find_images
 from texture_ad.deploy.stream import Stream, write_report
 from texture_ad.errors import ParameterError, UserError
-from texture_ad.files import csv_text, lock
+from texture_ad.files import csv_text, lock, write_text
 from texture_ad.parameters import Count, Positive, checked
 
 HEADER = csv_text([COLUMNS])
@@ -70,23 +71,22 @@ class Rows:
 
     Args:
         path: of the CSV; made where it is missing.
+        threshold: of now, which the rows found may not have been scored by.
 
     Attributes:
         names: of the files that have a row with a score.
-        failed: of the files whose row says why they have none.
-        stream: what the rows say.
+        stream: what the rows say by the threshold of now.
         thresholds: that the rows found had been scored by, as text.
 
     Raises:
         UserError: another process has it open, or it is a file of another kind.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, threshold: float):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.names: set[str] = set()
-        self.failed: set[str] = set()
-        self.stream = Stream()
+        self.stream = Stream(threshold)
         self.thresholds: set[str] = set()
         self._lock = lock(path)
         self._file = open(path, "a+b")  # noqa: SIM115, it stays open with its lock
@@ -119,19 +119,16 @@ class Rows:
         complete_rows = [Row(*row) for row in rows[1:] if len(row) == len(COLUMNS)]
         self._remember(complete_rows)
         self.thresholds = {row.threshold for row in complete_rows} - {""}
-        self.stream.add(complete_rows)
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add rows in one write and wait until they are on the disk."""
         self._write(csv_text(rows))
         self._remember(rows)
-        self.stream.add(rows)
 
-    def _remember(self, rows: Iterable[Row]) -> None:
-        """Take over which files the rows are of."""
-        for row in rows:
-            (self.names if row.score else self.failed).add(row.path)
-        self.failed -= self.names
+    def _remember(self, rows: Sequence[Row]) -> None:
+        """Take over what the rows say, and of which files."""
+        self.names |= {row.path for row in rows if row.score}
+        self.stream.add(rows)
 
     def _write(self, content: bytes) -> None:
         """Write at the end of the file and wait until it is on the disk; on an error the file is as before."""
@@ -193,10 +190,28 @@ def _score_new(scorer: Scorer, rows: Rows, paths: list[Path], batch_size: int, s
             if result.error:
                 print(f"warning: {result.error}", file=sys.stderr, flush=True)
         # One that failed before, and does so again, has its row.
-        rows.append([scorer.row(result) for result in scored if not result.error or result.name not in rows.failed])
+        rows.append(
+            [scorer.row(result) for result in scored if not result.error or result.name not in rows.stream.unreadable]
+        )
         for result in scored:
             tell(result.to_dict())
         print(f"{scorer.images} images, {scorer.anomalous} above the threshold, last {scored[-1].name}", flush=True)
+
+
+def _claim(output: Path, folder: Path, rows: Rows) -> None:
+    """Note that scores.csv in `output` is the record of a folder.
+
+    Raises:
+        ParameterError: it holds the rows of another folder, or of a command that watched none.
+    """
+    own = str(folder.resolve())
+    if rows.names or rows.stream.unreadable:
+        other = watched_folder(output)
+        if other != own:
+            whose = f"the watched folder {other}" if other else "a command that watched no folder"
+            raise ParameterError("output", output, f"its scores.csv has the rows of {whose}; give another folder")
+    else:
+        write_text(output / WATCHED, json.dumps({"folder": own}) + "\n")
 
 
 @checked
@@ -226,17 +241,20 @@ def watch(
         tell: called with each result as plain values, once its row is on the disk.
 
     Raises:
-        UserError: another process writes to the same scores.csv, or it is a file of another kind.
+        UserError: another process writes to the same scores.csv, it is of another folder, or a file of another kind.
     """
     stop = Stop()
     seen: dict[Path, State] = {}
     tried: dict[Path, State] = {}
-    with Rows(output / "scores.csv") as rows:
+    with Rows(output / "scores.csv", scorer.decision.threshold) as rows:
+        _claim(output, folder, rows)
         threshold = f"{scorer.decision.threshold:.8g}"
         others = rows.thresholds - {threshold}
         if others:
             problem = f"holds scores by a threshold of {', '.join(sorted(others))}, which is now {threshold}"
-            advice = "after a change of detector give another output"
+            advice = (
+                "the report judges all of them by the threshold of now; after a change of detector give another output"
+            )
             print(f"warning: {output / 'scores.csv'}: {problem}; {advice}", file=sys.stderr)
         print(f"watching {folder}, {len(rows.names)} images scored before; Ctrl-C ends", flush=True)
         reported = time.monotonic()

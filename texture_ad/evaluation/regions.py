@@ -29,31 +29,50 @@ class Region:
         return asdict(self)
 
 
-def find_regions(anomaly_map: np.ndarray, threshold: float, min_area: int) -> tuple[np.ndarray, tuple[Region, ...]]:
+def find_regions(
+    anomaly_map: np.ndarray, threshold: float, min_area: int, size: tuple[int, int] | None = None
+) -> tuple[np.ndarray, tuple[Region, ...]]:
     """Return the pixels that are called anomalous, and their 8-connected regions, the highest peak first.
 
     Args:
-        anomaly_map: (H, W) scores.
+        anomaly_map: (h, w) scores.
         threshold: a pixel is called anomalous where its score is greater.
         min_area: pixels; smaller regions are left out, of the mask as well.
+        size: (H, W) of the image, whose pixel (r, c) is that of the map at (r h // H, c w // W), and in whose pixels
+            areas and regions are; None for the map's own.
 
     Returns:
-        The mask, (H, W) bool, and the regions.
+        The mask, (h, w) bool, and the regions.
     """
     mask = anomaly_map > threshold
     if not mask.any():  # of most images: nothing more to compute
         return mask, ()
     from skimage.measure import label, regionprops
 
+    # The first of the image's pixels that each row and column of the map stands for, and the end.
+    rows, columns = (-(np.arange(m + 1) * -n // m) for n, m in zip(size or mask.shape, mask.shape, strict=True))
     labels = label(mask, connectivity=2)
-    small = np.bincount(labels.ravel()) < min_area
+    weights = None if size is None else np.outer(np.diff(rows), np.diff(columns)).ravel()
+    small = np.bincount(labels.ravel(), weights) < min_area
     labels[small[labels]] = 0
     found = []
     for properties in regionprops(labels, intensity_image=anomaly_map):
         top, left, bottom, right = properties.bbox
-        y, x = properties.centroid
-        box = (left, top, right - left, bottom - top)
-        found.append(Region(box, round(properties.area), float(properties.intensity_max), (float(x), float(y))))
+        y, x = properties.coords.T
+        pixels = np.diff(rows)[y] * np.diff(columns)[x]
+        centre = [
+            float(np.average((edges[i] + edges[i + 1] - 1) / 2, weights=pixels))
+            for edges, i in ((columns, x), (rows, y))
+        ]
+        box = (columns[left], rows[top], columns[right] - columns[left], rows[bottom] - rows[top])
+        found.append(
+            Region(
+                box=(int(box[0]), int(box[1]), int(box[2]), int(box[3])),
+                area=int(pixels.sum()),
+                peak=float(properties.intensity_max),
+                centre=(centre[0], centre[1]),
+            )
+        )
     return labels > 0, tuple(sorted(found, key=lambda region: -region.peak))
 
 
