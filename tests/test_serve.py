@@ -19,7 +19,7 @@ from forked import Forked
 from helpers import environment, untrained_detector
 from PIL import Image
 
-from benchmarks import serve_soak
+from benchmarks import serve_soak, soak
 from texture_ad.data.images import read_image, resize
 from texture_ad.deploy.scorer import Scorer
 from texture_ad.errors import ParameterError, UserError
@@ -414,7 +414,13 @@ def test_the_page_in_a_browser(detector, photographs, tmp_path):
         assert page.text("#cards li:nth-child(1) h3") == "d.png"
         rows = page.evaluate("csv()").splitlines()
         assert len(rows) == 6 and rows[4].startswith('"d.png","anomalous","0.') and "can't be read" in rows[5]
-        assert page.evaluate("rows()[3].regions.length > 0 && !('map' in rows()[3])")
+        assert page.evaluate("rows()[3].regions_at_own_threshold.length > 0 && !('map' in rows()[3])")
+        # The mask shown is the service's own, and a photograph that comes later takes its place in the order.
+        area = page.evaluate("rows()[3].regions_at_own_threshold.reduce((sum, region) => sum + region.area, 0)")
+        share = float(page.text("#cards li:nth-child(1) .mask + figcaption").partition(" %")[0])
+        assert share == pytest.approx(100 * area / (160 * 180), abs=0.6)
+        page.choose([photographs / "d.png"])
+        assert page.text("#cards li:nth-child(2) h3") == "d.png"
         assert page.problems() == []
 
 
@@ -423,7 +429,7 @@ def test_the_page_in_a_browser(detector, photographs, tmp_path):
 
 def test_a_miniature_of_the_soak_keeps_its_bounds(saved, photographs, monkeypatch):
     """From the command line, with bad requests and a kill among them, to an orderly end."""
-    monkeypatch.setattr(serve_soak, "MAX_GROWTH", 0.5)  # of the first few requests
+    monkeypatch.setattr(soak, "MAX_GROWTH", 0.5)  # of the first few requests
     monkeypatch.setattr(serve_soak, "SLOW_SHARE", 0.2)
     monkeypatch.setattr(serve_soak, "TIMEOUT", 0.5)
 

@@ -243,6 +243,7 @@ class Service:
             "threshold": decision.threshold,
             "pixel_threshold": decision.pixel_threshold,
             "scale": decision.scale,
+            "min_area": decision.min_area,
             "promise": decision.promise(),
             "calibration_levels": levels,
             "max_mb": self.limits.max_mb,

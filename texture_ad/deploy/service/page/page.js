@@ -8,7 +8,7 @@ const OWN = 0.5; // level of the detector's own threshold
 const COLOURS = [[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]]; // of levels 0 to 1
 
 const get = (id) => document.getElementById(id);
-const photographs = []; // {file, card, answer, error, photo, map}
+const photographs = []; // {file, card, answer, error, photo, map, mask}
 let about = { calibration_levels: [], max_mb: Infinity };
 let waiting = [];
 let running = 0;
@@ -81,12 +81,16 @@ async function score(one) {
   try {
     one.answer = await ask(one.file);
     one.map = one.answer.map ? await levels(one.answer.map) : null;
+    one.mask = one.answer.mask ? await levels(one.answer.mask) : null;
     delete one.answer.map;
     delete one.answer.mask;
   } catch (error) {
     one.error = error.message;
   }
   show(one);
+  if (get("order").value !== "added") {
+    sort();
+  }
   summarise();
 }
 
@@ -214,15 +218,20 @@ function drawMap({ answer, map }, canvas) {
   }
 }
 
-function drawMask({ answer, map }, canvas) {
-  canvas.parentNode.hidden = !map;
-  if (map) {
+// At the detector's own threshold the service's mask, which leaves small regions out; else what the map says.
+function drawMask({ answer, map, mask }, canvas) {
+  const own = threshold() === OWN;
+  const shown = own ? mask : map;
+  canvas.parentNode.hidden = !shown;
+  if (shown) {
     const called = isAbove(answer, threshold());
-    const least = called ? 255 * threshold() : 255;
-    const share = map.values.filter((level) => level > least).length / map.values.length;
-    const text = called ? `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} % above the threshold` : "nothing is marked";
+    const least = !called ? 255 : own ? 127 : 255 * threshold();
+    const share = shown.values.filter((level) => level > least).length / shown.values.length;
+    const small = !own && about.min_area > 1 ? ", small regions as well" : "";
+    const told = `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} % above the threshold${small}`;
+    const text = called && share ? told : "nothing is marked";
     canvas.nextElementSibling.textContent = text;
-    paint(canvas, map, `mask of ${answer.name}: ${text}`, palette((level) => Array(3).fill(level > least ? 255 : 40)));
+    paint(canvas, shown, `mask of ${answer.name}: ${text}`, palette((level) => Array(3).fill(level > least ? 255 : 40)));
   }
 }
 
@@ -282,7 +291,7 @@ function rows() {
     level: answer ? answer.level : null,
     score: answer ? answer.score : null,
     threshold_level: threshold(),
-    regions: answer ? answer.regions : [],
+    regions_at_own_threshold: answer ? answer.regions : [],
     warning: answer ? answer.warning : "",
     error: error || "",
   }));
@@ -290,8 +299,9 @@ function rows() {
 
 function csv() {
   const quote = (value) => `"${String(value ?? "").replaceAll('"', '""')}"`;
-  const lines = rows().map((row) => Object.values({ ...row, regions: row.regions.length }).map(quote).join(","));
-  return ["name,label,level,score,threshold_level,regions,warning,error", ...lines, ""].join("\n");
+  const counted = (row) => ({ ...row, regions_at_own_threshold: row.regions_at_own_threshold.length });
+  const lines = rows().map((row) => Object.values(counted(row)).map(quote).join(","));
+  return ["name,label,level,score,threshold_level,regions_at_own_threshold,warning,error", ...lines, ""].join("\n");
 }
 
 function save(name, type, content) {
