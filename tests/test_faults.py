@@ -209,6 +209,16 @@ def test_one_training_image_is_too_few_and_two_are_enough(run, folder):
     assert not (folder.parent / "other").exists()  # refused, a run leaves no folder
 
 
+def test_copies_that_calibrate_are_warned_of(run, folder):
+    assert "calibration images are copies" not in run()[1]
+    for path in sorted((folder / "train/good").iterdir()):
+        (path.parent / f"again {path.name}").write_bytes(path.read_bytes())
+    code, out, errors = run("run_dir=" + str(folder.parent / "other"))
+    assert code == 0, errors
+    assert "warning: 2 calibration images are copies of each other or of training images: " in out
+    assert "more new images than promised" in out
+
+
 def test_copies_are_warned_of_and_listed(run, folder, tmp_path):
     for i in range(6):
         (folder / f"test/good/copy{i}.png").write_bytes((folder / f"train/good/{i}.png").read_bytes())

@@ -134,8 +134,19 @@ def test_a_few_photographs_are_enough_for_a_high_rate(saved, folders, count):
     assert change.images == count == len(detector.calibration_scores)
 
 
+def test_a_copy_counts_once(saved, folders, tmp_path, command):
+    for path in folders["later"][:30]:
+        for end in ("a", "b"):
+            (tmp_path / f"{path.stem}{end}.png").write_bytes(path.read_bytes())
+    target = tmp_path / "updated.pt"
+    code, out, errors = command("update", f"detector={saved}", f"images={tmp_path}", f"output={target}")
+    assert code == 0 and "30 photographs are copies of others, left out" in out, errors
+    assert "and 30 photographs of" in out and int(load(target).count) == 30 + 30
+    assert len(load(target).calibration_scores) == 30
+
+
 def test_one_photograph_is_too_few(saved, folders):
-    with pytest.raises(UserError, match="1 photographs; at least 2 are needed"):
+    with pytest.raises(UserError, match="1 different photographs; at least 2 are needed"):
         update(load(saved), folders["new"][0].parent, folders["new"][:1], 64, 0.5, 0.5)
 
 

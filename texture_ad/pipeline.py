@@ -27,7 +27,7 @@ from torch import Tensor
 from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.data.drift import brightness, training_statistics
 from texture_ad.data.geometry import Shape
-from texture_ad.data.layouts import copies
+from texture_ad.data.layouts import copies, listed
 from texture_ad.environment import available_memory, versions
 from texture_ad.errors import DivergenceError, ParameterError, UserError
 from texture_ad.evaluation.calibration import FalseAlarmRate
@@ -257,10 +257,22 @@ def prepare_data(run: Run) -> None:
 
 def _warn_of_copies(run: Run) -> None:
     tested = {sample.path for sample in run.data.layout.test}
+    calibrating = {sample.path for sample in run.data.calibration_samples}
+    if run.config.cross_fit:
+        calibrating |= {sample.path for sample in run.data.train_samples}
     found = []
+    doubled = []
     for group in copies(sample.path for sample in run.data.layout.samples):
+        normal = [path for path in group if path not in tested]
+        doubled += [path for path in normal if path in calibrating and normal[1:]]
         learnt = [path for path in group if path not in tested]
         found += [(learnt[0], path) for path in group if learnt and path in tested]
+    if doubled:
+        print(
+            f"warning: {len(doubled)} calibration images are copies of each other or of training images: "
+            f"{listed(doubled)}; more new images than promised will be above the threshold; remove the copies",
+            flush=True,
+        )
     run.copies = len(found)
     if found:
         train, test = found[0]

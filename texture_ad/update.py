@@ -11,6 +11,7 @@ from texture_ad.errors import ParameterError
 @hydra_main("update")
 def main(config: DictConfig) -> None:
     """Write a detector that has learnt from more photographs, and print what changed."""
+    from texture_ad.data.layouts import listed
     from texture_ad.deploy.scorer import require_images
     from texture_ad.deploy.update import update
     from texture_ad.methods.registry import load
@@ -27,6 +28,8 @@ def main(config: DictConfig) -> None:
     rates = (config.false_alarm_rate, config.pixel_false_alarm_rate)
     change = update(detector, source, found.images, config.batch_size, *rates)
     detector.save(target)
+    if change.copies:
+        print(f"note     {len(change.copies)} photographs are copies of others, left out: {listed(change.copies)}")
     decision = detector.decision()
     print(
         f"update   {before} and {change.images} photographs of {source}\n"

@@ -111,6 +111,11 @@ class Result:
         }
 
 
+def message(result: Result, decision: Decision) -> dict[str, Any]:
+    """Return what other programs are told of a result, as plain values for JSON."""
+    return result.to_dict() | {"threshold": decision.threshold}
+
+
 def decide(
     prediction: Prediction,
     decision: Decision,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from texture_ad.data.drift import brightness, either, training_statistics
 from texture_ad.data.geometry import Shape
+from texture_ad.data.layouts import copies
 from texture_ad.environment import versions
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.evaluation.calibration import FalseAlarmRate, images_needed
@@ -30,6 +31,7 @@ class Change(NamedTuple):
 
     Attributes:
         images: how many were added.
+        copies: photographs that are copies of those, and were left out.
         threshold_before: of the image scores.
         threshold: now.
         above_before: how many of the new photographs the detector called anomalous before.
@@ -37,6 +39,7 @@ class Change(NamedTuple):
     """
 
     images: int
+    copies: tuple[Path, ...]
     threshold_before: float
     threshold: float
     above_before: int
@@ -56,7 +59,8 @@ def update(
 
     The scores of the first calibration images belong to the moments of then, so the new photographs alone calibrate:
     the promise is about images like them. Each is measured by a detector that was updated with the others (see
-    `cross_fit`), to which it is as new as an image to come. Each is read once and kept until the end.
+    `cross_fit`), to which it is as new as an image to come. Each is read once and kept until the end. Of
+    files with the same content one counts.
 
     Args:
         detector: loaded; it is changed.
@@ -73,8 +77,12 @@ def update(
     if detector.geometry.tiled:
         problem = "the detector cuts pictures into tiles and can't be updated; fit it again on all images"
         raise ParameterError("data.tile", min(detector.geometry.size), problem)
+    same = tuple(path for group in copies(paths) for path in group[1:])
+    paths = [path for path in paths if path not in same]
     if len(paths) < 2:
-        raise UserError(f"{source}: {len(paths)} photographs; at least 2 are needed, to measure each without it")
+        raise UserError(
+            f"{source}: {len(paths)} different photographs; at least 2 are needed, to measure each without it"
+        )
     rate = _rate(detector, "false_alarm_rate", false_alarm_rate)
     check_count(len(paths), "false_alarm_rate", rate)
     pixel_rate = rate  # means nothing to a method without maps
@@ -91,6 +99,7 @@ def update(
         detector.provenance = extended(detector.provenance, images, source, paths, rate, pixel_rate)
     return Change(
         images=len(paths),
+        copies=same,
         threshold_before=before,
         threshold=detector.threshold.item(),
         above_before=int((scores > before).sum()),

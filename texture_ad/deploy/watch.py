@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from texture_ad.deploy.outputs import WATCHED, Wanted, watched_folder
+from texture_ad.deploy.results import message
 from texture_ad.deploy.scorer import COLUMNS, Row, Scorer, check_source, find_images
 from texture_ad.deploy.stream import Stream, write_report
 from texture_ad.errors import ParameterError, UserError
@@ -194,7 +195,7 @@ def _score_new(scorer: Scorer, rows: Rows, paths: list[Path], batch_size: int, s
             [scorer.row(result) for result in scored if not result.error or result.name not in rows.stream.unreadable]
         )
         for result in scored:
-            tell(result.to_dict())
+            tell(message(result, scorer.decision))
         print(f"{scorer.images} images, {scorer.anomalous} above the threshold, last {scored[-1].name}", flush=True)
 
 

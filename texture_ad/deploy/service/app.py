@@ -25,7 +25,7 @@ from starlette.requests import ClientDisconnect
 
 from texture_ad import __version__
 from texture_ad.data.images import header
-from texture_ad.deploy.results import Result, enlarged_map
+from texture_ad.deploy.results import Result, enlarged_map, message
 from texture_ad.deploy.scorer import Content, Scorer
 from texture_ad.deploy.service.limits import (
     Limits,
@@ -164,9 +164,9 @@ class Service:
         if result.error:
             raise Refusal(422, result.error.replace(f"{path}: ", ""))
         self.metrics.count(result)
-        answer = result.to_dict() | {"name": name, "threshold": self.scorer.decision.threshold}
-        del answer["error"]
-        self.tell(answer)
+        told = message(result, self.scorer.decision) | {"name": name}
+        self.tell(told)
+        answer = {key: value for key, value in told.items() if key != "error"}  # which is a status of its own
         if mask:
             answer = answer | {"mask": await self._in_decoder(self._mask, result)}
         if map:
