@@ -111,7 +111,7 @@ def _detector_pursuits(repetitions: int) -> list[Row]:
     for count in (1, 32):
         maps = detector.patch_features(images("train")[:count])
         whitened = detector.whitening(flatten_patches(maps))
-        z = detector.dictionary_features(whitened, (maps.shape[2], maps.shape[3]))
+        z = detector.dictionary_features(whitened)
         by_torch = partial(residuals, z, dictionary.atoms, dictionary.gram, dictionary.nonzeros, dictionary.error)
         by_spams = partial(spams_residuals, z, dictionary.atoms, dictionary.nonzeros)
         seconds = by_turns(by_torch, by_spams, repetitions=repetitions, calls=3)

@@ -42,16 +42,15 @@ def scoring(quick: bool) -> list[Row]:
     auroc = partial(image_auroc, grid=(maps.shape[2], maps.shape[3]))
 
     def ours(p: Tensor) -> Tensor:
-        grid = (maps.shape[2], maps.shape[3])
-        return detector.dictionary(detector.dictionary_features(detector.whitening(p), grid))
+        return detector.dictionary(detector.dictionary_features(detector.whitening(p)))
 
     rows = []
     found = auroc(ours(patches))
     source, train, test = photographs()
     for name, (bank, goal) in memory_banks().items():
         baseline = nearest_neighbour(bank)
-        theirs = auroc(baseline(patches))
-        seconds = by_turns(partial(ours, some), partial(baseline, some), repetitions=2 if quick else 5)
+        theirs = auroc(baseline(layers_of(patches)))
+        seconds = by_turns(partial(ours, some), partial(baseline, layers_of(some)), repetitions=2 if quick else 5)
         rows.append(
             Row(
                 f"scoring patch features by the dictionary alone, {len(detector.dictionary.atoms)} atoms",
@@ -82,13 +81,18 @@ def image_auroc(scores: ArrayLike, grid: tuple[int, int]) -> float:
 
 def memory_banks() -> dict[str, tuple[Tensor, int]]:
     """Return what patch features (M, C) nearest neighbours are looked for in, and the goal beside it."""
-    patches = flatten_patches(default_detector().patch_features(images("train")))
+    patches = layers_of(flatten_patches(default_detector().patch_features(images("train"))))
     random = patches[torch.randperm(len(patches), generator=torch.Generator().manual_seed(0))[:10_000]]
     core = patches[core_set(patches, len(patches) // 10, torch.Generator().manual_seed(0))]
     return {
         "brute-force 1-NN": (random, 10),
         "PatchCore's nearest neighbour, 10 % coreset": (core, 5),
     }
+
+
+def layers_of(patches: Tensor) -> Tensor:
+    """Return patch features (N, C) without the quarters of the finest layer, which the flow alone has a use for."""
+    return patches[:, -sum(default_detector().backbone.num_channels) :]
 
 
 def nearest_neighbour(bank: Tensor) -> Callable[[Tensor], np.ndarray]:

@@ -152,7 +152,7 @@ def shares(detector: FusionModel, paths: list[Path], images: Tensor) -> dict[str
     """Return the share of one thread's time of each part of scoring and drawing photographs at once, by torch."""
     torch.set_num_threads(1)
     features = detector.patch_features(images)
-    patches, grid = flatten_patches(features), (features.shape[2], features.shape[3])
+    patches = flatten_patches(features)
     whitened = detector.whitening(patches)
     layers, quarters = detector.layer_features(whitened), detector.flow_features(whitened)
     measured = detector.measure(images)
@@ -162,7 +162,7 @@ def shares(detector: FusionModel, paths: list[Path], images: Tensor) -> dict[str
         "whitening": lambda: detector.whitening(patches),
         "head": lambda: detector.head(layers),
         "flow": lambda: negative_log_likelihood(*detector.flow(quarters)),
-        "dictionary": lambda: detector.dictionary(detector.dictionary_features(whitened, grid)),
+        "dictionary": lambda: detector.dictionary(detector.dictionary_features(whitened)),
         "fuse, positions, map": lambda: detector.predict(measured, images.shape[-2:]),
     }
     seconds = {name: seconds_of(part) for name, part in parts.items()}

@@ -132,7 +132,7 @@ def fit_streaming(quick: bool) -> list[Row]:
     loader = batches(images("train"), 32)
     atoms = detector.dictionary.atoms.clone()
     maps = detector.patch_features(images("train"))
-    x = detector.dictionary_features(detector.whitening(flatten_patches(maps)), (maps.shape[2], maps.shape[3]))
+    x = detector.dictionary_features(detector.whitening(flatten_patches(maps)))
     at_once = partial(_fit_at_once, x, count)
 
     def stage2() -> None:

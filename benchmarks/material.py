@@ -138,7 +138,7 @@ def default_detector() -> FusionDetector:
     pictures = images("train")
     maps = detector.patch_features(pictures)
     whitened = fit_whitening(detector.whitening, flatten_patches(maps), len(pictures))
-    x = detector.dictionary_features(whitened, (maps.shape[2], maps.shape[3]))
+    x = detector.dictionary_features(whitened)
     detector.dictionary.set_atoms(learn_atoms(x, len(detector.dictionary.atoms), 3, 30, default_lambda1(), 1))
     detector.threshold.fill_(1.0)
     return detector

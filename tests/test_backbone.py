@@ -238,9 +238,9 @@ def test_patches_are_scored_alike_in_slices_and_all_at_once(monkeypatch):
     detector = untrained_detector()
     maps = detector.patch_features(torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8))
     patches = flatten_patches(maps)
-    whole = detector.patch_scores(patches, maps.shape[2:])
+    whole = detector.patch_scores(patches)
     monkeypatch.setattr("texture_ad.methods.fusion.model.SLICE", 5 * patches.shape[1])
-    for a, b in zip(whole.T, detector.patch_scores(patches, maps.shape[2:]).T, strict=True):
+    for a, b in zip(whole.T, detector.patch_scores(patches).T, strict=True):
         assert len(a) == len(patches) and torch.allclose(a, b, atol=1e-4)
 
 

@@ -16,7 +16,6 @@ from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.explain import atom_crops, patch_labels, sample_features
 from texture_ad.methods.fusion.features import KeptFeatures
 from texture_ad.models.backbone import flatten_patches
-from texture_ad.models.dictionary import neighborhood_means
 from texture_ad.models.flow import negative_log_likelihood
 from texture_ad.models.sparse import omp_spams
 
@@ -66,7 +65,7 @@ def test_atoms_are_shown_by_patches_of_training_images_that_use_them(data):
     crops, ids, usage = atom_crops(detector, few, num_atoms=5, num_crops=3)
     dictionary = detector.dictionary
     maps = detector.patch_features(images)
-    features = detector.dictionary_features(detector.whitening(flatten_patches(maps)), maps.shape[2:])
+    features = detector.dictionary_features(detector.whitening(flatten_patches(maps)))
     used = (omp_spams(features, dictionary.atoms, dictionary.nonzeros, 0.0) != 0).mean(1)
     assert np.allclose(usage, np.sort(used.A1)[::-1][:5]) and used[ids[0]] == used.max()
     # Every patch is a part of a training image, and no image is shown twice for one atom.
@@ -88,7 +87,6 @@ def test_training_features_do_not_depend_on_whether_they_were_kept(data):
         assert a.dtype == torch.float32 and torch.equal(a, b) and torch.equal(a, c)
     maps = detector.patch_features(batches[0]["image"])
     assert torch.allclose(first[0].flatten(0, 1), flatten_patches(maps), rtol=1e-3, atol=1e-5)
-    assert keeping.grid == tuple(maps.shape[2:])
 
 
 def test_kept_features_are_given_once_and_only_for_their_images_while_there_is_room():
@@ -109,27 +107,17 @@ def test_every_changed_pixel_counts_as_pasted():
     assert (mask | ~changed).all() and (changed.flatten(1).sum(1) > 0).all() and mask.float().mean() < 0.5
 
 
-def test_neighbourhood_means_stay_within_each_image():
-    features = torch.randn(2 * 12, 5)
-    means = neighborhood_means(features, (3, 4), 3)
-    maps = features.view(2, 3, 4, 5)
-    for i, r, c in ((0, 0, 0), (0, 2, 3), (1, 1, 1), (1, 0, 2)):
-        around = maps[i, max(0, r - 1) : r + 2, max(0, c - 1) : c + 2]
-        assert torch.allclose(means.view(2, 3, 4, 5)[i, r, c], around.mean((0, 1)), atol=1e-5)
-    assert torch.equal(neighborhood_means(features, (3, 4), 1), features)
-
-
 def test_the_dictionary_models_the_deepest_layers():
     """Of features whose mean squared length is 1 in all layers together, and again in those that are left."""
     detector = untrained_detector()
     first, deepest = 40, detector.whitening.length - 40
     features = torch.randn(6000, first + deepest) / (first + deepest) ** 0.5
     detector.dictionary = make("dictionary", channels=[first, deepest], last=1)
-    found = detector.dictionary_features(features, (2, 3))
+    found = detector.dictionary_features(features)
     assert torch.allclose(F.normalize(found), F.normalize(features[:, first:]), atol=1e-6)
     assert found.square().sum(1).mean() == pytest.approx(1, rel=0.02)
     detector.dictionary = make("dictionary", channels=[first, deepest], last=0)
-    assert torch.equal(detector.dictionary_features(features, (2, 3)), features)
+    assert torch.equal(detector.dictionary_features(features), features)
 
 
 def test_the_flow_models_the_finest_layers():

@@ -161,7 +161,7 @@ def test_what_padding_does_at_every_tile_s_edges_is_taken_back():
     detector = baseline("sparse_coding", patch=8, stride=8, num_atoms=20)
     bias, scale = torch.randn(1, 8, 8), torch.rand(1, 8, 8) + 0.5
     normal = torch.randn(4000, 1, 8, 8) * scale + bias
-    detector.level_tiles(normal.split(500))
+    detector.learn_tile_moments(normal.split(500))
     detector.measure = lambda tiles: Measurement(None, tiles)
     levelled = detector.measure_tiles(normal).parts
     assert levelled.mean(0).std() < 0.02 and levelled.std(0).std() < 0.05

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from optuna.trial import Trial
 
 MUCH = 2**30  # bytes of statistics from which on they are told beforehand
-LEVELLED = 400  # training tiles, at most, that teach a detector their levels
+MOMENT_TILES = 400  # training tiles, at most, that teach a detector the moments of tiles
 
 
 def make(group: str, options: Mapping[str, Any], **arguments: Any) -> Any:
@@ -369,23 +369,23 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
 
 
 def _measure_calibration(run: Run, detector: AnomalyDetector) -> list[tuple[Measurement, Shape]]:
-    """Return what a detector measures of its calibration images; one of tiles learns their levels first."""
+    """Return what a detector measures of its calibration images; one of tiles learns their moments first."""
     if detector.geometry.tiled:
-        _level_tiles(run, detector)
+        _learn_tile_moments(run, detector)
     return [one for batch in run.data.picture_dataloader() for one in detector.measure_all(batch["image"])]
 
 
-def _level_tiles(run: Run, detector: AnomalyDetector) -> None:
-    """Teach a detector the levels of its tiles by training images.
+def _learn_tile_moments(run: Run, detector: AnomalyDetector) -> None:
+    """Teach a detector the moments of its tiles by training images.
 
     Not by calibration images: these would look more normal to it than images to come.
     """
     generator = torch.Generator().manual_seed(run.seed)
-    numbers = torch.randperm(run.data.num_originals, generator=generator)[:LEVELLED]
+    numbers = torch.randperm(run.data.num_originals, generator=generator)[:MOMENT_TILES]
     tiles = (batch["image"].to(detector.device) for batch in run.data.chosen_dataloader(numbers.tolist()))
     measured = [parts for batch in tiles if (parts := detector.measure(batch).parts) is not None]
     if measured:
-        detector.level_tiles(measured)
+        detector.learn_tile_moments(measured)
 
 
 def _cross_fit(run: Run) -> Iterator[tuple[Measurement, Shape]]:
@@ -414,7 +414,7 @@ def _examples(run: Run) -> Tensor:
 
 def _provenance(run: Run, device: torch.device) -> Provenance:
     data = run.data
-    levels = [gather(brightness(images.to(device))).cpu() for images in data.training_views()]
+    grey = [gather(brightness(images.to(device))).cpu() for images in data.training_views()]
     return Provenance(
         data_source=data.source_name,
         category=data.category,
@@ -423,7 +423,7 @@ def _provenance(run: Run, device: torch.device) -> Provenance:
         false_alarm_rate=float(run.config.false_alarm_rate),
         pixel_false_alarm_rate=float(run.config.pixel_false_alarm_rate),
         versions=versions(),
-        training_images=training_statistics(data.training_pictures, torch.cat(levels)),
+        training_images=training_statistics(data.training_pictures, torch.cat(grey)),
     )
 
 

@@ -3,6 +3,7 @@
 Imports nothing heavy.
 """
 
+import logging
 import os
 import re
 import shutil
@@ -115,6 +116,9 @@ def _remove_bare_folder() -> None:
     own = HydraConfig.get().output_subdir
     folder = Path(HydraConfig.get().runtime.output_dir)
     if own and [path.name for path in folder.iterdir()] == [own]:
+        for handler in logging.root.handlers[:]:
+            if isinstance(handler, logging.FileHandler):  # Hydra's, which would open its file there
+                logging.root.removeHandler(handler)
         shutil.rmtree(folder, ignore_errors=True)
 
 

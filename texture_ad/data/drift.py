@@ -58,8 +58,8 @@ class ImageStatistics:
         _check_sides("width", statistics.width)
         _check_sides("height", statistics.height)
         _check_modes(statistics.modes)
-        _check_levels("brightness", statistics.brightness)
-        _check_levels("contrast", statistics.contrast)
+        _check_grey("brightness", statistics.brightness)
+        _check_grey("contrast", statistics.contrast)
         return statistics
 
 
@@ -79,7 +79,7 @@ def _check_modes(values: tuple) -> None:
         raise ValueError("modes=(): expected at least one name")
 
 
-def _check_levels(name: str, values: tuple) -> None:
+def _check_grey(name: str, values: tuple) -> None:
     """Check a mean and a spread of grey levels."""
     if not all(type(v) is float for v in values):
         raise TypeError(f"{name}={values}: expected floats")
@@ -97,17 +97,17 @@ def brightness(images: Tensor) -> Tensor:
     return torch.stack((grey.mean(1), grey.std(1)), 1)
 
 
-def training_statistics(pictures: Iterable[tuple[Path, int]], levels: Tensor) -> ImageStatistics:
+def training_statistics(pictures: Iterable[tuple[Path, int]], grey: Tensor) -> ImageStatistics:
     """Return what a detector keeps of its training images.
 
     Args:
         pictures: files of the training images, and which frame of each.
-        levels: `brightness` of all of them, (N, 2).
+        grey: `brightness` of all of them, (N, 2).
     """
     headers = [header(*picture) for picture in pictures]
     heights, widths = zip(*(one.shape for one in headers), strict=True)
-    mean = levels.mean(0)
-    spread = levels.std(0, unbiased=False).clamp(min=1.0)
+    mean = grey.mean(0)
+    spread = grey.std(0, unbiased=False).clamp(min=1.0)
     return ImageStatistics(
         width=(min(widths), max(widths)),
         height=(min(heights), max(heights)),
@@ -120,7 +120,7 @@ def training_statistics(pictures: Iterable[tuple[Path, int]], levels: Tensor) ->
 def either(first: ImageStatistics, second: ImageStatistics) -> ImageStatistics:
     """Return statistics that find no difference where either of these finds none, nor in between."""
 
-    def levels(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
+    def widest(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
         low = min(mean - DEVIATIONS * spread for mean, spread in (a, b))
         high = max(mean + DEVIATIONS * spread for mean, spread in (a, b))
         return (low + high) / 2, (high - low) / 2 / DEVIATIONS
@@ -129,18 +129,18 @@ def either(first: ImageStatistics, second: ImageStatistics) -> ImageStatistics:
         width=(min(first.width[0], second.width[0]), max(first.width[1], second.width[1])),
         height=(min(first.height[0], second.height[0]), max(first.height[1], second.height[1])),
         modes=tuple(sorted({*first.modes, *second.modes})),
-        brightness=levels(first.brightness, second.brightness),
-        contrast=levels(first.contrast, second.contrast),
+        brightness=widest(first.brightness, second.brightness),
+        contrast=widest(first.contrast, second.contrast),
     )
 
 
-def differences(statistics: ImageStatistics, image: Header, levels: Tensor) -> dict[str, str]:
+def differences(statistics: ImageStatistics, image: Header, grey: Tensor) -> dict[str, str]:
     """Return a sentence for each respect in which an image differs from the training images.
 
     Args:
         statistics: of the training images.
         image: its header.
-        levels: its `brightness`, (2,).
+        grey: its `brightness`, (2,).
 
     Returns:
         Sentences by "size", "mode", "brightness" and "contrast"; empty where nothing differs.
@@ -154,7 +154,7 @@ def differences(statistics: ImageStatistics, image: Header, levels: Tensor) -> d
     if image.mode not in statistics.modes:
         found["mode"] = f"mode {image.mode}, trained on {', '.join(statistics.modes)}"
     trained = {"brightness": statistics.brightness, "contrast": statistics.contrast}
-    for (name, (mean, spread)), value in zip(trained.items(), levels.tolist(), strict=True):
+    for (name, (mean, spread)), value in zip(trained.items(), grey.tolist(), strict=True):
         if abs(value - mean) > DEVIATIONS * spread:
             found[name] = f"{name} {value:.0f}, trained on {mean:.0f} with a spread of {spread:.1f}"
     return found

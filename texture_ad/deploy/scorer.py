@@ -283,11 +283,11 @@ class Scorer:
         self.failed.append(str(error))
         return Result(self.name(path), error=str(error), path=path)
 
-    def _compare(self, path: Path, levels: Tensor) -> str:
+    def _compare(self, path: Path, grey: Tensor) -> str:
         """Return and count how an image, by its file and its brightness (2,), differs from the training images."""
         statistics = self.provenance and self.provenance.training_images
         image = header(path)
-        found = differences(statistics, image, levels) if statistics else {}
+        found = differences(statistics, image, grey) if statistics else {}
         if image.frames > 1:
             found["frames"] = f"holds {image.frames} images, of which the first alone is scored"
         self.unlike.update(found.keys())

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from texture_ad.training.cache import Cache
 
 FORMAT = "texture_ad.detector"
-VERSION = 11
+VERSION = 12
 Upsampling = Literal["bilinear", "bicubic"]
 CPU_PIXELS = 2**20  # of the tiles that are measured at a time
 GPU_PIXELS = 2**22
@@ -269,7 +269,7 @@ class AnomalyDetector(nn.Module, ABC):
             without maps.
         calibration_scores: (n,), image scores of the calibration images.
         calibration_maxima: (n,), the highest score in each one's anomaly map; empty for a method without maps.
-        tile_levels: (2 P h w,), mean and deviation of each part at each position of a tile; empty without tiles.
+        tile_moments: (2 P h w,), mean and deviation of each part at each position of a tile; empty without tiles.
         map_floor: (), score of a typical normal position; pictures draw it dark.
     """
 
@@ -289,7 +289,7 @@ class AnomalyDetector(nn.Module, ABC):
     pixel_threshold: Tensor
     calibration_scores: Tensor
     calibration_maxima: Tensor
-    tile_levels: Tensor
+    tile_moments: Tensor
     map_floor: Tensor
 
     def __init__(self) -> None:
@@ -302,7 +302,7 @@ class AnomalyDetector(nn.Module, ABC):
         self._tile_grid: Shape | None = None
         for name in ("threshold", "pixel_threshold", "map_floor"):
             self.register_buffer(name, torch.tensor(float("nan")))
-        for name in ("calibration_scores", "calibration_maxima", "tile_levels"):
+        for name in ("calibration_scores", "calibration_maxima", "tile_moments"):
             self.register_buffer(name, torch.zeros(0))
 
     @classmethod
@@ -511,15 +511,15 @@ class AnomalyDetector(nn.Module, ABC):
         return tile if self.roi is None else self.roi.fill_window(tile, picture.shape, window)
 
     def measure_tiles(self, tiles: Tensor) -> Measurement:
-        """Measure tiles, uint8 (B, 3, h, w), by `measure`, and make their positions equal: see `level_tiles`."""
+        """Measure tiles, uint8 (B, 3, h, w), by `measure`, and make their positions equal: see `learn_tile_moments`."""
         measured = self.measure(tiles)
-        if measured.parts is None or not len(self.tile_levels):
+        if measured.parts is None or not len(self.tile_moments):
             return measured
-        mean, deviation = self.tile_levels.view(2, *measured.parts.shape[1:])
+        mean, deviation = self.tile_moments.view(2, *measured.parts.shape[1:])
         return measured._replace(parts=(measured.parts - mean) / deviation)
 
     @torch.no_grad()
-    def level_tiles(self, parts: Sequence[Tensor]) -> None:
+    def learn_tile_moments(self, parts: Sequence[Tensor]) -> None:
         """Learn how each position of a tile is measured, since backbones see padding at the edges of every tile.
 
         Mean and deviation at a position are brought to those of all positions. They are drawn towards the latter, as if
@@ -536,8 +536,8 @@ class AnomalyDetector(nn.Module, ABC):
         spread = (overall_square - overall.square()).clamp(min=1e-12).sqrt()
         deviation = torch.lerp(spread.expand_as(mean), (square - mean.square()).clamp(min=0).sqrt(), own) / spread
         shift = torch.lerp(overall.expand_as(mean), mean, own)
-        levels = torch.stack((shift - overall * deviation, deviation))
-        self.tile_levels = levels.flatten().float().to(self.device)
+        moments = torch.stack((shift - overall * deviation, deviation))
+        self.tile_moments = moments.flatten().float().to(self.device)
 
     def predict_picture(self, measured: Measurement, picture: Shape) -> Prediction:
         """Return the prediction of a whole picture, whose map has the size of the geometry's view.

@@ -155,9 +155,9 @@ class PatchSVDD(Baseline, L.LightningModule):
         """Keep embeddings of normal patches, chosen at random."""
         device = self.threshold.device
         s = self.settings
-        levels = zip(*(self.embeddings(batch["image"].to(device)) for batch in batches), strict=True)
+        sizes = zip(*(self.embeddings(batch["image"].to(device)) for batch in batches), strict=True)
         generator = torch.Generator().manual_seed(s["seed"])
-        banks = [torch.cat(level).flatten(0, 2) for level in levels]
+        banks = [torch.cat(one).flatten(0, 2) for one in sizes]
         kept = [torch.randperm(len(bank), generator=generator)[: s["normals"]].to(device) for bank in banks]
         self.normals_64, self.normals_32 = (bank[index] for bank, index in zip(banks, kept, strict=True))
 

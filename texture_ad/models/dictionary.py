@@ -27,13 +27,12 @@ class Dictionary(nn.Module):
         last: how many layers of the whitened features they model, the deepest ones; 0 for all.
         nonzeros: limit on the atoms of a code, at most C.
         error: pursuit stops where the squared error is at most this; 0 for no bound.
-        neighborhood: odd; what the atoms model is the mean over neighborhood x neighborhood positions.
 
     Attributes:
         dim: C, length of a feature vector.
 
     Raises:
-        ParameterError: a parameter out of its range, an even neighborhood, or latent features of some layers.
+        ParameterError: a parameter out of its range, or latent features of some layers.
     """
 
     atoms: Tensor  # (K, C), unit-norm rows
@@ -47,11 +46,8 @@ class Dictionary(nn.Module):
         last: NonNegativeInt,
         nonzeros: Count,
         error: NonNegative,
-        neighborhood: Count,
     ):
         super().__init__()
-        if neighborhood % 2 == 0:
-            raise ParameterError("neighborhood", neighborhood, "expected an odd number of at least 1")
         if last > len(channels):
             raise ParameterError("last", last, f"expected an integer from 0 to {len(channels)}")
         if last and features == "latent":
@@ -63,7 +59,6 @@ class Dictionary(nn.Module):
         self.features = features
         self.nonzeros = nonzeros
         self.error = error
-        self.neighborhood = neighborhood
         self.register_buffer("atoms", F.normalize(torch.ones(num_atoms, self.dim), dim=1))
         self.register_buffer("gram", self.atoms @ self.atoms.T, persistent=False)
         self.register_load_state_dict_post_hook(lambda module, _: module.set_atoms(module.atoms))
@@ -76,21 +71,6 @@ class Dictionary(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Return the squared reconstruction errors ||y - D x||^2 (N,) of feature vectors (N, C)."""
         return residuals(features, self.atoms, self.gram, self.nonzeros, self.error)
-
-
-def neighborhood_means(features: Tensor, grid: tuple[int, int], side: int) -> Tensor:
-    """Return the mean over the side x side positions round each, (N, C), of features (N, C) of whole images.
-
-    Args:
-        features: of images with `grid` positions each, in order.
-        grid: (h, w).
-        side: odd; 1 leaves the features as they are.
-    """
-    if side == 1:
-        return features
-    maps = features.view(-1, *grid, features.shape[1]).permute(0, 3, 1, 2)
-    means = F.avg_pool2d(maps, side, 1, side // 2, count_include_pad=False)
-    return means.permute(0, 2, 3, 1).reshape(features.shape)
 
 
 def initial_atoms(features: Tensor, count: int, seed: int) -> Tensor:

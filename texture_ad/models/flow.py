@@ -68,16 +68,13 @@ class CouplingBlock(nn.Module):
     """
 
     permutation: Tensor  # (D,)
-    inverse_permutation: Tensor  # (D,)
 
     def __init__(self, dim: int, hidden: int, clamp: float, generator: torch.Generator):
         super().__init__()
         low = dim // 2
         high = dim - low
         self.halves = [low, high]
-        permutation = torch.randperm(dim, generator=generator, device="cpu")
-        self.register_buffer("permutation", permutation)
-        self.register_buffer("inverse_permutation", permutation.argsort())
+        self.register_buffer("permutation", torch.randperm(dim, generator=generator, device="cpu"))
         self.second = AffineCoupling(low, high, hidden, clamp)
         self.first = AffineCoupling(high, low, hidden, clamp)
 
@@ -97,7 +94,7 @@ class CouplingBlock(nn.Module):
         k1 = (k1 - t1) * (-s1).exp()
         s2, t2 = self.second.scale_and_shift(k1)
         k2 = (k2 - t2) * (-s2).exp()
-        return torch.cat((k1, k2)).index_select(0, self.inverse_permutation)
+        return torch.cat((k1, k2)).index_select(0, self.permutation.argsort())
 
 
 @checked

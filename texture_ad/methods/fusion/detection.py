@@ -81,7 +81,7 @@ class Detection(L.LightningModule):
         patches = self.features.of_all_processes(batch, self.device)
         numbers = gather(batch["index"].to(self.device))
         whitened = self.detector.whitening.cross_fitted(patches, numbers).flatten(0, 1)
-        features = self.detector.dictionary_features(whitened, self.features.grid)
+        features = self.detector.dictionary_features(whitened)
         dictionary = self.detector.dictionary
         if self.statistics is None and index == 0 and self.current_epoch == 0:
             dictionary.set_atoms(initial_atoms(features.cpu(), len(dictionary.atoms), self.seed))

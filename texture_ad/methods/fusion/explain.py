@@ -174,7 +174,7 @@ def _codes(detector: FusionModel, data: TrainingImages) -> _Codes:
     for batch in data.normal_dataloader():
         features = detector.patch_features(batch["image"].to(detector.device))
         grid = (features.shape[2], features.shape[3])
-        codes = _absolute_codes(detector, flatten_patches(features), grid)
+        codes = _absolute_codes(detector, flatten_patches(features))
         used = used + codes.getnnz(axis=1)
         count = count + codes.shape[1]
         size = grid[0] * grid[1]
@@ -188,10 +188,10 @@ def _codes(detector: FusionModel, data: TrainingImages) -> _Codes:
     return _Codes(images, np.stack(weights), np.stack(positions), used / count, grid)
 
 
-def _absolute_codes(detector: FusionModel, patches: Tensor, grid: tuple[int, int]) -> csc_matrix:
-    """Return the absolute codes of patch features (N, C) of images with a grid (h, w), a sparse matrix (K, N)."""
+def _absolute_codes(detector: FusionModel, patches: Tensor) -> csc_matrix:
+    """Return the absolute codes of patch features (N, C), a sparse matrix (K, N)."""
     dictionary = detector.dictionary
-    features = detector.dictionary_features(detector.whitening(patches), grid).cpu()
+    features = detector.dictionary_features(detector.whitening(patches)).cpu()
     return abs(omp_spams(features, dictionary.atoms.cpu(), dictionary.nonzeros, dictionary.error))
 
 

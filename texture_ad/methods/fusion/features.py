@@ -25,7 +25,6 @@ class TrainingFeatures:
 
     Attributes:
         kept: number of an image to its patch features (P, C).
-        grid: (h, w) of the images' positions, once some were extracted.
 
     Raises:
         ParameterError: a parameter out of its range.
@@ -35,7 +34,6 @@ class TrainingFeatures:
         self.detector = detector
         self.budget = memory_mb * 2**20
         self.kept: dict[int, Tensor] = {}
-        self.grid = (0, 0)
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, Tensor], device: torch.device) -> Tensor:
@@ -44,7 +42,6 @@ class TrainingFeatures:
         if all(n in self.kept for n in numbers):
             return torch.stack([self.kept[n] for n in numbers]).float()
         maps = self.detector.patch_features(batch["image"].to(device))
-        self.grid = (maps.shape[2], maps.shape[3])
         return flatten_patches(maps).unflatten(0, (len(numbers), -1)).half().float()
 
     def of_all_processes(self, batch: dict[str, Tensor], device: torch.device) -> Tensor:

@@ -17,7 +17,7 @@ from texture_ad.errors import ParameterError
 from texture_ad.evaluation.localization import image_scores
 from texture_ad.methods.base import AnomalyDetector, Measurement
 from texture_ad.models.backbone import Backbone, flatten_patches
-from texture_ad.models.dictionary import Dictionary, neighborhood_means
+from texture_ad.models.dictionary import Dictionary
 from texture_ad.models.flow import Flow, negative_log_likelihood
 from texture_ad.models.head import QuadraticHead
 from texture_ad.models.slices import in_slices
@@ -162,14 +162,12 @@ class FusionModel(AnomalyDetector):
         extract = partial(self.backbone.extract, quarters=self.whitening.quarters)
         return extract(images) if self.feature_cache is None else self.feature_cache(images, extract)
 
-    def dictionary_features(self, whitened: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return what the dictionary models, (N, C), of whitened features (N, c) of images with a grid (h, w)."""
+    def dictionary_features(self, whitened: Tensor) -> Tensor:
+        """Return what the dictionary models, (N, C), of whitened features (N, c)."""
         if self.dictionary.features == "latent":
-            features = in_slices(self._latent, whitened, SLICE // whitened.shape[1])
-        else:
-            share = self.dictionary.dim / self.whitening.length
-            features = whitened[:, -self.dictionary.dim :] / share**0.5  # of mean squared length 1 again
-        return neighborhood_means(features, grid, self.dictionary.neighborhood)
+            return in_slices(self._latent, whitened, SLICE // whitened.shape[1])
+        share = self.dictionary.dim / self.whitening.length
+        return whitened[:, -self.dictionary.dim :] / share**0.5  # of mean squared length 1 again
 
     def layer_features(self, whitened: Tensor) -> Tensor:
         """Return the layers' features, (N, C), of whitened features (N, c)."""
@@ -184,18 +182,13 @@ class FusionModel(AnomalyDetector):
     def _latent(self, whitened: Tensor) -> Tensor:
         return self.flow(whitened)[0] / self.flow.dim**0.5  # of mean squared length 1, as the whitened ones are
 
-    def patch_scores(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return the scores (N, 4) of PARTS, 0 for one without weight, of patch features (N, C) of whole images.
-
-        Args:
-            patches: in the images' order.
-            grid: (h, w) of each image.
-        """
+    def patch_scores(self, patches: Tensor) -> Tensor:
+        """Return the scores (N, 4) of PARTS, 0 for one without weight, of patch features (N, C) of whole images."""
         whitened = self.whitening(patches)
         scores = in_slices(self._score_whitened, whitened, SLICE // whitened.shape[1])
         dictionary = torch.zeros_like(scores[:, 0])
         if self.weight("dictionary"):
-            dictionary = self.dictionary(self.dictionary_features(whitened, grid))
+            dictionary = self.dictionary(self.dictionary_features(whitened))
         return torch.cat((scores, dictionary[:, None]), 1)
 
     def _score_whitened(self, whitened: Tensor) -> Tensor:
@@ -215,7 +208,7 @@ class FusionModel(AnomalyDetector):
         """Measure images, uint8 (B, 3, H, W): a part map for each of PARTS."""
         features = self.patch_features(images)
         grid = (features.shape[2], features.shape[3])
-        scores = self.patch_scores(flatten_patches(features), grid)
+        scores = self.patch_scores(flatten_patches(features))
         # Not len(images): an exported graph would hold it as a constant.
         return Measurement(None, scores.view(images.shape[0], *grid, len(PARTS)).permute(0, 3, 1, 2))
 
