@@ -32,7 +32,7 @@ test: setup ## run all tests
 bench: setup ## measure speed beside baselines, about 17 minutes; writes benchmarks/results/bench.md
 	$(BIN)/python -m benchmarks.bench
 
-bench-scale: setup ## measure time against images, size and atoms; writes benchmarks/results/bench_scale.png
+bench-scale: setup ## measure time against images, size, atoms, tiles and threads; writes benchmarks/results/bench_scale.png
 	$(BIN)/python -m benchmarks.bench_scale
 
 mvtec: setup ## compare methods on MVTec AD's five textures, beside printed figures; MVTEC_AD_ROOT names its folder

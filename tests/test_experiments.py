@@ -106,7 +106,7 @@ def test_mvtecs_folder_is_that_of_runs_whose_script_has_no_root_of_its_own(monke
 
 
 @pytest.mark.parametrize(
-    "name", ["baselines", "fusion", "textures", "convergence", "table1", "table2", "figure6", "figure7"]
+    "name", ["baselines", "fusion", "textures", "convergence", "protocol", "table1", "table2", "figure6", "figure7"]
 )
 def test_bad_arguments_get_one_line(script, name):
     done = script(name, "--fast")
@@ -137,6 +137,27 @@ def test_methods_are_trained_longer(script, forked_runs, tmp_path):
     assert (tmp_path / "runs/carpet-patch_svdd-x0.1-seed0/detector.pt").is_file()
     done = script("convergence", "methods=padim")
     assert done.returncode == 2 and "error: methods=padim: it has no method.epochs" in done.stderr
+
+
+def test_the_papers_protocol_has_a_row_and_a_curve_for_each_run(script, forked_runs, tmp_path):
+    few_photographs(tmp_path / "root/carpet")
+    args = [
+        f"data.root={tmp_path / 'root'}",
+        "categories=carpet",
+        "seeds=0,1",
+        f"runs={tmp_path / 'runs'}",
+        f"output={tmp_path / 'protocol'}",
+        *QUICK,
+        "trainer.max_epochs=3",
+        "whitening.components=8",
+    ]
+    done = script("protocol", *args)
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = json.loads((tmp_path / "protocol.json").read_text())
+    assert [run["seed"] for run in runs] == [0, 1] and all(len(run["curve"]) == 3 for run in runs)
+    text = (tmp_path / "protocol.md").read_text()
+    assert "mean of epochs 3 to 3" in text and f"{max(runs[0]['curve']):.3f}" in text
+    assert (tmp_path / "protocol.png").stat().st_size > 0
 
 
 def test_textures_are_compared_with_their_mean_and_rank(script, forked_runs, tmp_path):
