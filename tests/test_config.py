@@ -91,6 +91,27 @@ def test_help_has_every_group_choice_and_default_and_imports_nothing_heavy():
             assert all(f"{c}*" in groups[group] for c in ([choice] if isinstance(choice, str) else choice)), group
 
 
+@pytest.mark.parametrize(
+    ("module", "arguments", "lines"),
+    [
+        ("run", [], ["  blocks: 8  # coupling blocks", "seed: 0", "  root: ${oc.env:MVTEC_AD_ROOT,null}"]),
+        ("run", ["backbone=resnet18"], ["  layers:  # of PaDiM (Defard et al., ICPR workshops 2021)"]),
+        (
+            "run",
+            ["data=folder"],
+            ["  tile: null  # pixels: cut images into tiles at their own resolution instead, such as 256"],
+        ),
+        ("check", [], ["  copies: 0  # of each training image"]),
+        ("predict", [], ["detector: ???  # required: a run's detector.pt", "device: cpu"]),
+    ],
+)
+def test_help_says_what_each_key_means(command, module, arguments, lines):
+    code, out, errors = command(module, *arguments, "--help")
+    assert code == 0, errors
+    for line in lines:
+        assert line in out.splitlines(), out
+
+
 def test_a_reader_that_has_seen_enough_gets_no_trace():
     process = subprocess.Popen(
         [sys.executable, "-m", "texture_ad.run", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE

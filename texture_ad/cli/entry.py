@@ -9,8 +9,9 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
 from functools import wraps
-from io import TextIOWrapper
+from io import StringIO, TextIOWrapper
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,6 +21,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from texture_ad.cli import naming  # noqa: F401, makes conf/'s resolvers known
 from texture_ad.cli.explain import fail
+from texture_ad.cli.help import comments, explained
 from texture_ad.cli.plugins import register
 from texture_ad.cli.quoting import check_kept, quote_paths
 from texture_ad.environment import is_allowed
@@ -132,7 +134,7 @@ def _stopped(what: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _run_entry(entry: Callable[[], object]) -> None:
+def _run_entry(entry: Callable[[], object], config_name: str) -> None:
     """Call Hydra's entry point, and report what it raises in this program's own form."""
     # A name that isn't Unicode is printed with its bytes escaped.
     for stream in (sys.stdout, sys.stderr):
@@ -144,7 +146,16 @@ def _run_entry(entry: Callable[[], object]) -> None:
         register()
         check_kept(sys.argv[1:])
         sys.argv[1:] = quote_paths(sys.argv[1:])
-        entry()
+        if {"--help", "-h"} & set(sys.argv[1:]):
+            shown = StringIO()
+            try:
+                with redirect_stdout(shown):
+                    entry()
+            finally:  # Hydra ends the process
+                choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+                sys.stdout.write(explained(shown.getvalue(), comments(Path(CONF), config_name, choices)))
+        else:
+            entry()
         sys.stdout.flush()
     except KeyboardInterrupt:
         print("error: stopped by Ctrl-C", file=sys.stderr)
@@ -173,7 +184,7 @@ def hydra_main(config_name: str) -> Callable[[Callable[[DictConfig], object]], C
 
         @wraps(function)
         def main() -> None:
-            _run_entry(entry)
+            _run_entry(entry, config_name)
 
         return main
 
