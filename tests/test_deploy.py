@@ -22,10 +22,11 @@ from PIL import Image
 
 from texture_ad.data.images import read_image, resize
 from texture_ad.deploy import notify
+from texture_ad.deploy.outputs import Wanted
 from texture_ad.deploy.scorer import Row, Scorer, find_images
 from texture_ad.deploy.scorer import predict as predict_files
-from texture_ad.deploy.watch import Rows
-from texture_ad.errors import UserError
+from texture_ad.deploy.watch import Rows, Stop, watch
+from texture_ad.errors import ParameterError, UserError
 from texture_ad.methods.registry import load
 
 
@@ -264,6 +265,41 @@ def test_rows_of_a_watched_folder_are_not_written_over(predict, photographs, tmp
         assert code == 2 and "another process is writing to it" in errors
     with Rows(tmp_path / "out/scores.csv", 1.0) as rows:
         assert rows.names == {"a.png"} and rows.thresholds == {"2.5"}
+
+
+def test_the_record_of_a_watched_folder_is_of_that_folder_alone(predict, saved, photographs, tmp_path, monkeypatch):
+    output = tmp_path / "out"
+    other = tmp_path / "other"
+    other.mkdir()
+
+    class Once(Stop):
+        """Ask to stop after the second look, by which all files are complete."""
+
+        def __init__(self):
+            self.asked = False
+            self.looks = 0
+
+        def wait(self, seconds):
+            self.looks += 1
+            self.asked = self.looks == 3
+
+    monkeypatch.setattr("texture_ad.deploy.watch.Stop", Once)
+
+    def watched(folder):
+        watch(Scorer(load(saved), folder, output, wanted=Wanted()), folder, output, batch_size=8, interval=0.01)
+        return (output / "scores.csv").read_bytes()
+
+    assert predict(photographs)[0] == 0
+    with pytest.raises(ParameterError, match="has the rows of a command that watched no folder"):
+        watched(photographs)
+    (output / "scores.csv").unlink()
+    record = watched(photographs)
+    assert len(record.splitlines()) == 6 and watched(photographs) == record
+    with pytest.raises(ParameterError, match=f"has the rows of the watched folder {photographs}"):
+        watched(other)
+    code, _, errors, _ = predict(photographs)
+    assert code == 2 and f"is the record of the watched folder {photographs}" in errors
+    assert (output / "scores.csv").read_bytes() == record
 
 
 def test_a_receiver_that_is_silent_does_not_hold_up_the_end(monkeypatch, capsys):
