@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from texture_ad.cli.compose import as_overrides, compose
 from texture_ad.methods.base import AnomalyDetector
 from texture_ad.methods.evaluation import Evaluation
-from texture_ad.pipeline import Run, calibrate
+from texture_ad.pipeline import Run, build, calibrate
 
 
 def train(photographs: Path, folder: Path, *overrides: str, **options: object) -> AnomalyDetector:
@@ -32,7 +32,7 @@ def train(photographs: Path, folder: Path, *overrides: str, **options: object) -
     run.data = data = run.make("data")  # a LightningDataModule
     data.setup()
 
-    detector = run.make("method", make=run.make, geometry=data.geometry)
+    detector = build(run)
     features = run.make("features", detector=detector)
 
     # Stage 1: the flow, and the head by CutPaste. Any callback and logger of yours fits.

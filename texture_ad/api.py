@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities.seed import isolate_rng
+from omegaconf import ListConfig
 
 from texture_ad.cli.compose import as_overrides, compose
 from texture_ad.cli.experiment import check_start, start
@@ -64,6 +65,10 @@ def fit(
     all_overrides = [*found, *as_overrides(named | settings), *quiet, *overrides]
     try:
         config = compose(all_overrides)
+        devices = config.trainer.devices
+        if (len(devices) if isinstance(devices, ListConfig) else devices) != 1:
+            problem = "expected 1: fit has one process; texture-ad run takes more"
+            raise ParameterError("trainer.devices", devices, problem)
         config.run_dir = str(config.run_dir)  # the time in it is that of now
         check_start(config)
         keep_freed_memory()

@@ -43,7 +43,7 @@ from texture_ad.models.backbone import Backbone
 from texture_ad.parameters import NonNegativeInt, Range, Switch, check
 from texture_ad.reporting import charts, panels
 from texture_ad.reporting.cards import Card, Facts, data_card, markdown, model_card
-from texture_ad.reporting.loggers import log_results, open_loggers
+from texture_ad.reporting.loggers import log_results, log_settings, open_loggers
 from texture_ad.reporting.results import write_results
 from texture_ad.reporting.tables import metrics_table
 from texture_ad.training.cache import Cache, digest
@@ -244,13 +244,13 @@ def prepare_data(run: Run) -> None:
         _warn_of_copies(run)
         write_text(run.folder / "config.yaml", OmegaConf.to_yaml(run.config, resolve=True))
     settings = OmegaConf.to_container(run.config, resolve=True)
-    for logger in run.loggers:
-        logger.log_hyperparams({**settings, "data_source": data.source_name})  # type: ignore[dict-item]
+    log_settings(run.loggers, {**settings, "data_source": data.source_name})  # type: ignore[dict-item]
     run.metrics |= {
         "method": run.config.method.name,
         "data_source": data.source_name,
         "category": data.category,
         "data_fingerprint": data.fingerprint,
+        "test_images_drawn": data.draws_test,
         "seed": run.seed,
     }
 
@@ -282,6 +282,8 @@ def _warn_of_copies(run: Run) -> None:
             flush=True,
         )
         write_atomic(run.folder / "copies.csv", csv_text([("train", "test"), *found]))
+    else:  # since the part of the run before it was resumed
+        (run.folder / "copies.csv").unlink(missing_ok=True)
 
 
 def fit(run: Run) -> AnomalyDetector:

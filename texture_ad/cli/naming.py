@@ -68,7 +68,10 @@ def swept(overrides: Sequence[str], job: Sequence[str]) -> list[str]:
         ['seed=1', 'flow.blocks=4']
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    fixed = {key_of(o.input_line or "") for o in parsed if not o.is_sweep_override()}
+    fixed, open_ = (
+        {key_of(o.input_line or "") for o in parsed if o.is_sweep_override() == way} for way in (False, True)
+    )
+    fixed -= open_  # given both ways, a key is swept
     return [o for o in job if key_of(o) not in fixed]
 
 

@@ -8,6 +8,7 @@ Imports nothing heavy.
 import json
 import logging
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from functools import cache
@@ -84,7 +85,7 @@ def read_jobs(folder: Path, overrides: Sequence[str]) -> list[dict]:
 
     Returns:
         For each job `folder`, `swept` (key to value), its whole `setting` (overrides but the seed), `metrics` (empty
-        where it is not finished), when it was `finished` (nanoseconds), and `error`.
+        where it is not finished), when it was `finished` (nanoseconds), `error`, and when it `failed` (seconds).
     """
     jobs = []
     for told in sorted(folder.glob("*/hydra/overrides.yaml")):
@@ -98,9 +99,11 @@ def read_jobs(folder: Path, overrides: Sequence[str]) -> list[dict]:
                 "folder": job_folder,
                 "swept": values,
                 "setting": frozenset(o for o in own if key_of(o) != "seed"),
-                "metrics": read_metrics(job_folder),
+                # Those of a run with other settings, where this job was refused.
+                "metrics": {} if error.is_file() else read_metrics(job_folder),
                 "finished": metrics.stat().st_mtime_ns if metrics.is_file() else 0,
                 "error": error.read_text("utf-8").partition("\n")[0] if error.is_file() else None,
+                "failed": error.stat().st_mtime if error.is_file() else 0.0,
             }
         )
     return jobs
@@ -320,11 +323,13 @@ class Comparison(Callback):
     """Report each job's failure and, at the end, compare all jobs; called by Hydra."""
 
     before = 0
+    begun = 0.0
 
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
         """Count the jobs that have finished before, and resume a search; exit with an error where it can't be."""
         folder = Path(config.hydra.sweep.dir)
         _fingerprint.cache_clear()
+        self.begun = time.time()
         self.before = len(list(folder.glob("*/metrics.json")))
         if not is_search(config.hydra.sweeper):
             return
@@ -377,7 +382,7 @@ class Comparison(Callback):
                     "folders to compare like with like",
                     file=sys.stderr,
                 )
-            failed = [job for job in jobs if job["error"]]
+            failed = [job for job in jobs if job["failed"] >= self.begun]  # not those of an earlier command
             for job in failed:
                 print(f"failed   {job['folder']}: {job['error']}", file=sys.stderr)
             if failed:
@@ -394,12 +399,19 @@ def _stop(error: Exception) -> NoReturn:
 
 
 def _mixed(jobs: Sequence[dict]) -> dict[str, list[str]]:
-    """Return what should be the same in all jobs and is not: versions, and the images of one data source."""
+    """Return what should be the same in all jobs and is not: versions, and the images of one data source.
+
+    Images that the seed or a swept setting chooses are compared among the jobs that have it in common.
+    """
     found: dict[str, dict[str, None]] = {}
+    images: dict[tuple, dict[str, None]] = {}
     for job in jobs:
         for package, version in job["metrics"].get("versions", {}).items():
             found.setdefault(f"versions of {package}", {})[str(version)] = None
-        if job["metrics"]:
-            images = found.setdefault(f"images of {job['metrics']['data_source']}", {})
-            images[job["metrics"]["data_fingerprint"]] = None
+        if metrics := job["metrics"]:
+            chosen = [(key, value) for key, value in job["swept"].items() if key.startswith("data.")]
+            seed = metrics["seed"] if metrics.get("test_images_drawn") else None
+            same = images.setdefault((metrics["data_source"], seed, *sorted(chosen)), {})
+            same[metrics["data_fingerprint"]] = None
+    found |= {f"images of {source}": values for (source, *_), values in images.items() if len(values) > 1}
     return {what: list(values) for what, values in found.items() if len(values) > 1}

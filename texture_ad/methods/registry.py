@@ -74,7 +74,12 @@ def build(name: str, make: Callable[..., Any], geometry: Geometry, **options: An
     known = inspect.signature(kind.__init__).parameters
     for option in options.keys() - known.keys():
         raise ParameterError(option, options[option], f"no such parameter of {name}")
-    return kind.build(make, geometry, **options).eval()
+    try:
+        return kind.build(make, geometry, **options).eval()
+    except TypeError as error:
+        if "missing a required argument" not in str(error):
+            raise
+        raise ParameterError("name", name, f"{error}; choose a method with its settings by method={name}") from error
 
 
 def load(detector: Path | str, device: str = "cpu", allow: Sequence[str] = ()) -> AnomalyDetector:

@@ -89,7 +89,7 @@ def model_card(facts: Facts) -> Card:
     about = {
         "method": metrics["method"],
         "backbone": _backbone(facts.config["backbone"]) if facts.uses_backbone else "none",
-        "image size": f"{facts.config['data']['size']} px",
+        "image size": _size(facts.config["data"]),
         "texture_ad": metrics["versions"]["texture_ad"],
         "torch": metrics["versions"]["torch"],
     }
@@ -139,8 +139,13 @@ def _line(text: str) -> str:
     return "".join(f"\\{c}" if c in "\\`*_[]<>#|" else c for c in flat)
 
 
+def _size(data: Mapping[str, Any]) -> str:
+    return f"{data['size']} px" if data["tile"] is None else f"tiles of {data['tile']} px"
+
+
 def _backbone(options: Mapping[str, Any]) -> str:
-    return f"{options['name']}, layers {', '.join(map(str, options['layers']))}, weights {options['weights']}"
+    name = options["name"] if _is_ours(options) else options["_target_"]
+    return f"{name}, layers {', '.join(map(str, options['layers']))}, weights {options['weights']}"
 
 
 def _trained_on(facts: Facts) -> list[str]:
@@ -209,9 +214,15 @@ def _licences(facts: Facts) -> list[str]:
     return [*told, "The photographs' licence is not known to the run."]
 
 
+def _is_ours(backbone: Mapping[str, Any]) -> bool:
+    return backbone["_target_"].startswith("texture_ad.")
+
+
 def _weights_licence(backbone: Mapping[str, Any]) -> str:
     """Return what is known of the licence of a backbone's weights."""
     name = backbone["name"]
+    if not _is_ours(backbone):
+        return f"those that {backbone['_target_']} gives it, whose licence is not known to the run"
     if backbone["weights"] == "none":
         return "random ones to begin with, so that no licence is attached"
     if backbone["weights"] != "pretrained":

@@ -8,6 +8,7 @@ from texture_ad.reporting.metrics import ACCURACIES, COSTS
 
 _IN_HEADER = (
     "data_source",
+    "test_images_drawn",
     "category",
     "normal_images",
     "anomalous_images",

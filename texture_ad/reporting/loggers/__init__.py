@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
@@ -41,6 +42,16 @@ def _close(loggers: Sequence[Logger], status: str, outer: object) -> None:
     # Lightning leaves W&B's run open, and Python's end would close it as finished.
     if _wandb_run() not in (None, outer):
         sys.modules["wandb"].finish(exit_code=int(status != "success"))
+
+
+def log_settings(loggers: Sequence[Logger], settings: dict[str, Any]) -> None:
+    """Log the settings of a run to every logger; MLflow keeps those of its first part where it is resumed."""
+    for logger in loggers:
+        try:
+            logger.log_hyperparams(settings)
+        except Exception as error:
+            if not (isinstance(logger, MLFlowLogger) and "Changing param values" in str(error)):
+                raise
 
 
 def log_results(loggers: Sequence[Logger], folder: Path, metrics: Mapping) -> None:
