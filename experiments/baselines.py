@@ -7,7 +7,7 @@ Own keys: methods, sizes, seeds, workers, runs (folder of the runs), output (wit
 Every other key=value goes to each run. The output grows with every run; a finished run is not repeated.
 """
 
-from experiments.runs import Job, data_of_overrides, kept_runs, read_photograph_study, run_all, script, write_table
+from experiments.runs import data_of_overrides, kept_runs, read_photograph_study, run_all, script, write_table
 from texture_ad.methods.registry import METHODS
 from texture_ad.reporting.metrics import METRICS
 
@@ -41,13 +41,12 @@ def main() -> None:
     study = read_photograph_study("baselines", methods=list(METHODS), sizes=["128", "256"])
     name = data_of_overrides(study.overrides)
     jobs = {
-        (method, int(size), int(seed)): Job(
-            study.runs / f"{name}-{method}-{size}-seed{seed}",
-            [f"method={method}", f"data.size={size}", f"seed={seed}", *study.overrides],
+        (method, size, seed): study.job(
+            study.runs / f"{name}-{method}-{size}-seed{seed}", [f"method={method}", f"data.size={size}", f"seed={seed}"]
         )
-        for seed in study["seeds"]
+        for seed in study.numbers("seeds")
         for method in study["methods"]
-        for size in study["sizes"]
+        for size in study.numbers("sizes")
     }
 
     def write() -> str:

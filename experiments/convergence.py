@@ -43,11 +43,11 @@ def main() -> None:
         if factor != "1":
             label = f"{method}-x{factor}"
             options.append(f"method.epochs={round(float(factor) * epochs[method])}")
-        return paper_job(study.runs, category, label, seed, options, study.overrides)
+        return paper_job(study, category, label, seed, options)
 
     jobs = {
         (category, method, factor, seed): job(category, method, factor, seed)
-        for seed in map(int, study["seeds"])
+        for seed in study.numbers("seeds")
         for method in study["methods"]
         for category in study["categories"]
         for factor in study["factors"]

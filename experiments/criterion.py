@@ -362,7 +362,7 @@ def main() -> None:
     study = read_study("criterion", root=[""], textures=[], draws=["4"], runs=["runs/experiments/textures"])
     textures = find_textures(study.root, study["textures"])
     jobs = {
-        (texture, seed): job(study.runs, study.root / texture, "fusion", seed, study.overrides)
+        (texture, seed): job(study, study.runs, study.root / texture, "fusion", seed)
         for seed in study["seeds"]
         for texture in textures
     }
@@ -370,7 +370,7 @@ def main() -> None:
     failures: list[UserError] = []
     # Spawned: a process that was forked can't use a GPU that its parent has looked at.
     with ProcessPoolExecutor(study.workers, get_context("spawn")) as pool:
-        waiting = {pool.submit(evaluate, one, int(study["draws"][0])): key for key, one in jobs.items()}
+        waiting = {pool.submit(evaluate, one, study.numbers("draws", least=1)[0]): key for key, one in jobs.items()}
         for future in as_completed(waiting):
             texture, seed = waiting[future]
             try:

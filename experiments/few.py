@@ -60,7 +60,7 @@ def main() -> None:
         few = folder / "images" / f"{count}-seed{seed}" / texture
         link_few(study.root / texture, int(count), int(seed), few)
         for method in study["methods"]:
-            jobs[count, texture, method, seed] = job(folder / f"{count}-images", few, method, seed, study.overrides)
+            jobs[count, texture, method, seed] = job(study, folder / f"{count}-images", few, method, seed)
 
     def write() -> str:
         found = [

@@ -11,7 +11,7 @@ from statistics import mean
 
 from scipy.stats import spearmanr
 
-from experiments.runs import Job, data_of_overrides, kept_runs, read_photograph_study, run_all, script, write_table
+from experiments.runs import data_of_overrides, kept_runs, read_photograph_study, run_all, script, write_table
 
 REPRESENTATIONS = {
     "frozen": ["cutpaste=none", "trainer.max_epochs=8"],
@@ -70,11 +70,11 @@ def main() -> None:
     study = read_photograph_study("fusion")
     name = data_of_overrides(study.overrides)
     jobs = {
-        (representation, score, int(seed)): Job(
+        (representation, score, seed): study.job(
             study.runs / f"{name}-{representation}-{score}-seed{seed}".replace(" ", ""),
-            ["cache=always", f"seed={seed}", "trainer.max_epochs=3", *chosen, *options, *study.overrides],
+            ["cache=always", f"seed={seed}", "trainer.max_epochs=3", *chosen, *options],
         )
-        for seed in study["seeds"]
+        for seed in study.numbers("seeds")
         for representation, chosen in REPRESENTATIONS.items()
         for score, options in SCORES.items()
     }

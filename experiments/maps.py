@@ -47,7 +47,8 @@ def measure(detector: AnomalyDetector, batches: Any) -> Judged:
     found = []
     for batch in batches:
         measured = detector.measure(detector.fill(batch["image"].to(detector.device)))
-        assert measured.parts is not None  # `judge` is for methods with maps
+        if measured.parts is None:
+            raise UserError(f"method={detector.name} has no anomaly map")
         scores = detector.predict(measured, detector.geometry.size).scores
         found.append((scores.cpu(), detector.fuse(measured.parts).cpu()))
     return Judged(*(torch.cat(values) for values in zip(*found, strict=True)))
@@ -118,7 +119,7 @@ def main() -> None:
     if unknown := set(study["upsamplings"]) - set(get_args(Upsampling)):
         raise UserError(f"upsamplings={','.join(sorted(unknown))}: expected {' or '.join(get_args(Upsampling))}")
     upsamplings = [known for known in get_args(Upsampling) if known in study["upsamplings"]]
-    settings = [(upsampling, float(sigma)) for upsampling, sigma in product(upsamplings, study["sigmas"])]
+    settings = list(product(upsamplings, study.numbers("sigmas", float)))
     jobs = jobs_of(study)
     run_all(list(jobs.values()), study.workers)
     found = []

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.runs import Job, link, read_study, run_all, script, write_table
+from experiments.runs import link_all, read_study, run_all, script, write_table
 from experiments.textures import find_textures
 from texture_ad.data.layouts import scan
 
@@ -30,9 +30,11 @@ def draw(texture: Path, count: int, tested: int, seed: int, folder: Path) -> Pat
     """Make a folder of links to normal images, `count` for training and up to `tested` others, and return it."""
     layout = scan(texture)
     paths = [sample.path for sample in (*layout.train, *layout.test) if not sample.label]
+    files = {}
     for place, number in enumerate(np.random.default_rng(seed).permutation(len(paths))[: count + tested]):
         name = f"{number:05}{paths[number].suffix}"
-        link(paths[number], folder / ("train" if place < count else "test") / "good" / name)
+        files[folder / ("train" if place < count else "test") / "good" / name] = paths[number]
+    link_all(files, folder)
     return folder
 
 
@@ -55,14 +57,15 @@ def row(runs: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     """Make the runs, and write the table."""
     study = read_study("promise", root=[""], textures=[], counts=["28", "60"], tested=["200"])
-    tested = int(study["tested"][0])
+    tested = study.numbers("tested")[0]
+    counts, seeds = study.numbers("counts", least=1), study.numbers("seeds")
     jobs = {}
-    for texture, count, seed in product(find_textures(study.root, study["textures"]), study["counts"], study["seeds"]):
+    for texture, count, seed in product(find_textures(study.root, study["textures"]), counts, seeds):
         name = f"{texture}-{count}-{tested}-seed{seed}"
-        drawn = draw(study.root / texture, int(count), tested, int(seed), study.runs / "draws" / name)
+        drawn = draw(study.root / texture, count, tested, seed, study.runs / "draws" / name)
         for way, override in WAYS.items():
-            options = ["data=folder", f"data.root={drawn}", f"seed={seed}", override, *study.overrides]
-            jobs[texture, int(count), way, int(seed)] = Job(study.runs / f"{name}-{way.replace(' ', '_')}", options)
+            options = ["data=folder", f"data.root={drawn}", f"seed={seed}", override]
+            jobs[texture, count, way, seed] = study.job(study.runs / f"{name}-{way.replace(' ', '_')}", options)
     found = []
     metrics = run_all(list(jobs.values()), study.workers)
     for key, one in zip(jobs, metrics, strict=True):

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
-from experiments.runs import Job, kept_runs, read_study, run_all, script, write_table
+from experiments.runs import kept_runs, read_study, run_all, script, write_table
 from texture_ad.data.embedded import TEXTURES
 from texture_ad.files import atomic_path
 
@@ -63,12 +63,12 @@ def main() -> None:
     """Make the runs, and write table and curves."""
     study = read_study("protocol", categories=TEXTURES)
     jobs = {
-        (category, seed): Job(
+        (category, seed): study.job(
             study.runs / f"{category}-seed{seed}",
-            ["protocol=paper", f"data.category={category}", f"seed={seed}", "logger=csv", *study.overrides],
+            ["protocol=paper", f"data.category={category}", f"seed={seed}", "logger=csv"],
         )
         for category in study["categories"]
-        for seed in map(int, study["seeds"])
+        for seed in study.numbers("seeds")
     }
     run_all(list(jobs.values()), study.workers)
     runs = kept_runs(jobs, ("category", "seed"))

@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from experiments.runs import Job, data_of, read_study, run_all, script, write_table
+from experiments.runs import data_of, read_study, run_all, script, write_table
 from experiments.textures import find_textures
 from texture_ad.evaluation.metrics import image_metrics
 from texture_ad.files import atomic_path, write_text
@@ -135,12 +135,9 @@ def main() -> None:
     """Make the runs, score them under every change, and write table and plot."""
     study = read_study("robustness", root=[""], textures=[], augmentations=["none", "light"], device=["cpu"])
     jobs = {
-        (texture, augmentation, seed): Job(
+        (texture, augmentation, seed): study.job(
             study.runs / f"{texture}-{augmentation}-seed{seed}",
-            [
-                *("data=folder", f"data.root={study.root / texture}", f"augmentation={augmentation}", f"seed={seed}"),
-                *study.overrides,
-            ],
+            ["data=folder", f"data.root={study.root / texture}", f"augmentation={augmentation}", f"seed={seed}"],
         )
         for seed in study["seeds"]
         for texture in find_textures(study.root, study["textures"])

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from texture_ad.cli.naming import data_name
+from texture_ad.cli.naming import data_name, key_of
 from texture_ad.data.embedded import TEXTURES
 from texture_ad.errors import UserError
 from texture_ad.files import write_text
@@ -58,6 +58,33 @@ class Study:
     def __getitem__(self, key: str) -> list[str]:
         return self.own[key]
 
+    def numbers(self, key: str, kind: type[int] | type[float] = int, least: float = 0) -> list[Any]:
+        """Return the values of an own key as numbers.
+
+        Raises:
+            UserError: one is none, or too small.
+        """
+        try:
+            found = [kind(value) for value in self[key]]
+        except ValueError as error:
+            raise UserError(f"{key}={','.join(self[key])}: expected numbers ({error})") from error
+        if min(found, default=least) < least:
+            raise UserError(f"{key}={','.join(self[key])}: expected numbers of at least {least:g}")
+        return found
+
+    def job(self, folder: Path, own: Sequence[str], module: str = "texture_ad.run") -> "Job":
+        """Return a run with the study's own overrides for it, and then those of the command line.
+
+        Raises:
+            UserError: the command line gives what the study sets itself: the run would be another than it is called.
+        """
+        keys = {key_of(override) for override in own}
+        for override in self.overrides:
+            if key_of(override) in keys and override not in own:
+                names = ", ".join(self.own)
+                raise UserError(f"{override}: the study sets {key_of(override)} itself; its own keys are {names}")
+        return Job(folder, [*own, *self.overrides], module)
+
     @property
     def root(self) -> Path:
         """Return the folder of the textures."""
@@ -76,7 +103,7 @@ class Study:
     @property
     def workers(self) -> int:
         """Return how many runs are made at a time."""
-        return int(self["workers"][0])
+        return self.numbers("workers", least=1)[0]
 
 
 def read_study(name: str, **own: Sequence[str]) -> Study:
@@ -178,9 +205,12 @@ def _call(job: Job) -> None:
         raise UserError(f"{job.folder}: {lines[-1] if lines else f'exit code {code}'}; the rest is in its log.txt")
 
 
-def read_run(folder: Path) -> Metrics | None:
-    """Return the metrics of a finished run, None for any other."""
-    return read_metrics(folder) if (folder / "finished.json").is_file() else None
+def read_run(job: Job) -> Metrics | None:
+    """Return the metrics of a finished run, None where its folder holds none or one with other overrides."""
+    finished = job.folder / "finished.json"
+    if not finished.is_file() or json.loads(finished.read_text(encoding="utf-8"))["overrides"] != job.overrides:
+        return None
+    return read_metrics(job.folder)
 
 
 def kept_runs(jobs: Mapping[tuple, Job], names: Sequence[str], more: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -194,7 +224,7 @@ def kept_runs(jobs: Mapping[tuple, Job], names: Sequence[str], more: Sequence[st
     return [
         dict(zip(names, key, strict=True)) | {metric: found.get(metric) for metric in (*KEPT, *more)}
         for key, job in jobs.items()
-        if (found := read_run(job.folder))
+        if (found := read_run(job))
     ]
 
 
@@ -231,11 +261,19 @@ def load_fusion(folder: Path, device: str = "cpu") -> "FusionModel":
     return detector
 
 
-def link(file: Path, place: Path) -> None:
-    """Link a file from a place, whose folder is made; a link that is there stays."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    if not place.is_symlink():
-        os.symlink(file.resolve(), place)
+def link_all(files: Mapping[Path, Path], folder: Path) -> None:
+    """Link files from their places below a folder, which holds no other links; those that are there stay.
+
+    Raises:
+        UserError: it holds links to other files, which runs have been made from.
+    """
+    there = {place for place in folder.rglob("*") if place.is_symlink()}
+    for place in there:
+        if place not in files or os.readlink(place) != str(files[place].resolve()):
+            raise UserError(f"{folder}: links other photographs than are drawn now; give another folder by runs=FOLDER")
+    for place in files.keys() - there:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.symlink(files[place].resolve(), place)
 
 
 def draw(samples: "Sequence[Sample]", count: int, seed: int) -> "tuple[list[Sample], list[Sample]]":
@@ -248,10 +286,9 @@ def draw(samples: "Sequence[Sample]", count: int, seed: int) -> "tuple[list[Samp
 
 
 def link_samples(samples: "Iterable[Sample]", texture: Path, folder: Path) -> None:
-    """Link photographs of a texture and their masks from a folder, where they lie as in the texture's."""
-    for sample in samples:
-        for path in (sample.path, *([sample.mask] if sample.mask else [])):
-            link(path, folder / path.relative_to(texture))
+    """Link photographs of a texture and their masks from a folder, as they lie in the texture; see `link_all`."""
+    paths = [path for sample in samples for path in (sample.path, sample.mask) if path]
+    link_all({folder / path.relative_to(texture): path for path in paths}, folder)
 
 
 def run_all(jobs: Sequence[Job], workers: int, done: Callable[[], object] = lambda: None) -> list[Metrics]:
@@ -308,18 +345,18 @@ def write_table(output: Path, runs: list[dict], rows: list[dict], below: str = "
     return text
 
 
-def paper_job(folder: Path, category: str, label: str, seed: int, options: Sequence[str], own: Sequence[str]) -> Job:
+def paper_job(study: Study, category: str, label: str, seed: int, options: Sequence[str]) -> Job:
     """Return a run of the paper's tables and figures, which they share.
 
     Args:
-        folder: of all runs.
+        study: whose folder all runs have.
         category: a texture.
         label: of the method with its options.
         seed: of the run.
         options: overrides that belong to the label.
-        own: overrides of the command line.
     """
-    return Job(folder / f"{category}-{label}-seed{seed}", [f"data.category={category}", f"seed={seed}", *options, *own])
+    folder = study.runs / f"{category}-{label}-seed{seed}"
+    return study.job(folder, [f"data.category={category}", f"seed={seed}", *options])
 
 
 def paper_table(name: str, methods: Mapping[str, tuple[list[str], Sequence[float]]]) -> None:
@@ -331,8 +368,8 @@ def paper_table(name: str, methods: Mapping[str, tuple[list[str], Sequence[float
     """
     study = read_study(name, categories=TEXTURES, runs=["runs/experiments/paper"])
     jobs = {
-        (category, label, seed): paper_job(study.runs, category, label, seed, options, study.overrides)
-        for seed in map(int, study["seeds"])
+        (category, label, seed): paper_job(study, category, label, seed, options)
+        for seed in study.numbers("seeds")
         for category in study["categories"]
         for label, (options, _) in methods.items()
     }
@@ -370,8 +407,7 @@ def figure_run(name: str) -> tuple[Path, Metrics, Path]:
             "output": [f"experiments/results/{name}.png"],
         }
     )
-    (category,), (seed,) = study["category"], study["seed"]
-    job = paper_job(study.runs, category, "fusion", int(seed), ["method=fusion"], study.overrides)
+    job = paper_job(study, study["category"][0], "fusion", study.numbers("seed")[0], ["method=fusion"])
     return job.folder, run_once(job), study.output
 
 

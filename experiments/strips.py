@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from experiments.runs import Job, kept_runs, read_study, run_all, script, write_table
+from experiments.runs import kept_runs, read_study, run_all, script, write_table
 from experiments.textures import find_textures
 from texture_ad.data.images import read_image, read_mask
 from texture_ad.data.layouts import scan
@@ -116,13 +116,11 @@ def main() -> None:
     (texture,) = find_textures(study.root, study["texture"])
     strips = study.runs / f"{texture}-{study['strips'][0]}-strips"
     if not (strips / "places.json").is_file():
-        make_strips(study.root / texture, strips, int(study["strips"][0]))
+        make_strips(study.root / texture, strips, study.numbers("strips", least=1)[0])
     data = {"tiles": [f"data.root={study.root / texture}"], "strips": [f"data.root={strips}", *TILED]}
     jobs = {
-        (kind, int(seed)): Job(
-            study.runs / f"{kind}-seed{seed}", ["data=folder", *options, f"seed={seed}", *study.overrides]
-        )
-        for seed in study["seeds"]
+        (kind, seed): study.job(study.runs / f"{kind}-seed{seed}", ["data=folder", *options, f"seed={seed}"])
+        for seed in study.numbers("seeds")
         for kind, options in data.items()
     }
     run_all(list(jobs.values()), study.workers)

@@ -45,16 +45,16 @@ def options(method: str) -> list[str]:
     return ["method=fusion", *WITHOUT[method]] if method in WITHOUT else [f"method={method}"]
 
 
-def job(runs: Path, texture: Path, method: str, seed: str, overrides: Sequence[str]) -> Job:
+def job(study: Study, runs: Path, texture: Path, method: str, seed: str) -> Job:
     """Return the run of a method on a texture, in a folder of its own in `runs`."""
     folder = runs / f"{texture.name}-{method.replace('-', 'without_')}-seed{seed}"
-    return Job(folder, ["data=folder", f"data.root={texture}", f"seed={seed}", *options(method), *overrides])
+    return study.job(folder, ["data=folder", f"data.root={texture}", f"seed={seed}", *options(method)])
 
 
 def jobs_of(study: Study) -> dict[tuple[str, str, str], Job]:
     """Return the run of every texture, method and seed that a study's own keys name."""
     return {
-        (texture, method, seed): job(study.runs, study.root / texture, method, seed, study.overrides)
+        (texture, method, seed): job(study, study.runs, study.root / texture, method, seed)
         for seed in study["seeds"]
         for texture in find_textures(study.root, study["textures"])
         for method in study["methods"]
@@ -130,9 +130,10 @@ def paired(runs: Sequence[dict], methods: Sequence[str]) -> str:
             method: {
                 texture: fmean(found)
                 for texture in dict.fromkeys(r["texture"] for r in runs)
-                if (found := [r["image_auroc"] for r in runs if (r["texture"], r["method"]) == (texture, method)])
+                if (found := [r["image_auroc"] for r in of_method if r["texture"] == texture])
             }
             for method in (ours, other)
+            for of_method in [[r for r in runs if r["method"] == method and r["image_auroc"] is not None]]
         }
         differences = [of - means[other][texture] for texture, of in means[ours].items() if texture in means[other]]
         if any(differences):

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from experiments.runs import Job, data_of, draw, link_samples, read_study, run_all, script, write_table
+from experiments.runs import data_of, draw, link_samples, read_study, run_all, script, write_table
 from experiments.textures import find_textures
 from texture_ad.data.layouts import scan
 from texture_ad.deploy.scorer import find_images
@@ -59,8 +59,8 @@ def main() -> None:
         halves = study.runs / "halves" / f"{texture}-seed{seed}"
         halve(study.root / texture, int(seed), halves)
         for kind, data in (("half", halves / "half"), ("all", study.root / texture)):
-            options = ["data=folder", f"data.root={data}", f"seed={seed}", *study.overrides]
-            jobs[texture, seed, kind] = Job(study.runs / f"{texture}-{kind}-seed{seed}", options)
+            options = ["data=folder", f"data.root={data}", f"seed={seed}"]
+            jobs[texture, seed, kind] = study.job(study.runs / f"{texture}-{kind}-seed{seed}", options)
     measured: dict[tuple[str, str, str], dict[str, Any]] = dict(
         zip(jobs, run_all(list(jobs.values()), study.workers), strict=True)
     )

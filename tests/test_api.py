@@ -157,6 +157,8 @@ def test_silence_is_silence_and_warnings_are_pythons(fitted, photographs, settin
         ({"data": {"root": "nowhere"}}, "data.root=nowhere: stands beside the photographs"),
         ({"data": {"_target_": "os.system"}}, r"add allow=\[os\]"),
         ({"backbone": {"_target_": "os.system"}}, r"add allow=\[os\]"),
+        ({"trainer": {"devices": 2}}, "trainer.devices=2: expected 1: fit has one process"),
+        ({"method": {"name": "padim"}}, "method.name=padim: missing a required argument: .*; choose a method"),
     ],
 )
 def test_errors_are_one_line(photographs, tmp_path, arguments, message):

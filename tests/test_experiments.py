@@ -19,8 +19,9 @@ from benchmarks import detecting, material
 from benchmarks.comparison import Row
 from benchmarks.results import regressions
 from experiments.mvtec import table as mvtec_table
-from experiments.runs import read_photograph_study, read_study
+from experiments.runs import link_all, read_photograph_study, read_study
 from experiments.textures import WITHOUT, options
+from texture_ad.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["data.size=64", "backbone=resnet18", "backbone.weights=none", "backbone.layers=[layer1]"]
@@ -103,6 +104,28 @@ def test_mvtecs_folder_is_that_of_runs_whose_script_has_no_root_of_its_own(monke
     assert study["runs"] == ["runs/experiments/a"] and study["seeds"] == ["0", "1", "2"]
     monkeypatch.setattr(sys, "argv", ["a_study", "data.root=/rugs"])
     assert read_photograph_study("a").overrides == ["data.root=/rugs", "data=folder"]
+
+
+def test_what_a_study_sets_itself_is_not_overridden(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["a_study", "seed=7", "flow.blocks=2", "workers=two"])
+    study = read_study("a")
+    assert study.job(tmp_path, ["data.size=64"]).overrides == ["data.size=64", "seed=7", "flow.blocks=2"]
+    with pytest.raises(UserError, match="seed=7: the study sets seed itself; its own keys are seeds, workers"):
+        study.job(tmp_path, ["seed=0"])
+    with pytest.raises(UserError, match="workers=two: expected numbers"):
+        assert study.workers
+
+
+def test_a_folder_of_links_holds_those_of_one_draw(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(name)
+    folder = tmp_path / "links"
+    link_all({folder / "x": tmp_path / "a"}, folder)
+    link_all({folder / "x": tmp_path / "a", folder / "deep/y": tmp_path / "b"}, folder)
+    assert (folder / "deep/y").read_text() == "b"
+    for other in ({folder / "x": tmp_path / "b", folder / "deep/y": tmp_path / "b"}, {folder / "x": tmp_path / "a"}):
+        with pytest.raises(UserError, match="links other photographs than are drawn now"):
+            link_all(other, folder)
 
 
 @pytest.mark.parametrize(

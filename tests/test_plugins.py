@@ -123,7 +123,7 @@ def test_a_class_of_ones_own_runs_where_it_is_allowed(photographs, tmp_path, mon
 
 def test_a_backbone_of_ones_own_is_fitted_saved_loaded_and_exported(photographs, tmp_path, monkeypatch, command):
     monkeypatch.syspath_prepend(ROOT / "examples")
-    own = ["backbone._target_=own_backbone.ResNet34", "backbone.layers=[layer1,layer2]", "backbone.grid=layer1"]
+    own = ["backbone=resnet18", "backbone._target_=own_backbone.ResNet34", "backbone.layers=[layer1,layer2]"]
     own.append("backbone.weights=none")
     call = arguments(photographs, tmp_path / "run", "method=padim", "pictures=false", *own)
     code, _, errors = command("run", *call)
@@ -131,16 +131,19 @@ def test_a_backbone_of_ones_own_is_fitted_saved_loaded_and_exported(photographs,
     allow = "allow=[own_backbone]"
     code, _, errors = command("run", *call, allow)
     assert code == 0, errors
+    assert "own_backbone.ResNet34, layers layer1, layer2" in (tmp_path / "run/model_card.md").read_text().replace(
+        "\\", ""
+    )
     file = tmp_path / "run/detector.pt"
     for command_name, more in (("predict", [f"input={photographs}/test"]), ("export", ["format=torch_export"])):
-        target = tmp_path / command_name
+        target = tmp_path / f"{command_name}.pt2"
         given = [f"detector={file}", *more, f"output={target}"]
         code, _, errors = command(command_name, *given)
         assert code == 2 and "its backbone is own_backbone.ResNet34; if you trust its code" in errors
         assert not target.exists()
         code, _, errors = command(command_name, *given, allow)
         assert code == 0, errors
-    scores = {row["path"]: float(row["score"]) for row in csv.DictReader((tmp_path / "predict/scores.csv").open())}
+    scores = {row["path"]: float(row["score"]) for row in csv.DictReader((tmp_path / "predict.pt2/scores.csv").open())}
     again = texture_ad.load(file, allow=["own_backbone"]).predict(photographs / "test")
     assert {result.name: result.score for result in again} == pytest.approx(scores, rel=1e-5)
 

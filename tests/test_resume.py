@@ -209,9 +209,11 @@ def test_a_preempted_slurm_job_saves_and_requeues(data, tmp_path):
 
 def test_other_settings_in_the_same_folder_are_refused(data, undisturbed, command):
     before = results(undisturbed[0])
+    record = (undisturbed[0] / "hydra/overrides.yaml").read_text()
     code, _, errors = command("run", *arguments(data, undisturbed[0], "flow.blocks=3"))
     assert code == 2 and "flow.blocks=2, not 3" in errors
     assert results(undisturbed[0]) == before
+    assert (undisturbed[0] / "hydra/overrides.yaml").read_text() == record and "flow.blocks=2" in record
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04broken"])

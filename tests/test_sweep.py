@@ -23,6 +23,7 @@ from scipy.stats import rankdata
 from texture_ad.cli.entry import CONF
 from texture_ad.cli.naming import data_name, job_name, slug, sweep_dir, swept
 from texture_ad.cli.sweep import (
+    _mixed,
     best_setting,
     compare,
     distinct,
@@ -445,6 +446,8 @@ def test_a_jobs_folder_is_named_by_the_swept_values():
     assert swept(sweep, job) == ["seed=1", "flow.blocks=2"] and job_name(sweep, job) == "seed=1,flow.blocks=2"
     assert job_name(["seed=1"], ["seed=1"]) == "run"
     assert swept(["+ablation=sparsity"], ["dictionary.nonzeros=2", "+ablation=sparsity"]) == ["dictionary.nonzeros=2"]
+    twice = [job_name(["a=1", "a=1,2"], ["a=1", f"a={value}"]) for value in (1, 2)]
+    assert len(set(twice)) == 2  # given both ways, a key is swept
 
 
 def test_names_are_those_of_one_file():
@@ -461,6 +464,30 @@ def job(folder, error=None, data="folder a", **values):
     swept = {k: str(v) for k, v in values.items()}
     found = {"folder": folder / "x", "swept": swept, "metrics": metrics, "finished": 0, "error": error}
     return found | {"setting": frozenset(f"{key}={value}" for key, value in swept.items() if key != "seed")}
+
+
+def test_a_job_that_was_refused_has_no_metrics_of_the_run_before_it(tmp_path):
+    for seed in (0, 1):
+        folder = tmp_path / f"seed={seed}"
+        (folder / "hydra").mkdir(parents=True)
+        (folder / "hydra/overrides.yaml").write_text(f"[seed={seed}]")
+        (folder / "metrics.json").write_text('{"image_auroc": 1.0}')
+    (tmp_path / "seed=1/error.txt").write_text("holds a run with other settings\n")
+    assert [one["metrics"] for one in read_jobs(tmp_path, ["seed=0,1"])] == [{"image_auroc": 1.0}, {}]
+
+
+def test_images_are_compared_among_jobs_that_should_have_the_same(tmp_path):
+    jobs = [job(tmp_path, seed=seed, score=1.0) for seed in (0, 0, 1)]
+    assert not _mixed(jobs)
+    jobs[2]["metrics"]["data_fingerprint"] = "other"
+    assert _mixed(jobs) == {"images of folder a": ["folder a", "other"]}
+    for one in jobs:
+        one["metrics"]["test_images_drawn"] = True  # by the seed
+    assert not _mixed(jobs)
+    jobs[1]["metrics"]["data_fingerprint"] = "changed"
+    assert _mixed(jobs) == {"images of folder a": ["folder a", "changed"]}
+    jobs[1]["swept"]["data.anomalous"] = "[NG]"
+    assert not _mixed(jobs)
 
 
 def test_a_setting_that_was_run_twice_with_a_seed_counts_once(tmp_path):

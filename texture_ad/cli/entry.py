@@ -114,10 +114,9 @@ def _run_checked(function: Callable[[DictConfig], object], config: DictConfig, c
 
 
 def _remove_bare_folder() -> None:
-    """Remove the folder of a run that was refused before it wrote anything: Hydra's settings are all that it holds."""
-    own = HydraConfig.get().output_subdir
+    """Remove the folder of a run that was refused before it wrote anything but its overrides."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    if own and [path.name for path in folder.iterdir()] == [own]:
+    if folder.is_dir() and [path.name for path in folder.iterdir()] in ([], ["hydra"]) and folder != Path.cwd():
         for handler in logging.root.handlers[:]:
             if isinstance(handler, logging.FileHandler):  # Hydra's, which would open its file there
                 logging.root.removeHandler(handler)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from texture_ad.cli.entry import in_sweep
 from texture_ad.cli.naming import key_of
@@ -41,8 +41,19 @@ def run_experiment(config: DictConfig) -> float:
         return read_objective(folder)
     check_start(config)
     prepare_process()
+    note_overrides(folder)
     start(config, HydraConfig.get().overrides.task, in_sweep())
     return read_objective(folder)
+
+
+def note_overrides(folder: Path) -> None:
+    """Write into a run's folder, which is its own by now, what the command line gave, and Hydra's own settings."""
+    from texture_ad.files import write_text
+
+    own = folder / "hydra"
+    own.mkdir(parents=True, exist_ok=True)
+    write_text(own / "overrides.yaml", OmegaConf.to_yaml(HydraConfig.get().overrides.task))
+    write_text(own / "hydra.yaml", OmegaConf.to_yaml({"hydra": HydraConfig.get()}))
 
 
 def read_objective(folder: Path) -> float:

@@ -348,9 +348,15 @@ class Comparison(Callback):
             _stop(error)
 
     def on_job_start(self, config: DictConfig, **_: object) -> None:
-        """Forget the job's earlier failure."""
-        if in_sweep():
-            (Path(config.hydra.runtime.output_dir) / "error.txt").unlink(missing_ok=True)
+        """Forget the job's earlier failure, and note what it is of, unless a run before it has."""
+        if not in_sweep():
+            return
+        folder = Path(config.hydra.runtime.output_dir)
+        (folder / "error.txt").unlink(missing_ok=True)
+        told = folder / "hydra" / "overrides.yaml"
+        if not told.is_file():
+            told.parent.mkdir(parents=True, exist_ok=True)
+            told.write_text(OmegaConf.to_yaml(config.hydra.overrides.task), "utf-8")
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: object) -> None:
         """Report the job's failure; the other jobs continue."""

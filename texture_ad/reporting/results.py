@@ -55,12 +55,12 @@ def write_results(
 def _scores_csv(
     predictions: Predictions, samples: Sequence[Sample], decision: Decision, data: TextureDataModule
 ) -> bytes:
-    rows: list[tuple] = [("path", "kind", "name", "label", "score", "level", "threshold", "anomalous", "source")]
+    rows: list[tuple] = [("path", "kind", "label", "score", "level", "threshold", "anomalous", "source", "name")]
     threshold = f"{decision.threshold:.8g}"
     for sample, score, label in zip(samples, predictions["score"], predictions["label"], strict=True):
         path = sample.below(data.folder)
         told = (f"{score:.8g}", f"{decision.level(score):.4f}", threshold, int(decision.is_anomalous(score)))
-        rows.append((path, sample.kind, sample.name, label, *told, data.source_name))
+        rows.append((path, sample.kind, label, *told, data.source_name, sample.name))
     return csv_text(rows)
 
 
