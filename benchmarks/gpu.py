@@ -221,8 +221,8 @@ def main() -> None:
     title = f"{found['device']}; {found['data']}; torch {torch.__version__}, {found['machine']['threads']} threads"
     tables = [markdown_table(fits), markdown_table([found["accuracy"]]), markdown_table(found["throughput"])]
     output = study.output
-    write_text(output.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
-    write_text(output.with_suffix(".md"), "\n\n".join([title, *tables]) + "\n")
+    write_text(output.with_name(f"{output.name}.json"), json.dumps(found, indent=1) + "\n")
+    write_text(output.with_name(f"{output.name}.md"), "\n\n".join([title, *tables]) + "\n")
     print("\n\n".join([title, *tables]))
 
 

@@ -74,7 +74,7 @@ def main() -> None:
     runs = kept_runs(jobs, ("category", "seed"))
     for run, job in zip(runs, jobs.values(), strict=True):
         run["curve"] = curve(job.folder)
-    plot(runs, study.output.with_suffix(".png"))
+    plot(runs, study.output.with_name(f"{study.output.name}.png"))
     print(write_table(study.output, runs, [row(run) for run in runs]))
 
 

@@ -166,7 +166,7 @@ def main() -> None:
         }
         for change in results[0]["changes"]
     ]
-    plot(results, study.output.with_suffix(".png"))
+    plot(results, study.output.with_name(f"{study.output.name}.png"))
     print(write_table(study.output, results, table))
 
 

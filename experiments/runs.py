@@ -340,8 +340,8 @@ def write_table(output: Path, runs: list[dict], rows: list[dict], below: str = "
         below: text that stands below the table.
     """
     text = markdown_table(rows) + ("\n\n" + below.rstrip() if below else "")
-    write_text(output.with_suffix(".json"), json.dumps(runs, indent=1) + "\n")
-    write_text(output.with_suffix(".md"), text + "\n")
+    write_text(output.with_name(f"{output.name}.json"), json.dumps(runs, indent=1) + "\n")
+    write_text(output.with_name(f"{output.name}.md"), text + "\n")
     return text
 
 
