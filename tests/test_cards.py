@@ -29,9 +29,14 @@ def facts(**changes):
         "image_auroc": 0.75,
     }
     config = {
-        "backbone": {"name": "resnet18", "layers": ["layer1"], "weights": "pretrained"},
+        "backbone": {
+            "_target_": "texture_ad.models.backbone.Backbone",
+            "name": "resnet18",
+            "layers": ["layer1"],
+            "weights": "pretrained",
+        },
         "cross_fit": False,
-        "data": {"size": 64},
+        "data": {"size": 64, "tile": None},
     }
     given = {
         "metrics": metrics,

@@ -118,7 +118,7 @@ def test_predict_scores_as_the_run_did(done):
 def test_a_watched_folder_is_scored_without_a_lock(done, data):
     folder, out, errors = done["watch"]
     assert f"of {len(list((data / 'test/good').iterdir()))} images" in out and errors.count(NO_LOCK) == 1
-    assert sorted(p.name for p in folder.iterdir()) == ["scores.csv", "stream.html"]
+    assert sorted(p.name for p in folder.iterdir()) == ["scores.csv", "stream.html", "watched.json"]
 
 
 def imports(path: Path):
