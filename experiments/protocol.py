@@ -26,7 +26,7 @@ def curve(folder: Path) -> list[float]:
     for file in sorted((folder / "logs").glob("metrics*.csv"), key=lambda file: file.stat().st_mtime):
         with open(file, newline="", encoding="utf-8") as lines:
             found |= {int(row["epoch"]): float(row[CURVE]) for row in csv.DictReader(lines) if row.get(CURVE)}
-    return [round(found[epoch], 4) for epoch in sorted(found)]
+    return [round(found[epoch], 6) for epoch in sorted(found)]
 
 
 def row(run: dict) -> dict:
