@@ -23,6 +23,7 @@ from benchmarks import serve_soak, soak
 from texture_ad.data.images import read_image, resize
 from texture_ad.deploy.scorer import Scorer
 from texture_ad.errors import ParameterError, UserError
+from texture_ad.methods.registry import load
 
 pytest.importorskip("fastapi")
 uvicorn = pytest.importorskip("uvicorn")
@@ -121,6 +122,16 @@ def test_the_answer_is_the_detectors(port, detector, photographs):
         assert sum(region["area"] for region in answer["regions"]) == mask.sum()
         # The map's levels part the pixels where the mask does, but for their rounding.
         assert np.array_equal((levels > 128)[levels != 128], mask[levels != 128])
+
+
+def test_a_warning_names_a_photograph_as_its_client_does(saved, photographs, tmp_path, monkeypatch):
+    scorers = []
+    monkeypatch.setattr(Scorer, "_compare", lambda self, path, grey: scorers.append(self) or self.name(path))
+    with served(load(saved), tmp_path) as port:
+        content = (photographs / "a.png").read_bytes()
+        assert post(port, content, "/predict?name=line%2010%1B")[2]["warning"] == r"line 10\x1b"
+        assert post(port, content)[2]["warning"].isdigit()
+    assert scorers[0].names == {}
 
 
 def test_what_lies_outside_the_region_of_interest_is_not_answered(with_roi, tmp_path):

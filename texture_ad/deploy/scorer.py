@@ -225,6 +225,7 @@ class Scorer:
         self.decision = decision or detector.decision()
         self.provenance = detector.provenance
         self.source = f"detector of {self.provenance.data_source if self.provenance else 'unknown data'}"
+        self.names: dict[Path, str] = {}  # of files whose own names say nothing
         self.images = 0
         self.anomalous = 0
         self.failed: list[str] = []
@@ -233,7 +234,9 @@ class Scorer:
 
     def name(self, path: Path) -> str:
         """Return the name of a file in the results; bytes that are no Unicode are escaped."""
-        return path.relative_to(self.root).as_posix().encode("utf-8", "backslashreplace").decode()
+        return (
+            self.names.get(path) or path.relative_to(self.root).as_posix().encode("utf-8", "backslashreplace").decode()
+        )
 
     def read(self, paths: list[Path]) -> list[Content]:
         """Return the images, or why one can't be read; it changes nothing, so that any thread may call it."""

@@ -138,7 +138,7 @@ class Service:
         chunks = request.stream()
         try:
             self.admit(request)
-            with self._place(), self._file() as path:
+            with self._place(), self._file(name) as path:
                 await receive(chunks, path, self.limits)
                 return await self._answer(path, name, mask, map)
         except Refusal as error:
@@ -191,13 +191,15 @@ class Service:
             self.metrics.active.set(self.active)
 
     @contextmanager
-    def _file(self) -> Any:
-        """Give the path of a file that is removed at the end."""
+    def _file(self, name: str) -> Any:
+        """Give the path of a file that is removed at the end, and that the client calls so."""
         path = self.scorer.root / str(next(self._numbers))
+        self.scorer.names[path] = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)  # it is printed
         try:
             yield path
         finally:
             path.unlink(missing_ok=True)
+            del self.scorer.names[path]
 
     async def _in_decoder(self, function: Callable, *arguments: object) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self.decoders, function, *arguments)
