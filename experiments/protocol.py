@@ -13,9 +13,8 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
-from experiments.runs import kept_runs, read_study, run_all, script, write_table
+from experiments.runs import kept_runs, read_study, run_all, save_chart, script, write_table
 from texture_ad.data.embedded import TEXTURES
-from texture_ad.files import atomic_path
 
 CURVE = "val/auroc"
 
@@ -39,7 +38,7 @@ def row(run: dict) -> dict:
     return about | highest | thirds
 
 
-def plot(runs: Sequence[dict], path: Path) -> None:
+def plot(runs: Sequence[dict], output: Path) -> None:
     """Draw the curves, one chart a texture."""
     from matplotlib.figure import Figure
 
@@ -54,9 +53,7 @@ def plot(runs: Sequence[dict], path: Path) -> None:
     charts[0].legend(frameon=False, ncols=3)
     charts[-1].set_xlabel("epoch")
     figure.suptitle("protocol=paper: AUROC on synthetic defects after each epoch")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    save_chart(figure, output)
 
 
 def main() -> None:
@@ -74,7 +71,7 @@ def main() -> None:
     runs = kept_runs(jobs, ("category", "seed"))
     for run, job in zip(runs, jobs.values(), strict=True):
         run["curve"] = curve(job.folder)
-    plot(runs, study.output.with_name(f"{study.output.name}.png"))
+    plot(runs, study.output)
     print(write_table(study.output, runs, [row(run) for run in runs]))
 
 

@@ -25,10 +25,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from experiments.runs import data_of, read_study, run_all, script, write_table
+from experiments.runs import data_of, read_study, run_all, save_chart, script, write_table
 from experiments.textures import find_textures
 from texture_ad.evaluation.metrics import image_metrics
-from texture_ad.files import atomic_path, write_text
+from texture_ad.files import write_text
 from texture_ad.methods.base import AnomalyDetector
 from texture_ad.methods.registry import load
 
@@ -105,7 +105,7 @@ def measure_run(folder: Path, device: str) -> dict[str, dict[str, float | None]]
     return found
 
 
-def plot(results: Sequence[dict], path: Path) -> None:
+def plot(results: Sequence[dict], output: Path) -> None:
     """Draw image AUROC and false-alarm rate of each augmentation, means over textures and seeds, by change."""
     from matplotlib.figure import Figure
 
@@ -126,9 +126,7 @@ def plot(results: Sequence[dict], path: Path) -> None:
     axes.legend(title="augmentation", frameon=False)
     textures = ", ".join(dict.fromkeys(r["texture"] for r in results))
     figure.suptitle(f"Test images changed after training: means over {textures}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    save_chart(figure, output)
 
 
 def main() -> None:
@@ -166,7 +164,7 @@ def main() -> None:
         }
         for change in results[0]["changes"]
     ]
-    plot(results, study.output.with_name(f"{study.output.name}.png"))
+    plot(results, study.output)
     print(write_table(study.output, results, table))
 
 

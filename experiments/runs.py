@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from texture_ad.cli.naming import data_name, key_of
 from texture_ad.data.embedded import TEXTURES
 from texture_ad.errors import UserError
-from texture_ad.files import write_text
+from texture_ad.files import atomic_path, write_text
 from texture_ad.reporting.tables import markdown_table
 from texture_ad.training.run_folder import read_metrics
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from texture_ad.data.datamodule import TextureDataModule
     from texture_ad.data.layouts.samples import Sample
     from texture_ad.methods.fusion.model import FusionModel
@@ -343,6 +345,12 @@ def write_table(output: Path, runs: list[dict], rows: list[dict], below: str = "
     write_text(output.with_name(f"{output.name}.json"), json.dumps(runs, indent=1) + "\n")
     write_text(output.with_name(f"{output.name}.md"), text + "\n")
     return text
+
+
+def save_chart(figure: "Figure", output: Path) -> None:
+    """Write a chart as PNG beside a study's tables, whose path without suffix is `output`."""
+    with atomic_path(output.with_name(f"{output.name}.png")) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
 
 
 def paper_job(study: Study, category: str, label: str, seed: int, options: Sequence[str]) -> Job:

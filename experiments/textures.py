@@ -111,11 +111,17 @@ def other_metrics(runs: Sequence[dict], methods: Sequence[str]) -> list[dict]:
 
 
 def _mean(runs: Sequence[dict], method: str, key: str) -> float | None:
+    of = _means_by_texture(runs, method, key)
+    return fmean(of.values()) if of else None
+
+
+def _means_by_texture(runs: Sequence[dict], method: str, key: str) -> dict[str, float]:
+    """Return the mean of a method's metric over the seeds of each texture that has it, in the unit of its heading."""
     of: dict[str, list[float]] = {}
     for r in runs:
         if r["method"] == method and r.get(key) is not None:
             of.setdefault(r["texture"], []).append(METRICS[key].scale * r[key])
-    return fmean(fmean(values) for values in of.values()) if of else None
+    return {texture: fmean(values) for texture, values in of.items()}
 
 
 def paired(runs: Sequence[dict], methods: Sequence[str]) -> str:
@@ -126,15 +132,7 @@ def paired(runs: Sequence[dict], methods: Sequence[str]) -> str:
     ours, *others = methods
     lines = []
     for other in others:
-        means = {
-            method: {
-                texture: fmean(found)
-                for texture in dict.fromkeys(r["texture"] for r in runs)
-                if (found := [r["image_auroc"] for r in of_method if r["texture"] == texture])
-            }
-            for method in (ours, other)
-            for of_method in [[r for r in runs if r["method"] == method and r["image_auroc"] is not None]]
-        }
+        means = {method: _means_by_texture(runs, method, "image_auroc") for method in (ours, other)}
         differences = [of - means[other][texture] for texture, of in means[ours].items() if texture in means[other]]
         if any(differences):
             p = wilcoxon(differences).pvalue

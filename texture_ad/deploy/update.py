@@ -77,7 +77,7 @@ def update(
     if detector.geometry.tiled:
         problem = "the detector cuts pictures into tiles and can't be updated; fit it again on all images"
         raise ParameterError("data.tile", min(detector.geometry.size), problem)
-    same = tuple(path for group in copies(paths) for path in group[1:])
+    same = dict.fromkeys(path for group in copies(paths) for path in group[1:])
     paths = [path for path in paths if path not in same]
     if len(paths) < 2:
         raise UserError(
@@ -99,7 +99,7 @@ def update(
         detector.provenance = extended(detector.provenance, images, source, paths, rate, pixel_rate)
     return Change(
         images=len(paths),
-        copies=same,
+        copies=tuple(same),
         threshold_before=before,
         threshold=detector.threshold.item(),
         above_before=int((scores > before).sum()),

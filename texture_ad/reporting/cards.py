@@ -13,7 +13,7 @@ from typing import Any
 from texture_ad.data.drift import ImageStatistics
 from texture_ad.data.layouts import Sample
 from texture_ad.reporting.metrics import ACCURACIES
-from texture_ad.reporting.tables import cell, markdown_table
+from texture_ad.reporting.tables import cell, markdown_table, printable
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,7 @@ def markdown(card: Card) -> str:
 
 def _line(text: str) -> str:
     """Return a text as one line of Markdown: names of files and folders must not form markup."""
-    flat = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-    return "".join(f"\\{c}" if c in "\\`*_[]<>#|" else c for c in flat)
+    return "".join(f"\\{c}" if c in "\\`*_[]<>#|" else c for c in printable(text))
 
 
 def _size(data: Mapping[str, Any]) -> str:

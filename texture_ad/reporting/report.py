@@ -21,7 +21,7 @@ import numpy as np
 from texture_ad.evaluation.metrics import outcome
 from texture_ad.files import write_text
 from texture_ad.reporting.cards import Card
-from texture_ad.reporting.tables import cell, metrics_rows
+from texture_ad.reporting.tables import cell, metrics_rows, printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -242,7 +242,7 @@ def _page(title: str, source: str, body: Iterable[str]) -> str:
 
 def _text(value: object) -> str:
     """Return anything as text that is safe in an element and in a quoted attribute, control characters escaped."""
-    shown = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(value))
+    shown = printable(str(value), kept="\n")
     return html.escape(shown, quote=True)
 
 

@@ -113,6 +113,16 @@ def _line(texts: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) 
     return f"| {' | '.join(padded)} |"
 
 
+def printable(text: str, kept: str = "") -> str:
+    r"""Return a text whose characters that can't be printed are escaped, but for those that are kept.
+
+    Examples:
+        >>> printable("a\x1b\n", kept="\n")
+        'a\\x1b\n'
+    """
+    return "".join(c if c.isprintable() or c in kept else ascii(c)[1:-1] for c in text)
+
+
 def mean_and_deviation(values: Sequence[float], digits: int) -> str:
     """Return "mean ± sample standard deviation" of one value for each seed; of a single value the mean alone."""
     found = spread(values)

@@ -39,6 +39,7 @@ from texture_ad.deploy.service.limits import (
 )
 from texture_ad.deploy.service.worker import Worker
 from texture_ad.errors import UserError
+from texture_ad.reporting.tables import printable
 
 DECODERS = 2  # photographs that are decoded or drawn at a time: each may take a gigabyte
 MAP_SIDE = 512  # pixels, of the longer side of a map in an answer
@@ -194,7 +195,7 @@ class Service:
     def _file(self, name: str) -> Any:
         """Give the path of a file that is removed at the end, and that the client calls so."""
         path = self.scorer.root / str(next(self._numbers))
-        self.scorer.names[path] = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)  # it is printed
+        self.scorer.names[path] = printable(name)
         try:
             yield path
         finally:

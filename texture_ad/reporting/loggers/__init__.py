@@ -52,6 +52,7 @@ def log_settings(loggers: Sequence[Logger], settings: dict[str, Any]) -> None:
         except Exception as error:
             if not (isinstance(logger, MLFlowLogger) and "Changing param values" in str(error)):
                 raise
+            print("warning: MLflow shows the settings of the run's first part; some have changed since", flush=True)
 
 
 def log_results(loggers: Sequence[Logger], folder: Path, metrics: Mapping) -> None:
