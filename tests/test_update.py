@@ -73,7 +73,7 @@ def test_the_promise_holds_for_new_images_of_the_kind_that_was_added(saved, fold
     told = detector.decision().false_alarms
     assert told.images == change.images == 59 and told.expected == pytest.approx(0.05)
     assert told.low <= share_above(detector, folders["later"]) <= told.high
-    assert change.above_before > 50 and change.above == 2
+    assert len(change.above_before) > 50 and change.above == 2
     assert len(detector.calibration_maxima) == 59
 
 
@@ -95,6 +95,7 @@ def test_the_command_writes_another_file_and_says_what_changed(saved, folders, c
     assert code == 0, errors
     assert "59 photographs" in out and "of 59 were above the threshold before, 2 are now" in out
     assert "of normal images 5.0% (95% interval" in out and str(target) in out
+    assert "of 59 images differ in brightness from the training images, first 0" in errors
     detector = load(target)
     assert saved.read_bytes() == before and int(detector.count) == 30 + 59
     assert detector.provenance.data_source == "a test and 59 photographs of new"
@@ -143,6 +144,25 @@ def test_a_copy_counts_once(saved, folders, tmp_path, command):
     assert code == 0 and "30 photographs are copies of others, left out" in out, errors
     assert "and 30 photographs of" in out and int(load(target).count) == 30 + 30
     assert len(load(target).calibration_scores) == 30
+
+
+def test_a_defect_among_good_photographs_is_named_and_the_threshold_that_it_lifts_told(
+    saved, folders, tmp_path, command
+):
+    detector = load(saved)
+    for i, path in enumerate(folders["calibration"]):
+        image = Image.open(path)
+        if i == 7:
+            image.paste((250, 0, 250), (4, 4, 20, 20))
+        image.save(tmp_path / path.name)
+    arguments = (f"detector={saved}", f"images={tmp_path}", f"output={tmp_path / 'updated.pt'}")
+    code, _, errors = command("update", *arguments)
+    assert code == 0, errors
+    above = detector(detector.read(*sorted(tmp_path.glob("*.png")))).scores > detector.threshold
+    assert (
+        above.sum() == 1 and f"look at those that were above the threshold, {tmp_path / '007.png'}: a defect" in errors
+    )
+    assert "the threshold rose by " in errors and "look at the photographs before you use" in errors
 
 
 def test_one_photograph_is_too_few(saved, folders):

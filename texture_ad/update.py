@@ -1,11 +1,15 @@
 """`python -m texture_ad.update detector=DETECTOR.pt images=FOLDER`: add good photographs to a saved detector."""
 
+import sys
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from texture_ad.cli.entry import hydra_main
 from texture_ad.errors import ParameterError
+
+LEARNT = "a defect among them would be normal from now on"
+STEEP = 2.0  # deviations of calibration scores, beyond which a threshold's rise is told
 
 
 @hydra_main("update")
@@ -30,10 +34,24 @@ def main(config: DictConfig) -> None:
     detector.save(target)
     if change.copies:
         print(f"note     {len(change.copies)} photographs are copies of others, left out: {listed(change.copies)}")
+    for sentence in change.unlike:
+        print(f"warning: {sentence}; from now on they count as like them", file=sys.stderr)
+    if change.above_before:
+        print(
+            f"warning: look at those that were above the threshold, {listed(change.above_before)}: {LEARNT}",
+            file=sys.stderr,
+        )
+    if change.rise > STEEP:
+        print(
+            f"warning: the threshold rose by {change.rise:.1f} deviations of the calibration scores of before; look at "
+            "the photographs before you use this detector",
+            file=sys.stderr,
+        )
     decision = detector.decision()
     print(
         f"update   {before} and {change.images} photographs of {source}\n"
-        f"new ones {change.above_before} of {change.images} were above the threshold before, {change.above} are now\n"
+        f"new ones {len(change.above_before)} of {change.images} were above the threshold before, "
+        f"{change.above} are now\n"
         f"decision threshold {change.threshold_before:.4g} before, {change.threshold:.4g} now; {decision.promise()}\n"
         f"detector {target}"
     )

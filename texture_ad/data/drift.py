@@ -1,5 +1,6 @@
 """Comparison of images with those that a detector was trained on: size, mode, brightness and contrast."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -115,6 +116,33 @@ def training_statistics(pictures: Iterable[tuple[Path, int]], grey: Tensor) -> I
         brightness=(float(mean[0]), float(spread[0])),
         contrast=(float(mean[1]), float(spread[1])),
     )
+
+
+class Unlike:
+    """Count in which respects images differ from the training images.
+
+    Attributes:
+        counts: how many images, by respect, such as "size".
+        first: the name and the difference of the first such image, by respect.
+    """
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.first: dict[str, str] = {}
+
+    def add(self, name: str, found: dict[str, str]) -> None:
+        """Count an image by its name and its `differences`."""
+        self.counts.update(found.keys())
+        for respect, sentence in found.items():
+            self.first.setdefault(respect, f"{name}: {sentence}")
+
+    def sentences(self, images: int) -> list[str]:
+        """Return a sentence for each respect, of this many images in all."""
+        told = []
+        for respect, count in self.counts.items():
+            what = "hold several" if respect == "frames" else f"differ in {respect} from the training images"
+            told.append(f"{count} of {images} images {what}, first {self.first[respect]}")
+        return told
 
 
 def either(first: ImageStatistics, second: ImageStatistics) -> ImageStatistics:

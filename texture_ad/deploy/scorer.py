@@ -4,7 +4,6 @@ Order of reading: `find_files`, `Scorer.score`, `predict`. `texture_ad.deploy.wa
 """
 
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from texture_ad.data.drift import brightness, differences
+from texture_ad.data.drift import Unlike, brightness, differences
 from texture_ad.data.images import header
 from texture_ad.data.layouts.files import files_below, is_image, listed, unread
 from texture_ad.data.pictures import Picture, read_scaled
@@ -199,9 +198,7 @@ class Scorer:
         images: how many images were scored.
         anomalous: how many of them are above the threshold.
         failed: a message for each file that could not be read.
-        unlike: how many images differ from the training images, by respect ("size", "mode", "brightness", "contrast"),
-            and how many files hold several images ("frames").
-        first: the description of the first such image, by respect.
+        unlike: counts the images that differ from the training images, and the files that hold several ("frames").
     """
 
     def __init__(
@@ -229,8 +226,7 @@ class Scorer:
         self.images = 0
         self.anomalous = 0
         self.failed: list[str] = []
-        self.unlike: Counter[str] = Counter()
-        self.first: dict[str, str] = {}
+        self.unlike = Unlike()
 
     def name(self, path: Path) -> str:
         """Return the name of a file in the results; bytes that are no Unicode are escaped."""
@@ -293,9 +289,7 @@ class Scorer:
         found = differences(statistics, image, grey) if statistics else {}
         if image.frames > 1:
             found["frames"] = f"holds {image.frames} images, of which the first alone is scored"
-        self.unlike.update(found.keys())
-        for respect, sentence in found.items():
-            self.first.setdefault(respect, f"{self.name(path)}: {sentence}")
+        self.unlike.add(self.name(path), found)
         return "; ".join(found.values())
 
     def _predictions(self, photographs: Readable) -> Iterator[tuple[Readable, Prediction | UserError]]:
@@ -401,9 +395,8 @@ class Scorer:
     def warnings(self) -> Iterator[str]:
         """Yield a sentence for each respect in which images differ from the training images."""
         means = "they are labelled unsure" if self.unsure else "their scores may mean little"
-        for respect, count in self.unlike.items():
-            what = "hold several" if respect == "frames" else f"differ in {respect} from the training images"
-            yield f"{count} of {self.images} images {what}, first {self.first[respect]}; {means}"
+        for sentence in self.unlike.sentences(self.images):
+            yield f"{sentence}; {means}"
         if self.provenance is None or self.provenance.training_images is None:
             yield "the detector holds no statistics of its training images; a drift would go unseen"
 

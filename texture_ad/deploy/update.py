@@ -13,12 +13,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from texture_ad.data.drift import brightness, either, training_statistics
+from texture_ad.data.drift import Unlike, brightness, differences, either, training_statistics
 from texture_ad.data.geometry import Shape
+from texture_ad.data.images import header
 from texture_ad.data.layouts import copies
 from texture_ad.environment import versions
 from texture_ad.errors import ParameterError, UserError
-from texture_ad.evaluation.calibration import FalseAlarmRate, images_needed
+from texture_ad.evaluation.calibration import FalseAlarmRate, images_needed, spread_of
 from texture_ad.files import content_digest
 from texture_ad.methods.base import AnomalyDetector, Measurement, Provenance
 from texture_ad.parameters import Count, checked
@@ -34,16 +35,20 @@ class Change(NamedTuple):
         copies: photographs that are copies of those, and were left out.
         threshold_before: of the image scores.
         threshold: now.
-        above_before: how many of the new photographs the detector called anomalous before.
-        above: now, each by a detector that has not learnt from it.
+        rise: from the one to the other, in deviations of the calibration scores of before.
+        above_before: new photographs that the detector called anomalous before, the highest score first.
+        above: how many it does now, each by a detector that has not learnt from it.
+        unlike: a sentence for each respect in which new photographs differ from the training images of before.
     """
 
     images: int
     copies: tuple[Path, ...]
     threshold_before: float
     threshold: float
-    above_before: int
+    rise: float
+    above_before: tuple[Path, ...]
     above: int
+    unlike: tuple[str, ...]
 
 
 @checked
@@ -90,20 +95,29 @@ def update(
         pixel_rate = _rate(detector, "pixel_false_alarm_rate", pixel_false_alarm_rate)
         check_count(len(paths), "pixel_false_alarm_rate", pixel_rate)
     before = detector.threshold.item()
+    spread = spread_of(detector.calibration_scores)
     images = read(detector, paths, batch_size)
     scores = torch.cat([detector(batch).scores for batch in images.split(batch_size)])
+    above = [path for score, path in sorted(zip(scores.tolist(), paths, strict=True), reverse=True) if score > before]
+    unlike = Unlike()
+    if detector.provenance is not None and detector.provenance.training_images is not None:
+        for path, grey in zip(paths, brightness(images), strict=True):
+            unlike.add(path.name, differences(detector.provenance.training_images, header(path), grey))
     measured = cross_fit(detector, images, batch_size)
     detector.update(images.split(batch_size))
     detector.calibrate_on(measured, rate, pixel_rate)
     if detector.provenance is not None:
         detector.provenance = extended(detector.provenance, images, source, paths, rate, pixel_rate)
+    threshold = detector.threshold.item()
     return Change(
         images=len(paths),
         copies=tuple(same),
         threshold_before=before,
-        threshold=detector.threshold.item(),
-        above_before=int((scores > before).sum()),
-        above=int((detector.calibration_scores > detector.threshold).sum()),
+        threshold=threshold,
+        rise=(threshold - before) / spread,
+        above_before=tuple(above),
+        above=int((detector.calibration_scores > threshold).sum()),
+        unlike=tuple(unlike.sentences(len(paths))),
     )
 
 
