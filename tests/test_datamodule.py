@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from texture_ad.cli.entry import CONF
+from texture_ad.data.batches import EpochShuffle
 from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.errors import ParameterError
 
@@ -58,6 +59,36 @@ def test_batches(root, cache_mb):
     assert sorted(i for b in data.train_dataloader() for i in b["index"].tolist()) == list(range(9))
 
 
+@pytest.mark.parametrize("cache_mb", [4096, 0])
+def test_labels_and_masks_are_those_of_their_images(root, cache_mb):
+    data = module(root, cache_mb=cache_mb, eval_batch_size=2)
+    batches = list(data.test_dataloader())
+    found = {key: torch.cat([batch[key] for batch in batches]) for key in ("label", "mask", "index")}
+    assert found["label"].tolist() == [sample.label for sample in data.test_samples] == [0, 0, 0, 1, 1, 1, 1]
+    assert found["mask"].flatten(1).any(1).int().tolist() == found["label"].tolist()
+    some = data.test_batch([5, 1])
+    assert some["label"].tolist() == [1, 0] and some["index"].tolist() == [5, 1]
+
+
+def test_every_seed_and_epoch_has_an_order_of_its_own():
+    orders = {}
+    for seed in range(4):
+        for epoch in range(4):
+            sampler = EpochShuffle(range(50), seed)
+            sampler.set_epoch(epoch)
+            orders[seed, epoch] = tuple(sampler)
+            assert sorted(orders[seed, epoch]) == list(range(50))
+    assert len(set(orders.values())) == 16 and tuple(EpochShuffle(range(50), 2)) == orders[2, 0]
+
+
+def test_whole_images_give_a_method_nothing_from_outside_the_region(root):
+    data = module(root, roi=[4, 4, 30, 40])
+    for loader in (data.normal_dataloader(), data.val_dataloader()):
+        for batch in loader:
+            assert torch.equal(batch["image"], data.interest.fill(batch["image"]))
+            assert not batch["mask"][:, ~data.interest.inside].any()
+
+
 def test_cached_and_decoded_images_are_equal(root):
     a, b = (next(iter(module(root, cache_mb=m).test_dataloader()))["image"] for m in (4096, 0))
     assert torch.equal(a, b)
@@ -76,6 +107,7 @@ def test_validation_pairs_normals_with_synthetic_defects(root):
     changed = (merged["image"][2:] != merged["image"][:2]).any(1)
     assert changed.flatten(1).any(1).all() and not merged["mask"][:2].any()
     assert (merged["mask"][2:] & ~changed).sum() == 0
+    assert not torch.equal(merged["mask"][2], merged["mask"][3])  # each image has a defect of its own
     again = torch.cat([p["image"] for p in module(root, eval_batch_size=1).val_dataloader()])
     assert torch.equal(again, merged["image"])
 

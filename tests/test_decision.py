@@ -1,6 +1,8 @@
 """From scores to a decision: what thresholds promise, levels, masks and regions, the result of a photograph."""
 
 import json
+import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -30,6 +32,21 @@ def test_the_promised_rate_holds_whatever_the_scores_are(count, rate):
             above += int((scores[count:] > conformal_threshold(scores[:count], rate)).sum())
             trials += 40
     assert rate - 1 / (count + 1) - 0.012 < above / trials < rate + 0.012
+
+
+@pytest.mark.parametrize("percent", [1, 3, 5, 7, 10, 15, 20, 29, 30, 45, 50])
+def test_the_threshold_is_the_score_of_the_rank_that_exact_fractions_give(percent):
+    rate = Fraction(percent, 100)
+    for count in range(1, 200):
+        assert images_needed(1 / (count + 1)) == count
+        rank = min(math.ceil((count + 1) * (1 - rate)), count)
+        assert conformal_threshold(torch.arange(1.0, count + 1).flip(0), percent / 100) == rank
+
+
+def test_a_threshold_below_all_scores_promises_nothing():
+    told = false_alarms(torch.arange(20.0), -1.0)
+    assert told.expected == told.high == 1 and told.low == pytest.approx(0.025 ** (1 / 20))
+    assert false_alarms(torch.zeros(0), 0.0)[:3] == (1, 0, 1)
 
 
 @pytest.mark.parametrize("count", [3, 19, 45])
@@ -79,6 +96,7 @@ def test_another_decision_needs_no_training(tmp_path):
     given = loaded.decision(threshold=49.5, pixel_threshold=3)
     assert (given.threshold, given.pixel_threshold, given.false_alarm_rate) == (49.5, 3, None)
     assert given.false_alarms.expected == pytest.approx(51 / 101)
+    assert given.pixel_false_alarms.expected == pytest.approx(100 / 101)
     assert loaded.decision(threshold=-1).false_alarms.expected == 1
 
 
@@ -107,6 +125,8 @@ def test_a_method_without_maps_has_no_threshold_of_pixels():
     for name in ("pixel_threshold", "pixel_false_alarm_rate"):
         with pytest.raises(ParameterError, match=f"{name}=0.1: method fusion has no anomaly map"):
             detector.decision(**{name: 0.1})
+    with pytest.raises(ParameterError, match="pixel_threshold=0: method fusion has no anomaly map"):
+        detector.decision(pixel_threshold=0)
 
 
 def test_scores_that_are_not_finite_set_no_threshold():
@@ -121,8 +141,21 @@ def test_levels_are_readable():
     scores = [*np.linspace(-5, 5, 101).tolist(), 1e3, 1e6]
     levels = [decision.level(score) for score in scores]
     assert all(a < b for a, b in zip(levels, levels[1:], strict=False)) and levels[0] > 0 and levels[-1] < 1
-    assert decision.level(decision.threshold) == 0.5
+    assert decision.level(decision.threshold) == 0.5 and not decision.is_anomalous(decision.threshold)
+    deviation = float(detector.calibration_scores.std(unbiased=False))
+    for away in (-2, 1, 3):
+        expected = 0.5 + 0.5 * away / (1 + abs(away))
+        assert decision.level(decision.threshold + away * deviation) == pytest.approx(expected)
     assert [level > 0.5 for level in levels] == [decision.is_anomalous(score) for score in scores]
+
+
+@pytest.mark.parametrize("scores", [torch.full((20,), 3.0), torch.zeros(20), torch.zeros(0)])
+def test_equal_scores_leave_levels_that_can_be_read(scores):
+    detector = untrained_detector()
+    detector.calibration_scores = scores
+    decision = detector.decision(threshold=3)
+    levels = [decision.level(score) for score in (2, 3, 4)]
+    assert 0 <= levels[0] < levels[1] == 0.5 < levels[2] <= 1
 
 
 # --- pixels -------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from PIL import Image
 from texture_ad.data.images import read_image, resize
 from texture_ad.deploy import notify
 from texture_ad.deploy.outputs import Wanted
-from texture_ad.deploy.scorer import Row, Scorer, find_images
+from texture_ad.deploy.scorer import Row, Scorer, find_files, find_images
 from texture_ad.deploy.scorer import predict as predict_files
 from texture_ad.deploy.watch import Rows, Stop, watch
 from texture_ad.errors import ParameterError, UserError
@@ -126,6 +126,7 @@ def test_images_unlike_the_training_images_are_warned_of(predict, photographs, t
     Image.fromarray(pixels[:50]).save(folder / "small.png")
     Image.fromarray(pixels).convert("L").save(folder / "grey.png")
     Image.fromarray(pixels // 4).save(folder / "dark.png")
+    Image.fromarray(pixels // 5).save(folder / "darker.png")
     code, _, errors, rows = predict(folder)
     warnings = {r["path"]: r["warning"] for r in rows}
     assert code == 0 and warnings["alike.png"] == ""
@@ -133,7 +134,8 @@ def test_images_unlike_the_training_images_are_warned_of(predict, photographs, t
     assert warnings["grey.png"].startswith("mode L, trained on RGB")
     assert "brightness" in warnings["dark.png"] and "contrast" in warnings["dark.png"]
     for respect in ("size", "mode", "brightness", "contrast"):
-        assert re.search(rf"warning: \d of 4 images differ in {respect}", errors)
+        assert re.search(rf"warning: \d of 5 images differ in {respect}", errors)
+    assert "2 of 5 images differ in brightness from the training images, first dark.png: brightness" in errors
 
 
 def test_a_file_of_several_images_is_told(predict, tmp_path):
@@ -213,6 +215,15 @@ def test_a_folder_inside_that_of_the_results_is_scored(photographs):
     assert find_images(photographs, photographs.parent) == find_images(photographs, photographs / "out") != []
 
 
+def test_files_of_ours_beside_the_images_are_no_strangers(tmp_path):
+    for name in ("0.png", "scores.csv", "overlays/0.png.jpg", "batch/1.png", "batch/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    found = find_files(tmp_path, tmp_path)
+    assert found.images == [tmp_path / "0.png", tmp_path / "batch/1.png"]
+    assert found.others == [tmp_path / "batch/notes.txt"]
+
+
 def test_hidden_images_are_left_out_and_a_folder_that_is_gone_has_none(tmp_path):
     for name in ("0.png", ".1.png", ".hidden/2.png", "batch/3.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -252,7 +263,10 @@ def test_a_switch_of_predict_has_its_own_name(predict, photographs, value):
     assert code == 2 and errors.startswith(f"error: masks={value}: expected")
 
 
-@pytest.mark.parametrize("images", [torch.rand(1, 3, 64, 64), torch.zeros(3, 64, 64, dtype=torch.uint8)])
+@pytest.mark.parametrize(
+    "images",
+    [torch.rand(1, 3, 64, 64), *(torch.zeros(*shape, dtype=torch.uint8) for shape in ((3, 64, 64), (1, 1, 64, 64)))],
+)
 def test_a_detector_takes_images_as_it_reads_them_alone(images):
     with pytest.raises(UserError, match=r"images: expected uint8 \(B, 3, H, W\)"):
         untrained_detector()(images)
@@ -260,7 +274,7 @@ def test_a_detector_takes_images_as_it_reads_them_alone(images):
 
 def test_rows_of_a_watched_folder_are_not_written_over(predict, photographs, tmp_path):
     with Rows(tmp_path / "out/scores.csv", 1.0) as rows:
-        rows.append([Row("a.png", "1", "0.5", "2.5")])
+        rows.append([Row("a.png", "1", "0.5", "2.5"), Row("b.png", warning="empty")])
         code, _, errors, _ = predict(photographs)
         assert code == 2 and "another process is writing to it" in errors
     with Rows(tmp_path / "out/scores.csv", 1.0) as rows:
@@ -300,6 +314,49 @@ def test_the_record_of_a_watched_folder_is_of_that_folder_alone(predict, saved, 
     code, _, errors, _ = predict(photographs)
     assert code == 2 and f"is the record of the watched folder {photographs}" in errors
     assert (output / "scores.csv").read_bytes() == record
+    (output / "scores.csv").unlink()
+    with Rows(output / "scores.csv", 1.0) as rows:
+        rows.append([Row("a.png", warning="empty")])  # which is of that folder too
+    with pytest.raises(ParameterError, match=f"has the rows of the watched folder {photographs}"):
+        watched(other)
+
+
+def test_a_file_is_scored_once_it_rests_and_a_broken_one_again_when_it_changes(
+    saved, photographs, tmp_path, monkeypatch
+):
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    whole = (photographs / "0.png").read_bytes()
+    first, broken = folder / "a.png", folder / "b.png"
+    steps = [
+        lambda: (first.write_bytes(whole[:900]), broken.write_bytes(b"no image")),
+        lambda: first.write_bytes(whole),
+        lambda: None,
+        lambda: broken.write_bytes(b"still no image"),
+        lambda: None,
+        lambda: broken.write_bytes(whole),
+        lambda: None,
+    ]
+
+    class Steps(Stop):
+        """Do a step between two looks, and stop after the last."""
+
+        def __init__(self):
+            self.asked = False
+
+        def wait(self, seconds):
+            if steps:
+                steps.pop(0)()
+            else:
+                self.asked = True
+
+    monkeypatch.setattr("texture_ad.deploy.watch.Stop", Steps)
+    told = []
+    scorer = Scorer(load(saved), folder, output, wanted=Wanted())
+    watch(scorer, folder, output, 8, 0.01, tell=lambda result: told.append((result["name"], bool(result["error"]))))
+    assert told == [("b.png", True), ("a.png", False), ("b.png", True), ("b.png", False)]
+    found = list(csv.DictReader((output / "scores.csv").open(newline="")))
+    assert [(row["path"], bool(row["score"])) for row in found] == [("b.png", False), ("a.png", True), ("b.png", True)]
 
 
 def test_a_receiver_that_is_silent_does_not_hold_up_the_end(monkeypatch, capsys):

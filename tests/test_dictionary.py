@@ -45,6 +45,15 @@ def test_atoms_have_unit_norm(features):
         assert torch.allclose(atoms.norm(dim=1), torch.ones(40), atol=1e-5)
 
 
+def test_atoms_that_nothing_uses_keep_their_norm():
+    g = torch.Generator().manual_seed(0)
+    features = torch.zeros(500, 6)
+    features[:, 0] = torch.rand(500, generator=g) + 0.5
+    atoms = torch.nn.functional.normalize(torch.randn(12, 6, generator=g), dim=1)
+    found, _ = update_atoms(features, atoms, None, 0.1, 50, 50, 1)
+    assert torch.allclose(found.norm(dim=1), torch.ones(12), atol=1e-5)
+
+
 def test_objective_decreases(features):
     values = [objective(features, a) for a in (initial_atoms(features, 40, 0), *stream(features, 6)[::2])]
     assert values[-1] < 0.9 * values[0]
@@ -105,7 +114,15 @@ def test_residuals_against_least_squares(features, coder):
 def test_coders_agree(features, nonzeros):
     atoms = stream(features, 3)[-1]
     spams, torched = (coder(features[:500], atoms, nonzeros) for coder in (by_spams, by_torch))
-    assert torch.allclose(spams, torched, atol=1e-3)
+    assert torch.allclose(spams, torched, atol=1e-3) and torched.min() >= 0
+
+
+@pytest.mark.parametrize("count", [16, 32, 144])
+def test_the_best_atom_is_found_among_any_number(count):
+    """Of a multiple of 16, as the default's 512, it is looked for in another way."""
+    y, atoms = (torch.randn(n, 24, generator=torch.Generator().manual_seed(n)) for n in (300, count))
+    atoms = torch.nn.functional.normalize(atoms, dim=1)
+    assert torch.allclose(by_torch(y, atoms, 5), by_spams(y, atoms, 5), rtol=1e-3, atol=1e-3)
 
 
 def test_more_atoms_a_code_never_raise_the_error_and_beat_plain_omp(features):
@@ -127,6 +144,33 @@ def test_error_bound_stops_early(features, coder):
     assert (loose >= tight - 1e-5).all() and loose.mean() > tight.mean()
 
 
+@CODERS
+def test_a_code_grows_until_its_squared_error_is_within_the_bound(features, coder):
+    atoms = stream(features, 3)[-1]
+    y = features[:200]
+    errors = torch.stack([y.square().sum(1), *(coder(y, atoms, n) for n in range(1, 9))])
+    within = errors <= 0.05
+    steps = torch.where(within.any(0), within.int().argmax(0), 8)
+    assert len(steps.unique()) > 4
+    assert torch.allclose(coder(y, atoms, 8, 0.05), errors.gather(0, steps[None])[0], atol=1e-4)
+
+
+def test_atoms_begin_as_different_features(features):
+    atoms = initial_atoms(features[:40], 40, 0)
+    nearest = (atoms @ torch.nn.functional.normalize(features[:40], dim=1).T).argmax(1)
+    assert sorted(nearest.tolist()) == list(range(40))
+
+
+def test_a_later_call_remembers_what_earlier_ones_have_seen(features):
+    first, second = features[:3000], features[3000:]
+    atoms, statistics = update_atoms(first, initial_atoms(features, 40, 0), None, 0.1, 20, 256, 1)
+    kept = statistics["A"].copy()
+    remembering, later = update_atoms(second, atoms, statistics, 0.1, 20, 256, 1)
+    forgetting, anew = update_atoms(second, atoms, None, 0.1, 20, 256, 1)
+    assert not torch.equal(remembering, forgetting)
+    assert later["iter"] > anew["iter"] and np.trace(later["A"]) > np.trace(kept) > 0
+
+
 def test_fewer_signals_than_atoms():
     atoms = initial_atoms(torch.randn(5, 8), 20, 0)
     assert torch.allclose(atoms.norm(dim=1), torch.ones(20)) and torch.unique(atoms, dim=0).shape[0] == 20
@@ -138,8 +182,12 @@ def test_spams_leaves_torchs_threads_alone():
         torch.set_num_threads(1)
         atoms = torch.nn.functional.normalize(torch.randn(8, 4), dim=1)
         by_spams(torch.randn(20, 4), atoms, 2)
-        update_atoms(torch.randn(50, 4), atoms, None, 0.1, 2, 10, -1)
-        assert torch.get_num_threads() == 1
+        for threads in (-1, 2):
+            update_atoms(torch.randn(50, 4), atoms, None, 0.1, 2, 10, threads)
+            assert torch.get_num_threads() == 1
+        for threads, used in ((-1, 1), (2, 2)):
+            with own_threads(threads) as count:
+                assert count == used
     finally:
         torch.set_num_threads(before)
 
@@ -189,3 +237,8 @@ def test_new_atoms_bring_their_gram_matrix(tmp_path):
 def test_settings_of_the_layers_are_checked(options, told):
     with pytest.raises(UserError, match=told):
         make("dictionary", channels=[6, 4], num_atoms=8, **options)
+
+
+def test_a_code_may_have_as_many_atoms_as_a_vector_has_numbers():
+    dictionary = make("dictionary", channels=[6, 4], num_atoms=8, last=1, nonzeros=4)
+    assert dictionary.dim == 4 and make("dictionary", channels=[6, 4], num_atoms=8, last=2).dim == 10

@@ -141,6 +141,31 @@ def test_a_few_pixels_of_the_maps_may_differ_and_no_score():
     assert exporting.largest_difference(expected | {"scores": scores}, expected) == pytest.approx(0.1)
 
 
+def test_of_a_small_map_every_pixel_counts():
+    expected = {"scores": torch.arange(2.0), "anomaly_maps": torch.arange(100.0).reshape(1, 10, 10)}
+    other = expected["anomaly_maps"].clone()
+    other[0, 4, 4] += 99
+    assert exporting.largest_difference(expected | {"anomaly_maps": other}, expected) == pytest.approx(1)
+
+
+def test_labels_may_differ_only_where_the_tolerance_covers_both():
+    scores = torch.tensor([0.0, 499.0, 501.0, 1000.0])
+    expected = {"scores": scores, "labels": (scores > 500).byte()}
+    for changed, found in (([], 0), ([1, 2], 0), ([0], 1), ([0, 2, 3], 2)):
+        labels = expected["labels"].clone()
+        labels[changed] = 1 - labels[changed]
+        assert exporting.deciding_otherwise({"labels": labels}, expected, 500.0, 0.0015) == found
+    labels = 1 - expected["labels"]
+    assert exporting.deciding_otherwise({"labels": labels}, expected, 500.0, 0.0005) == 4
+
+
+def test_a_detector_of_tiles_is_no_graph(saved, photographs, tmp_path):
+    detector = load(saved)
+    detector.set_geometry(Geometry((64, 64), 16, (130, 170)))
+    with pytest.raises(UserError, match="format=torch_export: a detector with tiles joins their maps outside"):
+        exporting.export(detector, tmp_path / "graph.pt2", "torch_export", pixels_of(photographs))
+
+
 def test_a_file_that_says_something_else_is_refused(saved, photographs, tmp_path, monkeypatch):
     detector = load(saved)
     other = load(saved)

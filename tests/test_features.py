@@ -197,3 +197,17 @@ def test_the_fusion_s_maps_are_its_patch_maps_enlarged_bicubically():
     measured = detector.measure(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8))
     expected = F.interpolate(detector.fuse(measured.parts)[:, None], (64, 64), mode="bicubic", align_corners=False)
     torch.testing.assert_close(detector.predict(measured, (64, 64)).anomaly_maps, expected[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_taught_weighs_as_much_as_there_are_images_to_teach_it():
+    parts = torch.randn(2, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+    weights = {"gaussian_weight": 2.0, "head_weight": 0.5, "flow_weight": 1.0, "dictionary_weight": 1.5}
+    for trust, images, learnt in ((40.0, 10, 0.2), (40.0, 120, 0.75), (0.0, 10, 1.0)):
+        detector = untrained_detector(trust=trust, **weights)
+        detector.set_trust(images)
+        gaussian, head, flow, dictionary = detector.standardised(parts).unbind(1)
+        expected = (1 - learnt) * 2 * gaussian + learnt * (0.5 * head + flow + 1.5 * dictionary)
+        torch.testing.assert_close(detector.fuse(parts), expected)
+        alone = untrained_detector(trust=trust, **{name: float(name == "gaussian_weight") for name in weights})
+        alone.set_trust(images)
+        torch.testing.assert_close(alone.fuse(parts), alone.standardised(parts)[:, 0])

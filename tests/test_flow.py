@@ -3,7 +3,7 @@ import torch
 from helpers import make
 
 from texture_ad.errors import UserError
-from texture_ad.models.flow import CouplingBlock, Flow, negative_log_likelihood
+from texture_ad.models.flow import AffineCoupling, CouplingBlock, Flow, negative_log_likelihood
 
 
 def trained(dim: int, blocks: int) -> Flow:
@@ -37,6 +37,29 @@ def test_no_feature_passes_a_block_unchanged():
     x = torch.randn(6, 20)
     y = block(x)[0]
     assert (y - x[block.permutation]).abs().amax(1).min() > 1e-3
+
+
+def test_the_log_scale_is_bounded_by_clamp_times_tanh():
+    torch.manual_seed(0)
+    coupling = AffineCoupling(3, 4, 8, clamp=1.5)
+    for p in coupling.parameters():
+        p.data = torch.randn_like(p)
+    k1 = torch.randn(3, 50)
+    s, t = coupling.scale_and_shift(k1)
+    bare, shift = coupling.out(coupling.hidden(k1.T).relu()).T.chunk(2)
+    assert torch.allclose(s, 1.5 * bare.tanh(), atol=1e-5) and torch.allclose(t, shift, atol=1e-5)
+
+
+def test_an_untrained_flow_standardises_by_what_it_tracked():
+    flow = make("flow", channels=[5], blocks=3, hidden=8)
+    x = torch.randn(400, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.1, 1, 3, 20, 0]) + 7
+    flow.track(x, 1.0)
+    t, log_det = flow(x)
+    # The feature that never changes stays finite.
+    assert t.mean(0).abs().max() < 1e-4 and torch.allclose(t.std(0).sort()[0], torch.tensor([0.0, 1, 1, 1, 1]))
+    assert torch.allclose(log_det, -x.std(0).clamp(min=1e-6).log().sum().expand(400))
+    flow.track(x + 4, 0.25)
+    assert torch.allclose(flow.center, x.mean(0) + 1)
 
 
 def test_likelihood_integrates_to_one():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import arguments, make, tiny_backbone
+from helpers import arguments, make, tiny_backbone, untrained_detector
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
@@ -11,6 +11,7 @@ from PIL import Image
 from texture_ad.data.geometry import STRIDE, Geometry, same_aspect, scaled_shape
 from texture_ad.data.images import header, read_image
 from texture_ad.errors import ParameterError, UserError
+from texture_ad.methods.base import Measurement, enlarge, smooth
 from texture_ad.methods.registry import load
 
 sides = st.integers(4, 20_000)
@@ -18,6 +19,7 @@ sides = st.integers(4, 20_000)
 
 @given(st.integers(32, 1024), st.lists(st.tuples(sides, sides), min_size=1, max_size=9))
 @example(244, [(4, 4), (4, 5), (3986, 4275)])  # nearly square, but not so nearly that it is made square
+@example(226, [(100, 106)])  # the multiple of STRIDE that is nearest to the longer side lies below the shorter one
 def test_the_shorter_side_is_as_given_and_the_longer_one_follows_the_median_aspect(shorter, shapes):
     height, width = scaled_shape(shorter, shapes)
     aspect = float(np.median([w / h for h, w in shapes]))
@@ -87,6 +89,14 @@ def test_a_run_keeps_the_aspect_and_names_what_it_stretches(tmp_path, command):
     assert 20 <= row <= 46 and 85 <= column <= 118
     with Image.open(next((tmp_path / "run/overlays/hole").glob("*.jpg"))) as panel:
         assert panel.width > 4 * 2 * 128
+
+
+def test_maps_are_smoothed_by_the_shorter_side():
+    detector = untrained_detector(sigma=8.0)
+    parts = torch.randn(2, 4, 8, 16)
+    maps = detector.predict(Measurement(None, parts), (64, 128)).anomaly_maps
+    expected = smooth(enlarge(detector.fuse(parts), (64, 128), "bicubic"), 8.0 * 64 / 224)
+    torch.testing.assert_close(maps, expected)
 
 
 def test_square_pictures_give_the_batches_that_they_gave_before(tmp_path):

@@ -8,7 +8,8 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from torchmetrics.functional.classification import binary_average_precision
 
 from texture_ad.errors import UserError
-from texture_ad.evaluation.metrics import aupro, image_intervals, image_metrics, pixel_metrics
+from texture_ad.evaluation.calibration import Decision, FalseAlarms
+from texture_ad.evaluation.metrics import aupro, image_intervals, image_metrics, pixel_metrics, prediction_metrics
 from texture_ad.evaluation.regions import resize_map
 
 
@@ -93,6 +94,56 @@ def test_a_share_of_the_normal_pixels_stands_for_all(monkeypatch):
         assert fewer[name] == pytest.approx(exact[name], abs=1e-2), name
 
 
+def test_a_share_is_of_all_images_alike(monkeypatch):
+    """Images differ: those that come last must not stand for more than the first."""
+    rng = np.random.default_rng(0)
+    maps = rng.standard_normal((60, 20, 20)) + np.linspace(-3, 3, 60)[:, None, None]
+    masks = np.zeros(maps.shape, bool)
+    masks[::2, :4, :4] = True
+    exact = pixel_metrics(maps, masks)
+    monkeypatch.setattr("texture_ad.evaluation.metrics.NORMAL_PIXELS", 3000)
+    for name in ("pixel_auroc", "aupro"):
+        assert pixel_metrics(maps, masks)[name] == pytest.approx(exact[name], abs=0.03)
+
+
+def test_a_test_sets_metrics_are_those_of_its_images_and_known_pixels():
+    rng = np.random.default_rng(0)
+    masks = [np.zeros((16, 24), bool) for _ in range(6)]
+    for mask in masks[3:]:
+        mask[3:9, 5:12] = True
+    masks[2] = masks[5] = None  # of unknown pixels
+    labels = np.array([0, 0, 0, 1, 1, 1])
+    scores = np.array([0.1, 0.7, 0.2, 0.9, 0.3, 0.8])
+    maps = rng.standard_normal((6, 8, 12)).astype(np.float32)
+    maps[3:, 1:5, 2:6] += 2
+    rate = FalseAlarms(0.05, 0.0, 0.2, 19)
+    decision = Decision(0.5, 1.0, 1, 1.0, rate, rate, 0.05, 0.05)
+    predictions = {"score": scores, "label": labels, "index": np.arange(6), "anomaly_maps": maps}
+    found = prediction_metrics(predictions | {"positions": None, "grid": (8, 12)}, decision, iter(masks))
+    assert found["image_auroc"] == pytest.approx(roc_auc_score(labels, scores)) and found["pixel_threshold"] == 1
+    known = [0, 1, 3, 4]
+    truth = np.stack([masks[i] for i in known]).ravel()
+    enlarged = np.stack([resize_map(maps[i], (16, 24)) for i in known])
+    assert found["pixel_auroc"] == pytest.approx(roc_auc_score(truth, enlarged.ravel()))
+    # Pixels are called anomalous in anomalous images alone.
+    called = (enlarged > 1) & (scores[known] > 0.5)[:, None, None]
+    assert found["seg_f1"] == pytest.approx(f1_score(truth, called.ravel()))
+    assert "pixel_auroc" not in prediction_metrics(predictions, decision, None)
+
+
+def test_draws_of_one_class_alone_leave_the_intervals_defined():
+    scores, labels = np.array([0.1, 0.4, 0.3, 0.5]), np.array([0, 0, 0, 1])
+    for low, high in image_intervals(scores, labels, 0.35).values():
+        assert 0 <= low <= high <= 1
+    maps = np.random.default_rng(0).standard_normal((4, 6, 6))
+    masks = np.zeros(maps.shape, bool)
+    masks[0] = True  # all of it
+    found = pixel_metrics(maps, masks)
+    for name in ("pixel_auroc", "pixel_ap", "aupro", "aupro_05"):
+        low, high = found[f"{name}_interval"]
+        assert 0 <= low <= high <= 1
+
+
 def test_best_f1_equals_the_best_of_all_thresholds():
     for seed in range(5):
         rng = np.random.default_rng(seed)
@@ -159,6 +210,15 @@ def test_aupro_counts_a_small_defect_as_much_as_a_large_one():
     small[0, 2:4, 2:4] = large[0, 10:30, 10:30] = 1
     assert aupro(small, masks) == pytest.approx(aupro(large, masks))
     assert pixel_metrics(small, masks)["pixel_auroc"] < pixel_metrics(large, masks)["pixel_auroc"] - 0.3
+
+
+def test_a_region_may_be_larger_than_small_integers_count():
+    masks = np.zeros((1, 300, 300), dtype=bool)
+    masks[0, :, :240] = True
+    maps = np.where(masks, np.linspace(2, 1, 300), 0).astype(np.float32)
+    assert aupro(maps, masks) == pytest.approx(1)
+    maps[0, :, 120:240] = -1  # half of the only region
+    assert aupro(maps, masks, 1.0) == pytest.approx(0.5)
 
 
 def test_aupro_regions_touch_at_corners_but_not_across_images():

@@ -84,6 +84,18 @@ def test_the_floor_is_that_of_maps_as_they_are_predicted():
     assert float(detector.map_floor) != pytest.approx(float(detector.fuse(parts)[:, counting].median()), rel=0.1)
 
 
+def test_outside_a_map_holds_no_more_than_what_is_typical():
+    detector = untrained_detector(80)
+    detector.roi = read_roi(BOX, (80, 100), (80, 80))
+    parts = torch.full((1, 4, 20, 20), 40.0) + torch.rand(1, 4, 20, 20)
+    for floor in (-3.0, 1e6, float("nan")):
+        detector.map_floor.fill_(floor)
+        maps = detector.predict(Measurement(None, parts), (80, 80)).anomaly_maps[0]
+        inside, outside = maps[detector.roi.inside], maps[~detector.roi.inside]
+        assert len(outside.unique()) == 1 and inside.min() > 0
+        assert outside[0] == floor if floor == -3 else outside[0] <= inside.min()
+
+
 def test_a_mask_a_box_and_a_border_say_the_same(tmp_path):
     Image.fromarray(INSIDE).save(tmp_path / "roi.png")
     box = read_roi(BOX, (80, 100), (40, 50)).inside
@@ -115,6 +127,21 @@ def test_another_region_is_refused_in_one_line(area, message):
 def test_positions_that_count_lie_inside_and_there_is_one(inside, height, width):
     counting, index = Roi(torch.from_numpy(inside)).positions((height, width), inside.shape)
     assert counting.any() and counting.flatten()[index].all()
+
+
+def test_a_position_counts_where_half_of_its_cell_does():
+    columns = torch.arange(32)[None].expand(32, 32)
+    for edge, expected in ((11, [1, 0, 0, 0]), (12, [1, 1, 0, 0]), (24, [1, 1, 1, 0]), (2, [1, 0, 0, 0])):
+        counting, _ = Roi(columns < edge).positions((4, 4), (32, 32))
+        assert counting.int().tolist() == [expected] * 4
+    beyond, _ = Roi(columns < 32).positions((2, 2), (40, 48))  # the map covers more than the picture
+    assert beyond.tolist() == [[True, False], [True, False]]
+
+
+def test_a_picture_is_dark_outside():
+    image = torch.full((3, 80, 100), 200, dtype=torch.uint8)
+    shown = Roi(torch.from_numpy(INSIDE)).shade(image)
+    assert shown.dtype == torch.uint8 and (shown[:, INSIDE] == 200).all() and (shown[:, ~INSIDE] == 70).all()
 
 
 def painted(picture, top, left):
@@ -267,6 +294,10 @@ def test_a_window_knows_which_of_its_pixels_count():
     assert torch.equal(roi.at((80, 100), Window(10, 80, 20, 30))[:, :20], roi.inside[10:30, 80:])
     assert not roi.at((80, 100), Window(10, 80, 20, 30))[:, 20:].any()
     assert torch.equal(roi.at((160, 200))[::2, ::2], roi.inside)
+    everything = Roi(torch.ones(80, 100, dtype=torch.bool))
+    expected = torch.zeros(20, 30, dtype=torch.bool)
+    expected[:10, :20] = True  # beyond the picture's edges nothing counts
+    assert torch.equal(everything.at((80, 100), Window(70, 80, 20, 30)), expected)
 
 
 def test_tiles_that_are_learnt_are_the_same_whatever_lies_outside(tmp_path):
@@ -327,6 +358,24 @@ def test_a_watched_folder_leaves_out_what_lies_outside(with_roi, tmp_path, monke
         assert (scores[~with_roi.inside] == scores.min()).all() and scores.max() > scores.min()
         red, green, blue = np.asarray(Image.open(tmp_path / f"overlays/{name}.png.jpg").convert("RGB"), int).T
         assert ((red > 230) & (green > 150) & (blue < 90)).any() == found  # the outline of a region
+
+
+def test_what_lies_outside_is_not_warned_of(tmp_path):
+    inside = torch.zeros(64, 64, dtype=torch.bool)
+    inside[:, :32] = True
+    pixels = np.random.default_rng(0).integers(90, 140, (64, 64, 3), np.uint8)
+    for name, left, right in (("plain", 0, 0), ("outside", 0, 110), ("inside", 110, 0)):
+        other = pixels.copy()
+        other[:, :32] += np.uint8(left)
+        other[:, 32:] += np.uint8(right)
+        Image.fromarray(other).save(tmp_path / f"{name}.png")
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    detector = untrained_detector(64, [tmp_path / "plain.png"], Roi(inside).fill(image), SHALLOW)
+    detector.roi = Roi(inside)
+    scorer = Scorer(detector, tmp_path, None)
+    paths = sorted(tmp_path.iterdir())
+    found = {result.name: result.warning for result in scorer.score(paths, scorer.read(paths))}
+    assert found["plain.png"] == found["outside.png"] == "" and "brightness" in found["inside.png"]
 
 
 def test_the_highest_positions_are_shown_within_the_region():

@@ -1,6 +1,9 @@
 """The report of a watched stream: its control charts against simulated streams, its page, its memory over restarts."""
 
+import errno
+import io
 import json
+import os
 import re
 import socket
 import threading
@@ -12,12 +15,13 @@ import pytest
 import torch
 
 from texture_ad.deploy.notify import notifier
-from texture_ad.deploy.scorer import Row
+from texture_ad.deploy.scorer import COLUMNS, Row
 from texture_ad.deploy.stream import RECENT, Stream, write_report
-from texture_ad.deploy.watch import Rows
+from texture_ad.deploy.watch import Rows, bytes_of_complete_rows
 from texture_ad.errors import ParameterError
 from texture_ad.evaluation.calibration import Decision, FalseAlarms, conformal_threshold, false_alarms
-from texture_ad.evaluation.stream import BLOCK, rank_chart, ranks, share_chart
+from texture_ad.evaluation.stream import BLOCK, WEIGHT, rank_chart, ranks, share_chart
+from texture_ad.files import csv_text
 
 
 def test_ranks_are_uniform_for_normal_images_whatever_their_scores():
@@ -34,6 +38,14 @@ def test_a_normal_stream_stays_in_control(count):
     rng = np.random.default_rng(1)
     out = [rank_chart(rng.normal(size=300), rng.normal(size=count)).out().mean() for _ in range(200)]
     assert np.mean(out) < 0.01
+
+
+def test_limits_are_three_deviations_of_a_weighted_mean_of_ranks():
+    chart = rank_chart(np.zeros(100), np.arange(50.0))
+    for t in (1, 2, 10, 100):
+        weights = WEIGHT * (1 - WEIGHT) ** np.arange(t)  # of the ranks, whose variance is 1 / 12
+        deviation = np.sqrt((weights**2).sum() / 12 + 1 / (12 * 50))
+        assert (chart.low[t - 1], chart.high[t - 1]) == pytest.approx((0.5 - 3 * deviation, 0.5 + 3 * deviation))
 
 
 def test_a_drift_below_the_threshold_is_seen_in_the_ranks_and_not_in_the_shares():
@@ -124,6 +136,36 @@ def test_a_restart_remembers_the_stream(tmp_path):
         third.append([Row("broken.png", "0.1", anomalous="0")])
         assert list(third.stream.counts.values()) == [3, 2, 0, 0]
         assert [above for _, above in third.stream.recent] == [True, True, False]
+
+
+def test_a_row_is_complete_with_the_line_break_after_its_name_s_own():
+    rows = [COLUMNS, Row("a\nb.png", "1.5"), Row('"c"\n.png', "2"), Row("d.png", "3")]
+    ends = [len(csv_text(rows[: n + 1])) for n in range(len(rows))]
+    content = csv_text(rows)
+    for cut in range(len(content) + 1):
+        expected = max((end for end in ends if end <= cut), default=0)
+        assert bytes_of_complete_rows(io.BytesIO(content[:cut])) == expected
+
+
+def test_a_write_that_fails_leaves_no_part_of_a_row(tmp_path, monkeypatch):
+    with Rows(tmp_path / "scores.csv", 1.0) as found:
+        found.append(rows([0.5], 1.0))
+        before = (tmp_path / "scores.csv").read_bytes()
+        write = os.write
+        calls = []
+
+        def half(file, content):
+            calls.append(len(content))
+            if len(calls) > 1:
+                raise OSError(errno.ENOSPC, "no space left")
+            return write(file, content[:5])
+
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+            patch.setattr(os, "write", half)
+            found.append([Row("late.png", "2")])
+        assert (tmp_path / "scores.csv").read_bytes() == before and "late.png" not in found.names
+        found.append([Row("late.png", "2")])
+        assert (tmp_path / "scores.csv").read_bytes() == before + csv_text([Row("late.png", "2")])
 
 
 # --- news for other programs --------------------------------------------------------------------------

@@ -2,21 +2,24 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers import arguments, baseline, make, untrained_detector
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from texture_ad.data.batches import PictureBatches, load_tiles
 from texture_ad.data.geometry import VIEW, Geometry, Tiling, Window, grid_windows, tiles
+from texture_ad.data.layouts import Sample
 from texture_ad.data.pictures import DamagedPicture, Picture
 from texture_ad.data.roi import Roi
 from texture_ad.errors import ParameterError, UserError
-from texture_ad.methods.base import Measurement
+from texture_ad.methods.base import Measurement, smooth
 from texture_ad.methods.registry import load
 
 shapes = st.tuples(st.integers(1, 700), st.integers(1, 700))
@@ -26,6 +29,7 @@ grids = st.tuples(st.integers(2, 20), st.integers(2, 20))
 
 @settings(deadline=None)
 @given(shapes, tile_shapes, st.integers(0, 31), grids)
+@example((68, 34), (34, 34), 0, (7, 7))  # 34 / (34 / 7) is a little more than 7
 def test_tiles_cover_a_picture_and_begin_at_whole_cells(picture, tile, overlap, grid):
     tiling = Tiling(picture, tile, overlap, grid)
     covered = np.zeros(picture, bool)
@@ -35,7 +39,10 @@ def test_tiles_cover_a_picture_and_begin_at_whole_cells(picture, tile, overlap, 
         covered[window.top : window.top + tile[0], window.left : window.left + tile[1]] = True
     assert covered.all() and len(tiling) == len(tiling.starts)
     for side, cells, length, n in zip(picture, tiling.shape, tile, grid, strict=True):
-        assert cells - 1 < side * n / length + 1e-6 and cells >= side * n / length - 1e-6
+        assert cells == -(-side * n // length)
+    for starts, length, n in zip(map(set, zip(*tiling.starts, strict=True)), tile, grid, strict=True):
+        steps = np.diff(sorted(starts)) * length / n
+        assert (steps <= max(length - overlap, length / n) + 1e-6).all()  # else neighbours overlap by less
 
 
 @settings(deadline=None)
@@ -46,6 +53,25 @@ def test_what_tiles_agree_on_is_joined_without_a_seam(picture, tile, overlap, gr
     whole = torch.rand(2, max(height, h), max(width, w), dtype=torch.float64)
     maps = torch.stack([whole[:, row : row + h, column : column + w] for row, column in tiling.starts])
     torch.testing.assert_close(tiling.join(maps), whole[:, :height, :width])
+
+
+def test_where_tiles_disagree_the_one_counts_more_that_sees_it_nearer_to_its_middle():
+    tiling = Tiling((64, 128), (64, 64), 32, (8, 8))
+    assert tiling.starts == [(0, 0), (0, 4), (0, 8)]
+    maps = torch.arange(3.0)[:, None, None, None].expand(3, 1, 8, 8)
+    joined = tiling.join(maps)[0]
+    assert torch.allclose(joined[:, :4], torch.zeros(8, 4)) and torch.allclose(joined[:, 12:], torch.full((8, 4), 2.0))
+    assert (joined.diff(dim=1)[:, 3:8] > 0).all()
+    torch.testing.assert_close(2 - joined.flip(1), joined)  # in a mirror all is alike
+    some = tiling.join(maps[2:] + 1, [2])[0]
+    assert torch.equal(some[:, :8], torch.zeros(8, 8)) and torch.allclose(some[:, 8:], torch.full((8, 8), 3.0))
+
+
+def test_a_joined_map_covers_as_much_of_a_view_as_its_cells_do():
+    tiling = Tiling((150, 211), (64, 64), 8, (8, 8))
+    assert tiling.shape == (19, 27)
+    assert tiling.covered((150, 211)) == (152, 216) and tiling.covered((300, 422)) == (304, 432)
+    assert Tiling((20, 30), (64, 64), 8, (2, 2)).covered((20, 30)) == (32, 32)
 
 
 @settings(deadline=None)
@@ -73,7 +99,16 @@ def test_the_view_is_small_and_of_the_pictures_aspect(pictures):
 
 @pytest.mark.parametrize(
     "change",
-    [{"overlap": 64}, {"overlap": None}, {"picture": [64]}, {"picture": [0, 4]}, {"size": [64, 9]}, {"other": 1}],
+    [
+        {"overlap": 64},
+        {"overlap": 64, "size": [64, 96]},
+        {"strips": 1},
+        {"overlap": None},
+        {"picture": [64]},
+        {"picture": [0, 4]},
+        {"size": [64, 9]},
+        {"other": 1},
+    ],
 )
 def test_a_geometry_of_a_stranger_is_checked(change):
     with pytest.raises((ParameterError, ValueError, TypeError)):
@@ -109,6 +144,44 @@ def test_a_large_picture_is_reduced_in_strips_as_in_one_piece(photograph, monkey
     monkeypatch.setattr("texture_ad.data.pictures.STRIP", 10**9)
     assert torch.equal(strips, Picture(path).scaled((30, 40)))
     assert abs(strips.float().mean() - pixels.mean()) < 1
+
+
+def test_a_tile_has_its_part_of_the_mask(photograph, tmp_path):
+    path, pixels = photograph
+    truth = np.zeros((150, 211), bool)
+    truth[20:40, 100:180] = truth[140:, 205:] = True
+    Image.fromarray(truth).save(tmp_path / "mask.png")
+    windows = [Window(0, 64, 64, 64), Window(10, 150, 64, 64), Window(96, 160, 64, 64)]
+    samples = [Sample(path, 1, "hole", tmp_path / "mask.png", window=window) for window in windows]
+    for (tile, mask), (top, left, _, _) in zip(load_tiles(samples), windows, strict=True):
+        part = truth[top : top + 64, left : left + 64]
+        expected = np.pad(part, ((0, 64 - part.shape[0]), (0, 64 - part.shape[1])))  # beyond the picture is no defect
+        assert np.array_equal(mask.numpy(), expected)
+        part = pixels[top : top + 64, left : left + 64]
+        assert np.array_equal(tile[:, : part.shape[0], : part.shape[1]].permute(1, 2, 0).numpy(), part)
+
+
+def test_a_flat_tile_is_learnt_from_where_others_show_something(tmp_path):
+    pixels = np.full((64, 128, 3), 90, np.uint8)
+    windows = [Window(0, 0, 64, 64), Window(0, 64, 64, 64)]
+    samples = [Sample(tmp_path / "a.png", window=window) for window in windows]
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"a\.png: one colour all over"):
+        load_tiles(samples, training=True)
+    pixels[30:34, 100:104] = 200
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert len(load_tiles(samples, training=True)) == 2
+
+
+def test_damaged_pictures_are_anomalous(photograph):
+    path, _ = photograph
+    samples, geometry = [Sample(path), Sample(path)], tiles((64, 64), 8, [(150, 211)])
+    plain, damaged = (PictureBatches(samples, geometry, seed) for seed in (None, 3))
+    assert plain.__getitems__([0, 1])["label"].tolist() == [0, 0]
+    batch = damaged.__getitems__([0, 1])
+    assert batch["label"].tolist() == [1, 1]
+    first, second = (np.asarray(picture.image) for picture in batch["image"])
+    assert not np.array_equal(first, second)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -155,6 +228,41 @@ def test_a_detector_scores_pictures_of_any_size(shape, tmp_path):
     assert (prediction.positions < torch.tensor(prediction.grid)).all() and (prediction.positions >= -1).all()
 
 
+def of_pictures(picture, **options):
+    """Return a detector of pictures of this size, in tiles of 64 pixels with maps of 8 x 8."""
+    detector = untrained_detector(**options)
+    detector.set_geometry(tiles((64, 64), 16, [picture]))
+    detector._tile_grid = (8, 8)
+    return detector
+
+
+def test_a_large_picture_s_map_is_smoothed_in_its_own_pixels_and_loses_no_peak(monkeypatch):
+    monkeypatch.setattr("texture_ad.data.geometry.VIEW", 40 * 60)
+    parts = torch.randn(1, 4, 50, 75)
+    for sigma in (0.0, 28.0):
+        detector = of_pictures((400, 600), sigma=sigma)
+        assert detector.geometry.view == (40, 60)
+        fused = detector.fuse(parts)
+        maps = detector.predict_picture(Measurement(None, parts), (400, 600)).anomaly_maps
+        pooled = torch.nn.functional.adaptive_max_pool2d(fused, (40, 60))
+        # 28 at a size of 224 are 8 pixels of a tile of 64, and 0.8 of a picture a tenth as large.
+        torch.testing.assert_close(maps, smooth(pooled, 0.8) if sigma else pooled)
+        if not sigma:
+            assert maps.max() == fused.max()
+
+
+@pytest.mark.parametrize(("picture", "grid"), [((80, 120), (10, 15)), ((320, 480), (40, 60))])
+def test_positions_are_those_of_a_typical_picture_s_map(picture, grid):
+    detector = of_pictures((160, 240), top=3, min_distance=100, gaussian_weight=1.0)
+    parts = torch.zeros(1, 4, *grid)
+    row, column = grid[0] // 2 + 1, grid[1] // 3
+    parts[:, :, row, column] = 50.0
+    found = detector.predict_picture(Measurement(None, parts), picture)
+    assert found.grid == (20, 30)
+    place = [math.floor((row + 0.5) * 20 / grid[0]), math.floor((column + 0.5) * 30 / grid[1])]
+    assert found.positions[0].tolist() == [place, [-1, -1], [-1, -1]]  # no other is so far away
+
+
 def test_what_padding_does_at_every_tile_s_edges_is_taken_back():
     """Whatever bias and scale a position has in all tiles, it is as all others afterwards; and nothing else changes."""
     torch.manual_seed(0)
@@ -175,11 +283,21 @@ def test_what_learns_positions_refuses_tiles(tmp_path):
         baseline("padim", make("backbone", ["backbone.weights=none"])).set_geometry(geometry)
 
 
+def test_a_detector_of_plates_is_loaded_as_it_was_saved(tmp_path):
+    detector = untrained_detector()
+    detector.whitening = make("whitening", channels=[detector.whitening.length])
+    detector.settings["whitening"] = detector.whitening.settings
+    detector.set_geometry(tiles((64, 64), 8, [(300, 300)]))
+    detector.save(tmp_path / "detector.pt")
+    assert detector.whitening.mode == load(tmp_path / "detector.pt").whitening.mode == "global"
+
+
 @pytest.mark.parametrize(("picture", "across"), [((64, 900), 0), ((900, 64), 1), ((60, 900), 0)])
 def test_a_strip_s_tiles_have_its_places(picture, across):
     """What lies across a strip lies at the same place in every tile, so that places are learnt as in whole images."""
     geometry = tiles((64, 64), 8, [picture])
     assert geometry.strips and Geometry.from_dict(geometry.to_dict()) == geometry
+    assert geometry.one_row(picture) and not geometry.one_row(picture[::-1])  # turned, its places are others
     assert {start[across] for start in geometry.tiling(picture, (8, 8)).starts} == {0}
     assert {window[across] for window in grid_windows(picture, (64, 64), 8)} == {0}
     detector = untrained_detector()

@@ -1,6 +1,7 @@
 """A saved detector that learns from more photographs: its promise for images to come, and the command's file."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from PIL import Image
 from texture_ad.data.drift import brightness, differences, either, training_statistics
 from texture_ad.data.geometry import Geometry
 from texture_ad.data.images import header
-from texture_ad.deploy.update import update
+from texture_ad.data.roi import Roi
+from texture_ad.deploy.update import extended, update
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.evaluation.calibration import conformal_threshold
 from texture_ad.methods.base import Provenance
@@ -191,6 +193,33 @@ def test_the_fusions_whitening_grows_and_nothing_else_does(folders):
             assert torch.allclose(tensor, right, rtol=1e-3, atol=1e-3 * float(right.abs().max())), name
         else:
             assert torch.equal(tensor.nan_to_num(), before.state_dict()[name].nan_to_num()), name
+
+
+def test_what_lies_outside_the_region_of_interest_teaches_nothing(saved, folders, tmp_path):
+    roi = Roi(torch.ones(SIZE, SIZE, dtype=torch.bool))
+    roi.inside[:, SIZE // 2 :] = False
+    found = []
+    for outside in (0, 255):
+        folder = tmp_path / str(outside)
+        folder.mkdir()
+        for path in folders["new"][:20]:
+            pixels = np.asarray(Image.open(path)).copy()
+            pixels[:, SIZE // 2 :] = outside
+            Image.fromarray(pixels).save(folder / path.name)
+        detector = load(saved)
+        detector.roi = roi
+        update(detector, folder, sorted(folder.iterdir()), 16, 0.05, 0.2)
+        found.append(detector.state_dict())
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
+
+
+def test_the_fingerprint_is_of_the_first_images_and_of_the_new_ones(saved, folders):
+    own = load(saved).provenance
+    others = [own, replace(own, data_fingerprint="1" * 16)]
+    source, paths = folders["new"][0].parent, folders["new"][:3]
+    images = torch.zeros(3, 3, SIZE, SIZE, dtype=torch.uint8)
+    found = [extended(one, images, source, chosen, 0.1, 0.2) for one in others for chosen in (paths, paths[:2])]
+    assert len({one.data_fingerprint for one in found}) == 4
 
 
 def test_what_cannot_grow_says_so(folders):

@@ -57,6 +57,13 @@ def test_each_layer_is_whitened_as_if_it_were_alone(mode):
     assert correlation.abs().max() > 0.3
 
 
+@pytest.mark.parametrize("mode", ["position", "global", "none"])
+def test_the_unit_of_the_features_means_nothing(mode):
+    patches = noise(60, 3, 6) @ noise(6, 6)
+    found = [fitted(make("whitening", channels=[6], components=4, mode=mode), unit * patches) for unit in (1, 1000)]
+    assert torch.allclose(found[0].abs(), found[1].abs(), rtol=1e-3, atol=1e-4)
+
+
 def test_a_layer_that_never_changes_is_no_obstacle():
     patches = torch.cat((noise(50, 3, 4), torch.ones(50, 3, 2)), 2)
     features = fitted(make("whitening", channels=[4, 2]), patches)
@@ -176,6 +183,8 @@ def test_what_is_of_one_picture_is_whitened_by_statistics_of_other_pictures():
         assert torch.allclose(found[pictures == picture], expected, rtol=1e-3, atol=1e-5)
     whitening.fit(lambda: copies[:10].split(4), torch.arange(5).repeat(2))
     assert not whitening.folds  # five pictures are too few, though they are ten images
+    whitening.fit(lambda: copies[:6].split(4), torch.arange(6))
+    assert len(whitening.folds) == 3  # two pictures in each
 
 
 def test_a_state_brings_its_number_of_positions():
