@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import make, tiny_backbone, untrained_detector
+from scipy.stats import t as student
 
 from texture_ad.data.geometry import Geometry
-from texture_ad.methods.base import enlarge
+from texture_ad.methods.base import Measurement, enlarge
 from texture_ad.methods.fusion.density import paste_all
 from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.explain import atom_crops, patch_labels, sample_features
@@ -182,6 +183,37 @@ def test_the_flows_map_is_centred_on_each_image_and_no_other_part_is():
     for part in (0, 1, 3):
         assert torch.equal(centred[:, part], plain[:, part])
     assert torch.allclose(centred[:, 2], plain[:, 2] - plain[:, 2].mean((1, 2), keepdim=True))
+
+
+def test_what_all_positions_share_counts_in_the_score_beyond_what_is_normal():
+    detector = untrained_detector(gaussian_weight=1.0, trust=0)
+    calibration = torch.randn(20, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    calibration[:, 2] += torch.linspace(-1, 1, 20)[:, None, None]
+    detector.calibrate_on([(Measurement(None, calibration), (64, 64))], 0.05, 0.2)
+    levels = detector.shared(calibration)
+    # Student's prediction interval: of normal distributions, one mean in a hundred lies beyond.
+    expected = levels.mean() + student.ppf(0.99, 19) * levels.std() * (1 + 1 / 20) ** 0.5
+    assert float(detector.shared_limit) == pytest.approx(float(expected), rel=1e-5)
+    blurred = calibration[:1].repeat(3, 1, 1, 1)
+    blurred[1, 2] += 50  # all over, where its compressed map is flat
+    blurred[2, 2] -= 50
+    found = detector.predict(Measurement(None, blurred), (64, 64))
+    excess = float(detector.shared(blurred)[1] - detector.shared_limit)
+    own = [float(detector.fuse(one[None]).flatten().topk(5)[0].mean()) for one in blurred]
+    assert found.scores.tolist() == pytest.approx([own[0], own[1] + 0.5 * detector.weights[2] * excess, own[2]])
+    assert own[1] < own[0] < found.scores[1]
+    plain = untrained_detector(gaussian_weight=1.0, trust=0, flow_centred=False)
+    plain.calibrate_on([(Measurement(None, calibration), (64, 64))], 0.05, 0.2)
+    own = float(plain.fuse(blurred[1:2]).flatten().topk(5)[0].mean())
+    assert float(plain.predict(Measurement(None, blurred[1:2]), (64, 64)).scores) == pytest.approx(own)
+
+
+def test_of_one_calibration_image_no_limit_can_be_told():
+    detector = untrained_detector()
+    detector.limit_shared(torch.tensor([0.3]))
+    assert float(detector.shared_limit) == float("inf")
+    parts = torch.randn(2, 4, 6, 6)
+    assert detector.predict(Measurement(None, parts), (64, 64)).scores.isfinite().all()
 
 
 @pytest.mark.parametrize("upsampling", ["bilinear", "bicubic"])

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from texture_ad.training.cache import Cache
 
 FORMAT = "texture_ad.detector"
-VERSION = 12
+VERSION = 13
 Upsampling = Literal["bilinear", "bicubic"]
 CPU_PIXELS = 2**20  # of the tiles that are measured at a time
 GPU_PIXELS = 2**22
@@ -367,16 +367,24 @@ class AnomalyDetector(nn.Module, ABC):
     def standardise(self, parts: Tensor) -> None:
         """Bring the parts (N, P, h, w) of all calibration images to one scale."""
 
+    def shared(self, parts: Tensor) -> Tensor:
+        """Return what all positions of each image have in common, (B,), of which the map may know nothing; here 0."""
+        return parts.new_zeros(len(parts))
+
+    def limit_shared(self, levels: Tensor) -> None:
+        """Set up to where that is normal, by what it is in the calibration images, (n,)."""
+
     def fuse(self, parts: Tensor) -> Tensor:
         """Return the patch maps (B, h, w) of the parts (B, P, h, w)."""
         return parts[:, 0]
 
-    def score(self, anomaly_maps: Tensor, top_scores: Tensor) -> Tensor:
+    def score(self, anomaly_maps: Tensor, top_scores: Tensor, parts: Tensor) -> Tensor:
         """Return the image scores (B,) of a method that scores by its map: its maximum.
 
         Args:
             anomaly_maps: (B, H, W).
             top_scores: (B, top), of the highest positions.
+            parts: (B, P, h, w), of which the maps are made.
         """
         return anomaly_maps.amax((1, 2))
 
@@ -446,7 +454,7 @@ class AnomalyDetector(nn.Module, ABC):
             lowest = maps.amin((1, 2), keepdim=True)
             lowest = torch.where(self.map_floor < lowest, self.map_floor, lowest)
             maps = torch.where(roi.inside.to(maps.device), maps, lowest)
-        scores = self.score(maps, top_scores) if measured.scores is None else measured.scores
+        scores = self.score(maps, top_scores, parts) if measured.scores is None else measured.scores
         return Prediction(scores, maps, positions, grid)
 
     @torch.no_grad()
@@ -607,6 +615,7 @@ class AnomalyDetector(nn.Module, ABC):
             # Pictures may differ in size: the values of all their positions in one row, (1, P, positions, 1).
             values = torch.cat([self._counted(parts, size) for parts, size in mapped], 1)
             self.standardise(gather(values.T).T[None, :, :, None])
+            self.limit_shared(gather(torch.cat([self.shared(self._inside(*one)) for one in mapped])))
             fused = [self._counted(self.fuse(self._inside(parts, size))[:, None], size) for parts, size in mapped]
             self.map_floor.copy_(gather(torch.cat(fused, 1).T).median())
         found = [_highest(self.conclude(*one)) for one in (*measured, *others)]

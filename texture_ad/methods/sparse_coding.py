@@ -99,6 +99,6 @@ class SparseCoding(Baseline):
         grid = [(n - s["patch"]) // s["stride"] + 1 for n in images.shape[-2:]]
         return Measurement(None, errors.view(images.shape[0], 1, *grid))
 
-    def score(self, anomaly_maps: Tensor, top_scores: Tensor) -> Tensor:
+    def score(self, anomaly_maps: Tensor, top_scores: Tensor, parts: Tensor) -> Tensor:
         """Return the mean of the highest positions, as Guo, Song, Ma have it."""
         return image_scores(top_scores)

@@ -26,6 +26,9 @@ from texture_ad.parameters import Count, NonNegative, checked
 
 SLICE = 2**18  # numbers of the features in a slice
 PARTS = ("gaussian", "head", "flow", "dictionary")  # of the score, in this order
+FLOW = PARTS.index("flow")
+RARE = 0.01  # share of normal images whose flow map's mean lies beyond the limit, were means normally distributed
+EXCESS = 0.5  # of the flow's weight, for what lies beyond
 
 
 @checked
@@ -47,7 +50,8 @@ class FusionModel(AnomalyDetector):
         head_weight: of the head's score.
         flow_weight: of the flow's likelihood.
         flow_centred: subtract the mean of each image's flow map, so that it says where an image is unlike the rest of
-            itself. What all positions share, such as exposure and focus, then counts only by the other parts.
+            itself. What all positions share, such as exposure and focus, then counts in the image's score alone, and
+            only as far as it goes beyond what calibration images share.
         dictionary_weight: of the dictionary's error.
         trust: training images at which head, flow and dictionary have half of their weight; 0 gives them all of it,
             and the Gaussian none unless it is alone.
@@ -58,6 +62,7 @@ class FusionModel(AnomalyDetector):
     Attributes:
         patch_statistics: (4, 2), a row for each of PARTS: mean and standard deviation over calibration patches.
         learnt: (), n / (n + trust).
+        shared_limit: (), up to where the mean of an image's flow map is normal; infinity where it can't be told.
         feature_cache: looks patch features up, or extracts them by the function that it is given; None extracts always.
 
     Raises:
@@ -71,6 +76,7 @@ class FusionModel(AnomalyDetector):
     upsampling = "bicubic"
     patch_statistics: Tensor
     learnt: Tensor
+    shared_limit: Tensor
 
     def __init__(
         self,
@@ -111,6 +117,7 @@ class FusionModel(AnomalyDetector):
         self.feature_cache: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor] | None = None
         self.register_buffer("patch_statistics", torch.tensor([[0.0, 1.0]] * len(PARTS)))
         self.register_buffer("learnt", torch.tensor(1.0))
+        self.register_buffer("shared_limit", torch.tensor(math.inf))
 
     def set_geometry(self, geometry: Geometry) -> None:
         """Set what the detector sees of a photograph, and how patch features of tiles are whitened.
@@ -240,6 +247,22 @@ class FusionModel(AnomalyDetector):
             found = torch.stack((gaussian, head, flow - flow.mean((1, 2), keepdim=True), dictionary), 1)
         return found
 
+    def shared(self, parts: Tensor) -> Tensor:
+        """Return the mean of each image's standardised flow map, (B,)."""
+        mean, deviation = self.patch_statistics[FLOW]
+        return torch.asinh((parts[:, FLOW] - mean) / deviation).mean((1, 2))
+
+    def limit_shared(self, levels: Tensor) -> None:
+        """Set up to where these means are normal, by those of the calibration images, (n,); of one it can't be told.
+
+        The upper end of Student's prediction interval for one more.
+        """
+        from scipy.special import stdtrit
+
+        count = len(levels)
+        reach = stdtrit(count - 1, 1 - RARE) * math.sqrt(1 + 1 / count) if count > 1 else math.inf
+        self.shared_limit.copy_(levels.mean() + reach * levels.std(unbiased=count > 1).clamp(min=1e-6))
+
     def fuse(self, parts: Tensor) -> Tensor:
         """Return the weighted sum (B, h, w) of the standardised parts (B, 4, h, w)."""
         gaussian, head, flow, dictionary = self.standardised(parts).unbind(1)
@@ -249,9 +272,17 @@ class FusionModel(AnomalyDetector):
         rest = 1 - self.learnt if any(w[1:]) else torch.ones_like(self.learnt)
         return rest * w[0] * gaussian + self.learnt * taught
 
-    def score(self, anomaly_maps: Tensor, top_scores: Tensor) -> Tensor:
-        """Return the mean of the highest positions, as Guo, Song, Ma have it."""
-        return image_scores(top_scores)
+    def score(self, anomaly_maps: Tensor, top_scores: Tensor, parts: Tensor) -> Tensor:
+        """Return the mean of the highest positions, as Guo, Song, Ma have it.
+
+        A centred flow map is lower, not higher, in an image that is abnormal all over: far from normal, its values are
+        compressed alike. So what all positions share counts beside it, beyond what is normal.
+        """
+        scores = image_scores(top_scores)
+        if not self.flow_centred:
+            return scores
+        excess = (self.shared(parts) - self.shared_limit).clamp(min=0)
+        return scores + EXCESS * self.learnt * self.weights[FLOW] * excess
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any], state: Mapping[str, Tensor], **parts: Any) -> "FusionModel":
