@@ -34,7 +34,7 @@ from experiments.textures import find_textures, job
 from texture_ad.errors import UserError
 from texture_ad.evaluation.metrics import metrics_at_masks
 from texture_ad.files import save_atomic
-from texture_ad.methods.fusion.model import PARTS, FusionModel
+from texture_ad.methods.fusion.model import FLOW, PARTS, FusionModel
 from texture_ad.reporting.tables import markdown_table
 
 LEFT_OUT = tuple(f"-{part}" for part in PARTS)
@@ -50,6 +50,7 @@ class Maps(NamedTuple):
         synthetic: of the same with synthetic defects.
         defects: (N, h, w), share of each position's cell that a synthetic defect covers.
         test: of the test images.
+        excess: (N,) of the images of each of these three, what their centred flow maps lack.
         labels: (N,) of the test images, 0 or 1.
         learnt: share of their weight that head, flow and dictionary have.
         weights: of the four parts, before that share.
@@ -59,6 +60,7 @@ class Maps(NamedTuple):
     synthetic: Tensor
     defects: Tensor
     test: Tensor
+    excess: dict[str, Tensor]
     labels: Tensor
     learnt: float
     weights: tuple[float, ...]
@@ -140,7 +142,9 @@ def criteria(maps: Maps, variant: Variant) -> dict[str, float]:
     """
     weights = variant.weights(maps)
     scored = {name: patch_maps(getattr(maps, name), weights, variant.sigma) for name in ("normal", "synthetic", "test")}
-    normal, synthetic, test = (image_scores(m, variant.top) for m in scored.values())
+    normal, synthetic, test = (
+        image_scores(made, variant.top) + weights[FLOW] * maps.excess[name] for name, made in scored.items()
+    )
     draws = len(synthetic) // len(normal)
     covered = maps.defects >= PASTED
     return {
@@ -189,12 +193,15 @@ def measure(folder: Path, draws: int) -> Maps:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     detector = load_fusion(folder, device)
 
-    def parts(images: Tensor) -> Tensor:
+    excess: dict[str, list[Tensor]] = {"normal": [], "synthetic": [], "test": []}
+
+    def parts(images: Tensor, name: str) -> Tensor:
         measured = detector.measure(detector.fill(images.to(device))).parts
         assert measured is not None
+        excess[name].append(detector.excess(measured).cpu())
         return detector.standardised(measured).cpu()
 
-    normal = torch.cat([parts(batch["image"]) for batch in data.calibration_dataloader()])
+    normal = torch.cat([parts(batch["image"], "normal") for batch in data.calibration_dataloader()])
     grid = (normal.shape[2], normal.shape[3])
     synthetic = []
     defects = []
@@ -203,12 +210,19 @@ def measure(folder: Path, draws: int) -> Maps:
         damaged = WithSyntheticDefects(data._calibration, data.seed + draw)
         for start in range(0, count, data.eval_batch_size):
             batch = damaged.__getitems__([count + i for i in range(start, min(start + data.eval_batch_size, count))])
-            synthetic.append(parts(batch["image"]))
+            synthetic.append(parts(batch["image"], "synthetic"))
             defects.append(F.adaptive_avg_pool2d(batch["mask"].float(), grid))
-    tested = [(parts(batch["image"]), batch["label"]) for batch in data.test_dataloader()]
+    tested = [(parts(batch["image"], "test"), batch["label"]) for batch in data.test_dataloader()]
     test, labels = (torch.cat(column) for column in zip(*tested, strict=True))
     return Maps(
-        normal, torch.cat(synthetic), torch.cat(defects), test, labels, float(detector.learnt), detector.weights
+        normal,
+        torch.cat(synthetic),
+        torch.cat(defects),
+        test,
+        {name: torch.cat(values) for name, values in excess.items()},
+        labels,
+        float(detector.learnt),
+        detector.weights,
     )
 
 

@@ -36,7 +36,8 @@ def maps_with_defects(part: int) -> Maps:
     defects = torch.zeros(20, 6, 6)
     defects[:, 2:5, 2] = 1
     labels = torch.tensor([0] * 6 + [1] * 6)
-    return Maps(normal, synthetic, defects, test, labels, learnt=0.5, weights=(3.0, 1.0, 1.0, 1.0))
+    excess = {"normal": torch.zeros(10), "synthetic": torch.zeros(20), "test": torch.zeros(12)}
+    return Maps(normal, synthetic, defects, test, excess, labels, learnt=0.5, weights=(3.0, 1.0, 1.0, 1.0))
 
 
 @pytest.mark.parametrize("part", range(4))
@@ -57,12 +58,23 @@ def test_the_default_scores_as_the_detector_does(trust):
     detector.set_trust(60)
     images = torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8)
     parts = detector.measure(images).parts
+    detector.shared_limit.fill_(detector.shared(parts).median())
     known = SimpleNamespace(learnt=float(detector.learnt), weights=detector.weights)
     fused = patch_maps(detector.standardised(parts), fused_weights(known))
     assert torch.allclose(fused, detector.fuse(parts), atol=1e-4)
     expected = scores_of_top(top_positions(detector.fuse(parts), 5, 1)[1])
     assert torch.allclose(image_scores(fused, 5), expected, atol=1e-4)
-    assert torch.allclose(detector(images).scores, expected, atol=1e-4)
+    excess = detector.excess(parts)
+    assert torch.allclose(detector(images).scores, expected + fused_weights(known)[2] * excess, atol=1e-4)
+    assert excess.min() == 0 < excess.max()
+
+
+def test_what_a_centred_map_lacks_counts_by_the_flows_weight():
+    maps = maps_with_defects(1)
+    maps.excess["test"] += 100 * maps.labels
+    every = variants()
+    assert criteria(maps, every["flow"])["test"] == criteria(maps, every["-head"])["test"] == 1
+    assert criteria(maps, every["gaussian"])["test"] < 0.85
 
 
 def test_smoothing_keeps_a_constant_map_and_the_mean_of_any_other():

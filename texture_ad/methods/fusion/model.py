@@ -253,15 +253,17 @@ class FusionModel(AnomalyDetector):
         return torch.asinh((parts[:, FLOW] - mean) / deviation).mean((1, 2))
 
     def limit_shared(self, levels: Tensor) -> None:
-        """Set up to where these means are normal, by those of the calibration images, (n,); of one it can't be told.
+        """Set up to where these means are normal, by those of the calibration images, (n,).
 
-        The upper end of Student's prediction interval for one more.
+        That is the upper end of Student's prediction interval for one more. Of one image it can't be told, and a map
+        that is not centred lacks nothing.
         """
         from scipy.special import stdtrit
 
         count = len(levels)
-        reach = stdtrit(count - 1, 1 - RARE) * math.sqrt(1 + 1 / count) if count > 1 else math.inf
-        self.shared_limit.copy_(levels.mean() + reach * levels.std(unbiased=count > 1).clamp(min=1e-6))
+        if self.flow_centred and count > 1:
+            reach = stdtrit(count - 1, 1 - RARE) * math.sqrt(1 + 1 / count)
+            self.shared_limit.copy_(levels.mean() + reach * levels.std())
 
     def fuse(self, parts: Tensor) -> Tensor:
         """Return the weighted sum (B, h, w) of the standardised parts (B, 4, h, w)."""
@@ -272,17 +274,17 @@ class FusionModel(AnomalyDetector):
         rest = 1 - self.learnt if any(w[1:]) else torch.ones_like(self.learnt)
         return rest * w[0] * gaussian + self.learnt * taught
 
-    def score(self, anomaly_maps: Tensor, top_scores: Tensor, parts: Tensor) -> Tensor:
-        """Return the mean of the highest positions, as Guo, Song, Ma have it.
+    def excess(self, parts: Tensor) -> Tensor:
+        """Return what centring took from each image's flow map beyond what is normal, as far as it counts, (B,)."""
+        return EXCESS * (self.shared(parts) - self.shared_limit).clamp(min=0)
 
-        A centred flow map is lower, not higher, in an image that is abnormal all over: far from normal, its values are
-        compressed alike. So what all positions share counts beside it, beyond what is normal.
+    def score(self, anomaly_maps: Tensor, top_scores: Tensor, parts: Tensor) -> Tensor:
+        """Return the mean of the highest positions, as Guo, Song, Ma have it, and what the flow map lacks.
+
+        A centred map is lower, not higher, in an image that is abnormal all over: far from normal, its values are
+        compressed alike.
         """
-        scores = image_scores(top_scores)
-        if not self.flow_centred:
-            return scores
-        excess = (self.shared(parts) - self.shared_limit).clamp(min=0)
-        return scores + EXCESS * self.learnt * self.weights[FLOW] * excess
+        return image_scores(top_scores) + self.learnt * self.weights[FLOW] * self.excess(parts)
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any], state: Mapping[str, Tensor], **parts: Any) -> "FusionModel":
