@@ -189,6 +189,7 @@ def test_check_refuses_settings_of_the_data(folder, command, argument, words):
         (["whitening.mode=position", "data.tile=48"], "error: whitening.mode=position: positions of tiles"),
         (["backbone.weights=nowhere.pt"], "error: backbone.weights=nowhere.pt"),
         (["method.coreset=2", "method=patchcore"], "error: method.coreset=2"),
+        (["pictures=no"], "error: pictures=no: expected true or false"),
     ],
 )
 def test_check_refuses_a_detector_that_a_run_could_not_build(folder, command, arguments, words):

@@ -200,7 +200,7 @@ def test_its_own_pictures_are_not_scored(predict, photographs, tmp_path):
         (["input=/nowhere"], "input=/nowhere: no such file or folder"),
         (["device=cuda:99"], "device=cuda:99: not available"),
         (["+colour=red"], "colour: no such key"),
-        (["masks=flase"], "masks=flase: expected one of True, False"),
+        (["masks=flase"], "masks=flase: expected true or false"),
         (["webhook=http://localhost/x"], "webhook=http://localhost/x: tells of a watched folder; add watch=true"),
         (["watch=true", "mqtt=mqtt://localhost:abc/topic"], "mqtt=URL: no URL"),
         (["watch=true", "webhook='http://[::1/x'"], "webhook=URL: no URL"),

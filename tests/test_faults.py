@@ -378,11 +378,19 @@ NUMBERS = sorted(
     for key, value in keys.items()
     if isinstance(value, int | float) and not isinstance(value, bool)
 ) + ["trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.max_epochs"]
+SWITCHES = sorted(
+    f"{group}.{key}"
+    for group, keys in WITH_NUMBERS.items()
+    if OmegaConf.is_dict(keys) and group != "logger"
+    for key, value in keys.items()
+    if isinstance(value, bool)
+)
+FAULTS = [(key, value) for value in ("text", ".nan", "-2", "true") for key in NUMBERS]
+FAULTS += [(key, "'no'") for key in SWITCHES]  # as Hydra reads it, a text
 
 
-@pytest.mark.parametrize("key", NUMBERS)
-@pytest.mark.parametrize("value", ["text", ".nan", "-2", "true"])
-def test_every_number_is_checked_and_named_by_its_key(key, value, tmp_path):
+@pytest.mark.parametrize(("key", "value"), FAULTS)
+def test_every_number_and_switch_is_checked_and_named_by_its_key(key, value, tmp_path):
     config = WITH_NUMBERS.copy()  # composing one for each would take longer than all the rest
     OmegaConf.update(config, key, yaml.safe_load(value))
     run = Run(config, tmp_path)

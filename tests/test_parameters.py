@@ -22,6 +22,8 @@ from texture_ad.parameters import Count, Fraction, Positive, Range, check, check
         (0, Annotated[float, Range(0, 1, above=True)], "expected a number above 0 and at most 1"),
         (-1, Count | None, "expected an integer of at least 1"),
         ("c", Literal["a", "b"], "expected one of a, b"),
+        ("no", bool, "expected true or false"),
+        (1, bool | None, "expected true or false"),
     ],
 )
 def test_what_is_out_of_its_range_is_named(value, annotation, problem):
@@ -32,7 +34,16 @@ def test_what_is_out_of_its_range_is_named(value, annotation, problem):
 
 @pytest.mark.parametrize(
     ("value", "annotation"),
-    [(1, Count), (1, Positive), (0.5, Fraction), (None, Count | None), ("a", Literal["a"]), ("any", str), (-1, int)],
+    [
+        (1, Count),
+        (1, Positive),
+        (0.5, Fraction),
+        (None, Count | None),
+        ("a", Literal["a"]),
+        (False, bool),
+        ("any", str),
+        (-1, int),
+    ],
 )
 def test_what_is_in_its_range_passes(value, annotation):
     check("x", value, annotation)

@@ -110,6 +110,8 @@ def test_the_command_writes_another_file_and_says_what_changed(saved, folders, c
     code, _, errors = command("update", f"detector={saved}", f"images={images}")
     assert code == 2 and f"output={target}: exists; give another file, or overwrite=true" in errors
     assert float(detector.pixel_threshold) == conformal_threshold(detector.calibration_maxima, 0.2)
+    code, _, errors = command("update", f"detector={saved}", f"images={images}", "overwrite=no")
+    assert code == 2 and "overwrite=no: expected true or false" in errors
     rates = ("false_alarm_rate=0.1", "pixel_false_alarm_rate=0.4")
     assert command("update", f"detector={saved}", f"images={images}", "overwrite=true", *rates)[0] == 0
     other = load(target)

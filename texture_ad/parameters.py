@@ -57,11 +57,10 @@ Finite = Annotated[float, Range(-math.inf)]
 Positive = Annotated[float, Range(0, above=True)]
 NonNegative = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
-Switch = Literal[True, False]
 
 
 def check(name: str, value: object, annotation: Any) -> None:
-    """Check one value against `Annotated[int | float, Range]`, `Literal[...]`, or either of them or None.
+    """Check one value against `Annotated[int | float, Range]`, `Literal[...]`, `bool`, or one of them or None.
 
     Other annotations are not checked. Only finite numbers pass as numbers; True and False are none.
 
@@ -76,6 +75,9 @@ def check(name: str, value: object, annotation: Any) -> None:
         (annotation, *more) = [option for option in options if option is not type(None)]
         if not more:
             check(name, value, annotation)
+    elif annotation is bool:  # a command line's "no" is a text, and so would count as true
+        if not isinstance(value, bool):
+            raise ParameterError(name, value, "expected true or false")
     elif origin is Literal:
         allowed = get_args(annotation)
         if value not in allowed:

@@ -40,7 +40,7 @@ from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.explain import atom_crops, sample_features
 from texture_ad.methods.registry import method_class
 from texture_ad.models.backbone import Backbone
-from texture_ad.parameters import NonNegativeInt, Range, Switch, check
+from texture_ad.parameters import NonNegativeInt, Range, check
 from texture_ad.reporting import charts, panels
 from texture_ad.reporting.cards import Card, Facts, data_card, markdown, model_card
 from texture_ad.reporting.loggers import log_results, log_settings, open_loggers
@@ -216,7 +216,8 @@ def check_settings(config: DictConfig) -> None:
     for name in ("false_alarm_rate", "pixel_false_alarm_rate"):
         check(name, config[name], FalseAlarmRate)
     check("examples", config.examples, NonNegativeInt)
-    check("cross_fit", config.cross_fit, Switch)
+    for name in ("cross_fit", "pictures"):
+        check(name, config[name], bool)
 
 
 def prepare_data(run: Run) -> None:

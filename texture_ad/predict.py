@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from texture_ad.cli.entry import hydra_main
 from texture_ad.errors import ParameterError
-from texture_ad.parameters import Count, Positive, Switch, check
+from texture_ad.parameters import Count, Positive, check
 
 # Arguments of `AnomalyDetector.decision`, which `serve` and `export` take as well.
 DECISION = ("false_alarm_rate", "pixel_false_alarm_rate", "threshold", "pixel_threshold", "min_area")
@@ -30,7 +30,7 @@ def main(config: DictConfig) -> None:
     check("interval", config.interval, Positive)
     check("engine", config.engine, EngineName)
     for name in (*Wanted._fields, "watch", "unsure"):
-        check(name, config[name], Switch)
+        check(name, config[name], bool)
     for name in OF_WATCH:
         if config[name] is not None and not config.watch:
             raise ParameterError(name, config[name], "tells of a watched folder; add watch=true")

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from texture_ad.cli.entry import hydra_main
 from texture_ad.environment import not_installed
 from texture_ad.errors import UserError
-from texture_ad.parameters import Count, Switch, check
+from texture_ad.parameters import Count, check
 from texture_ad.predict import DECISION
 
 
@@ -28,7 +28,7 @@ def main(config: DictConfig) -> None:
     check_token(config.host, config.token)
     check("batch_size", config.batch_size, Count)
     check("engine", config.engine, EngineName)
-    check("unsure", config.unsure, Switch)
+    check("unsure", config.unsure, bool)
     limits = Limits(config.max_mb, config.max_pixels, config.max_requests, config.rate, config.timeout)
     keep_freed_memory()
     detector = load(config.detector, config.device, config.allow)

@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 
 from texture_ad.cli.entry import hydra_main
 from texture_ad.errors import ParameterError
+from texture_ad.parameters import check
 
 LEARNT = "a defect among them would be normal from now on"
 STEEP = 2.0  # deviations of calibration scores, beyond which a threshold's rise is told
@@ -20,6 +21,7 @@ def main(config: DictConfig) -> None:
     from texture_ad.deploy.update import update
     from texture_ad.methods.registry import load
 
+    check("overwrite", config.overwrite, bool)
     before = Path(config.detector)
     target = Path(config.output or before.with_name(f"{before.stem}_updated{before.suffix}"))
     if target.exists() and not config.overwrite:
