@@ -117,6 +117,7 @@ def test_source_is_named(root, monkeypatch, tmp_path):
     monkeypatch.setenv("TEXTURE_AD_CACHE", str(tmp_path))
     assert "generated, not a benchmark" in make("data", root=None, category="wood").source_name
     assert make("data", ["data=folder"], root=str(root / "carpet")).source_name == "folder carpet"
+    assert make("data", ["data=folder", "data.category=2024"], root=str(root / "carpet")).category == "2024"
 
 
 def test_fingerprint_follows_the_bytes(root, tmp_path):

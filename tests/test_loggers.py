@@ -223,6 +223,19 @@ def test_an_alias_is_a_name(tmp_path):
         wandb.wandb_logger(tmp_path, **DEFAULTS | {"aliases": ["a/b"]})
 
 
+def test_a_number_is_a_name_too(tmp_path, monkeypatch):
+    from texture_ad.reporting.loggers.mlflow import mlflow_logger
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    numbers = dict.fromkeys(("project", "entity", "group", "job_type", "name", "registry"), 2024)
+    run = wandb.wandb_logger(tmp_path / "wandb", **numbers, tags=[2024], aliases=[2024]).experiment
+    run.finish()
+    assert (run.project, run.group, run.name, run.tags) == ("2024", "2024", "2024", ("2024",))
+    logger = mlflow_logger(str(tmp_path / "mlflow"), 2024, 7, None)
+    assert logger.experiment.get_run(logger.run_id).info.run_name == "7"
+
+
 def test_mlflow_without_a_server_is_a_users_error(tmp_path, monkeypatch):
     from texture_ad.reporting.loggers.mlflow import mlflow_logger
 

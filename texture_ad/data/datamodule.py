@@ -136,7 +136,7 @@ def locate(
     if not folder.is_dir():
         raise ParameterError("root", root, "no such folder")
     if source == "folder":
-        name = category or folder.resolve().name
+        name = str(category or folder.resolve().name)  # a command line's 2024 is a number
         return folder, name, f"folder {name}"
     return _locate_category(folder, category, layout)
 

@@ -21,7 +21,7 @@ from texture_ad.errors import ParameterError, UserError
 from texture_ad.evaluation.curves import roc_curve
 from texture_ad.evaluation.metrics import outcome
 from texture_ad.files import write_text
-from texture_ad.reporting.loggers import DETECTOR_FILES
+from texture_ad.reporting.loggers import DETECTOR_FILES, as_text
 from texture_ad.reporting.loggers.wandb_server import offline_reason
 from texture_ad.reporting.panels import overlay_path
 from texture_ad.training.distributed import is_rank_zero
@@ -79,22 +79,23 @@ def wandb_logger(
     Raises:
         UserError: the server refused the key, or an alias has a / or :.
     """
+    aliases = [str(alias) for alias in aliases]
     if any(character in alias for alias in aliases for character in "/:"):
-        raise ParameterError("logger.wandb.aliases", list(aliases), "expected names without / and :")
+        raise ParameterError("logger.wandb.aliases", aliases, "expected names without / and :")
     if not is_rank_zero():
         return WandbLogger(save_dir=save_dir)  # which leaves the logging to rank zero
     folder = Path(save_dir)
     folder.mkdir(parents=True, exist_ok=True)
     names: dict[str, str | None] = dict(zip(("group", "name", "job_type"), run_names(folder), strict=True))
-    given = {k: v for k, v in (("group", group), ("name", name), ("job_type", job_type)) if v}
-    names |= {"project": project, "entity": entity, "id": _run_id(folder)}
+    given = {k: as_text(v) for k, v in (("group", group), ("name", name), ("job_type", job_type)) if v}
+    names |= {"project": as_text(project), "entity": as_text(entity), "id": _run_id(folder)}
     options: dict[str, Any] = {
         **(_agents_names() or names),
         **given,
         "dir": str(folder),
         "resume": "allow",
         "settings": _settings(),
-        "tags": [tag for tag in tags if tag],
+        "tags": [str(tag) for tag in tags if tag],
     }
     # Not left to Lightning, which passes settings that W&B warns of.
     run = _begin(folder, partial(wandb.init, **options))
