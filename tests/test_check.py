@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from helpers import composed
+from omegaconf import OmegaConf
 from PIL import Image
 
 from texture_ad.data import importing, inspection
@@ -190,12 +192,29 @@ def test_check_refuses_settings_of_the_data(folder, command, argument, words):
         (["backbone.weights=nowhere.pt"], "error: backbone.weights=nowhere.pt"),
         (["method.coreset=2", "method=patchcore"], "error: method.coreset=2"),
         (["pictures=no"], "error: pictures=no: expected true or false"),
+        (["cache=foo"], "error: cache=foo: expected one of sweep, always, never"),
+        (["cache=always", "cache_gb=-1"], "error: cache_gb=-1: expected a number above 0"),
+        (["pruning=median"], "error: pruning: cuts trials of a search"),
     ],
 )
 def test_check_refuses_a_detector_that_a_run_could_not_build(folder, command, arguments, words):
     code, out, errors = command("check", "data=folder", f"data.root={folder}", *arguments)
     assert code == 2 and words in errors and out.endswith("refused  a run would be\n")
     assert len(errors.splitlines()) == 1 and "training 5 images" in out
+
+
+def test_check_refuses_a_folder_that_holds_another_run(folder, command, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "detector.pt").touch()
+    (run / "config.yaml").write_text(OmegaConf.to_yaml(composed("data=folder", f"data.root={folder}"), resolve=True))
+    arguments = ["check", "data=folder", f"data.root={folder}", f"run_dir={run}"]
+    assert command(*arguments)[0] == 0
+    code, out, errors = command(*arguments, "false_alarm_rate=0.1")
+    assert code == 2 and f"run_dir={run}: holds a run with false_alarm_rate=0.05, not 0.1" in errors and "refused " in out
+    (run / "metrics.json").write_text('{"data_fingerprint": "of other images"}')
+    code, _, errors = command(*arguments)
+    assert code == 2 and f"run_dir={run}: its images changed since" in errors
 
 
 def test_a_table_of_a_known_folder_lists_what_the_folder_does(folder, capsys):

@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from texture_ad.cli.advice import advised
-from texture_ad.cli.experiment import hushed_libraries
+from texture_ad.cli.experiment import check_start, hushed_libraries
 from texture_ad.cli.explain import explain
 from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.data.images import Reading
@@ -18,6 +18,7 @@ from texture_ad.errors import ParameterError, UserError
 from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.stages import make_stages
 from texture_ad.pipeline import Run, build, check_settings, make
+from texture_ad.training.run_folder import check_fingerprint
 
 
 def check_data(config: DictConfig) -> list[str]:
@@ -77,12 +78,14 @@ def _set_up(data: TextureDataModule) -> list[str]:
 
 
 def _not_built(config: DictConfig, data: TextureDataModule) -> list[str]:
-    """Build all that is trained for images that can be read, as a run does, and return why that was refused."""
+    """Start as a run does with images that can be read, build all that is trained, and return why that was refused."""
     run = Run(config, Path(config.run_dir))
     run.data = data
     try:
         with hushed_libraries():
+            check_start(config)
             check_settings(config)
+            check_fingerprint(run.folder, data.fingerprint)
             run.make("augmentation")
             run.trainer("stage1")
             detector = build(run)

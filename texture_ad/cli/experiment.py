@@ -21,7 +21,7 @@ from texture_ad.cli.naming import key_of
 from texture_ad.cli.settings import check_same, stage1_settings, unused
 from texture_ad.cli.sweep import OBJECTIVE, check_images, finished, is_search
 from texture_ad.errors import UserError
-from texture_ad.parameters import check
+from texture_ad.parameters import Positive, check
 from texture_ad.training.run_folder import holds_run, read_metrics
 
 
@@ -65,9 +65,10 @@ def check_start(config: DictConfig) -> None:
     """Check that an experiment can start in its folder, or resume there.
 
     Raises:
-        UserError: its folder holds a run of other settings, `cache` has no such value, or there is nothing to prune.
+        UserError: its folder holds a run of other settings, the cache's are out of range, or there is nothing to prune.
     """
     check("cache", config.cache, Literal["sweep", "always", "never"])
+    check("cache_gb", config.cache_gb, Positive)
     searching = in_sweep() and is_search(HydraConfig.get().sweeper)
     if config.get("pruning") and not (searching and config.method.name == "fusion"):
         raise UserError("pruning: cuts trials of a search of method=fusion short, and this is none; use pruning=none")
