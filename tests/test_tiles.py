@@ -225,6 +225,8 @@ def test_a_detector_scores_pictures_of_any_size(shape, tmp_path):
     prediction = detector(detector.read(tmp_path / "a.png", tmp_path / "a.png"))
     assert prediction.anomaly_maps.shape == (2, 128, 128) and prediction.scores.isfinite().all()
     assert prediction.scores[0] == prediction.scores[1]
+    with pytest.raises(UserError, match="cuts pictures into tiles; give what `read` returns"):
+        detector(torch.from_numpy(pixels).permute(2, 0, 1)[None])
     assert (prediction.positions < torch.tensor(prediction.grid)).all() and (prediction.positions >= -1).all()
 
 

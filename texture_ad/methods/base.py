@@ -471,9 +471,11 @@ class AnomalyDetector(nn.Module, ABC):
         """Measure images at once, or whole pictures one after the other; return the size with each measurement.
 
         Raises:
-            UserError: a picture that can't be read, or a tensor of another type or shape.
+            UserError: a picture that can't be read, or a tensor of another type or shape, or where tiles are cut.
         """
         if isinstance(images, Tensor):
+            if self.geometry.tiled:  # it would be taken for a whole picture, or for a tile of one
+                raise UserError("images: the detector cuts pictures into tiles; give what `read` returns, no tensor")
             if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
                 told = f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
                 raise UserError(f"images: expected uint8 (B, 3, H, W), as `read` gives them, not {told}")
