@@ -183,6 +183,13 @@ def test_oc_svm_is_scikit_learns(backbone, loader, images):
     assert np.allclose(detector(images).scores, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["one_nn", "oc_svm"])
+def test_a_single_training_image_is_the_most_normal_one(backbone, images, name):
+    detector = fitted(baseline(name, backbone), [{"image": images[:1]}])
+    scores = detector(images).scores
+    assert scores.isfinite().all() and (scores[0] < scores[1:]).all()
+
+
 def test_sparse_coding_finds_what_its_atoms_cant_explain(loader):
     detector = fitted(baseline("sparse_coding", num_atoms=48, nonzeros=3), loader)
     assert torch.allclose(detector.atoms.norm(dim=1), torch.ones(48), atol=1e-5)

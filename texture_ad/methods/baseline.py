@@ -16,6 +16,11 @@ def image_features(backbone: Backbone, images: Tensor) -> Tensor:
     return backbone.in_slices(lambda part: backbone(part)[-1].float().mean((2, 3)), images)
 
 
+def deviations(x: Tensor) -> Tensor:
+    """Return the standard deviation of each feature, (C,), of images (N, C); 1 for a single image, which has none."""
+    return x.std(0).clamp(min=1e-6) if len(x) > 1 else torch.ones_like(x[0])
+
+
 def distances(x: Tensor, bank: Tensor) -> Tensor:
     """Return Euclidean distances (N, M) of the rows of x (N, C) and bank (M, C)."""
     # By itself torch decides by the number of rows, which an exported graph leaves open.

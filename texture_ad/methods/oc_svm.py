@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from texture_ad.methods.base import Measurement
-from texture_ad.methods.baseline import Baseline, Batches, distances, image_features
+from texture_ad.methods.baseline import Baseline, Batches, deviations, distances, image_features
 from texture_ad.models.backbone import Backbone
 from texture_ad.parameters import Range, checked
 
@@ -54,7 +54,7 @@ class OneClassSVM(Baseline):
         device = self.mean.device
         x = torch.cat([image_features(self.backbone, batch["image"].to(device)) for batch in batches])
         self.mean.copy_(x.mean(0))
-        self.scale.copy_(x.std(0).clamp(min=1e-6))
+        self.scale.copy_(deviations(x))
         standardised = ((x - self.mean) / self.scale).cpu().numpy()
         svm = Estimator(kernel="rbf", gamma=1 / x.shape[1], nu=self.settings["nu"]).fit(standardised)
         for name, value in (("support", svm.support_vectors_), ("weights", svm.dual_coef_[0])):

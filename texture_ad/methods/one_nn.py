@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from texture_ad.methods.base import Measurement
-from texture_ad.methods.baseline import Baseline, Batches, image_features, nearest
+from texture_ad.methods.baseline import Baseline, Batches, deviations, image_features, nearest
 from texture_ad.models.backbone import Backbone
 from texture_ad.parameters import Count, checked
 
@@ -48,10 +48,13 @@ class OneNN(Baseline):
         device = self.mean.device
         x = torch.cat([image_features(self.backbone, batch["image"].to(device)).cpu() for batch in batches])
         mean = x.mean(0)
-        scale = x.std(0).clamp(min=1e-6)
-        pca = PCA(min(self.settings["components"], *x.shape), svd_solver="full").fit(((x - mean) / scale).numpy())
+        scale = deviations(x)
+        directions = torch.eye(x.shape[1])
+        if len(x) > 1:  # a single image varies in no direction
+            pca = PCA(min(self.settings["components"], *x.shape), svd_solver="full").fit(((x - mean) / scale).numpy())
+            directions = torch.from_numpy(pca.components_).to(x.dtype)
         self.mean.copy_(mean)
-        self.projection = (torch.from_numpy(pca.components_).to(x.dtype) / scale).to(device)
+        self.projection = (directions / scale).to(device)
         self.normals = x.to(device)
 
     def measure(self, images: Tensor) -> Measurement:
