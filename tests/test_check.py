@@ -211,7 +211,9 @@ def test_check_refuses_a_folder_that_holds_another_run(folder, command, tmp_path
     arguments = ["check", "data=folder", f"data.root={folder}", f"run_dir={run}"]
     assert command(*arguments)[0] == 0
     code, out, errors = command(*arguments, "false_alarm_rate=0.1")
-    assert code == 2 and f"run_dir={run}: holds a run with false_alarm_rate=0.05, not 0.1" in errors and "refused " in out
+    assert (
+        code == 2 and f"run_dir={run}: holds a run with false_alarm_rate=0.05, not 0.1" in errors and "refused " in out
+    )
     (run / "metrics.json").write_text('{"data_fingerprint": "of other images"}')
     code, _, errors = command(*arguments)
     assert code == 2 and f"run_dir={run}: its images changed since" in errors

@@ -13,6 +13,7 @@ import pytest
 from helpers import arguments, environment, few_photographs
 
 import texture_ad
+from texture_ad import environment as environment_module
 
 POSIX_ONLY = {
     "crypt",
@@ -128,6 +129,16 @@ def imports(path: Path):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
+
+
+@pytest.mark.parametrize(("limit", "free"), [(1000, 1000 - 700 + 600), ("max", None)])
+def test_what_a_container_keeps_of_files_is_free_memory(tmp_path, monkeypatch, limit, free):
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text("700\n")
+    (tmp_path / "memory.stat").write_text("anon 90\nfile 610\ninactive_file 600\nactive_file 10\n")
+    monkeypatch.setattr(environment_module, "_CGROUP", tmp_path)
+    found = environment_module.available_memory()
+    assert found == free if free else found > 1000  # that of the machine
 
 
 def test_no_module_needs_posix_to_be_imported():

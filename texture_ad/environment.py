@@ -7,6 +7,7 @@ from contextlib import suppress
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from pathlib import Path
 
+_CGROUP = Path("/sys/fs/cgroup")  # a container's account of itself
 PACKAGES = ("texture_ad", "torch", "torchvision", "lightning", "spams-bin", "numpy", "timm")
 
 
@@ -62,7 +63,8 @@ def available_memory() -> int | None:
         except (ValueError, OSError, AttributeError):
             return None
     with suppress(OSError, ValueError):  # of a container; "max" is no number
-        group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
-        free = min(free, limit - used)
+        limit, used = (int((_CGROUP / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
+        # Files that were read count as used, though the system drops them as soon as memory is asked for.
+        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
+        free = min(free, limit - used + int(stat.get("inactive_file", 0)))
     return free
