@@ -230,6 +230,9 @@ def test_a_table_of_a_known_folder_lists_what_the_folder_does(folder, capsys):
         assert own == {(s.path, s.label, s.kind, s.mask) for s in getattr(found, side)}
     assert importing.main([str(folder)]) == 2
     assert "exists already" in capsys.readouterr().err
+    (folder / "file").touch()
+    assert importing.main([str(folder), str(folder / "file/images.csv")]) == 2
+    assert f"error: {folder}/file/images.csv: can't be written (" in capsys.readouterr().err
 
 
 def test_a_kind_of_defect_named_as_a_label_stays_one(folder, capsys):

@@ -13,6 +13,7 @@ from miniatures import ANOMALOUS, MINIATURES, NORMAL, draw, mvtec, several, visa
 from PIL import Image
 
 from texture_ad.data.datamodule import LayoutName
+from texture_ad.data.importing import rows_of
 from texture_ad.data.layouts import (
     LAYOUTS,
     Layout,
@@ -81,6 +82,10 @@ def test_the_split_beside_the_categories_of_visa_says_which_images_test(tmp_path
     assert found.name == "visa" and not found.undivided and len(found.train) == 6
     assert [sample.path.name for sample in found.test if not sample.label] == ["1.JPG", "4.JPG"]
     assert sum(sample.mask is not None for sample in found.test) == 3
+    (tmp_path / "other").mkdir()
+    own = rows_of(found, candle)
+    assert own == rows_of(scan(tmp_path / "other/../candle"), tmp_path / "other/../candle")
+    assert (own[0]["path"], own[-1]["mask"]) == ("Data/Images/Normal/0.JPG", "Data/Masks/Anomaly/2.png")
     monkeypatch.chdir(candle)
     assert scan(Path()).train[0].path == Path("Data/Images/Normal/0.JPG") and len(scan(Path()).train) == 6
     with pytest.raises(UserError, match="has no rows of lamp"):

@@ -1,4 +1,6 @@
+import errno
 import io
+import os
 import shutil
 import tarfile
 
@@ -103,6 +105,21 @@ def test_wrong_counts_import_nothing(folder, tmp_path, capsys):
     assert main([str(packed(folder, tmp_path / "a.tar.xz")), str(tmp_path / "root")]) == 2
     assert "published are 280 and 117" in capsys.readouterr().err
     assert list((tmp_path / "root").iterdir()) == []
+
+
+def test_a_target_that_cannot_be_written_is_named(folder, tmp_path, small_counts, capsys, monkeypatch):
+    archive = packed(folder, tmp_path / "a.tar.xz")
+    (tmp_path / "file").touch()
+    for root in (tmp_path / "file", tmp_path / "file/root"):
+        assert main([str(archive), str(root)]) == 2
+        assert f"error: {root}: can't be written (" in capsys.readouterr().err
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(mvtec.shutil, "copyfileobj", full)
+    assert main([str(archive), str(tmp_path / "root")]) == 2
+    assert capsys.readouterr().err.endswith(f"into {tmp_path}/root (No space left on device)\n")
 
 
 def member(name, **fields):

@@ -4,6 +4,7 @@ A table is what `data.table` reads: edit it, then run with it.
 """
 
 import argparse
+import os
 import shlex
 import sys
 from collections import Counter
@@ -35,14 +36,18 @@ def rows_of(layout: Layout, folder: Path) -> list[dict[str, str]]:
 
 
 def _row(folder: Path, sample: Sample, split: str) -> dict[str, str]:
-    mask = "" if sample.mask is None else sample.mask.relative_to(folder).as_posix()
     return {
-        "path": sample.path.relative_to(folder).as_posix(),
+        "path": _below(folder, sample.path),
         "label": label_of(sample.kind) if sample.label else "good",
-        "mask": mask,
+        "mask": "" if sample.mask is None else _below(folder, sample.mask),
         "split": split,
         "group": sample.group,
     }
+
+
+def _below(folder: Path, path: Path) -> str:
+    """Return a path relative to a folder; both may have "..", which a table of a split takes out of its paths."""
+    return Path(os.path.relpath(path, folder)).as_posix()
 
 
 def guessed_rows(folder: Path) -> list[dict[str, str]]:
@@ -85,7 +90,7 @@ def write_table(folder: Path, table: Path) -> list[dict[str, str]]:
         table: CSV file, which must not exist.
 
     Raises:
-        UserError: no images, or the table exists.
+        UserError: no images, or the table exists or can't be written.
     """
     if table.exists():
         raise UserError(f"{table}: exists already, and may have been edited; move it away, or name another file")
@@ -94,7 +99,11 @@ def write_table(folder: Path, table: Path) -> list[dict[str, str]]:
     except UserError:
         known = None
     rows = rows_of(scan(folder, known), folder) if known else guessed_rows(folder)
-    write_atomic(table, csv_text([tuple(COLUMNS), *([row[column] for column in COLUMNS] for row in rows)]))
+    text = csv_text([tuple(COLUMNS), *([row[column] for column in COLUMNS] for row in rows)])
+    try:
+        write_atomic(table, text)
+    except OSError as error:
+        raise UserError(f"{table}: can't be written ({error.strerror}); name another file") from error
     return rows
 
 

@@ -81,7 +81,7 @@ def _unpack(archive: Path, root: Path, work: Path) -> list[str]:
     """Unpack all categories of an archive into `work`, and return their names.
 
     Raises:
-        UserError: no category, an unsafe member, a damaged archive, or a category that `root` has already.
+        UserError: no category, an unsafe member, a damaged archive, a category that `root` has already, or a full disk.
     """
     found: list[str] = []
     try:
@@ -93,6 +93,8 @@ def _unpack(archive: Path, root: Path, work: Path) -> list[str]:
                         raise UserError(f"{root / category}: exists already; move it away to import it anew")
                 _write_member(tar, member, work / category / rest)
     except (tarfile.TarError, EOFError, OSError, LZMAError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's, which is not about the content
+            raise UserError(f"{archive}: can't be unpacked into {root} ({error.strerror})") from error
         raise UserError(f"{archive}: can't be unpacked ({error}); download it again") from error
     if not found:
         raise UserError(f"{archive}: holds no category of MVTec AD ({', '.join(COUNTS)})")
@@ -112,9 +114,17 @@ def _check_counts(archive: Path, category: str, folder: Path) -> None:
 
 @contextmanager
 def _working_folder(root: Path) -> Iterator[Path]:
-    """Make a folder under `root` for the time of an import."""
-    root.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=".importing-", dir=root))
+    """Make a folder under `root` for the time of an import.
+
+    Raises:
+        UserError: there can be none.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=".importing-", dir=root))
+    except OSError as error:
+        problem = f"can't be written ({error.strerror}); give a folder that gets the categories"
+        raise UserError(f"{root}: {problem}") from error
     try:
         yield work
     finally:
@@ -134,8 +144,8 @@ def import_archive(archive: Path, root: Path) -> list[str]:
         The categories imported.
 
     Raises:
-        UserError: not an archive, a member that is unsafe, too large, wrong counts, or a category that `root` has
-            already.
+        UserError: not an archive, a member that is unsafe, too large, wrong counts, or a folder that can't be written
+            or has a category already.
     """
     archive = Path(archive)
     root = Path(root)
