@@ -10,9 +10,10 @@ import torch
 from helpers import make
 from PIL import Image
 
-from texture_ad.data.layouts import check_masks, files_below, scan
+from texture_ad.data.layouts import check_masks, files_below, samples, scan
 from texture_ad.errors import UserError
 from texture_ad.evaluation.metrics import pixel_metrics, prediction_metrics
+from texture_ad.files import content_digest
 
 
 def grey(path, seed=0, high=256, size=40):
@@ -172,7 +173,7 @@ def test_twelve_bits_keep_their_levels_and_later_images_are_read_alike(tmp_path,
     assert torch.equal(seen, module.test_batch([0])["image"][0]) or tile
 
 
-def test_all_frames_of_a_file_are_samples(folder):
+def test_all_frames_of_a_file_are_samples(folder, monkeypatch):
     frames = [Image.new("L", (40, 40), 50 * i) for i in range(4)]
     frames[0].save(folder / "test/good/0.gif", save_all=True, append_images=frames[1:])
     first = data(folder)
@@ -182,6 +183,9 @@ def test_all_frames_of_a_file_are_samples(folder):
     assert found == [f"test/good/0.gif#{i}" for i in (1, 2, 3, 4)] and module.warnings == []
     means = next(iter(module.test_dataloader()))["image"].float().mean((1, 2, 3))
     assert means[[sample.path.suffix == ".gif" for sample in module.test_samples]].tolist() == [0, 50, 100, 150]
+    read = []
+    monkeypatch.setattr(samples, "content_digest", lambda path: read.append(path) or content_digest(path))
+    assert len(module.fingerprint) == 16 and read.count(folder / "test/good/0.gif") == 1
 
 
 def test_the_frames_of_a_file_lie_in_one_part(folder):

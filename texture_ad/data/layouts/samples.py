@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -193,12 +194,13 @@ def fingerprint(layout: Layout, folder: Path, others: Iterable[Path] = ()) -> st
         folder: of the category; names are relative to it.
         others: files whose bytes count as well.
     """
+    digest_of = cache(content_digest)  # a file is read once, not once for each of its frames
     total = hashlib.sha256()
     for side, samples in (("train", layout.train), ("calibration", layout.calibration), ("test", layout.test)):
         for sample in samples:
             total.update(os.fsencode(f"{side} {sample.kind} {sample.below(folder)}"))
             for path in filter(None, (sample.path, sample.mask)):
-                total.update(content_digest(path))
+                total.update(digest_of(path))
     for path in others:
-        total.update(content_digest(path))
+        total.update(digest_of(path))
     return total.hexdigest()[:16]
