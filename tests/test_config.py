@@ -13,6 +13,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from texture_ad.cli.entry import CONF
+from texture_ad.cli.settings import unused
 from texture_ad.data.geometry import Geometry
 from texture_ad.methods.registry import method_class
 from texture_ad.pipeline import Run
@@ -70,6 +71,24 @@ def test_paper_protocol_is_the_papers():
         assert compose("config", ["protocol=paper", "flow.blocks=4"]).flow.blocks == 4
     assert (config.backbone.name, config.data.size, config.data.batch_size) == ("alexnet", 128, 2)
     assert (config.flow.blocks, config.trainer.max_epochs, config.data.eval_batch_size) == (8, 270, 32)
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (["data.tile=64", "data.size=128"], {"data.tile=64": ["data.size"]}),
+        (["data.overlap=8", "data.size=128"], {"data.tile=null": ["data.overlap"]}),
+        (["augmentation.flips=true"], {"augmentation.copies=0": ["augmentation.flips"]}),
+        (["augmentation=light", "augmentation.gamma=0.1"], {}),
+        (["whitening.mode=none", "whitening.components=8"], {"whitening.mode=none": ["whitening.components"]}),
+        (
+            ["score.dictionary_weight=0", "dictionary.nonzeros=2"],
+            {"score.dictionary_weight=0": ["dictionary.nonzeros"]},
+        ),
+    ],
+)
+def test_settings_that_others_make_useless_are_told(given, why):
+    assert unused(composed(*given), [override.partition("=")[0] for override in given]) == why
 
 
 def test_help_has_every_group_choice_and_default_and_imports_nothing_heavy():

@@ -69,6 +69,8 @@ _OF_FUSION = (
     *("cutpaste", "whitening", "head", "flow", "representation", "density", "features", "dictionary", "detection"),
     *("score", "trainer.max_epochs", "trainer.gradient_clip_val", "trainer.accumulate_grad_batches"),
 )
+_OF_TILES = ("data.overlap", "data.max_tiles")
+_OF_COPIES = tuple(f"augmentation.{name}" for name in ("brightness", "gamma", "gradient", "flips", "turns"))
 _JOINING = ("backbone.neighborhood", "backbone.scale", "backbone.grid")  # of layers
 _UNUSED: dict[str, tuple[str, ...]] = dict.fromkeys(
     ("padim", "patchcore", "one_nn", "oc_svm"), (*_OF_FUSION, *_JOINING, "backbone.frozen", "data.batch_size")
@@ -99,8 +101,13 @@ def unused(config: DictConfig, keys: Iterable[str]) -> dict[str, list[str]]:
                 without["score.head_weight=0"] = ("head", "density.pasted_images")
         if not config.score.dictionary_weight:
             without["score.dictionary_weight=0"] = ("dictionary", "detection")
-    if config.data.get("tile", False) is None:
-        without["data.tile=null"] = ("data.overlap", "data.max_tiles")
+        if config.whitening.get("mode") == "none":
+            without["whitening.mode=none"] = ("whitening.components",)
+    if "tile" in config.data:
+        tile = config.data.tile
+        without |= {"data.tile=null": _OF_TILES} if tile is None else {f"data.tile={tile}": ("data.size",)}
+    if config.augmentation.get("copies") == 0:
+        without["augmentation.copies=0"] = _OF_COPIES
     found: dict[str, list[str]] = {}
     for key in dict.fromkeys(keys):
         for why, parts in without.items():
