@@ -83,6 +83,25 @@ def test_classes_of_others_are_allowed_by_name(allowed):
     check_config(OmegaConf.create({"logger": {"x": {"_target_": "a.b.C"}}, "allow": [allowed]}), "config")
 
 
+@pytest.mark.parametrize(
+    ("config_name", "key"),
+    [
+        *((name, "detector") for name in ("predict", "update", "serve", "export")),
+        ("predict", "input"),
+        ("predict", "output"),
+        ("update", "images"),
+    ],
+)
+def test_a_path_that_is_needed_is_not_null(config_name, key):
+    with pytest.raises(UserError, match=f"^{key}=null: expected a path$"):
+        check_config(OmegaConf.create({key: None}), config_name)
+
+
+def test_a_path_may_be_null_or_not_given_yet():
+    check_config(OmegaConf.create({"detector": "???", "images": None, "output": None}), "export")
+    check_config(OmegaConf.create({"token": None}), "serve")
+
+
 def test_importing_the_package_is_light():
     """By what it imports, and by the processor's time: that of the wall is other programs' too."""
     script = (

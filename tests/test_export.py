@@ -4,6 +4,7 @@ import csv
 import math
 import re
 import shutil
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -259,6 +260,18 @@ def test_a_runtime_leaves_torch_one_thread(engine):
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_file_has_a_name_in_a_checkout_that_is_not_installed(engine, monkeypatch):
+    before = engines.engine_file(engine, "onnx")
+
+    def missing(package):
+        if package == "texture_ad":
+            raise PackageNotFoundError(package)
+        return version(package)
+
+    monkeypatch.setattr(engines, "version", missing)
+    assert engines.engine_file(engine, "onnx") == before
 
 
 @pytest.fixture

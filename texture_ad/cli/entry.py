@@ -23,7 +23,7 @@ from texture_ad.cli import naming  # noqa: F401, makes conf/'s resolvers known
 from texture_ad.cli.explain import fail
 from texture_ad.cli.help import comments, explained
 from texture_ad.cli.plugins import register
-from texture_ad.cli.quoting import check_kept, quote_paths
+from texture_ad.cli.quoting import PATH_KEYS, check_kept, quote_paths
 from texture_ad.environment import is_allowed
 from texture_ad.errors import ParameterError, UserError
 
@@ -77,7 +77,7 @@ def check_config(config: DictConfig, config_name: str) -> None:
     """Check that a configuration holds only keys that conf/ names, and targets that conf/ names or `allow` permits.
 
     Raises:
-        UserError: another key or `_target_`.
+        UserError: another key or `_target_`, or null for a path that is needed.
     """
     known = known_keys(config_name)
     unknown = sorted(set(map(str, config)) - known)
@@ -87,6 +87,22 @@ def check_config(config: DictConfig, config_name: str) -> None:
     if not (isinstance(allow, list | ListConfig) and all(isinstance(name, str) for name in allow)):
         raise ParameterError("allow", allow, "expected names of modules, such as [my_package.my_module]")
     check_targets(config, allow)
+    _check_paths(config, config_name)
+
+
+def _check_paths(config: DictConfig, config_name: str) -> None:
+    """Check that no path is null which a command needs: one that conf/ leaves to be given, or gives.
+
+    Raises:
+        ParameterError: one is.
+    """
+    defaults = OmegaConf.to_container(OmegaConf.load(Path(CONF) / f"{config_name}.yaml"))
+    assert isinstance(defaults, dict)
+    for key in sorted(PATH_KEYS & defaults.keys()):
+        default = defaults[key]  # "???" where it is to be given
+        needed = default is not None and not default.startswith("${")
+        if needed and key in config and not OmegaConf.is_missing(config, key) and config[key] is None:
+            raise ParameterError(key, "null", "expected a path")
 
 
 def in_sweep() -> bool:

@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from texture_ad import __version__
 from texture_ad.deploy.export import (
     TOLERANCE,
     Outputs,
@@ -120,7 +121,7 @@ def engine_file(file: Path, name: str) -> Path:
     """Return where the file of a runtime lies, by the detector's content and the versions that make it."""
     digest = hashlib.sha256(content_digest(file))
     package = "onnxruntime" if name == "onnx" else name
-    digest.update(" ".join(version(one) for one in ("texture_ad", "torch", package)).encode())
+    digest.update(" ".join([__version__, version("torch"), version(package)]).encode())
     return file.with_name(f"{file.name}.engines") / f"{name}-{digest.hexdigest()[:16]}{FORMATS[name].suffix}"
 
 

@@ -1,5 +1,6 @@
 """Lightning's trainer, as every stage and the test of a run use it."""
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -7,6 +8,7 @@ from typing import Any, Literal
 import lightning as L
 from lightning.pytorch.loggers import Logger
 
+from texture_ad.errors import ParameterError, UserError
 from texture_ad.parameters import Count, NonNegative, checked
 from texture_ad.training.callbacks import Repeatable
 from texture_ad.training.checkpoints import AtomicCheckpoints
@@ -41,21 +43,29 @@ def make_trainer(
         options: further arguments of lightning.Trainer.
 
     Raises:
-        ParameterError: a parameter out of its range.
+        ParameterError: a parameter out of its range, or an option that lightning.Trainer doesn't have.
+        UserError: an option's value that lightning.Trainer refuses.
     """
     progress = [StageProgress(folder.name.replace("stage", "stage "))] if enable_progress_bar else []
-    return L.Trainer(
-        default_root_dir=str(folder),
-        logger=list(loggers) or False,
-        callbacks=[*callbacks, *progress, Repeatable(seed)],
-        plugins=[AtomicCheckpoints()],
-        max_epochs=max_epochs,
-        precision=precision,
-        gradient_clip_val=gradient_clip_val,
-        accumulate_grad_batches=accumulate_grad_batches,
-        enable_progress_bar=enable_progress_bar,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        log_every_n_steps=1,
-        **options,
-    )
+    own: dict[str, Any] = {
+        "default_root_dir": str(folder),
+        "logger": list(loggers) or False,
+        "callbacks": [*callbacks, *progress, Repeatable(seed)],
+        "plugins": [AtomicCheckpoints()],
+        "max_epochs": max_epochs,
+        "precision": precision,
+        "gradient_clip_val": gradient_clip_val,
+        "accumulate_grad_batches": accumulate_grad_batches,
+        "enable_progress_bar": enable_progress_bar,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+        "log_every_n_steps": 1,
+    }
+    free = inspect.signature(L.Trainer).parameters.keys() - own.keys()
+    for name in options.keys() - free:
+        problem = f"nothing that can be set here; expected one of {', '.join(sorted(free))}"
+        raise ParameterError(name, options[name], problem)
+    try:
+        return L.Trainer(**own, **options)
+    except (TypeError, ValueError) as error:  # of a value: the names are right
+        raise UserError(f"trainer: {error}") from error
