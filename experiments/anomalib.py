@@ -43,10 +43,10 @@ TURNS = 3
 ACCURACY = ("image_auroc", "pixel_auroc", "aupro")
 COSTS = ("fit_seconds", "peak_memory_mb")
 
-Jobs = Mapping[tuple[str, str, str], Job]  # of texture, method and seed
+Jobs = Mapping[tuple[str, str, int], Job]  # of texture, method and seed
 
 
-def with_theirs(jobs: Jobs, coreset: str) -> dict[tuple[str, str, str], Job]:
+def with_theirs(jobs: Jobs, coreset: str) -> dict[tuple[str, str, int], Job]:
     """Return the runs, each of a method that anomalib has followed by anomalib's.
 
     Args:
@@ -187,7 +187,7 @@ def main() -> None:
     for texture in dict.fromkeys(texture for texture, _, _ in jobs):
         of_texture = {key: one for key, one in jobs.items() if key[0] == texture}
         run_all(list(of_texture.values()), study.workers, write)
-        first = {key: one for key, one in of_texture.items() if key[2] == study["seeds"][0]}
+        first = {key: one for key, one in of_texture.items() if key[2] == study.numbers("seeds")[0]}
         seconds[texture] = seconds_by_turns(first, study.runs / f"{texture}-seconds.json")
         write()
     print(write())

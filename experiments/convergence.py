@@ -36,6 +36,7 @@ def main() -> None:
         categories=TEXTURES,
         runs=["runs/experiments/paper"],
     )
+    study.numbers("factors", float)  # refuses what is no number
     epochs = {method: default_epochs(method) for method in study["methods"]}
 
     def job(category: str, method: str, factor: str, seed: int) -> Job:

@@ -377,7 +377,7 @@ def main() -> None:
     textures = find_textures(study.root, study["textures"])
     jobs = {
         (texture, seed): job(study, study.runs, study.root / texture, "fusion", seed)
-        for seed in study["seeds"]
+        for seed in study.numbers("seeds")
         for texture in textures
     }
     found: list[dict] = []
@@ -388,7 +388,7 @@ def main() -> None:
         for future in as_completed(waiting):
             texture, seed = waiting[future]
             try:
-                found.append({"texture": texture, "seed": int(seed), **future.result()})
+                found.append({"texture": texture, "seed": seed, **future.result()})
             except UserError as error:
                 failures.append(error)
                 print(f"failed   {error}", flush=True)

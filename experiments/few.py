@@ -55,22 +55,23 @@ def main() -> None:
     study = read_study("few", root=[""], textures=[], methods=["fusion", "padim", "patchcore"], counts=["4", "8", "16"])
     textures = find_textures(study.root, study["textures"])
     folder = study.runs.absolute()
+    counts = study.numbers("counts", least=1)
     jobs = {}
-    for seed, count, texture in product(study["seeds"], study["counts"], textures):
+    for seed, count, texture in product(study.numbers("seeds"), counts, textures):
         few = folder / "images" / f"{count}-seed{seed}" / texture
-        link_few(study.root / texture, int(count), int(seed), few)
+        link_few(study.root / texture, count, seed, few)
         for method in study["methods"]:
             jobs[count, texture, method, seed] = job(study, folder / f"{count}-images", few, method, seed)
 
     def write() -> str:
         found = [
-            {"count": int(count), **run}
-            for count in study["counts"]
+            {"count": count, **run}
+            for count in counts
             for run in finished_runs({key[1:]: one for key, one in jobs.items() if key[0] == count})
         ]
         below = [markdown_table(by_count(found, study["methods"], "aupro"))]
-        for count in study["counts"]:
-            of = [run for run in found if run["count"] == int(count)]
+        for count in counts:
+            of = [run for run in found if run["count"] == count]
             below.append(
                 f"{count} training images:\n\n" + markdown_table(table(of, study["methods"], textures, "image_auroc"))
             )

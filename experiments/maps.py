@@ -89,7 +89,7 @@ def judge(folder: Path, settings: Sequence[tuple[Upsampling, float]]) -> list[di
             found = metrics_at_masks(maps, masks, map(of, test.scores.tolist()))
             known.append({"upsampling": upsampling, "sigma": sigma, **{name: found[name] for name in JUDGED}})
             write_text(path, json.dumps(known, indent=1) + "\n")
-    return [known for known in known if (known["upsampling"], known["sigma"]) in settings]
+    return [one for one in known if (one["upsampling"], one["sigma"]) in settings]
 
 
 def table(found: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
@@ -125,7 +125,7 @@ def main() -> None:
     found = []
     for (texture, method, seed), job in jobs.items():
         for one in judge(job.folder, settings):
-            found.append({"texture": texture, "method": method, "seed": int(seed), **one})
+            found.append({"texture": texture, "method": method, "seed": seed, **one})
         print(f"judged   {job.folder.name}", flush=True)
     tables = [table(found, name) for name in JUDGED]
     below = "\n\n".join(markdown_table(rows) for rows in tables[1:])

@@ -137,7 +137,7 @@ def main() -> None:
             study.runs / f"{texture}-{augmentation}-seed{seed}",
             ["data=folder", f"data.root={study.root / texture}", f"augmentation={augmentation}", f"seed={seed}"],
         )
-        for seed in study["seeds"]
+        for seed in study.numbers("seeds")
         for texture in find_textures(study.root, study["textures"])
         for augmentation in study["augmentations"]
     }
@@ -146,7 +146,7 @@ def main() -> None:
         {
             "texture": texture,
             "augmentation": augmentation,
-            "seed": int(seed),
+            "seed": seed,
             "changes": measure_run(job.folder, study["device"][0]),
         }
         for (texture, augmentation, seed), job in jobs.items()

@@ -373,8 +373,14 @@ def paper_table(name: str, methods: Mapping[str, tuple[list[str], Sequence[float
     Args:
         name: of the output under experiments/results/.
         methods: for each column's name the overrides, and the paper's figures in the order of TEXTURES.
+
+    Raises:
+        UserError: a category of which the paper printed nothing.
     """
     study = read_study(name, categories=TEXTURES, runs=["runs/experiments/paper"])
+    others = [category for category in study["categories"] if category not in TEXTURES]
+    if others:
+        raise UserError(f"categories={','.join(others)}: the paper has figures of {', '.join(TEXTURES)} alone")
     jobs = {
         (category, label, seed): paper_job(study, category, label, seed, options)
         for seed in study.numbers("seeds")

@@ -45,26 +45,25 @@ def options(method: str) -> list[str]:
     return ["method=fusion", *WITHOUT[method]] if method in WITHOUT else [f"method={method}"]
 
 
-def job(study: Study, runs: Path, texture: Path, method: str, seed: str) -> Job:
+def job(study: Study, runs: Path, texture: Path, method: str, seed: int) -> Job:
     """Return the run of a method on a texture, in a folder of its own in `runs`."""
     folder = runs / f"{texture.name}-{method.replace('-', 'without_')}-seed{seed}"
     return study.job(folder, ["data=folder", f"data.root={texture}", f"seed={seed}", *options(method)])
 
 
-def jobs_of(study: Study) -> dict[tuple[str, str, str], Job]:
+def jobs_of(study: Study) -> dict[tuple[str, str, int], Job]:
     """Return the run of every texture, method and seed that a study's own keys name."""
     return {
         (texture, method, seed): job(study, study.runs, study.root / texture, method, seed)
-        for seed in study["seeds"]
+        for seed in study.numbers("seeds")
         for texture in find_textures(study.root, study["textures"])
         for method in study["methods"]
     }
 
 
-def finished_runs(jobs: Mapping[tuple[str, str, str], Job], more: Sequence[str] = ()) -> list[dict]:
+def finished_runs(jobs: Mapping[tuple[str, str, int], Job], more: Sequence[str] = ()) -> list[dict]:
     """Return what a table's JSON keeps of each finished run, with `more` keys of its metrics."""
-    numbered = {(texture, method, int(seed)): one for (texture, method, seed), one in jobs.items()}
-    return kept_runs(numbered, ("texture", "method", "seed"), (*COMPARED, *more))
+    return kept_runs(jobs, ("texture", "method", "seed"), (*COMPARED, *more))
 
 
 def find_textures(root: Path, wanted: Sequence[str]) -> list[str]:

@@ -55,13 +55,13 @@ def main() -> None:
     """Make the runs and updates, and write the table."""
     study = read_study("update", root=[""], textures=[])
     jobs = {}
-    for texture, seed in product(find_textures(study.root, study["textures"]), study["seeds"]):
+    for texture, seed in product(find_textures(study.root, study["textures"]), study.numbers("seeds")):
         halves = study.runs / "halves" / f"{texture}-seed{seed}"
-        halve(study.root / texture, int(seed), halves)
+        halve(study.root / texture, seed, halves)
         for kind, data in (("half", halves / "half"), ("all", study.root / texture)):
             options = ["data=folder", f"data.root={data}", f"seed={seed}"]
             jobs[texture, seed, kind] = study.job(study.runs / f"{texture}-{kind}-seed{seed}", options)
-    measured: dict[tuple[str, str, str], dict[str, Any]] = dict(
+    measured: dict[tuple[str, int, str], dict[str, Any]] = dict(
         zip(jobs, run_all(list(jobs.values()), study.workers), strict=True)
     )
     for (texture, seed, kind), job in jobs.items():
@@ -69,7 +69,7 @@ def main() -> None:
             rest = study.runs / "halves" / f"{texture}-seed{seed}" / "rest"
             measured[texture, seed, "updated"] = updated(job.folder, rest)
     found = [
-        {"texture": texture, "seed": int(seed), "detector": kind, **{key: one[key] for key in SHOWN}}
+        {"texture": texture, "seed": seed, "detector": kind, **{key: one[key] for key in SHOWN}}
         for (texture, seed, kind), one in measured.items()
     ]
     rows = [

@@ -137,6 +137,23 @@ def test_bad_arguments_get_one_line(script, name):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "argument", "problem"),
+    [
+        ("few", "counts=a", "counts=a: expected numbers"),
+        ("few", "counts=0", "counts=0: expected numbers of at least 1"),
+        ("convergence", "factors=a", "factors=a: expected numbers"),
+        ("table1", "categories=carpet,bottle", "categories=bottle: the paper has figures of carpet, grid"),
+        *((name, "seeds=a", "seeds=a: expected numbers") for name in ("few", "update", "textures", "criterion")),
+    ],
+)
+def test_values_that_cannot_be_used_get_one_line_before_any_run(script, tmp_path, name, argument, problem):
+    texture = few_photographs(tmp_path / "root" / "rug")
+    done = script(name, f"root={texture.parent}", f"runs={tmp_path / 'runs'}", argument)
+    assert done.returncode == 2 and f"error: {problem}" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 def test_methods_are_trained_longer(script, forked_runs, tmp_path):
     few_photographs(tmp_path / "root/carpet")
     args = [
