@@ -118,6 +118,43 @@ def test_what_was_not_used_for_longest_goes_first(cache, tmp_path):
     assert {p.stem for p in cache.root.glob("*.pt")} == {"e"}
 
 
+def test_entries_that_come_and_go_leave_few_locks_behind(cache):
+    cache.limit = 1
+    for number in range(20):
+        cache.get_or_create(f"features-abc{number}", lambda: {"value": 1})
+    assert [path.name for path in cache.root.glob("*.lock")] == ["features-abc.lock"]
+
+
+def test_an_entry_may_be_made_of_others_of_another_kind(cache):
+    def stage1():
+        return cache.get_or_create("features-abc1", lambda: {"value": 1})
+
+    assert cache.get_or_create("stage1-abc1", stage1) == {"value": 1}
+
+
+def _hold(root, name, begun, seconds):
+    os.environ["TEXTURE_AD_CACHE"] = str(root)
+
+    def make():
+        begun.set()
+        time.sleep(seconds)
+        return {"value": 1}
+
+    Cache(20).get_or_create(name, make)
+
+
+def test_waiting_for_another_entry_is_no_time_of_this_one(cache, tmp_path):
+    context = multiprocessing.get_context("fork")
+    begun = context.Event()
+    other = context.Process(target=_hold, args=(tmp_path, "a-abc1", begun, 1.0))
+    other.start()
+    assert begun.wait(60)
+    start, clock = time.perf_counter(), cache.clock()
+    cache.get_or_create("a-abc2", lambda: {"value": 2})
+    assert time.perf_counter() - start > 0.5 and cache.clock() - clock < 0.5
+    other.join()
+
+
 def test_a_cache_that_cannot_be_written_is_told_once_and_left_alone(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     monkeypatch.setenv("TEXTURE_AD_CACHE", str(tmp_path / "file"))

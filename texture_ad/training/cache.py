@@ -24,6 +24,8 @@ from texture_ad.files import save_atomic
 from texture_ad.models.backbone import Backbone
 from texture_ad.parameters import Positive, checked
 
+LOCK_DIGITS = 3  # of a digest: 4096 locks of each kind, so that jobs side by side seldom share one
+
 
 @cache
 def machine_and_source() -> tuple[str, ...]:
@@ -83,25 +85,35 @@ class Cache:
 
         If several processes need it, one creates it and the others wait. The operating system releases the lock when
         its process ends.
+
+        Args:
+            name: kind and digest, such as "stage1-0a1b...".
+            create: may ask for entries of another kind, which in turn may ask for none.
         """
         start = time.perf_counter()
         path = self.root / f"{name}.pt"
         found = self._read(path)
         if found is None:
-            with self._lock(path):
+            with self._lock(name):
                 found = self._read(path)
                 if found is None:
-                    start = time.perf_counter()
+                    begun = time.perf_counter()
+                    self.saved -= begun - start  # what was waited for was no work of this process
                     content = create()
-                    self._write(path, {"seconds": time.perf_counter() - start, "content": content})
+                    self._write(path, {"seconds": time.perf_counter() - begun, "content": content})
                     return content
         self.saved += found["seconds"] - (time.perf_counter() - start)
         return found["content"]
 
-    def _lock(self, path: Path) -> AbstractContextManager:
+    def _lock(self, name: str) -> AbstractContextManager:
+        """Lock an entry by a file that it shares with few others: an entry's own would stay when the entry goes.
+
+        No two kinds share one, so that an entry that is created may wait for entries of another kind.
+        """
+        kind, _, digits = name.rpartition("-")
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            return FileLock(f"{path}.lock").acquire()
+            return FileLock(self.root / f"{kind}-{digits[:LOCK_DIGITS]}.lock").acquire()
         except OSError as error:
             self._give_up(error)
             return nullcontext()
