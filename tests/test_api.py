@@ -86,6 +86,13 @@ def test_predict_gives_the_digits_and_files_of_the_command_line(fitted, photogra
         for folder in (tmp_path / "api", tmp_path / "cli")
     ]
     assert written[0] == written[1] and len(written[0]) == 9  # scores.csv and eight overlays
+    record = tmp_path / "record"
+    record.mkdir()
+    (record / "scores.csv").touch()
+    (record / "watched.json").write_text('{"folder": "/a"}')
+    with pytest.raises(texture_ad.UserError, match="is the record of the watched folder /a"):
+        results.save(record)
+    assert len(list(record.iterdir())) == 2
 
 
 def test_a_result_holds_what_was_found(fitted, photographs):

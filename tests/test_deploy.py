@@ -313,6 +313,11 @@ def test_the_record_of_a_watched_folder_is_of_that_folder_alone(predict, saved, 
         watched(other)
     code, _, errors, _ = predict(photographs)
     assert code == 2 and f"is the record of the watched folder {photographs}" in errors
+    (output / "watched.json").write_text("{")
+    code, _, errors, _ = predict(photographs)
+    assert code == 2 and f"error: {output}/watched.json: damaged" in errors
+    with pytest.raises(UserError, match="watched.json: damaged"):
+        watched(photographs)
     assert (output / "scores.csv").read_bytes() == record
     (output / "scores.csv").unlink()
     with Rows(output / "scores.csv", 1.0) as rows:

@@ -60,14 +60,18 @@ class Results(list[Result]):
         return [result for _, result in sorted(found, key=lambda pair: -pair[0])]
 
     def save(self, folder: str | PathLike) -> None:
-        """Write scores.csv and overlays into a folder, as `texture-ad predict` does."""
+        """Write scores.csv and overlays into a folder, as `texture-ad predict` does.
+
+        Raises:
+            ParameterError: its scores.csv is the record of a watched folder; nothing is written.
+        """
         from texture_ad.reporting.panels import overlay_path
 
+        check_unwatched(Path(folder))
         rows = [row(result, self.decision) for result in self]
         for result in self:
             if result.write_panel is not None:
                 result.save(Path(folder) / overlay_path(Path(result.name)))
-        check_unwatched(Path(folder))
         write_atomic(Path(folder) / "scores.csv", csv_text([COLUMNS, *rows]))
 
     def _repr_html_(self) -> str:

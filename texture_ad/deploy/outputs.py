@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from texture_ad.deploy.results import Result, enlarged_map
-from texture_ad.errors import ParameterError
+from texture_ad.errors import ParameterError, UserError
 from texture_ad.files import atomic_path, write_text
 
 # Below the folder of results, by what asks for it.
@@ -68,10 +68,19 @@ def left_before(output: Path, wanted: Wanted, before: dict[Path, int]) -> list[s
 
 
 def watched_folder(output: Path) -> str | None:
-    """Return the folder whose record scores.csv in `output` is, None where it is none of a watched folder."""
+    """Return the folder whose record scores.csv in `output` is, None where it is none of a watched folder.
+
+    Raises:
+        UserError: the file that says so is damaged.
+    """
     path = output / WATCHED
-    there = path.is_file() and (output / "scores.csv").is_file()
-    return str(json.loads(path.read_text(encoding="utf-8"))["folder"]) if there else None
+    if not (path.is_file() and (output / "scores.csv").is_file()):
+        return None
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["folder"])
+    except (ValueError, TypeError, KeyError) as error:
+        problem = "damaged, so that it is not known whose record scores.csv beside it is; give another output"
+        raise UserError(f"{path}: {problem}") from error
 
 
 def check_unwatched(output: Path) -> None:
