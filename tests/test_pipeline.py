@@ -93,8 +93,10 @@ def test_a_key_that_its_target_lacks_or_needs_is_named(tmp_path):
         pipeline.make("flow", {"_target_": "texture_ad.models.flow.Flow", "depth": 3}, channels=[4])
     with pytest.raises(UserError, match=r"^flow.first: not configured, .*Flow needs it; give \+flow.first=VALUE$"):
         pipeline.make("flow", {"_target_": "texture_ad.models.flow.Flow"}, channels=[4])
-    with pytest.raises(ParameterError, match=r"^flow.first=1: 0 is given for it elsewhere; give flow.first alone$"):
+    with pytest.raises(ParameterError, match=r"^flow.first=1: 0 is given for it elsewhere; give one of the two$"):
         pipeline.make("flow", {"_target_": "texture_ad.models.flow.Flow", "first": 1}, channels=[4], first=0)
+    with pytest.raises(ParameterError, match=r"^flow.channels=3: is made by the run itself; leave it out$"):
+        pipeline.make("flow", {"_target_": "texture_ad.models.flow.Flow", "channels": 3}, channels=[4])
 
 
 def test_the_detectors_examples_come_from_as_many_batches_as_they_need(data, tmp_path):

@@ -134,6 +134,8 @@ def test_a_finished_stage_is_not_trained_again(carpet, process):
         (["trainer.accelerator=cpu", "trainer.devices=-1"], "trainer: `devices` selected with `CPUAccelerator`"),
         (["trainer.strategy=foo"], "trainer: You selected an invalid strategy name"),
         (["dictionary.nonzeros=-1"], "dictionary.nonzeros=-1"),
+        (["+logger.csv.foo=1"], "logger.csv.foo=1: no such parameter; expected one of "),
+        (["+score.whitening=3"], "score.whitening=3: is made by the run itself; leave it out"),
         (["detection.lambda1=0"], "detection.lambda1=0"),
         (["backbone.layers=[block99]"], "backbone.layers=['block99']"),
         (["backbone.weights=/nowhere.pth"], "backbone.weights=/nowhere.pth: no such file"),

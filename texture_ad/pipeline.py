@@ -83,7 +83,9 @@ def make(group: str, options: Mapping[str, Any], **arguments: Any) -> Any:
             problem = f"no such parameter; expected one of {', '.join(known.keys() - arguments.keys())}"
             raise ParameterError(f"{group}.{name}", options[name], problem)
     for name in options.keys() & arguments.keys():
-        problem = f"{arguments[name]} is given for it elsewhere; give {group}.{name} alone"
+        problem = "is made by the run itself; leave it out"
+        if isinstance(arguments[name], str | int | float):  # a setting of another group
+            problem = f"{arguments[name]} is given for it elsewhere; give one of the two"
         raise ParameterError(f"{group}.{name}", options[name], problem)
     for name, parameter in known.items():
         needed = parameter.default is parameter.empty and parameter.kind in (
@@ -195,7 +197,7 @@ def run(run: Run) -> None:
     run.resumed = holds_run(run.folder)
     L.seed_everything(run.seed, workers=True, verbose=False)
     chosen = run.options("logger") if "logger" in run.config else {}  # logger=[] leaves no such key
-    factories = (partial(make, "logger", options) for options in chosen.values())
+    factories = (partial(make, f"logger.{name}", options) for name, options in chosen.items())
     folder = prepared_folder(run.folder) if is_rank_zero() else nullcontext()
     with folder, open_loggers(factories) as run.loggers:
         prepare_data(run)
