@@ -205,7 +205,7 @@ def test_one_training_image_is_too_few_and_two_are_enough(run, folder):
     code, _, errors = run()
     assert code == 0, errors
     (folder / "train/good/0.png").unlink()
-    refused(run("run_dir=" + str(folder.parent / "other")), "1 images; at least 2 are needed")
+    refused(run("run_dir=" + str(folder.parent / "other")), "1 normal images for training; at least 2 are needed")
     assert not (folder.parent / "other").exists()  # refused, a run leaves no folder
 
 

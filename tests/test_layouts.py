@@ -98,7 +98,7 @@ def test_the_split_beside_the_categories_of_visa_says_which_images_test(tmp_path
         (lambda root: several(root / "cats", 3), r"has no train/good \(mvtec\).* train/ok \(btad\)"),
         (lambda root: visa(root / "candle"), "candle in it has one of them: give that folder"),
         (lambda root: several(mvtec(root) / "OK", 1), r"is laid out as mvtec \(train/good\) and as flat "),
-        (lambda root: (root / "train/ok").mkdir(parents=True), r"train/ok: 0 images; at least 2"),
+        (lambda root: (root / "train/ok").mkdir(parents=True), r"0 normal images for training; at least 2"),
         (lambda root: several(mvtec(root) / "test/OK", 1), "test/OK: is named as normal images"),
         (lambda root: several(root / "OK", 1), "1 normal images for training; at least 2"),
     ],
@@ -401,6 +401,16 @@ def module(folder, *overrides):
     data = make("data", ["data=folder", *overrides], root=str(folder), size=32)
     data.setup()
     return data
+
+
+def test_one_training_image_is_enough_beside_calibration_images(folders, tmp_path):
+    folder = shutil.copytree(folders["mvtec2"], tmp_path / "can")
+    for path in sorted((folder / "train/good").iterdir())[1:]:
+        path.unlink()
+    assert len(module(folder).train_samples) == 1
+    next((folder / "train/good").iterdir()).rename(folder / "train/good/a.raw")
+    with pytest.raises(UserError, match=r"0 normal images for training; at least 1 are needed; .* can't be read: \.raw"):
+        scan(folder)
 
 
 def test_calibration_images_of_the_layout_are_used_and_copies_of_them_told(folders, tmp_path):

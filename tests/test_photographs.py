@@ -83,7 +83,7 @@ def test_what_is_left_out_is_counted_and_named(folder):
 def test_files_of_unknown_kinds_alone_are_named(folder):
     for path in (folder / "train/good").rglob("*.pgm"):
         path.rename(path.with_suffix(".raw"))
-    with pytest.raises(UserError, match=r"0 images; .* formats that can't be read: \.raw"):
+    with pytest.raises(UserError, match=r"0 normal images for training; .* formats that can't be read: \.raw"):
         scan(folder)
 
 

@@ -66,18 +66,6 @@ def images_below(folder: Path) -> list[Path]:
     return [p for p in files_below(folder) if is_image(p)]
 
 
-def require_images(folder: Path, count: int = 2) -> list[Path]:
-    """Return the images of a folder and of its sub-folders, at least `count`.
-
-    Raises:
-        UserError: fewer; the message names files of formats that can't be read.
-    """
-    images = images_below(folder)
-    if len(images) < count:
-        raise UserError(f"{folder}: {len(images)} images; at least {count} are needed{unread(files_below(folder))}")
-    return images
-
-
 def unread(files: Iterable[Path]) -> str:
     """Return the end of a message that names the formats of files that can't be read, "" where there are none."""
     others = sorted({path.suffix or path.name for path in files if not is_image(path)})

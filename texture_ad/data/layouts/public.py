@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from texture_ad.data.layouts.files import apart_from_masks, entries, images_below, is_image, pair_masks, require_images
+from texture_ad.data.layouts.files import apart_from_masks, entries, images_below, is_image, pair_masks
 from texture_ad.data.layouts.flat import NORMAL, flat, named_folders, plain
 from texture_ad.data.layouts.samples import Layout, Sample, mask_marks
 from texture_ad.data.layouts.table import read_rows, table_layout
@@ -45,7 +45,6 @@ def _good_samples(folder: Path, good: str) -> list[Sample]:
     for other in entries(folder / "train"):
         if other.is_dir() and other.name != good and images_below(other):
             raise UserError(f"{other}: training uses defect-free images only; move these to {folder / 'test'}")
-    require_images(train)
     return kind_samples(train, None, 0, "good")
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from texture_ad.data.layouts.files import entries, files_below
+from texture_ad.data.layouts.files import entries, files_below, unread
 from texture_ad.data.layouts.flat import NORMAL, Places, flat, named_folders
 from texture_ad.data.layouts.public import btad, good_name, kolektorsdd2, mvtec, mvtec2, side_by_side, visa
 from texture_ad.data.layouts.samples import Layout, with_left_out
@@ -138,9 +138,10 @@ def enough(source: Path, layout: Layout) -> Layout:
     """Return a layout that has normal images for training and calibration.
 
     Raises:
-        UserError: too few.
+        UserError: too few; the message names files of formats that can't be read.
     """
     needed = 1 if layout.calibration else 2
     if len(layout.train) < needed:
-        raise UserError(f"{source}: {len(layout.train)} normal images for training; at least {needed} are needed")
+        problem = f"{len(layout.train)} normal images for training; at least {needed} are needed"
+        raise UserError(f"{source}: {problem}{unread(layout.left_out.get('files', []))}")
     return layout
