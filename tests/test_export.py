@@ -411,6 +411,26 @@ def test_an_engine_with_other_decisions_is_refused_and_auto_stays_with_torch(sav
     assert engines.use_engine(detector, file, "auto", engines.FEW - 1) == "torch"
 
 
+def test_an_engine_that_was_never_compared_is_not_used_later(saved, tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    file = tmp_path / "detector.pt"
+    file.write_bytes(saved.read_bytes())
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(engines, "_compare", interrupted)
+        engines.use_engine(load(file), file, "openvino", 1)
+    assert not list(engines.engine_file(file, "openvino").parent.iterdir())
+    detector = load(file)
+    engines.use_engine(detector, file, "openvino", 1)
+    path = engines.engine_file(file, "openvino")
+    assert sorted(path.parent.iterdir()) == [path.with_suffix(".bin"), path]
+    expected = load(file)(detector.examples).scores
+    assert torch.allclose(detector(detector.examples).scores, expected, rtol=1e-3, atol=1e-3)
+
+
 def test_an_engine_that_fails_in_its_comparison_leaves_torch_at_work(saved, made, tmp_path, monkeypatch):
     file = tmp_path / "detector.pt"
     file.write_bytes(saved.read_bytes())

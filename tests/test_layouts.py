@@ -409,7 +409,9 @@ def test_one_training_image_is_enough_beside_calibration_images(folders, tmp_pat
         path.unlink()
     assert len(module(folder).train_samples) == 1
     next((folder / "train/good").iterdir()).rename(folder / "train/good/a.raw")
-    with pytest.raises(UserError, match=r"0 normal images for training; at least 1 are needed; .* can't be read: \.raw"):
+    with pytest.raises(
+        UserError, match=r"0 normal images for training; at least 1 are needed; .* can't be read: \.raw"
+    ):
         scan(folder)
 
 

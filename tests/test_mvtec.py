@@ -53,7 +53,10 @@ def test_masks_and_tests_are_optional(folder):
         (lambda f: shutil.rmtree(f), "no such folder"),
         (lambda f: shutil.rmtree(f / "train"), "has no train/good"),
         (lambda f: [p.unlink() for p in (f / "train/good").iterdir()], "0 normal images for training; at least 2"),
-        (lambda f: [(f / "train/good/0.png").unlink(), (f / "train/good/1.png").unlink()], "1 normal images for training; at least 2"),
+        (
+            lambda f: [(f / "train/good/0.png").unlink(), (f / "train/good/1.png").unlink()],
+            "1 normal images for training; at least 2",
+        ),
         (lambda f: picture(f / "train/hole/0.png", 5), "defect-free images only"),
     ],
 )

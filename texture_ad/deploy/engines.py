@@ -6,6 +6,7 @@ A runtime's file is made from the detector once, compared with it, and kept besi
 import hashlib
 import importlib.util
 import sys
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
@@ -126,12 +127,23 @@ def engine_file(file: Path, name: str) -> Path:
 
 
 def _make(detector: AnomalyDetector, path: Path, name: str) -> None:
-    """Write a runtime's file and use it; where its decisions are others than the detector's, remove it, use torch."""
+    """Write a runtime's file and use it; where its decisions are others than the detector's, use torch.
+
+    The file gets its name last: one that was never compared is not taken for one that was.
+    """
     graph = MeasuringGraph(detector)
     try:
         program = trace(graph, detector.geometry.size)
-        FORMATS[name].write(program, graph.names(_measured(detector)), path, "fp32")
-        _compare(detector, path, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            made = Path(folder, path.name)
+            FORMATS[name].write(program, graph.names(_measured(detector)), made, "fp32")
+            _compare(detector, made, name)
+            vars(detector).pop("measure")  # closes the file, which some systems can't rename while it is open
+            for part in (made.with_suffix(".bin"), made):
+                if part.exists():
+                    part.replace(path.with_name(part.name))
+        _open(detector, path, name)
     except (ParameterError, OSError, RuntimeError, TypeError, ValueError) as error:
         _remove(detector, path)
         if isinstance(error, ParameterError):
