@@ -313,12 +313,14 @@ def test_the_record_of_a_watched_folder_is_of_that_folder_alone(predict, saved, 
         watched(other)
     code, _, errors, _ = predict(photographs)
     assert code == 2 and f"is the record of the watched folder {photographs}" in errors
+    sound = (output / "watched.json").read_bytes()
     (output / "watched.json").write_text("{")
     code, _, errors, _ = predict(photographs)
     assert code == 2 and f"error: {output}/watched.json: damaged" in errors
     with pytest.raises(UserError, match="watched.json: damaged"):
         watched(photographs)
     assert (output / "scores.csv").read_bytes() == record
+    (output / "watched.json").write_bytes(sound)
     (output / "scores.csv").unlink()
     with Rows(output / "scores.csv", 1.0) as rows:
         rows.append([Row("a.png", warning="empty")])  # which is of that folder too
@@ -507,3 +509,22 @@ def test_another_threshold_and_all_files(predict, photographs, tmp_path):
     for name in ("regions", "submission"):
         code, _, errors, _ = predict(photographs, f"{name}=true", "watch=true")
         assert code == 2 and f"{name}=True: a watched folder has no end" in errors
+
+
+@pytest.mark.parametrize("end", [">&-", "| head -1"])
+def test_a_reader_that_has_seen_enough_is_no_error(saved, photographs, tmp_path, end):
+    arguments = f"detector={saved} input={photographs} output={tmp_path / 'out'} pictures=false engine=torch"
+    command = f"set -o pipefail; {sys.executable} -m texture_ad.predict {arguments} {end}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr and "Error executing" not in done.stderr
+    if end == ">&-":
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "scores.csv").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_scored(saved, photographs, tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"")
+    scorer = Scorer(load(saved), photographs, tmp_path / "file")
+    monkeypatch.setattr(Scorer, "score", lambda *_: pytest.fail("scored"))
+    with pytest.raises(FileExistsError):
+        predict_files(scorer, sorted(photographs.iterdir()), tmp_path / "file", 8)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -59,6 +60,17 @@ def save_atomic(path: Path, content: dict) -> None:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_atomic(Path(path), buffer.getbuffer())
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder, and check that files can be written there.
+
+    Raises:
+        OSError: they can't.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def content_digest(path: Path) -> bytes:

@@ -115,6 +115,8 @@ def _run_checked(function: Callable[[DictConfig], object], config: DictConfig, c
     try:
         check_config(config, config_name)
         return function(config)
+    except BrokenPipeError:
+        _seen_enough()
     except Exception as error:
         if not in_sweep():  # where sweep.Comparison tells it, and the other jobs continue
             _remove_bare_folder()
@@ -171,16 +173,22 @@ def _run_entry(entry: Callable[[], object], config_name: str) -> None:
                 sys.stdout.write(explained(shown.getvalue(), comments(Path(CONF), config_name, choices)))
         else:
             entry()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # a program that closed it
+            sys.stdout.flush()
     except KeyboardInterrupt:
         print("error: stopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # whoever read the output, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    except BrokenPipeError:
+        _seen_enough()
     except Exception as error:
         fail(error)
         raise
+
+
+def _seen_enough() -> NoReturn:
+    """End, since whoever read the output, `head` say, has seen enough; what is left of it goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
 
 
 def hydra_main(config_name: str) -> Callable[[Callable[[DictConfig], object]], Callable[[], None]]:

@@ -3,6 +3,7 @@
 Order of reading: `find_files`, `Scorer.score`, `predict`. `texture_ad.deploy.watch` scores a folder that grows.
 """
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +33,7 @@ from texture_ad.deploy.outputs import (
 from texture_ad.deploy.results import Result, decide
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.evaluation.calibration import Decision
-from texture_ad.files import check_unlocked, csv_text, write_atomic
+from texture_ad.files import check_unlocked, check_writable, csv_text, write_atomic
 from texture_ad.methods.base import AnomalyDetector, Prediction
 from texture_ad.parameters import Count, checked
 
@@ -420,7 +421,7 @@ def score_in_batches(scorer: Scorer, paths: list[Path], batch_size: int) -> Iter
 
 @checked
 def predict(scorer: Scorer, paths: list[Path], output: Path, batch_size: Count) -> None:
-    """Score all files, then write scores.csv at once and print a summary.
+    """Score all files, then write scores.csv at once and print a summary; on a terminal a bar shows how far it is.
 
     Args:
         scorer: with the detector.
@@ -432,10 +433,22 @@ def predict(scorer: Scorer, paths: list[Path], output: Path, batch_size: Count) 
         UserError: another process watches a folder into the same one, or, after everything is written, a file could
             not be read.
     """
+    from rich.console import Console
+    from rich.progress import track
+
+    check_writable(output)  # not after an hour of scoring
     check_unlocked(output / "scores.csv")
     check_unwatched(output)
     present = written_at(output, scorer.wanted)
-    results = [result for batch in score_in_batches(scorer, paths, batch_size) for result in batch]
+    batches = track(
+        score_in_batches(scorer, paths, batch_size),
+        "scoring",
+        math.ceil(len(paths) / batch_size),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
+    results = [result for batch in batches for result in batch]
     write_atomic(output / "scores.csv", csv_text([COLUMNS, *(scorer.row(result) for result in results)]))
     if scorer.wanted.regions:
         write_regions(results, output)
