@@ -121,7 +121,7 @@ def patch_maps(parts: Tensor, weights: Sequence[float], sigma: float = 0.0) -> T
     return F.conv2d(F.conv2d(padded, kernel[None, None, :, None]), kernel[None, None, None, :])[:, 0]
 
 
-def image_scores(maps: Tensor, top: int) -> Tensor:
+def means_of_top(maps: Tensor, top: int) -> Tensor:
     """Return the mean of the highest positions (N,) of patch maps (N, h, w)."""
     flat = maps.flatten(1)
     return flat.topk(min(top, flat.shape[1]), 1).values.mean(1)
@@ -143,7 +143,7 @@ def criteria(maps: Maps, variant: Variant) -> dict[str, float]:
     weights = variant.weights(maps)
     scored = {name: patch_maps(getattr(maps, name), weights, variant.sigma) for name in ("normal", "synthetic", "test")}
     normal, synthetic, test = (
-        image_scores(made, variant.top) + weights[FLOW] * maps.excess[name] for name, made in scored.items()
+        means_of_top(made, variant.top) + weights[FLOW] * maps.excess[name] for name, made in scored.items()
     )
     draws = len(synthetic) // len(normal)
     covered = maps.defects >= PASTED

@@ -14,17 +14,16 @@ from experiments.criterion import (
     correlations,
     criteria,
     fused_weights,
-    image_scores,
     leave_one_out,
     map_metrics,
+    means_of_top,
     only,
     patch_maps,
     simplex,
     variants,
 )
 from texture_ad.data.geometry import Geometry
-from texture_ad.evaluation.localization import image_scores as scores_of_top
-from texture_ad.evaluation.localization import top_positions
+from texture_ad.evaluation.localization import image_scores, top_positions
 
 
 def maps_with_defects(part: int) -> Maps:
@@ -62,8 +61,8 @@ def test_the_default_scores_as_the_detector_does(trust):
     known = SimpleNamespace(learnt=float(detector.learnt), weights=detector.weights)
     fused = patch_maps(detector.standardised(parts), fused_weights(known))
     assert torch.allclose(fused, detector.fuse(parts), atol=1e-4)
-    expected = scores_of_top(top_positions(detector.fuse(parts), 5, 1)[1])
-    assert torch.allclose(image_scores(fused, 5), expected, atol=1e-4)
+    expected = image_scores(top_positions(detector.fuse(parts), 5, 1)[1])
+    assert torch.allclose(means_of_top(fused, 5), expected, atol=1e-4)
     excess = detector.excess(parts)
     assert torch.allclose(detector(images).scores, expected + fused_weights(known)[2] * excess, atol=1e-4)
     assert excess.min() == 0 < excess.max()

@@ -37,7 +37,7 @@ def test_tiles_cover_a_picture_and_begin_at_whole_cells(picture, tile, overlap, 
         assert window[2:] == tile and 0 <= window.top < picture[0] and 0 <= window.left < picture[1]
         assert abs(window.top - row * tile[0] / grid[0]) <= 0.5 and abs(window.left - column * tile[1] / grid[1]) <= 0.5
         covered[window.top : window.top + tile[0], window.left : window.left + tile[1]] = True
-    assert covered.all() and len(tiling) == len(tiling.starts)
+    assert covered.all()
     for side, cells, length, n in zip(picture, tiling.shape, tile, grid, strict=True):
         assert cells == -(-side * n // length)
     for starts, length, n in zip(map(set, zip(*tiling.starts, strict=True)), tile, grid, strict=True):

@@ -268,8 +268,7 @@ def _warn_of_copies(run: Run) -> None:
     for group in copies(sample.path for sample in run.data.layout.samples):
         normal = [path for path in group if path not in tested]
         doubled += [path for path in normal if path in calibrating and normal[1:]]
-        learnt = [path for path in group if path not in tested]
-        found += [(learnt[0], path) for path in group if learnt and path in tested]
+        found += [(normal[0], path) for path in group if normal and path in tested]
     if doubled:
         print(
             f"warning: {len(doubled)} calibration images are copies of each other or of training images: "

@@ -30,8 +30,7 @@ def check_data(config: DictConfig) -> list[str]:
     Raises:
         UserError: nothing can be said of the images, since they can't be listed.
     """
-    options = {key: value for key, value in config.data.items() if key != "cache_mb"}
-    data = make("data", options, cache_mb=0)
+    data = make("data", Run(config, Path(config.run_dir)).options("data") | {"cache_mb": 0})
     refused = _set_up(data)
     # What stopped the set-up may have kept it from finding these.
     reading, roi = getattr(data, "reading", Reading(frames=data.frames)), getattr(data, "interest", None)

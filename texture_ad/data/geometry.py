@@ -217,9 +217,6 @@ class Tiling:
         down, across = (torch.minimum(up, up.flip(0)) for up in rising)
         self._weight = down[:, None] * across
 
-    def __len__(self) -> int:
-        return len(self._rows.starts) * len(self._columns.starts)
-
     @property
     def starts(self) -> list[Shape]:
         """Return the position (row, column) of the joined map at which each tile begins."""

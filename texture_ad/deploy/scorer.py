@@ -263,10 +263,6 @@ class Scorer:
         found = [results[path] if path in results else examined[path] for path in paths]
         return found  # type: ignore[return-value]
 
-    def row(self, result: Result) -> Row:
-        """Return what scores.csv holds of a result."""
-        return row(result, self.decision)
-
     def _examine(self, path: Path, content: Content) -> tuple[Photograph, str] | Result:
         """Return a photograph and its warning, or the result of one that can't be read."""
         try:
@@ -449,7 +445,7 @@ def predict(scorer: Scorer, paths: list[Path], output: Path, batch_size: Count) 
         disable=not sys.stderr.isatty(),
     )
     results = [result for batch in batches for result in batch]
-    write_atomic(output / "scores.csv", csv_text([COLUMNS, *(scorer.row(result) for result in results)]))
+    write_atomic(output / "scores.csv", csv_text([COLUMNS, *(row(result, scorer.decision) for result in results)]))
     if scorer.wanted.regions:
         write_regions(results, output)
     scorer.report()

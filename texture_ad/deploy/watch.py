@@ -16,7 +16,7 @@ from typing import Any
 
 from texture_ad.deploy.outputs import WATCHED, Wanted, watched_folder
 from texture_ad.deploy.results import message
-from texture_ad.deploy.scorer import COLUMNS, Row, Scorer, check_source, find_images
+from texture_ad.deploy.scorer import COLUMNS, Row, Scorer, check_source, find_images, row
 from texture_ad.deploy.stream import Stream, write_report
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.files import csv_text, lock, write_text
@@ -191,9 +191,8 @@ def _score_new(scorer: Scorer, rows: Rows, paths: list[Path], batch_size: int, s
             if result.error:
                 print(f"warning: {result.error}", file=sys.stderr, flush=True)
         # One that failed before, and does so again, has its row.
-        rows.append(
-            [scorer.row(result) for result in scored if not result.error or result.name not in rows.stream.unreadable]
-        )
+        new = [result for result in scored if not result.error or result.name not in rows.stream.unreadable]
+        rows.append([row(result, scorer.decision) for result in new])
         for result in scored:
             tell(message(result, scorer.decision))
         print(f"{scorer.images} images, {scorer.anomalous} above the threshold, last {scored[-1].name}", flush=True)

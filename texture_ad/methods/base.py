@@ -175,7 +175,7 @@ class Fitting(Protocol):
         """Return the part of this name, made with the run's settings and these arguments."""
 
     def trainer(self, stage: str, callbacks: Sequence["L.Callback"] = (), **options: Any) -> "L.Trainer":
-        """Return a trainer whose checkpoints and log lie in the stage's folder."""
+        """Return a trainer whose checkpoints lie in the stage's folder."""
 
     def clock(self) -> float:
         """Return seconds, as if this run made everything that it found in the cache."""
@@ -259,7 +259,7 @@ class AnomalyDetector(nn.Module, ABC):
         upsampling: of patch maps to anomaly maps. Bicubic ones may leave the range of the patches' scores a little.
         sigma: Gaussian smoothing of the anomaly map, in pixels at a size of 224; 0 for none.
         settings: the arguments as plain values, but for the backbone; those of a part are its own settings.
-        geometry: from photographs to the images that it scores; `build` sets it.
+        geometry: from photographs to the images that it scores; `set_geometry` sets it.
         reading: how files of photographs are read.
         roi: the region of interest, outside which nothing has a score; None for whole pictures.
         provenance: what it was made from, None before it was.
@@ -306,21 +306,13 @@ class AnomalyDetector(nn.Module, ABC):
             self.register_buffer(name, torch.zeros(0))
 
     @classmethod
-    def build(cls, make: Callable[..., Any], geometry: Geometry, **options: Any) -> "AnomalyDetector":
-        """Return an untrained detector.
+    def assemble(cls, make: Callable[..., Any], **options: Any) -> "AnomalyDetector":
+        """Return an untrained detector without a geometry.
 
         Args:
             make: returns the part of a name, such as "backbone".
-            geometry: from photographs to images.
             options: the method's own settings.
         """
-        detector = cls.assemble(make, **options)
-        detector.set_geometry(geometry)
-        return detector
-
-    @classmethod
-    def assemble(cls, make: Callable[..., Any], **options: Any) -> "AnomalyDetector":
-        """Return an untrained detector without a geometry; see `build`."""
         if cls.uses_backbone:
             options["backbone"] = make("backbone")
         return cls(**options)

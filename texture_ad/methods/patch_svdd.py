@@ -171,9 +171,8 @@ class PatchSVDD(Baseline, L.LightningModule):
 
     def _spread(self, distances: Tensor, side: int) -> Tensor:
         """Return each cell's mean over the patches that cover it, (B, n, n) to (B, SIDE / 8, SIDE / 8)."""
-        cells = SIDE
         stride = self.settings["stride"]
         columns = distances.flatten(1)[:, None].expand(-1, side**2, -1)
-        cover = F.fold(torch.ones_like(columns[:1]), cells, side, stride=stride)
-        total = F.fold(columns, cells, side, stride=stride)
+        cover = F.fold(torch.ones_like(columns[:1]), SIDE, side, stride=stride)
+        total = F.fold(columns, SIDE, side, stride=stride)
         return F.avg_pool2d(total / cover.clamp(min=1), 8)[:, 0]

@@ -65,7 +65,13 @@ def _plugin_class(point: EntryPoint) -> type[AnomalyDetector]:
 
 
 def build(name: str, make: Callable[..., Any], geometry: Geometry, **options: Any) -> AnomalyDetector:
-    """Return an untrained detector of the method `name`; see AnomalyDetector.build.
+    """Return an untrained detector of the method `name`.
+
+    Args:
+        name: of the method.
+        make: returns the part of a name, such as "backbone".
+        geometry: from photographs to images.
+        options: the method's own settings.
 
     Raises:
         ParameterError: an option that the method doesn't have, or one out of its range.
@@ -75,11 +81,13 @@ def build(name: str, make: Callable[..., Any], geometry: Geometry, **options: An
     for option in options.keys() - known.keys():
         raise ParameterError(option, options[option], f"no such parameter of {name}")
     try:
-        return kind.build(make, geometry, **options).eval()
+        detector = kind.assemble(make, **options)
     except TypeError as error:
         if "missing a required argument" not in str(error):
             raise
         raise ParameterError("name", name, f"{error}; choose a method with its settings by method={name}") from error
+    detector.set_geometry(geometry)
+    return detector.eval()
 
 
 def load(detector: Path | str, device: str = "cpu", allow: Sequence[str] = ()) -> AnomalyDetector:
