@@ -38,6 +38,8 @@ PARSER = OverridesParser.create()
 @example("it's")
 @example("C:\\photographs\\")
 @example("${seed}")
+@example(".5")
+@example("./photographs")
 def test_every_value_survives_the_grammar(value):
     found = OmegaConf.create({"key": PARSER.parse_override(f"key={quote(value)}").value()})
     assert found.key == value and isinstance(found.key, ListConfig if isinstance(value, list) else type(value))

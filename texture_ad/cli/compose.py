@@ -3,7 +3,6 @@
 Imports nothing heavy.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike, fspath
 
@@ -14,7 +13,7 @@ from omegaconf import DictConfig
 
 from texture_ad.cli.entry import CONF, check_config
 from texture_ad.cli.plugins import register
-from texture_ad.cli.quoting import check_kept, quoted
+from texture_ad.cli.quoting import PLAIN, check_kept, quoted
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
@@ -67,12 +66,6 @@ def quote(value: object) -> str:
         return f"[{','.join(map(quote, value))}]"
     if not isinstance(value, str):
         return str(value)
-    if re.fullmatch(r"[A-Za-z_/][\w./-]*", value, re.ASCII) and value.lower() not in (
-        "null",
-        "true",
-        "false",
-        "nan",
-        "inf",
-    ):
+    if PLAIN.fullmatch(value):
         return value
     return quoted(value).replace("${", "\\${")  # to the letter, no interpolation

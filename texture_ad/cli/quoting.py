@@ -31,8 +31,8 @@ PATH_KEYS = frozenset(
 )
 # Keys whose values may also be lists, of paths or of numbers; a number alone is none.
 LIST_KEYS = frozenset({"data.anomalous", "data.masks", "data.normal", "data.roi"})
-# Paths that the grammar reads as they are.
-_PLAIN = re.compile(r"(?!(true|false|nan|inf|null)$)[A-Za-z_./][A-Za-z0-9_./-]*", re.IGNORECASE | re.ASCII)
+# Texts that the grammar reads as they are: no words of its own, and no numbers such as .5.
+PLAIN = re.compile(r"(?!(true|false|nan|inf|null)$|\.[0-9])[A-Za-z_./][A-Za-z0-9_./-]*", re.IGNORECASE | re.ASCII)
 
 _PARTS = re.compile(r"""(?<![^,])\s*('[^']*'|"[^"]*"|[^,]+)\s*(?=,|$)""")  # between commas that are in no quotes
 _NUMBER = re.compile(r"-?[0-9.]+")
@@ -78,7 +78,7 @@ def _each_quoted(values: str) -> str:
 def _readable(value: str) -> bool:
     """Return whether the grammar reads a value as it is meant: none, an interpolation, in quotes, or a plain path."""
     in_quotes = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-    return value in ("", "null", "???") or "${" in value or in_quotes or _PLAIN.fullmatch(value) is not None
+    return value in ("", "null", "???") or "${" in value or in_quotes or PLAIN.fullmatch(value) is not None
 
 
 def quoted(text: str) -> str:
