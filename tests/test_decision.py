@@ -43,6 +43,18 @@ def test_the_threshold_is_the_score_of_the_rank_that_exact_fractions_give(percen
         assert conformal_threshold(torch.arange(1.0, count + 1).flip(0), percent / 100) == rank
 
 
+def test_more_false_alarms_than_chance_gives_are_told():
+    generator = torch.Generator().manual_seed(0)
+    unlikely = 0
+    for scores in torch.rand(2000, 39 + 50, generator=generator):
+        told = false_alarms(scores[:39], conformal_threshold(scores[:39], 0.05))
+        unlikely += told.unlikely(int((scores[39:] > conformal_threshold(scores[:39], 0.05)).sum()), 50)
+    assert unlikely <= 0.015 * 2000  # of images of one kind, at most one time in a hundred
+    told = false_alarms(torch.arange(10.0), 9.0)
+    assert told.unlikely(45, 50) and not told.unlikely(5, 50) and not told.unlikely(0, 50)
+    assert not false_alarms(torch.arange(10.0), -1.0).unlikely(50, 50)
+
+
 def test_a_threshold_below_all_scores_promises_nothing():
     told = false_alarms(torch.arange(20.0), -1.0)
     assert told.expected == told.high == 1 and told.low == pytest.approx(0.025 ** (1 / 20))

@@ -3,12 +3,15 @@
 import csv
 import json
 import os
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import arguments, few_photographs
 from miniatures import mvtec
+from PIL import Image
 
 SMALL = [
     "data.size=64",
@@ -204,3 +207,24 @@ def test_real_photographs(tmp_path, process):
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert metrics["data_source"] == f"folder {root.name}"
     assert metrics["image_auroc"] > 0.85
+
+
+def test_a_promise_that_the_test_images_contradict_is_told(tmp_path, process):
+    data = few_photographs(tmp_path / "carpet")
+    for path in sorted((data / "train/good").iterdir())[:12]:
+        inverted = Image.fromarray(255 - np.asarray(Image.open(path).convert("RGB")))
+        inverted.save(data / "test/good" / f"inverted_{path.stem}.png")
+    layer = ("method=padim", "backbone=resnet18", "backbone.weights=none", "backbone.layers=[layer1]")
+    more = (
+        *layer,
+        "data.size=64",
+        "data.calibration_fraction=0.4",
+        "trainer.accelerator=cpu",
+        "trainer.enable_progress_bar=false",
+    )
+    done = process("run", "data=folder", f"data.root={data}", f"run_dir={tmp_path / 'run'}", *more)
+    assert done.returncode == 0, done.stderr
+    told = re.search(r"warning: (\d+) of 16 normal test images are above the threshold, where \d", done.stdout)
+    assert int(told[1]) >= 12
+    for page in ("report.html", "model_card.md"):
+        assert "they are of another kind than the calibration images" in (tmp_path / "run" / page).read_text("utf-8")

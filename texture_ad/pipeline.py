@@ -447,6 +447,15 @@ def evaluate(run: Run, detector: AnomalyDetector) -> Predictions | None:
     run.metrics |= prediction_metrics(
         predictions, detector.decision(), run.data.true_masks(predictions["index"]) if run.data.has_masks else None
     )
+    told = detector.decision().false_alarms
+    normal = run.metrics["normal_images"]
+    above = round((run.metrics["false_positive_rate"] or 0) * normal)
+    if normal and told.unlikely(above, normal):
+        run.metrics["false_alarm_warning"] = (
+            f"{above} of {normal} normal test images are above the threshold, where {told} were expected: they are of "
+            "another kind than the calibration images, or these are not independent of one another (crops of one "
+            "picture, shots of one item; see data.group)"
+        )
     return predictions
 
 
@@ -471,6 +480,8 @@ def report(run: Run, detector: AnomalyDetector, predictions: Predictions | None)
         finished.unlink()
         raise
     print(f"decision {run.metrics['threshold_promise']}")
+    if "false_alarm_warning" in run.metrics:
+        print(f"warning: {run.metrics['false_alarm_warning']}", flush=True)
     if not run.config.cross_fit and detector.decision().images_needed:
         count = len(run.data.layout.train + run.data.layout.calibration)
         print(f"advice   cross_fit=true calibrates on all {count} normal images, and fits longer")

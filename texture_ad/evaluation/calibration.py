@@ -17,6 +17,7 @@ from texture_ad.parameters import Range, checked
 FalseAlarmRate = Annotated[float, Range(0, 0.5, above=True)]
 
 CONFIDENCE = 0.95  # of the interval of a false-alarm rate
+UNLIKELY = 0.01  # probability of as many false alarms, below which images are of another kind
 
 
 class FalseAlarms(NamedTuple):
@@ -33,6 +34,15 @@ class FalseAlarms(NamedTuple):
     low: float
     high: float
     images: int
+
+    def unlikely(self, above: int, images: int) -> bool:
+        """Return whether so many of new normal images above the threshold are no chance, if all are of one kind."""
+        from scipy.stats import betabinom
+
+        others = (1 - self.expected) * (self.images + 1)
+        if others < 0.5:  # all may lie above
+            return False
+        return bool(betabinom.sf(above - 1, images, self.images + 1 - others, others) < UNLIKELY)
 
     def __str__(self) -> str:
         return f"{self.expected:.1%} ({CONFIDENCE:.0%} interval {self.low:.1%} to {self.high:.1%})"

@@ -176,7 +176,10 @@ def _measured(facts: Facts) -> tuple[list[str], dict[str, object]]:
     if not facts.test:
         return ["There were no test images: how many defects it finds, and how often it errs, is unknown."], found
     normal, anomalous = metrics["normal_images"], metrics["anomalous_images"]
-    return [f"On {normal} normal and {anomalous} anomalous test images."], found
+    told = [f"On {normal} normal and {anomalous} anomalous test images."]
+    if "false_alarm_warning" in metrics:
+        told.append(f"The promised rate of false alarms did not hold: {metrics['false_alarm_warning']}.")
+    return told, found
 
 
 def _limits(facts: Facts) -> list[str]:

@@ -205,6 +205,8 @@ def verdict(metrics: Mapping) -> list[str]:
         sentences.append(f"The anomaly maps cover the true defects with an AUPRO of {metrics['aupro']:.3f}.")
     promise = f": {metrics['threshold_promise']}" if "threshold_promise" in metrics else ""
     sentences.append(f"The threshold was set without any test image{promise}.")
+    if "false_alarm_warning" in metrics:
+        sentences.append(f"But {metrics['false_alarm_warning']}.")
     return sentences
 
 

@@ -15,6 +15,7 @@ _IN_HEADER = (
     "threshold",
     "threshold_origin",
     "threshold_promise",
+    "false_alarm_warning",
     "pixel_threshold",
 )
 _UNDEFINED = {
