@@ -6,9 +6,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
-from helpers import arguments, few_photographs, untrained_detector
+from helpers import arguments, environment, few_photographs, untrained_detector
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
@@ -18,6 +19,7 @@ from texture_ad.cli.compose import compose
 from texture_ad.environment import plugins
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.methods.registry import load, method_class
+from texture_ad.models.backbone import Backbone
 
 ROOT = Path(__file__).parents[1]
 
@@ -119,6 +121,25 @@ def test_a_class_of_ones_own_runs_where_it_is_allowed(photographs, tmp_path, mon
     assert OmegaConf.load(tmp_path / "run" / "config.yaml").allow == ["own_data"]
     importlib.invalidate_caches()
     sys.modules.pop("own_data", None)
+
+
+def test_a_class_in_the_working_folder_is_found_by_the_installed_command_too(photographs, tmp_path):
+    (tmp_path / "own_data.py").write_text(OWN)
+    quick = arguments(photographs, tmp_path / "run", "method=padim", "pictures=false", "data._target_=own_data.Mine")
+    script = "import sys; sys.path.pop(0); from texture_ad.cli.main import main; sys.argv[0] = 'texture-ad'; main()"
+    call = [sys.executable, "-c", script, "run", *quick, "allow=[own_data]"]
+    path = {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path, env=environment(**path))
+    assert done.returncode == 0 and "data     mine, layout mvtec:" in done.stdout, done.stderr
+
+
+def test_the_failed_download_of_a_backbone_of_ones_own_is_one_line(monkeypatch):
+    def offline(self, library, name, weights):
+        raise URLError("no route")
+
+    monkeypatch.setattr(Backbone, "open_network", offline)
+    with pytest.raises(ParameterError, match=r"weights=pretrained: mine's weights could not be downloaded .*no route"):
+        Backbone("timm", "mine", ["layer1"], "pretrained", 1, 0, "none", None, 0)
 
 
 def test_a_backbone_of_ones_own_is_fitted_saved_loaded_and_exported(photographs, tmp_path, monkeypatch, command):

@@ -114,6 +114,8 @@ def _run_checked(function: Callable[[DictConfig], object], config: DictConfig, c
     """Check a configuration, call a function with it and return what it returns."""
     try:
         check_config(config, config_name)
+        if config.get("allow") and not {"", os.getcwd()} & set(sys.path):
+            sys.path.append(os.getcwd())  # where `python -m` looks, too
         return function(config)
     except BrokenPipeError:
         _seen_enough()

@@ -1,7 +1,9 @@
 """Pretrained backbones and the patch features that are read from their layers."""
 
 from collections.abc import Callable, Sequence
+from http.client import HTTPException
 from typing import Annotated, Literal
+from urllib.error import URLError
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +66,11 @@ class Backbone(nn.Module):
         super().__init__()
         if neighborhood % 2 == 0:
             raise ParameterError("neighborhood", neighborhood, "expected an odd number of at least 1")
-        self.network = self.open_network(library, name, weights)
+        try:
+            self.network = self.open_network(library, name, weights)
+        except (URLError, HTTPException, ConnectionError, TimeoutError) as error:  # of a subclass's own download
+            problem = f"{name}'s weights could not be downloaded ({error})"
+            raise ParameterError("weights", weights, problem) from error
         known = self.network.layers
         if frozen > len(known):
             raise ParameterError("frozen", frozen, f"expected an integer from 0 to {len(known)}")
