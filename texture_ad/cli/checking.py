@@ -3,7 +3,9 @@
 import sys
 from collections import Counter
 from pathlib import Path
+from statistics import median
 
+import torch
 from omegaconf import DictConfig
 
 from texture_ad.cli.advice import advised
@@ -15,10 +17,13 @@ from texture_ad.data.inspection import File, can_hash, copy_lines, described, in
 from texture_ad.data.layouts.samples import read_marks
 from texture_ad.environment import to_install
 from texture_ad.errors import ParameterError, UserError
+from texture_ad.evaluation.calibration import conformal_threshold, false_alarms, images_needed
 from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.stages import make_stages
 from texture_ad.pipeline import Run, build, check_settings, make
 from texture_ad.training.run_folder import check_fingerprint
+
+LARGE = 3.0  # times smaller, or times longer than wide, from which on tiles are advised
 
 
 def check_data(config: DictConfig) -> list[str]:
@@ -46,6 +51,9 @@ def check_data(config: DictConfig) -> list[str]:
     problems += [problem for problem in refused if not any(known in problem for known in problems)]
     _print_use(data, sides)
     problems = problems or _not_built(config, data)
+    if not problems:
+        _print_seen(data, sides["training"])
+        _print_expected(data, config)
     warnings = [*data.warnings, *copy_lines(sides, data.folder)]
     if not can_hash():
         warnings.append(f"near-duplicates were not looked for; {to_install('check')}")
@@ -109,3 +117,32 @@ def _print_use(data: TextureDataModule, sides: dict[str, list[File]]) -> None:
         anomalous = [sample for sample in data.layout.test if sample.label]
         masked = sum(sample.mask is not None for sample in anomalous)
         print(f"masks    of {masked} of {len(anomalous)} anomalous images")
+
+
+def _print_seen(data: TextureDataModule, files: list[File]) -> None:
+    """Print at which size a typical image is seen where that is another, and when tiles are to be thought of."""
+    height, width = (round(median(sides)) for sides in zip(*(file.shape for file in files if file.shape), strict=True))
+    seen = data.geometry.size
+    if data.geometry.tiled or seen == (height, width):
+        return
+    times = min(seen) / min(height, width)
+    line = f"{width} x {height} px as {seen[1]} x {seen[0]} px"
+    if abs(times - 1) > 0.05:
+        line += f", {max(times, 1 / times):.1f} times {'larger' if times > 1 else 'smaller'}"
+    if 1 / times >= LARGE or max(height, width) >= LARGE * min(height, width):
+        tile = 512 if 1 / times >= LARGE else min(height, width)
+        line += f"; data.tile={tile} looks at parts of it at its own resolution, which small defects need"
+    print(f"seen     {line}")
+
+
+def _print_expected(data: TextureDataModule, config: DictConfig) -> None:
+    """Print which share of normal images the calibration images promise, and what would let more of them calibrate."""
+    if config.cross_fit:  # by the folds' scores, which only a fit gives
+        return
+    scores = torch.arange(float(len(data.calibration_samples)))
+    told = false_alarms(scores, conformal_threshold(scores, config.false_alarm_rate))
+    line = f"of normal images {told} above the threshold, by {len(scores)} calibration images"
+    if len(scores) < images_needed(config.false_alarm_rate):
+        count = len(data.layout.train + data.layout.calibration)
+        line += f"; cross_fit=true calibrates on all {count} normal images, and fits longer"
+    print(f"expected {line}")
