@@ -39,6 +39,12 @@ def test_every_fill_is_lighter_as_often_as_darker_and_of_its_images_size(fill, s
     assert 0.2 < (means > 102).float().mean() < 0.8 and 0.2 < (means < 98).float().mean() < 0.8
 
 
+def test_a_picture_of_a_few_pixels_can_be_damaged_too():
+    images = torch.randint(0, 256, (60, 3, 3, 90), generator=seeded(), dtype=torch.uint8)
+    damaged, masks = synthetic_defects(images, seeded(1))
+    assert damaged.shape == images.shape and masks.any((1, 2)).float().mean() > 0.9
+
+
 @pytest.mark.parametrize("kind", SHAPES)
 def test_shapes_are_compact_and_of_all_sizes_up_to_half_of_the_image(kind):
     areas = []

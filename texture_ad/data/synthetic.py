@@ -103,8 +103,8 @@ def _tone(image: Tensor, sign: int, generator: torch.Generator) -> Tensor:
 
 def _blur(image: Tensor, sign: int, generator: torch.Generator) -> Tensor:
     """Draw a blurred image (3, H, W), slightly lighter or darker."""
-    k = 2 * round(_uniform(1.5, 5, generator)) + 1
-    return F.avg_pool2d(F.pad(image[None], [k // 2] * 4, mode="reflect"), k, 1)[0] * (1 + sign * 0.08)
+    reach = min(round(_uniform(1.5, 5, generator)), *(side - 1 for side in image.shape[1:]))
+    return F.avg_pool2d(F.pad(image[None], [reach] * 4, mode="reflect"), 2 * reach + 1, 1)[0] * (1 + sign * 0.08)
 
 
 def _transplant(donor: Tensor, sign: int, generator: torch.Generator) -> Tensor:
