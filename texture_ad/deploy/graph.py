@@ -24,16 +24,16 @@ def linear_weights(inside: int, outside: int) -> Tensor:
 
     As in torchvision's resizing of bytes, weights are whole multiples of a power of a half, the largest of them below
     2^15 of it: halves come up at common ratios, and would else be rounded otherwise. Distances are whole numbers, so
-    that a runtime without doubles finds the same weights.
+    that floats hold the weights well enough.
     """
-    reach = torch.full((1,), 2 * inside).clamp(min=2 * outside)
-    centres = (2 * torch.arange(outside) + 1) * inside
-    distances = ((2 * torch.arange(inside) + 1) * outside - centres[:, None]).abs()
-    weights = (reach - distances).clamp(min=0).double()
+    reach = torch.full((1,), 2 * inside, dtype=torch.int32).clamp(min=2 * outside)
+    centres = (2 * torch.arange(outside, dtype=torch.int32) + 1) * inside
+    distances = ((2 * torch.arange(inside, dtype=torch.int32) + 1) * outside - centres[:, None]).abs()
+    weights = (reach - distances).clamp(min=0).float()
     weights = weights / weights.sum(1, keepdim=True)
-    units = 2.0 ** torch.arange(23, dtype=torch.float64)
+    units = 2.0 ** torch.arange(23)
     unit = torch.where((weights.max() * units + 0.5).floor() < 2**15, units, 1).max()
-    return ((weights * unit + 0.5).floor() / unit).float()
+    return (weights * unit + 0.5).floor() / unit
 
 
 def resize_images(images: Tensor, size: Shape) -> Tensor:
