@@ -25,7 +25,7 @@ from texture_ad.deploy import notify
 from texture_ad.deploy.outputs import Wanted
 from texture_ad.deploy.scorer import Row, Scorer, find_files, find_images
 from texture_ad.deploy.scorer import predict as predict_files
-from texture_ad.deploy.watch import Rows, Stop, watch
+from texture_ad.deploy.watch import Arrivals, Rows, Stop, watch
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.methods.registry import load
 
@@ -328,8 +328,34 @@ def test_the_record_of_a_watched_folder_is_of_that_folder_alone(predict, saved, 
         watched(other)
 
 
+@pytest.fixture
+def between_looks(monkeypatch):
+    """Do a step between two looks at a watched folder, and stop after the last."""
+
+    def do(steps):
+        steps = list(steps)
+
+        class Steps(Stop):
+            def __init__(self):
+                self.asked = False
+
+            def wait(self, seconds):
+                if steps:
+                    steps.pop(0)()
+                else:
+                    self.asked = True
+
+        monkeypatch.setattr("texture_ad.deploy.watch.Stop", Steps)
+
+    return do
+
+
+def rows_of(output):
+    return list(csv.DictReader((output / "scores.csv").open(newline="")))
+
+
 def test_a_file_is_scored_once_it_rests_and_a_broken_one_again_when_it_changes(
-    saved, photographs, tmp_path, monkeypatch
+    saved, photographs, tmp_path, between_looks
 ):
     folder, output = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
@@ -345,25 +371,58 @@ def test_a_file_is_scored_once_it_rests_and_a_broken_one_again_when_it_changes(
         lambda: None,
     ]
 
-    class Steps(Stop):
-        """Do a step between two looks, and stop after the last."""
-
-        def __init__(self):
-            self.asked = False
-
-        def wait(self, seconds):
-            if steps:
-                steps.pop(0)()
-            else:
-                self.asked = True
-
-    monkeypatch.setattr("texture_ad.deploy.watch.Stop", Steps)
+    between_looks(steps)
     told = []
     scorer = Scorer(load(saved), folder, output, wanted=Wanted())
     watch(scorer, folder, output, 8, 0.01, tell=lambda result: told.append((result["name"], bool(result["error"]))))
     assert told == [("b.png", True), ("a.png", False), ("b.png", True), ("b.png", False)]
-    found = list(csv.DictReader((output / "scores.csv").open(newline="")))
+    found = rows_of(output)
     assert [(row["path"], bool(row["score"])) for row in found] == [("b.png", False), ("a.png", True), ("b.png", True)]
+
+
+def test_a_file_that_changes_after_it_was_scored_is_warned_of_once_and_scored_again(
+    saved, photographs, tmp_path, between_looks, capsys
+):
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    contents = [(photographs / f"{i}.png").read_bytes() for i in range(3)]
+    file = folder / "cam1.png"
+
+    def watched(*steps):
+        between_looks(steps)
+        watch(Scorer(load(saved), folder, output, wanted=Wanted()), folder, output, 8, 1, report=1000)
+        return [row["score"] for row in rows_of(output)], capsys.readouterr().err
+
+    def idle():
+        pass
+
+    def touched():
+        os.utime(file, ns=(0, 10**18))
+
+    file.write_bytes(contents[0])
+    scores, errors = watched(idle, idle, idle)
+    assert len(scores) == 1 and "changed" not in errors
+    change = [lambda content=content: file.write_bytes(content) for content in contents]
+    # The state before this process is not known: a restart scores nothing twice.
+    scores, errors = watched(touched, idle, change[1], idle, idle, file.unlink, idle, change[2], idle, idle)
+    assert len(scores) == 4 and len(set(scores)) == 3
+    assert errors.count(f"warning: {file}: changed after it was scored; it is scored again and gets another row") == 1
+    page = (output / "stream.html").read_text(encoding="utf-8")
+    assert "1 files changed after they were scored, and have a row for each time: cam1.png." in page
+    with Rows(output / "scores.csv", 1.0) as rows:
+        assert rows.stream.counts["changed after they were scored"] == 1  # over a restart
+
+
+@pytest.mark.parametrize(("settle", "looks"), [(0, [1]), (0.5, [1]), (2.5, [3]), (3, [3])])
+def test_a_file_rests_as_long_as_is_asked_for_before_it_is_scored(tmp_path, settle, looks):
+    moments = iter(map(float, range(8)))
+    arrivals = Arrivals(tmp_path / "in", tmp_path / "out", settle, lambda: next(moments))
+    (tmp_path / "in").mkdir()
+    file = tmp_path / "in/a.png"
+    for size in (100, 200):  # a copier that pauses
+        file.write_bytes(bytes(size))
+        found = [bool(arrivals.look(lambda _: False)) for _ in range(4)]
+        assert [look for look, settled in enumerate(found) if settled] == looks
 
 
 def test_a_receiver_that_is_silent_does_not_hold_up_the_end(monkeypatch, capsys):

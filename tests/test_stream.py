@@ -131,11 +131,22 @@ def test_a_restart_remembers_the_stream(tmp_path):
         first.append([*rows([0.5, 2.0], 1.0), Row("broken.png", warning="empty")])
     with Rows(tmp_path / "scores.csv", 1.0) as second:
         assert second.stream.counts == first.stream.counts and second.stream.recent == first.stream.recent
-        assert list(second.stream.counts.values()) == [2, 1, 0, 1]
+        assert list(second.stream.counts.values()) == [2, 1, 0, 1, 0]
     with Rows(tmp_path / "scores.csv", 0.4) as third:  # judged anew
         third.append([Row("broken.png", "0.1", anomalous="0")])
-        assert list(third.stream.counts.values()) == [3, 2, 0, 0]
+        assert list(third.stream.counts.values()) == [3, 2, 0, 0, 0]
         assert [above for _, above in third.stream.recent] == [True, True, False]
+
+
+def test_a_file_with_a_row_after_its_score_is_counted_once_as_changed():
+    stream = Stream(1.0)
+    stream.add([Row("a.png", warning="empty"), Row("a.png", "0.5")])  # which was broken at first
+    assert stream.names == {"a.png"} and not stream.changed
+    stream.add([Row("b.png", "0.5"), Row("b.png", warning="empty")])
+    assert stream.names == {"a.png"} and stream.unreadable == {"b.png"}  # to be tried again after a restart
+    stream.add([Row("b.png", "2"), Row("b.png", "3")])
+    assert stream.names == {"a.png", "b.png"} and list(stream.changed) == ["b.png"]
+    assert list(stream.counts.values()) == [4, 2, 0, 0, 1]
 
 
 def test_a_row_is_complete_with_the_line_break_after_its_name_s_own():

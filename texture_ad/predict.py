@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from texture_ad.cli.entry import hydra_main
 from texture_ad.errors import ParameterError
-from texture_ad.parameters import Count, Positive, check
+from texture_ad.parameters import Count, NonNegative, Positive, check
 
 # Arguments of `AnomalyDetector.decision`, which `serve` and `export` take as well.
 DECISION = ("false_alarm_rate", "pixel_false_alarm_rate", "threshold", "pixel_threshold", "min_area")
@@ -28,6 +28,7 @@ def main(config: DictConfig) -> None:
     # Before the detector is read, which takes seconds.
     check("batch_size", config.batch_size, Count)
     check("interval", config.interval, Positive)
+    check("settle", config.settle, NonNegative)
     check("engine", config.engine, EngineName)
     for name in (*Wanted._fields, "watch", "unsure"):
         check(name, config[name], bool)
@@ -60,7 +61,7 @@ def main(config: DictConfig) -> None:
     leave_cores(detector)
     if config.watch:
         with notifier(config.webhook, config.mqtt) as tell:
-            watch(scorer, source, output, config.batch_size, config.interval, config.report, tell)
+            watch(scorer, source, output, config.batch_size, config.interval, config.report, tell, config.settle)
     else:
         predict(scorer, paths, output, config.batch_size)
 

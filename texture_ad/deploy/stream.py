@@ -8,10 +8,12 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from texture_ad.data.layouts.files import listed
 from texture_ad.deploy.scorer import Row, Scorer
 from texture_ad.evaluation.stream import Chart, rank_chart, share_chart
 
 RECENT = 5000  # images that the charts show, at most
+CHANGED = "changed after they were scored"
 
 
 class Stream:
@@ -21,25 +23,35 @@ class Stream:
         threshold: of now, by which all rows are judged, also those that another one had judged.
 
     Attributes:
-        counts: how many images were scored, "above the threshold", "unlike the training images" and "unreadable".
+        counts: how many images were scored, "above the threshold", "unlike the training images", "unreadable" and
+            "changed after they were scored".
         recent: score, and whether it is above the threshold, of the last RECENT images.
-        unreadable: names of the files that have no score so far.
+        names: of the files whose last row has a score.
+        unreadable: names of the files whose last row has none.
+        changed: names of the files that have a row after one with a score, in order.
     """
 
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold
-        self.counts = dict.fromkeys(("scored", "above the threshold", "unlike the training images", "unreadable"), 0)
+        kinds = ("scored", "above the threshold", "unlike the training images", "unreadable", CHANGED)
+        self.counts = dict.fromkeys(kinds, 0)
         self.recent: deque[tuple[float, bool]] = deque(maxlen=RECENT)
+        self.names: set[str] = set()
         self.unreadable: set[str] = set()
+        self.changed: dict[str, None] = {}
 
     def add(self, rows: Iterable[Row]) -> None:
         """Add rows, in order."""
         for row in rows:
             score = _finite(row.score)
+            if row.path in self.names:
+                self.changed[row.path] = None
             if score is None:
                 self.unreadable.add(row.path)
+                self.names.discard(row.path)
                 continue
             self.unreadable.discard(row.path)
+            self.names.add(row.path)
             # Of its own threshold a row knows more digits than it shows.
             same = row.threshold == f"{self.threshold:.8g}"
             above = row.anomalous == "1" if same else score > self.threshold
@@ -48,6 +60,7 @@ class Stream:
             self.counts["unlike the training images"] += bool(row.warning)
             self.recent.append((score, above))
         self.counts["unreadable"] = len(self.unreadable)
+        self.counts[CHANGED] = len(self.changed)
 
 
 def _finite(text: str) -> float | None:
@@ -77,6 +90,10 @@ def sentences(stream: Stream, ranks: Chart, shares: Chart) -> list[str]:
     unlike = stream.counts["unlike the training images"]
     if unlike:
         told.append(f"{unlike} images differ from the training images, or hold several images; their rows say how.")
+    if stream.changed:
+        told.append(
+            f"{len(stream.changed)} files {CHANGED}, and have a row for each time: {listed([*stream.changed])}."
+        )
     return told
 
 

@@ -1,6 +1,6 @@
 """Score a folder that a camera writes to: every new file once, over kills and restarts.
 
-Order of reading: `watch`, then `Rows`, its memory of what was scored before.
+Order of reading: `watch`, then `Rows`, its memory of what was scored before, and `Arrivals`, which looks for more.
 """
 
 import csv
@@ -20,7 +20,7 @@ from texture_ad.deploy.scorer import COLUMNS, Row, Scorer, check_source, find_im
 from texture_ad.deploy.stream import Stream, write_report
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.files import csv_text, lock, write_text
-from texture_ad.parameters import Count, Positive, checked
+from texture_ad.parameters import Count, NonNegative, Positive, checked
 
 HEADER = csv_text([COLUMNS])
 Tell = Callable[[Mapping[str, Any]], None]
@@ -75,7 +75,6 @@ class Rows:
         threshold: of now, which the rows found may not have been scored by.
 
     Attributes:
-        names: of the files that have a row with a score.
         stream: what the rows say by the threshold of now.
         thresholds: that the rows found had been scored by, as text.
 
@@ -86,12 +85,16 @@ class Rows:
     def __init__(self, path: Path, threshold: float):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self.names: set[str] = set()
         self.stream = Stream(threshold)
         self.thresholds: set[str] = set()
         self._lock = lock(path)
         self._file = open(path, "a+b")  # noqa: SIM115, it stays open with its lock
         self._take_over()
+
+    @property
+    def names(self) -> set[str]:
+        """Return the names of the files whose last row has a score."""
+        return self.stream.names
 
     def __enter__(self) -> "Rows":
         return self
@@ -118,17 +121,12 @@ class Rows:
             self._write(HEADER)
         rows = list(csv.reader(io.StringIO(complete.decode("utf-8", "replace"), newline="")))
         complete_rows = [Row(*row) for row in rows[1:] if len(row) == len(COLUMNS)]
-        self._remember(complete_rows)
+        self.stream.add(complete_rows)
         self.thresholds = {row.threshold for row in complete_rows} - {""}
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add rows in one write and wait until they are on the disk."""
         self._write(csv_text(rows))
-        self._remember(rows)
-
-    def _remember(self, rows: Sequence[Row]) -> None:
-        """Take over what the rows say, and of which files."""
-        self.names |= {row.path for row in rows if row.score}
         self.stream.add(rows)
 
     def _write(self, content: bytes) -> None:
@@ -180,6 +178,48 @@ def states(paths: Iterable[Path]) -> dict[Path, State]:
     return found
 
 
+class Arrivals:
+    """Look for the files of a folder that are to be scored: new ones, and those that changed since, once they rest.
+
+    Args:
+        folder: that is looked through, with all folders below it.
+        output: folder of our own files, which are left out.
+        settle: seconds for which a file must have been the same; at the least it is from one look to the next.
+        clock: returns seconds.
+
+    Attributes:
+        taken: state in which each file was taken to be scored.
+    """
+
+    def __init__(self, folder: Path, output: Path, settle: float, clock: Callable[[], float] = time.monotonic):
+        self.folder = folder
+        self.output = output
+        self.settle = settle
+        self.clock = clock
+        self.taken: dict[Path, State] = {}
+        self._resting: dict[Path, tuple[State, float]] = {}  # the others: their state, and the look that first saw it
+
+    def look(self, has_score: Callable[[Path], bool]) -> list[Path]:
+        """Return the files to score now, in order of name.
+
+        Args:
+            has_score: whether a file was scored by an earlier process, which did not keep its state: the one at the
+                first look stands for it.
+        """
+        now = self.clock()
+        resting = {}
+        for path, state in states(find_images(self.folder, self.output)).items():
+            if path not in self.taken and has_score(path):
+                self.taken[path] = state
+            if state != self.taken.get(path):
+                before, since = self._resting.get(path, (None, now))
+                resting[path] = (state, since if before == state else now)
+        self._resting = resting
+        settled = [path for path, (_, since) in resting.items() if since < now and now - since >= self.settle]
+        self.taken |= {path: resting[path][0] for path in settled}
+        return settled
+
+
 def _score_new(scorer: Scorer, rows: Rows, paths: list[Path], batch_size: int, stop: Stop, tell: Tell) -> None:
     """Score files in batches and append their rows, until all are done or the process is asked to stop."""
     for start in range(0, len(paths), batch_size):
@@ -190,6 +230,9 @@ def _score_new(scorer: Scorer, rows: Rows, paths: list[Path], batch_size: int, s
         for result in scored:
             if result.error:
                 print(f"warning: {result.error}", file=sys.stderr, flush=True)
+            if result.name in rows.names and result.name not in rows.stream.changed:
+                what = "changed after it was scored; it is scored again and gets another row"
+                print(f"warning: {result.path}: {what}", file=sys.stderr, flush=True)
         # One that failed before, and does so again, has its row.
         new = [result for result in scored if not result.error or result.name not in rows.stream.unreadable]
         rows.append([row(result, scorer.decision) for result in new])
@@ -223,12 +266,14 @@ def watch(
     interval: Positive,
     report: Positive | None = None,
     tell: Tell = lambda _: None,
+    settle: NonNegative = 0,
 ) -> None:
     """Score every new file once, by its name, as it arrives, until SIGINT or SIGTERM.
 
-    A file counts as complete when its size and time are as they were one interval before. Rows are appended after
-    their overlays are written; a restart skips the names that have a score in scores.csv. One that can't be scored is
-    tried again when it changes, and after a restart.
+    A file counts as complete when its size and time are as they were one interval, or `settle` seconds, before. Rows
+    are appended after their overlays are written; a restart skips the names that have a score in scores.csv. A file
+    that changes after it was scored is warned of, scored again and gets another row. One that can't be scored is tried
+    again when it changes, and after a restart.
 
     Args:
         scorer: with the detector.
@@ -239,13 +284,13 @@ def watch(
         report: seconds between reports of the stream, stream.html, of which one is written at the end as well; None
             for none.
         tell: called with each result as plain values, once its row is on the disk.
+        settle: seconds for which a file must rest before it is scored; less than an interval means one interval.
 
     Raises:
         UserError: another process writes to the same scores.csv, it is of another folder, or a file of another kind.
     """
     stop = Stop()
-    seen: dict[Path, State] = {}
-    tried: dict[Path, State] = {}
+    arrivals = Arrivals(folder, output, settle)
     with Rows(output / "scores.csv", scorer.decision.threshold) as rows:
         _claim(output, folder, rows)
         threshold = f"{scorer.decision.threshold:.8g}"
@@ -259,10 +304,7 @@ def watch(
         print(f"watching {folder}, {len(rows.names)} images scored before; Ctrl-C ends", flush=True)
         reported = time.monotonic()
         while not stop.asked:
-            now = states(path for path in find_images(folder, output) if scorer.name(path) not in rows.names)
-            settled = [path for path, state in now.items() if seen.get(path) == state != tried.get(path)]
-            seen = now
-            tried |= {path: now[path] for path in settled}
+            settled = arrivals.look(lambda path: scorer.name(path) in rows.names)
             _score_new(scorer, rows, settled, batch_size, stop, tell)
             if report is not None and time.monotonic() >= reported + report:
                 write_report(rows.stream, scorer, output / "stream.html")
