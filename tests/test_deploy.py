@@ -240,6 +240,31 @@ def test_linked_folders_are_searched_as_in_a_run(tmp_path):
     assert find_images(tmp_path / "in", tmp_path / "out") == [tmp_path / "in/batch/0.png"]
 
 
+def test_links_to_files_of_ours_are_left_out(tmp_path):
+    (tmp_path / "out/overlays").mkdir(parents=True)
+    (tmp_path / "out/overlays/0.png").write_bytes(b"")
+    (tmp_path / "in").mkdir()
+    for name, target in (("file.png", "../out/overlays/0.png"), ("folder", "../out/overlays"), ("circle", "circle")):
+        (tmp_path / "in" / name).symlink_to(target)
+    found = find_files(tmp_path / "in", tmp_path / "out")
+    assert found.images == [] and found.others == [tmp_path / "in/circle"]
+    assert find_images(tmp_path / "out/overlays", tmp_path / "out") == []
+
+
+def test_a_look_resolves_and_names_no_file_that_it_knows(tmp_path, monkeypatch):
+    for number in range(100):
+        (tmp_path / f"{number}.png").write_bytes(b"")
+    asked = []
+    arrivals = Arrivals(tmp_path, tmp_path / "out", 0)
+    arrivals.look(lambda path: not asked.append(path))
+    assert len(asked) == 100
+    resolved = []
+    resolve = Path.resolve
+    monkeypatch.setattr(Path, "resolve", lambda path, **options: resolved.append(path) or resolve(path, **options))
+    assert arrivals.look(lambda path: not asked.append(path)) == []
+    assert len(asked) == 100 and 0 < len(resolved) < 20
+
+
 def test_a_submission_would_be_one_file_of_two_photographs(predict, photographs, tmp_path):
     for name in ("a.png", "a.jpg"):
         (tmp_path / name).write_bytes((photographs / "0.png").read_bytes())

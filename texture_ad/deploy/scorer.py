@@ -4,11 +4,12 @@ Order of reading: `find_files`, `Scorer.score`, `predict`. `texture_ad.deploy.wa
 """
 
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from texture_ad.data.drift import Unlike, brightness, differences
 from texture_ad.data.images import header
-from texture_ad.data.layouts.files import files_below, is_image, listed, unread
+from texture_ad.data.layouts.files import Entry, is_image_entry, listed, scan_files, unread
 from texture_ad.data.pictures import Picture, read_scaled
 from texture_ad.deploy.outputs import (
     FOLDERS,
@@ -146,23 +147,40 @@ def find_files(source: Path, output: Path) -> Found:
     if source.is_file():
         return Found([source], [])
     target = output.resolve()
-    ours = {target}
-    if ours & {source.resolve(), *source.resolve().parents}:
-        ours = {target / name for name in FOLDERS}
+    resolved = cache(Path.resolve)
     found = Found([], [])
-    for path in files_below(source) if source.is_dir() else []:
-        if not ours.isdisjoint(path.resolve().parents):
-            continue
-        if is_image(path):
+    for entry in _scan_foreign(source, output):
+        path = Path(entry.path)
+        if is_image_entry(entry):
             found.images.append(path)
-        elif path.parent.resolve() != target:
+        elif resolved(path.parent) != target:
             found.others.append(path)
-    return found
+    return Found(sorted(found.images), sorted(found.others))
 
 
 def find_images(source: Path, output: Path) -> list[Path]:
     """Return the images that `find_files` finds."""
     return find_files(source, output).images
+
+
+def scan_images(source: Path, output: Path) -> Iterator[Entry]:
+    """Yield the entries of the images that `find_files` finds in a folder, in no order."""
+    return filter(is_image_entry, _scan_foreign(source, output))
+
+
+def _scan_foreign(source: Path, output: Path) -> Iterator[Entry]:
+    """Yield the files below a folder that don't lie below `output`, or below FOLDERS in it where it holds `source`."""
+    target = output.resolve()
+    ours = {target}
+    if ours & {source.resolve(), *source.resolve().parents}:
+        ours = {target / name for name in FOLDERS}
+
+    def is_ours(place: Path) -> bool:
+        return not ours.isdisjoint((place, *place.parents))
+
+    for entry in scan_files(source, is_ours) if source.is_dir() else ():
+        if not (entry.is_symlink() and is_ours(Path(os.path.realpath(entry.path)).parent)):
+            yield entry
 
 
 def require_images(source: Path, output: Path, name: str = "input") -> Found:

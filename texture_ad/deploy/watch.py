@@ -10,13 +10,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from texture_ad.deploy.outputs import WATCHED, Wanted, watched_folder
 from texture_ad.deploy.results import message
-from texture_ad.deploy.scorer import COLUMNS, Row, Scorer, check_source, find_images, row
+from texture_ad.deploy.scorer import COLUMNS, Row, Scorer, check_source, row, scan_images
 from texture_ad.deploy.stream import Stream, write_report
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.files import csv_text, lock, write_text
@@ -166,16 +166,14 @@ class Stop:
             time.sleep(min(0.1, seconds))
 
 
-def states(paths: Iterable[Path]) -> dict[Path, State]:
-    """Return the state of each file; files that were moved away meanwhile are left out."""
-    found = {}
+def states(paths: Iterable[str]) -> Iterator[tuple[str, State]]:
+    """Yield each file with its state; files that were moved away meanwhile are left out."""
     for path in paths:
         try:
-            status = path.stat()
+            status = os.stat(path)  # an entry's own may be of an earlier moment on Windows
         except OSError:
             continue
-        found[path] = (status.st_size, status.st_mtime_ns)
-    return found
+        yield path, (status.st_size, status.st_mtime_ns)
 
 
 class Arrivals:
@@ -196,8 +194,8 @@ class Arrivals:
         self.output = output
         self.settle = settle
         self.clock = clock
-        self.taken: dict[Path, State] = {}
-        self._resting: dict[Path, tuple[State, float]] = {}  # the others: their state, and the look that first saw it
+        self.taken: dict[str, State] = {}
+        self._resting: dict[str, tuple[State, float]] = {}  # the others: their state, and the look that first saw it
 
     def look(self, has_score: Callable[[Path], bool]) -> list[Path]:
         """Return the files to score now, in order of name.
@@ -208,8 +206,8 @@ class Arrivals:
         """
         now = self.clock()
         resting = {}
-        for path, state in states(find_images(self.folder, self.output)).items():
-            if path not in self.taken and has_score(path):
+        for path, state in states(entry.path for entry in scan_images(self.folder, self.output)):
+            if path not in self.taken and has_score(Path(path)):
                 self.taken[path] = state
             if state != self.taken.get(path):
                 before, since = self._resting.get(path, (None, now))
@@ -217,7 +215,7 @@ class Arrivals:
         self._resting = resting
         settled = [path for path, (_, since) in resting.items() if since < now and now - since >= self.settle]
         self.taken |= {path: resting[path][0] for path in settled}
-        return settled
+        return sorted(map(Path, settled))
 
 
 def _score_new(scorer: Scorer, rows: Rows, paths: list[Path], batch_size: int, stop: Stop, tell: Tell) -> None:

@@ -2,13 +2,14 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from texture_ad.data.images import IMAGE_SUFFIXES
 from texture_ad.errors import UserError
 from texture_ad.files import content_digest
 
+Entry = os.DirEntry[str]
 MASK_ENDINGS = ("_mask", "_gt", "_label", "_seg")  # of a mask's name, in any case, after its image's
 LISTED = 3  # names in a warning, of all that it counts
 
@@ -25,40 +26,84 @@ def listed(names: Sequence[object]) -> str:
 
 def entries(folder: Path) -> list[Path]:
     """Return what a folder holds in order of name, without hidden entries."""
+    return sorted(Path(entry.path) for entry in _scan(folder))
+
+
+def _scan(folder: Path) -> list[Entry]:
+    """Return what a folder holds, without hidden entries.
+
+    Raises:
+        UserError: it can't be read.
+    """
     try:
-        return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+        with os.scandir(folder) as inside:
+            return [entry for entry in inside if not entry.name.startswith(".")]
     except OSError as error:
         raise UserError(f"{folder}: can't be read ({error.strerror}); check the path and its permissions") from error
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Return all files of a folder and of its sub-folders in order of name, without hidden ones.
+    """Return the files that `scan_files` finds as paths in order of name."""
+    return sorted(Path(entry.path) for entry in scan_files(folder))
 
-    Links are followed, but for those that lead back to a folder already seen, or above `folder`.
+
+def scan_files(folder: Path, left_out: Callable[[Path], bool] = lambda _: False) -> Iterator[Entry]:
+    """Yield all files of a folder and of its sub-folders in no order, without hidden ones.
+
+    Links are followed, but for those that lead back to a folder already seen, or above `folder`. No path is made of a
+    file, since a watched folder may hold many thousands.
+
+    Args:
+        folder: that is searched.
+        left_out: whether a resolved folder is left out with all that it holds.
+
+    Raises:
+        UserError: a folder that can't be read.
     """
     seen = {folder.resolve(), *folder.resolve().parents}
-    found: list[Path] = []
-    rest = [folder]
+    rest = [] if left_out(folder.resolve()) else [folder]
     while rest:
         place = rest.pop()
         try:
-            inside = entries(place)
+            inside = _scan(place)
         except UserError:
             if place == folder or place.exists():
                 raise
             continue  # removed meanwhile, as in a folder that a camera writes to
+        folders = []
         for entry in inside:
-            if not entry.is_dir():
-                found.append(entry)
-            elif entry.resolve() not in seen:
-                seen.add(entry.resolve())
-                rest.append(entry)
-    return sorted(found)
+            if _is(entry.is_dir):
+                folders.append(Path(entry.path))
+            else:
+                yield entry
+        for path in sorted(folders):
+            resolved = path.resolve()
+            if resolved not in seen and not left_out(resolved):
+                seen.add(resolved)
+                rest.append(path)
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    """Return what an entry's `is_dir` or `is_file` does; a link in a circle, or to what can't be read, is none."""
+    try:
+        return kind()
+    except OSError:
+        return False
 
 
 def is_image(path: Path) -> bool:
     """Return whether a path is a file with the name of an image."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    return has_image_name(path.name) and path.is_file()
+
+
+def is_image_entry(entry: Entry) -> bool:
+    """Return what `is_image` does of an entry of a folder."""
+    return has_image_name(entry.name) and _is(entry.is_file)
+
+
+def has_image_name(name: str) -> bool:
+    """Return whether the name of a file is that of an image."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def images_below(folder: Path) -> list[Path]:
