@@ -2,6 +2,7 @@
 and as a file that someone else wrote."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -20,6 +21,7 @@ import torch
 from helpers import tiny_backbone, untrained_detector
 from PIL import Image
 
+from texture_ad.data import images
 from texture_ad.data.images import read_image, resize
 from texture_ad.deploy import notify
 from texture_ad.deploy.outputs import Wanted
@@ -436,6 +438,81 @@ def test_a_file_that_changes_after_it_was_scored_is_warned_of_once_and_scored_ag
     assert "1 files changed after they were scored, and have a row for each time: cam1.png." in page
     with Rows(output / "scores.csv", 1.0) as rows:
         assert rows.stream.counts["changed after they were scored"] == 1  # over a restart
+
+
+def test_a_file_without_permission_is_told_so_and_scored_once_it_has_it(
+    saved, photographs, tmp_path, between_looks, monkeypatch, capsys
+):
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    files = [folder / "a.png", folder / "b.png"]
+    for file in files:
+        file.write_bytes((photographs / "0.png").read_bytes())
+    files[1].chmod(0)
+    read = images.Image.open
+
+    def open_with_permission(path, **options):
+        if not path.stat().st_mode & 0o400:  # the tests may run as root, who needs none
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read(path, **options)
+
+    monkeypatch.setattr(images.Image, "open", open_with_permission)
+    between_looks([lambda: None, lambda: [file.chmod(0o600) for file in files], lambda: None])
+    watch(Scorer(load(saved), folder, output, wanted=Wanted()), folder, output, 8, 0.01)
+    assert [(row["path"], bool(row["score"])) for row in rows_of(output)] == [
+        ("a.png", True),
+        ("b.png", False),
+        ("b.png", True),
+    ]
+    errors = capsys.readouterr().err
+    assert f"warning: {files[1]}: can't be read (Permission denied); check the path and its permissions" in errors
+    assert "changed" not in errors and "copy it again" not in errors
+
+
+def test_a_folder_that_can_t_be_read_is_passed_over_with_one_warning(tmp_path, monkeypatch, capsys):
+    for name in ("a/0.png", "b/1.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"")
+    scan = os.scandir
+    locked = {tmp_path / "a"}
+
+    def scandir(path):
+        if path in locked:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    arrivals = Arrivals(tmp_path, tmp_path / "out", 0)
+    assert [arrivals.look(lambda _: False) for _ in range(3)] == [[], [tmp_path / "b/1.png"], []]
+    warning = f"warning: {tmp_path / 'a'}: can't be read (Permission denied)"
+    assert capsys.readouterr().err.count(warning) == 1
+    locked.clear()
+    assert [arrivals.look(lambda _: False) for _ in range(2)] == [[], [tmp_path / "a/0.png"]]
+    locked.add(tmp_path / "a")
+    arrivals.look(lambda _: False)
+    assert capsys.readouterr().err.count(warning) == 1
+
+
+def test_a_watched_folder_that_goes_and_comes_back_is_told_and_what_failed_meanwhile_is_tried_again(
+    tmp_path, monkeypatch, capsys
+):
+    folder, away = tmp_path / "in", tmp_path / "away"
+    folder.mkdir()
+    for name in ("scored.png", "failed.png"):
+        (folder / name).write_bytes(b"")
+    arrivals = Arrivals(folder, tmp_path / "out", 0)
+
+    def look():
+        found = [path.name for _ in range(2) for path in arrivals.look(lambda path: path.name == "scored.png")]
+        return found, capsys.readouterr().err
+
+    assert look() == (["failed.png"], "") and look() == ([], "")
+    folder.rename(away)
+    assert look() == ([], f"warning: {folder} is gone; it is watched again when it comes back\n")
+    away.rename(folder)
+    assert look() == (["failed.png"], f"note: {folder} is there again\n")
+    monkeypatch.setattr("texture_ad.deploy.watch._device", lambda _: -1)  # of the place that a share was mounted at
+    assert "lies on another file system than before" in look()[1] and look()[1] == ""
 
 
 @pytest.mark.parametrize(("settle", "looks"), [(0, [1]), (0.5, [1]), (2.5, [3]), (3, [3])])

@@ -4,6 +4,7 @@ An image of 8 bits a channel is read as bytes. One of more bits (16-bit integers
 rounds: a detector's images are bytes, but they are rounded once and last.
 """
 
+import errno
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -153,7 +154,15 @@ def open_image(path: Path, frame: int = 0, frames: Frames = "first") -> Image.Im
             if is_tiff(path):
                 return _read_tiff(path, frame, frames)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: can't be read as an image ({reason}); copy it again or remove it") from error
+        raise _unreadable(path, error, f" ({reason})") from error
+
+
+def _unreadable(path: Path, error: Exception, reason: str = "") -> UserError:
+    """Return what is told of a file that can't be read: the system's reason where it refused, else the content's."""
+    # A damaged file may lead to a place that is none, which the system refuses as well.
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+        return UserError(f"{path}: can't be read ({error.strerror}); check the path and its permissions")
+    return UserError(f"{path}: can't be read as an image{reason}; copy it again or remove it")
 
 
 def _check_frames(path: Path, count: int, frames: Frames) -> None:
@@ -278,7 +287,7 @@ def header(path: Path, frame: int = 0) -> Header:
                     stored = (page.height, page.width)
                     shape = stored[::-1] if page.orientation in TURNED else stored
                     return Header(shape, page.mode, not page.mode.startswith("uint8"), page.frames)
-        raise UserError(f"{path}: can't be read as an image; copy it again or remove it") from error
+        raise _unreadable(path, error) from error
 
 
 def headers_of(pictures: Iterable[tuple[Path, int]]) -> dict[tuple[Path, int], Header]:

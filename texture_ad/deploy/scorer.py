@@ -54,6 +54,7 @@ class Photograph(NamedTuple):
 
 
 PICTURES = Wanted(pictures=True)
+Tell = Callable[[UserError], None]
 Content = Photograph | Picture | UserError  # a picture that is not decoded yet, or why it can't be read
 Readable = dict[Path, tuple[Photograph, str]]  # photographs by their files, each with its warning
 
@@ -163,12 +164,12 @@ def find_images(source: Path, output: Path) -> list[Path]:
     return find_files(source, output).images
 
 
-def scan_images(source: Path, output: Path) -> Iterator[Entry]:
-    """Yield the entries of the images that `find_files` finds in a folder, in no order."""
-    return filter(is_image_entry, _scan_foreign(source, output))
+def scan_images(source: Path, output: Path, tell: Tell) -> Iterator[Entry]:
+    """Yield the entries of the images that `find_files` finds in a folder, in no order; `tell` as in `scan_files`."""
+    return filter(is_image_entry, _scan_foreign(source, output, tell))
 
 
-def _scan_foreign(source: Path, output: Path) -> Iterator[Entry]:
+def _scan_foreign(source: Path, output: Path, tell: Tell | None = None) -> Iterator[Entry]:
     """Yield the files below a folder that don't lie below `output`, or below FOLDERS in it where it holds `source`."""
     target = output.resolve()
     ours = {target}
@@ -178,7 +179,7 @@ def _scan_foreign(source: Path, output: Path) -> Iterator[Entry]:
     def is_ours(place: Path) -> bool:
         return not ours.isdisjoint((place, *place.parents))
 
-    for entry in scan_files(source, is_ours) if source.is_dir() else ():
+    for entry in scan_files(source, is_ours, tell) if os.path.isdir(source) else ():
         if not (entry.is_symlink() and is_ours(Path(os.path.realpath(entry.path)).parent)):
             yield entry
 

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from texture_ad.deploy.outputs import WATCHED, Wanted, watched_folder
 from texture_ad.deploy.results import message
@@ -24,7 +24,24 @@ from texture_ad.parameters import Count, NonNegative, Positive, checked
 
 HEADER = csv_text([COLUMNS])
 Tell = Callable[[Mapping[str, Any]], None]
-State = tuple[int, int]  # of a file: its size in bytes and the time of its last change in nanoseconds
+
+
+class State(NamedTuple):
+    """Hold what a look tells of a file.
+
+    Attributes:
+        size: in bytes.
+        changed: when its content changed, in nanoseconds.
+        touched: when its content, name or permissions did.
+    """
+
+    size: int
+    changed: int
+    touched: int
+
+    def same_content(self, other: "State | None") -> bool:
+        """Return whether the content is that of another state."""
+        return other is not None and self[:2] == other[:2]
 
 
 def check_folder(source: Path) -> None:
@@ -173,11 +190,13 @@ def states(paths: Iterable[str]) -> Iterator[tuple[str, State]]:
             status = os.stat(path)  # an entry's own may be of an earlier moment on Windows
         except OSError:
             continue
-        yield path, (status.st_size, status.st_mtime_ns)
+        yield path, State(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 class Arrivals:
     """Look for the files of a folder that are to be scored: new ones, and those that changed since, once they rest.
+
+    One line on stderr says of the folder that it went or came back, and of one below it that it can't be read.
 
     Args:
         folder: that is looked through, with all folders below it.
@@ -195,27 +214,63 @@ class Arrivals:
         self.settle = settle
         self.clock = clock
         self.taken: dict[str, State] = {}
+        self._device = _device(folder)
+        self._problems: set[str] = set()
         self._resting: dict[str, tuple[State, float]] = {}  # the others: their state, and the look that first saw it
 
     def look(self, has_score: Callable[[Path], bool]) -> list[Path]:
         """Return the files to score now, in order of name.
 
         Args:
-            has_score: whether a file was scored by an earlier process, which did not keep its state: the one at the
-                first look stands for it.
+            has_score: whether a file was scored when it was last taken. An earlier process may have done so, which did
+                not keep its state: the one at the first look stands for it.
         """
         now = self.clock()
+        if self._device_changed():
+            # What failed while it went may be sound.
+            self.taken = {path: state for path, state in self.taken.items() if has_score(Path(path))}
+        problems: list[UserError] = []
         resting = {}
-        for path, state in states(entry.path for entry in scan_images(self.folder, self.output)):
-            if path not in self.taken and has_score(Path(path)):
-                self.taken[path] = state
-            if state != self.taken.get(path):
+        for path, state in states(entry.path for entry in scan_images(self.folder, self.output, problems.append)):
+            taken = self.taken.get(path)
+            if state != taken and (taken is None or state.same_content(taken)) and has_score(Path(path)):
+                self.taken[path] = taken = state
+            if state != taken:
                 before, since = self._resting.get(path, (None, now))
                 resting[path] = (state, since if before == state else now)
         self._resting = resting
+        self._tell({str(problem) for problem in problems})
         settled = [path for path, (_, since) in resting.items() if since < now and now - since >= self.settle]
         self.taken |= {path: resting[path][0] for path in settled}
         return sorted(map(Path, settled))
+
+    def _device_changed(self) -> bool:
+        """Return, and say, whether the folder went, came back or lies on another file system than at the last look."""
+        before, self._device = self._device, _device(self.folder)
+        if self._device == before:
+            return False
+        if self._device is None:
+            what = "warning: {} is gone; it is watched again when it comes back"
+        elif before is None:
+            what = "note: {} is there again"
+        else:
+            what = "warning: {} lies on another file system than before; was a share mounted or unmounted?"
+        print(what.format(self.folder), file=sys.stderr, flush=True)
+        return True
+
+    def _tell(self, problems: set[str]) -> None:
+        """Warn of the problems that were not there at the last look."""
+        for problem in sorted(problems - self._problems):
+            print(f"warning: {problem}; all others are watched", file=sys.stderr, flush=True)
+        self._problems = problems
+
+
+def _device(folder: Path) -> int | None:
+    """Return the number of the file system that a folder lies on, None where it is gone."""
+    try:
+        return os.stat(folder).st_dev
+    except OSError:
+        return None
 
 
 def _score_new(scorer: Scorer, rows: Rows, paths: list[Path], batch_size: int, stop: Stop, tell: Tell) -> None:

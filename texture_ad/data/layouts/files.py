@@ -47,7 +47,9 @@ def files_below(folder: Path) -> list[Path]:
     return sorted(Path(entry.path) for entry in scan_files(folder))
 
 
-def scan_files(folder: Path, left_out: Callable[[Path], bool] = lambda _: False) -> Iterator[Entry]:
+def scan_files(
+    folder: Path, left_out: Callable[[Path], bool] = lambda _: False, tell: Callable[[UserError], None] | None = None
+) -> Iterator[Entry]:
     """Yield all files of a folder and of its sub-folders in no order, without hidden ones.
 
     Links are followed, but for those that lead back to a folder already seen, or above `folder`. No path is made of a
@@ -56,6 +58,7 @@ def scan_files(folder: Path, left_out: Callable[[Path], bool] = lambda _: False)
     Args:
         folder: that is searched.
         left_out: whether a resolved folder is left out with all that it holds.
+        tell: called with the reason why a folder can't be read, which is then passed over; None raises it.
 
     Raises:
         UserError: a folder that can't be read.
@@ -66,10 +69,13 @@ def scan_files(folder: Path, left_out: Callable[[Path], bool] = lambda _: False)
         place = rest.pop()
         try:
             inside = _scan(place)
-        except UserError:
-            if place == folder or place.exists():
-                raise
-            continue  # removed meanwhile, as in a folder that a camera writes to
+        except UserError as error:
+            # One that is gone was removed meanwhile, as in a folder that a camera writes to.
+            if place == folder or os.path.exists(place):
+                if tell is None:
+                    raise
+                tell(error)
+            continue
         folders = []
         for entry in inside:
             if _is(entry.is_dir):
