@@ -3,12 +3,14 @@ with bad ones and a kill among them."""
 
 import base64
 import contextlib
+import errno
 import http.client
 import io
 import json
 import socket
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -75,9 +77,11 @@ def served(detector, folder, token=None, tell=lambda _: None, **limits):
     with listen("127.0.0.1", 0) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
-        yield listening.getsockname()[1]
-        server.should_exit = True
-        thread.join()
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join()
     assert list(folder.iterdir()) == []  # nothing of a request stays
 
 
@@ -235,6 +239,57 @@ def test_a_slow_request_is_given_up_and_a_full_house_says_so(detector, photograp
             assert status == 503 and headers["Retry-After"] == "1"
             assert b" 408 " in waiting.recv(100)
         assert post(port, (photographs / "a.png").read_bytes())[0] == 200
+
+
+def test_a_folder_that_a_cleaner_removed_is_made_anew(detector, photographs, tmp_path):
+    folder = tmp_path / "bodies"
+    folder.mkdir()
+    body = (photographs / "a.png").read_bytes()
+    with served(detector, folder) as port:
+        folder.rmdir()
+        assert post(port, body)[0] == 200
+        folder.rmdir()
+        folder.write_bytes(b"")  # where none can be made
+        status, headers, answer = post(port, body)
+        assert status == 503 and headers["Retry-After"] == "10" and str(tmp_path) not in answer["error"]
+        assert "can't keep a photograph (File exists)" in answer["error"]
+        assert ask(port, "GET", "/health")[0] == 503
+        folder.unlink()
+        assert ask(port, "GET", "/health")[0] == 200 and folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_full_disk_is_told_and_passes(detector, photographs, tmp_path, monkeypatch):
+    body = (photographs / "a.png").read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with served(detector, tmp_path) as port:
+        with monkeypatch.context() as patch:
+            patch.setattr("texture_ad.deploy.service.limits.check_size", full)  # called before a block is written
+            patch.setattr(Path, "write_bytes", full)
+            for status, _, answer in (
+                ask(port, "POST", "/predict", body, Content_Type="image/png"),
+                ask(port, "GET", "/health"),
+            ):
+                assert status == 503 and b"can't keep a photograph (No space left on device)" in answer
+        assert post(port, body)[0] == 200 and ask(port, "GET", "/health")[0] == 200
+
+
+def test_a_stranger_s_folder_and_a_dead_thread_are_no_health(detector, tmp_path):
+    limits = Limits(max_mb=1, max_pixels=100, max_requests=1, rate=None, timeout=1)
+    service = Service(Scorer(detector, tmp_path, None, keep_maps=True), limits, None, "localhost", 1, lambda _: None)
+    service.check_health()
+    service._owner += 1
+    with pytest.raises(Refusal, match=r"503.*another user's"):
+        service.check_health()
+    service.close()
+    with pytest.raises(Refusal, match=r"503.*thread that scores has ended"):
+        service.check_health()
+    request = SimpleNamespace(headers={"content-type": "image/png"}, client=None)
+    with pytest.raises(Refusal, match=r"503.*thread that scores has ended"):
+        service.admit(request)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_client_that_sends_too_fast_waits(detector, photographs, tmp_path):

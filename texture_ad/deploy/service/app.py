@@ -5,13 +5,14 @@ Order of reading: `create_app`, then `Service.predict`, which follows one photog
 
 import asyncio
 import base64
+import errno
 import io
 import itertools
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -42,6 +43,7 @@ from texture_ad.errors import UserError
 from texture_ad.reporting.tables import printable
 
 DECODERS = 2  # photographs that are decoded or drawn at a time: each may take a gigabyte
+RETRY = 10  # seconds after which a full disk may have room again
 MAP_SIDE = 512  # pixels, of the longer side of a map in an answer
 PAGE = {
     "/": ("index.html", "text/html"),
@@ -116,6 +118,7 @@ class Service:
         self.worker: Worker[Job, Result] = Worker(self._score, batch_size)
         self.decoders = ThreadPoolExecutor(DECODERS)
         self.active = 0
+        self._owner = scorer.root.stat().st_uid
         self._numbers = itertools.count()
 
     def close(self) -> None:
@@ -148,15 +151,30 @@ class Service:
                 await drain(chunks, self.limits)
             raise
 
+    def check_health(self) -> None:
+        """Check that photographs can be received and scored.
+
+        Raises:
+            Refusal: 503, they can't.
+        """
+        self._check_worker()
+        with self._file("") as path:
+            path.write_bytes(b"1")  # a full disk takes an empty file
+
+    def _check_worker(self) -> None:
+        if not self.worker.alive:
+            raise Refusal(503, "the thread that scores has ended; start the service again")
+
     def admit(self, request: Request) -> None:
         """Check a request before any of its body is read.
 
         Raises:
-            Refusal: 401, 413, 415, 429.
+            Refusal: 401, 413, 415, 429, 503.
         """
         authorise(request.headers.get("authorization"), self.token)
         self.rate.check(request.client.host if request.client else "")
         check_headers(request, self.limits)
+        self._check_worker()
 
     async def _answer(self, path: Path, name: str, mask: bool, map: bool) -> dict[str, Any]:
         """Return the answer about a photograph's file."""
@@ -193,14 +211,34 @@ class Service:
 
     @contextmanager
     def _file(self, name: str) -> Any:
-        """Give the path of a file that is removed at the end, and that the client calls so."""
+        """Give the path of a file that is removed at the end, and that the client calls so.
+
+        Raises:
+            Refusal: 503, the system refuses what is done with it.
+        """
         path = self.scorer.root / str(next(self._numbers))
         self.scorer.names[path] = printable(name)
         try:
+            self._make_folder()
             yield path
+        except OSError as error:
+            problem = f"the service can't keep a photograph ({error.strerror or error}); try again later"
+            raise Refusal(503, problem, RETRY) from error
         finally:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
             del self.scorer.names[path]
+
+    def _make_folder(self) -> None:
+        """Make the folder of the photographs anew where a cleaner of temporary files has removed it.
+
+        Raises:
+            OSError: it can't be made, or a stranger has made it meanwhile and could put links in it.
+        """
+        folder = self.scorer.root
+        folder.mkdir(0o700, parents=True, exist_ok=True)
+        if folder.lstat().st_uid != self._owner:
+            raise PermissionError(errno.EPERM, "its temporary folder is another user's")
 
     async def _in_decoder(self, function: Callable, *arguments: object) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self.decoders, function, *arguments)
@@ -337,7 +375,8 @@ def create_app(service: Service) -> FastAPI:
 
     @app.get("/health")
     async def health() -> dict[str, str]:
-        """Say that the service runs."""
+        """Say that the service can receive and score photographs."""
+        service.check_health()
         return {"status": "ok"}
 
     @app.get("/detector")

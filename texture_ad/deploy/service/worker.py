@@ -30,6 +30,11 @@ class Worker(Generic[J, R]):
         self._thread = threading.Thread(target=self._run, name="scorer", daemon=True)
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Return whether the thread runs; jobs would wait for ever where it doesn't."""
+        return self._thread.is_alive()
+
     def submit(self, job: J) -> "Future[R]":
         """Return the future result of a job."""
         future: Future[R] = Future()
