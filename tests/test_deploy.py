@@ -25,10 +25,12 @@ from texture_ad.data import images
 from texture_ad.data.images import read_image, resize
 from texture_ad.deploy import notify
 from texture_ad.deploy.outputs import Wanted
-from texture_ad.deploy.scorer import Row, Scorer, find_files, find_images
+from texture_ad.deploy.results import Result
+from texture_ad.deploy.scorer import Photograph, Row, Scorer, find_files, find_images
 from texture_ad.deploy.scorer import predict as predict_files
 from texture_ad.deploy.watch import Arrivals, Rows, Stop, watch
 from texture_ad.errors import ParameterError, UserError
+from texture_ad.evaluation.regions import Region
 from texture_ad.methods.registry import load
 
 
@@ -180,6 +182,21 @@ def test_overlays_need_no_further_pass_of_the_backbone(saved, photographs, tmp_p
     paths = find_images(photographs, tmp_path)
     predict_files(Scorer(detector, photographs, tmp_path), paths, tmp_path, batch_size=1)
     assert len(list((tmp_path / "overlays").iterdir())) == len(paths) == len(passes)
+
+
+def test_a_panel_shows_a_region_of_one_pixel_of_a_large_photograph(saved, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("texture_ad.reporting.panels.localization_panel", lambda *_, region, **__: shown.append(region))
+    scorer = Scorer(load(saved), tmp_path, None)
+    photograph = Photograph(torch.zeros(3, 64, 64, dtype=torch.uint8), (700, 450))
+    for row, column in ((0, 0), (333, 217), (699, 449)):
+        mask = np.zeros((700, 450), bool)
+        mask[row, column] = True
+        region = Region((column, row, 1, 1), 1, 1.0, (column, row))
+        result = Result("a.png", 1.0, 0.6, True, (700, 450), (region,), anomaly_map=np.zeros((64, 64)), mask=mask)
+        scorer._write_panel(photograph, result, np.zeros((1, 2), int), (8, 8), tmp_path / "a.jpg")
+        assert shown[-1].shape == (64, 64) and shown[-1][row * 64 // 700, column * 64 // 450]
+        assert shown[-1].sum() <= 4  # and nothing else: the cells that the pixel touches
 
 
 def test_its_own_pictures_are_not_scored(predict, photographs, tmp_path):
