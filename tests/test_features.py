@@ -212,6 +212,10 @@ def test_of_one_calibration_image_no_limit_can_be_told():
     detector = untrained_detector()
     detector.limit_shared(torch.tensor([0.3]))
     assert float(detector.shared_limit) == float("inf")
+    detector.limit_shared(torch.randn(5))
+    assert detector.shared_limit.isfinite()
+    detector.limit_shared(torch.tensor([0.3]))
+    assert float(detector.shared_limit) == float("inf")
     parts = torch.randn(2, 4, 6, 6)
     assert detector.predict(Measurement(None, parts), (64, 64)).scores.isfinite().all()
 

@@ -141,11 +141,11 @@ def test_a_restart_remembers_the_stream(tmp_path):
 def test_a_file_with_a_row_after_its_score_is_counted_once_as_changed():
     stream = Stream(1.0)
     stream.add([Row("a.png", warning="empty"), Row("a.png", "0.5")])  # which was broken at first
-    assert stream.names == {"a.png"} and not stream.changed
+    assert stream.scores.keys() == {"a.png"} and not stream.changed
     stream.add([Row("b.png", "0.5"), Row("b.png", warning="empty")])
-    assert stream.names == {"a.png"} and stream.unreadable == {"b.png"}  # to be tried again after a restart
+    assert stream.scores.keys() == {"a.png"} and stream.unreadable == {"b.png"}  # to be tried again after a restart
     stream.add([Row("b.png", "2"), Row("b.png", "3")])
-    assert stream.names == {"a.png", "b.png"} and list(stream.changed) == ["b.png"]
+    assert stream.scores.keys() == {"a.png", "b.png"} and list(stream.changed) == ["b.png"]
     assert list(stream.counts.values()) == [4, 2, 0, 0, 1]
 
 

@@ -169,6 +169,14 @@ def test_a_defect_among_good_photographs_is_named_and_the_threshold_that_it_lift
     assert "the threshold rose by " in errors and "look at the photographs before you use" in errors
 
 
+def test_files_of_several_images_are_told(saved, folders, tmp_path):
+    for path in folders["new"][:3]:
+        image = Image.open(path)
+        image.save(tmp_path / f"{path.stem}.tif", save_all=True, append_images=[image])
+    change = update(load(saved), tmp_path, sorted(tmp_path.iterdir()), 64, 0.5, 0.5)
+    assert any(sentence.startswith("3 of 3 images hold several, first ") for sentence in change.unlike)
+
+
 def test_one_photograph_is_too_few(saved, folders):
     with pytest.raises(UserError, match="1 different photographs; at least 2 are needed"):
         update(load(saved), folders["new"][0].parent, folders["new"][:1], 64, 0.5, 0.5)

@@ -20,6 +20,7 @@ from texture_ad.errors import ParameterError, UserError
 from texture_ad.evaluation.calibration import conformal_threshold, false_alarms, images_needed
 from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.stages import make_stages
+from texture_ad.methods.registry import method_class
 from texture_ad.pipeline import Run, build, check_settings, make
 from texture_ad.training.run_folder import check_fingerprint
 
@@ -52,7 +53,7 @@ def check_data(config: DictConfig) -> list[str]:
     _print_use(data, sides)
     problems = problems or _not_built(config, data)
     if not problems:
-        _print_seen(data, sides["training"])
+        _print_seen(data, sides["training"], config)
         _print_expected(data, config)
     warnings = [*data.warnings, *copy_lines(sides, data.folder)]
     if not can_hash():
@@ -119,7 +120,7 @@ def _print_use(data: TextureDataModule, sides: dict[str, list[File]]) -> None:
         print(f"masks    of {masked} of {len(anomalous)} anomalous images")
 
 
-def _print_seen(data: TextureDataModule, files: list[File]) -> None:
+def _print_seen(data: TextureDataModule, files: list[File], config: DictConfig) -> None:
     """Print at which size a typical image is seen where that is another, and when tiles are to be thought of."""
     height, width = (round(median(sides)) for sides in zip(*(file.shape for file in files if file.shape), strict=True))
     seen = data.geometry.size
@@ -129,9 +130,11 @@ def _print_seen(data: TextureDataModule, files: list[File]) -> None:
     line = f"{width} x {height} px as {seen[1]} x {seen[0]} px"
     if abs(times - 1) > 0.05:
         line += f", {max(times, 1 / times):.1f} times {'larger' if times > 1 else 'smaller'}"
-    if 1 / times >= LARGE or max(height, width) >= LARGE * min(height, width):
-        tile = 512 if 1 / times >= LARGE else min(height, width)
-        line += f"; data.tile={tile} looks at parts of it at its own resolution, which small defects need"
+    if method_class(config.method.name).uses_positions is not True:  # which refuses tiles
+        if 1 / times >= LARGE:
+            line += "; data.tile=512 looks at parts of it at its own resolution, which small defects need"
+        elif max(height, width) >= LARGE * min(height, width):
+            line += f"; data.tile={max(64, min(height, width))} cuts strips into tiles, for which memory grows less"
     print(f"seen     {line}")
 
 

@@ -6,6 +6,7 @@ Imports nothing heavy.
 import logging
 import os
 import re
+import select
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -117,9 +118,9 @@ def _run_checked(function: Callable[[DictConfig], object], config: DictConfig, c
         if config.get("allow") and not {"", os.getcwd()} & set(sys.path):
             sys.path.append(os.getcwd())  # where `python -m` looks, too
         return function(config)
-    except BrokenPipeError:
-        _seen_enough()
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            _seen_enough()
         if not in_sweep():  # where sweep.Comparison tells it, and the other jobs continue
             _remove_bare_folder()
             fail(error)
@@ -155,6 +156,8 @@ def _stopped(what: str, code: int) -> NoReturn:
 
 def _run_entry(entry: Callable[[], object], config_name: str) -> None:
     """Call Hydra's entry point, and report what it raises in this program's own form."""
+    if sys.stdout is None:  # whoever called has closed it
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, until the process ends
     # A name that isn't Unicode is printed with its bytes escaped.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
@@ -175,16 +178,24 @@ def _run_entry(entry: Callable[[], object], config_name: str) -> None:
                 sys.stdout.write(explained(shown.getvalue(), comments(Path(CONF), config_name, choices)))
         else:
             entry()
-        if sys.stdout is not None:  # a program that closed it
-            sys.stdout.flush()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("error: stopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        _seen_enough()
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            _seen_enough()
         fail(error)
         raise
+
+
+def _reader_is_gone() -> bool:
+    """Return whether nobody reads stdout any more: another pipe, to a service say, may have broken instead."""
+    if not hasattr(select, "poll"):  # on Windows, where a broken pipe is another error
+        return False
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)  # errors are told unasked
+    return bool(output.poll(0))
 
 
 def _seen_enough() -> NoReturn:

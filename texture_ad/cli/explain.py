@@ -77,7 +77,7 @@ def _explain_cause(cause: BaseException) -> str | None:
         where = f"{cause.filename}: " if cause.filename is not None else ""
         return (
             f"{where}can't be written or read ({os.strerror(cause.errno)}); {_DISK[cause.errno]}, then give "
-            "the same command again (training resumes from its last checkpoint)"
+            "the same command again; a run resumes from its last checkpoint"
         )
     if type(cause).__name__ == "MisconfigurationException":
         return f"trainer: {cause}"

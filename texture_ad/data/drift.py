@@ -130,11 +130,18 @@ class Unlike:
         self.counts: Counter[str] = Counter()
         self.first: dict[str, str] = {}
 
-    def add(self, name: str, found: dict[str, str]) -> None:
-        """Count an image by its name and its `differences`."""
+    def compare(self, name: str, statistics: ImageStatistics | None, image: Header, grey: Tensor) -> str:
+        """Count and return in what an image differs, "" where in nothing: see `differences`.
+
+        Without statistics of the training images a file of several images is told all the same.
+        """
+        found = differences(statistics, image, grey) if statistics else {}
+        if image.frames > 1:
+            found["frames"] = f"holds {image.frames} images, of which the first alone is scored"
         self.counts.update(found.keys())
         for respect, sentence in found.items():
             self.first.setdefault(respect, f"{name}: {sentence}")
+        return "; ".join(found.values())
 
     def sentences(self, images: int) -> list[str]:
         """Return a sentence for each respect, of this many images in all."""

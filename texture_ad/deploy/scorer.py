@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from texture_ad.data.drift import Unlike, brightness, differences
+from texture_ad.data.drift import Unlike, brightness
 from texture_ad.data.images import header
 from texture_ad.data.layouts.files import Entry, is_image_entry, listed, scan_files, unread
 from texture_ad.data.pictures import Picture, read_scaled
@@ -300,13 +300,8 @@ class Scorer:
 
     def _compare(self, path: Path, grey: Tensor) -> str:
         """Return and count how an image, by its file and its brightness (2,), differs from the training images."""
-        statistics = self.provenance and self.provenance.training_images
-        image = header(path)
-        found = differences(statistics, image, grey) if statistics else {}
-        if image.frames > 1:
-            found["frames"] = f"holds {image.frames} images, of which the first alone is scored"
-        self.unlike.add(self.name(path), found)
-        return "; ".join(found.values())
+        statistics = self.provenance.training_images if self.provenance else None
+        return self.unlike.compare(self.name(path), statistics, header(path), grey)
 
     def _predictions(self, photographs: Readable) -> Iterator[tuple[Readable, Prediction | UserError]]:
         """Yield photographs with their prediction; where one can have none, each alone, that one with the reason."""

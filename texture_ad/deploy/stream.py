@@ -26,7 +26,7 @@ class Stream:
         counts: how many images were scored, "above the threshold", "unlike the training images", "unreadable" and
             "changed after they were scored".
         recent: score, and whether it is above the threshold, of the last RECENT images.
-        names: of the files whose last row has a score.
+        scores: of the files whose last row has one, by name, as text.
         unreadable: names of the files whose last row has none.
         changed: names of the files that have a row after one with a score, in order.
     """
@@ -36,7 +36,7 @@ class Stream:
         kinds = ("scored", "above the threshold", "unlike the training images", "unreadable", CHANGED)
         self.counts = dict.fromkeys(kinds, 0)
         self.recent: deque[tuple[float, bool]] = deque(maxlen=RECENT)
-        self.names: set[str] = set()
+        self.scores: dict[str, str] = {}
         self.unreadable: set[str] = set()
         self.changed: dict[str, None] = {}
 
@@ -44,14 +44,14 @@ class Stream:
         """Add rows, in order."""
         for row in rows:
             score = _finite(row.score)
-            if row.path in self.names:
+            if row.path in self.scores:
                 self.changed[row.path] = None
             if score is None:
                 self.unreadable.add(row.path)
-                self.names.discard(row.path)
+                self.scores.pop(row.path, None)
                 continue
             self.unreadable.discard(row.path)
-            self.names.add(row.path)
+            self.scores[row.path] = row.score
             # Of its own threshold a row knows more digits than it shows.
             same = row.threshold == f"{self.threshold:.8g}"
             above = row.anomalous == "1" if same else score > self.threshold

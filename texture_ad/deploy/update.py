@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from texture_ad.data.drift import Unlike, brightness, differences, either, training_statistics
+from texture_ad.data.drift import Unlike, brightness, either, training_statistics
 from texture_ad.data.geometry import Shape
 from texture_ad.data.images import header
 from texture_ad.data.layouts import copies
@@ -100,9 +100,9 @@ def update(
     scores = torch.cat([detector(batch).scores for batch in images.split(batch_size)])
     above = [path for score, path in sorted(zip(scores.tolist(), paths, strict=True), reverse=True) if score > before]
     unlike = Unlike()
-    if detector.provenance is not None and detector.provenance.training_images is not None:
-        for path, grey in zip(paths, brightness(images), strict=True):
-            unlike.add(path.name, differences(detector.provenance.training_images, header(path), grey))
+    statistics = detector.provenance.training_images if detector.provenance else None
+    for path, grey in zip(paths, brightness(images), strict=True):
+        unlike.compare(path.name, statistics, header(path), grey)
     measured = cross_fit(detector, images, batch_size)
     detector.update(images.split(batch_size))
     detector.calibrate_on(measured, rate, pixel_rate)

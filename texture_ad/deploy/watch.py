@@ -1,4 +1,4 @@
-"""Score a folder that a camera writes to: every new file once, over kills and restarts.
+"""Score a folder that a camera writes to: every new file, and every one that changes, over kills and restarts.
 
 Order of reading: `watch`, then `Rows`, its memory of what was scored before, and `Arrivals`, which looks for more.
 """
@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,9 +109,9 @@ class Rows:
         self._take_over()
 
     @property
-    def names(self) -> set[str]:
+    def names(self) -> KeysView[str]:
         """Return the names of the files whose last row has a score."""
-        return self.stream.names
+        return self.stream.scores.keys()
 
     def __enter__(self) -> "Rows":
         return self
@@ -280,18 +280,24 @@ def _score_new(scorer: Scorer, rows: Rows, paths: list[Path], batch_size: int, s
             return
         batch = paths[start : start + batch_size]
         scored = scorer.score(batch, scorer.read(batch))
-        for result in scored:
+        found = [(result, row(result, scorer.decision)) for result in scored]
+        # Of a file that was only touched, the row that is there says the same.
+        found = [
+            (result, new) for result, new in found if result.error or rows.stream.scores.get(new.path) != new.score
+        ]
+        if not found:
+            continue
+        for result, _ in found:
             if result.error:
                 print(f"warning: {result.error}", file=sys.stderr, flush=True)
             if result.name in rows.names and result.name not in rows.stream.changed:
                 what = "changed after it was scored; it is scored again and gets another row"
                 print(f"warning: {result.path}: {what}", file=sys.stderr, flush=True)
         # One that failed before, and does so again, has its row.
-        new = [result for result in scored if not result.error or result.name not in rows.stream.unreadable]
-        rows.append([row(result, scorer.decision) for result in new])
-        for result in scored:
+        rows.append([new for result, new in found if not result.error or result.name not in rows.stream.unreadable])
+        for result, _ in found:
             tell(message(result, scorer.decision))
-        print(f"{scorer.images} images, {scorer.anomalous} above the threshold, last {scored[-1].name}", flush=True)
+        print(f"{scorer.images} images, {scorer.anomalous} above the threshold, last {found[-1][0].name}", flush=True)
 
 
 def _claim(output: Path, folder: Path, rows: Rows) -> None:
@@ -321,11 +327,12 @@ def watch(
     tell: Tell = lambda _: None,
     settle: NonNegative = 0,
 ) -> None:
-    """Score every new file once, by its name, as it arrives, until SIGINT or SIGTERM.
+    """Score every new file, and every one that changes, until SIGINT or SIGTERM.
 
     A file counts as complete when its size and time are as they were one interval, or `settle` seconds, before. Rows
     are appended after their overlays are written; a restart skips the names that have a score in scores.csv. A file
-    that changes after it was scored is warned of, scored again and gets another row. One that can't be scored is tried
+    that changes after it was scored is scored again; where its score is another, it is warned of and gets another row.
+    One that can't be scored is tried
     again when it changes, and after a restart.
 
     Args:

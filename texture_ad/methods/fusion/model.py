@@ -55,7 +55,7 @@ class FusionModel(AnomalyDetector):
         dictionary_weight: of the dictionary's error.
         trust: training images at which head, flow and dictionary have half of their weight; 0 gives them all of it,
             and the Gaussian none unless it is alone.
-        top: highest positions of the patch map, whose mean is the image score.
+        top: highest positions of the patch map, whose mean makes the image score.
         min_distance: between two of them, in positions.
         sigma: Gaussian smoothing of the anomaly map, in pixels at a shorter side of 224; 0 for none.
 
@@ -261,6 +261,7 @@ class FusionModel(AnomalyDetector):
         from scipy.special import stdtrit
 
         count = len(levels)
+        self.shared_limit.fill_(math.inf)
         if self.flow_centred and count > 1:
             reach = stdtrit(count - 1, 1 - RARE) * math.sqrt(1 + 1 / count)
             self.shared_limit.copy_(levels.mean() + reach * levels.std())
