@@ -192,15 +192,15 @@ def main() -> None:
             "output": [str(RESULTS / "gpu")],
         }
     )
-    root, device = study.root, study["device"][0]
+    root, device = study.root, study.single("device")
     if study.overrides or not (root / "train" / "good").is_dir():
         raise UserError(f"root={root}: expected the folder of one texture, which holds train/good, and own keys alone")
     prepare_process()
-    epochs, seconds = study.numbers("epochs", least=1)[0], study.numbers("seconds", float)[0]
+    epochs, seconds = study.number("epochs", least=1), study.number("seconds", float)
     found: dict[str, Any] = {"machine": machine(), "data": root.name}
     found["device"] = torch.cuda.get_device_name() if device != "cpu" else "CPU"
     with tempfile.TemporaryDirectory() as temporary:
-        folder = subset(root, study.numbers("images", least=1)[0], Path(temporary))
+        folder = subset(root, study.number("images", least=1), Path(temporary))
         fit(folder, device, "trainer.max_epochs=1", "density.epoch_steps=5", "detection.iterations=5")  # warms up
         row, detector, run = fit(folder, device)
         fits = [{"fit": "default"} | row]

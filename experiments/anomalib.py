@@ -176,7 +176,7 @@ def main() -> None:
     check_installed()
     for name in (FASTEST[0], "openvino"):
         check_packages("engine", name, FORMATS[name].packages)
-    jobs = with_theirs(jobs_of(study), study["coreset"][0])
+    jobs = with_theirs(jobs_of(study), study.single("coreset"))
     seconds: dict[str, Mapping] = {}
 
     def write() -> str:

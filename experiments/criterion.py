@@ -384,7 +384,7 @@ def main() -> None:
     failures: list[UserError] = []
     # Spawned: a process that was forked can't use a GPU that its parent has looked at.
     with ProcessPoolExecutor(study.workers, get_context("spawn")) as pool:
-        waiting = {pool.submit(evaluate, one, study.numbers("draws", least=1)[0]): key for key, one in jobs.items()}
+        waiting = {pool.submit(evaluate, one, study.number("draws", least=1)): key for key, one in jobs.items()}
         for future in as_completed(waiting):
             texture, seed = waiting[future]
             try:

@@ -57,7 +57,7 @@ def row(runs: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     """Make the runs, and write the table."""
     study = read_study("promise", root=[""], textures=[], counts=["28", "60"], tested=["200"])
-    tested = study.numbers("tested")[0]
+    tested = study.number("tested")
     counts, seeds = study.numbers("counts", least=1), study.numbers("seeds")
     jobs = {}
     for texture, count, seed in product(find_textures(study.root, study["textures"]), counts, seeds):

@@ -147,7 +147,7 @@ def main() -> None:
             "texture": texture,
             "augmentation": augmentation,
             "seed": seed,
-            "changes": measure_run(job.folder, study["device"][0]),
+            "changes": measure_run(job.folder, study.single("device")),
         }
         for (texture, augmentation, seed), job in jobs.items()
     ]

@@ -74,6 +74,21 @@ class Study:
             raise UserError(f"{key}={','.join(self[key])}: expected numbers of at least {least:g}")
         return found
 
+    def single(self, key: str) -> str:
+        """Return the value of an own key that takes one.
+
+        Raises:
+            UserError: it has several.
+        """
+        if len(self[key]) != 1:
+            raise UserError(f"{key}={','.join(self[key])}: expected one value")
+        return self[key][0]
+
+    def number(self, key: str, kind: type[int] | type[float] = int, least: float = 0) -> Any:
+        """Return the value of an own key that takes one, as a number; raises what `single` and `numbers` do."""
+        self.single(key)
+        return self.numbers(key, kind, least)[0]
+
     def job(self, folder: Path, own: Sequence[str], module: str = "texture_ad.run") -> "Job":
         """Return a run with the study's own overrides for it, and then those of the command line.
 
@@ -90,22 +105,22 @@ class Study:
     @property
     def root(self) -> Path:
         """Return the folder of the textures."""
-        return Path(self["root"][0]).expanduser()
+        return Path(self.single("root")).expanduser()
 
     @property
     def runs(self) -> Path:
         """Return the folder of the runs."""
-        return Path(self["runs"][0])
+        return Path(self.single("runs"))
 
     @property
     def output(self) -> Path:
         """Return the path of what is written, without its suffix."""
-        return Path(self["output"][0])
+        return Path(self.single("output"))
 
     @property
     def workers(self) -> int:
         """Return how many runs are made at a time."""
-        return self.numbers("workers", least=1)[0]
+        return int(self.number("workers", least=1))
 
 
 def read_study(name: str, **own: Sequence[str]) -> Study:
@@ -421,7 +436,7 @@ def figure_run(name: str) -> tuple[Path, Metrics, Path]:
             "output": [f"experiments/results/{name}.png"],
         }
     )
-    job = paper_job(study, study["category"][0], "fusion", study.numbers("seed")[0], ["method=fusion"])
+    job = paper_job(study, study.single("category"), "fusion", study.number("seed"), ["method=fusion"])
     return job.folder, run_once(job), study.output
 
 

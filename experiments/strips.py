@@ -113,10 +113,10 @@ def located(run: Path, strips: Path, device: str) -> dict[str, float]:
 def main() -> None:
     """Make the strips and the runs, and write the table."""
     study = read_study("strips", root=[""], texture=["aitex_fabric03"], strips=["1000"], device=["cpu"])
-    (texture,) = find_textures(study.root, study["texture"])
-    strips = study.runs / f"{texture}-{study['strips'][0]}-strips"
+    (texture,) = find_textures(study.root, [study.single("texture")])
+    strips = study.runs / f"{texture}-{study.number('strips', least=1)}-strips"
     if not (strips / "places.json").is_file():
-        make_strips(study.root / texture, strips, study.numbers("strips", least=1)[0])
+        make_strips(study.root / texture, strips, study.number("strips", least=1))
     data = {"tiles": [f"data.root={study.root / texture}"], "strips": [f"data.root={strips}", *TILED]}
     jobs = {
         (kind, seed): study.job(study.runs / f"{kind}-seed{seed}", ["data=folder", *options, f"seed={seed}"])
@@ -127,7 +127,7 @@ def main() -> None:
     results = kept_runs(jobs, ("images", "seed"))
     for run, job in zip(results, jobs.values(), strict=True):
         if run["images"] == "strips":
-            run |= located(job.folder, strips, study["device"][0])
+            run |= located(job.folder, strips, study.single("device"))
     table = [
         {
             "images": kind,

@@ -143,6 +143,8 @@ def test_bad_arguments_get_one_line(script, name):
         ("few", "counts=a", "counts=a: expected numbers"),
         ("few", "counts=0", "counts=0: expected numbers of at least 1"),
         ("convergence", "factors=a", "factors=a: expected numbers"),
+        ("few", "runs=a,b", "runs=a,b: expected one value"),
+        ("figure7", "category=carpet,tile", "category=carpet,tile: expected one value"),
         ("table1", "categories=carpet,bottle", "categories=bottle: the paper has figures of carpet, grid"),
         *((name, "seeds=a", "seeds=a: expected numbers") for name in ("few", "update", "textures", "criterion")),
     ],
