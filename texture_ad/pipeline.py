@@ -483,13 +483,18 @@ def report(run: Run, detector: AnomalyDetector, predictions: Predictions | None)
     if "false_alarm_warning" in run.metrics:
         print(f"warning: {run.metrics['false_alarm_warning']}", flush=True)
     if not run.config.cross_fit and detector.decision().images_needed:
-        count = len(run.data.layout.train + run.data.layout.calibration)
-        print(f"advice   cross_fit=true calibrates on all {count} normal images, and fits longer")
+        print(f"advice   {cross_fit_advice(run.data)}")
     if predictions is not None:
         print(f"report   {run.folder / 'report.html'}")
     print(f"detector {run.folder / 'detector.pt'}")
     detector_file = shlex.quote(str(run.folder / "detector.pt"))
     print(f"next     python -m texture_ad.predict detector={detector_file} input=FILE_OR_FOLDER")
+
+
+def cross_fit_advice(data: TextureDataModule) -> str:
+    """Return what is told where too few images calibrate for the rate that is asked for."""
+    count = len(data.layout.train + data.layout.calibration)
+    return f"cross_fit=true calibrates on all {count} normal images, and fits longer"
 
 
 def write_cards(run: Run, detector: AnomalyDetector) -> list[Card]:

@@ -3,7 +3,6 @@
 import sys
 from collections import Counter
 from pathlib import Path
-from statistics import median
 
 import torch
 from omegaconf import DictConfig
@@ -12,6 +11,7 @@ from texture_ad.cli.advice import advised
 from texture_ad.cli.experiment import check_start, hushed_libraries
 from texture_ad.cli.explain import explain
 from texture_ad.data.datamodule import TextureDataModule
+from texture_ad.data.geometry import typical_shape
 from texture_ad.data.images import Reading
 from texture_ad.data.inspection import File, can_hash, copy_lines, described, inspect_files
 from texture_ad.data.layouts.samples import read_marks
@@ -21,7 +21,7 @@ from texture_ad.evaluation.calibration import conformal_threshold, false_alarms,
 from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.stages import make_stages
 from texture_ad.methods.registry import method_class
-from texture_ad.pipeline import Run, build, check_settings, make
+from texture_ad.pipeline import Run, build, check_settings, cross_fit_advice, make
 from texture_ad.training.run_folder import check_fingerprint
 
 LARGE = 3.0  # times smaller, or times longer than wide, from which on tiles are advised
@@ -122,7 +122,7 @@ def _print_use(data: TextureDataModule, sides: dict[str, list[File]]) -> None:
 
 def _print_seen(data: TextureDataModule, files: list[File], config: DictConfig) -> None:
     """Print at which size a typical image is seen where that is another, and when tiles are to be thought of."""
-    height, width = (round(median(sides)) for sides in zip(*(file.shape for file in files if file.shape), strict=True))
+    height, width = typical_shape([file.shape for file in files if file.shape])
     seen = data.geometry.size
     if data.geometry.tiled or seen == (height, width):
         return
@@ -146,6 +146,5 @@ def _print_expected(data: TextureDataModule, config: DictConfig) -> None:
     told = false_alarms(scores, conformal_threshold(scores, config.false_alarm_rate))
     line = f"of normal images {told} above the threshold, by {len(scores)} calibration images"
     if len(scores) < images_needed(config.false_alarm_rate):
-        count = len(data.layout.train + data.layout.calibration)
-        line += f"; cross_fit=true calibrates on all {count} normal images, and fits longer"
+        line += f"; {cross_fit_advice(data)}"
     print(f"expected {line}")
