@@ -234,14 +234,18 @@ class FusionModel(AnomalyDetector):
         deviation = (values.square().mean(1) - mean.square()).clamp(min=1e-12).sqrt()
         self.patch_statistics.copy_(torch.stack((mean, deviation), 1))
 
-    def standardised(self, parts: Tensor) -> Tensor:
-        """Return the parts (B, 4, h, w) on the scale on which they are summed.
+    def _compressed(self, parts: Tensor) -> Tensor:
+        """Return the parts (B, 4, h, w), each standardised and compressed.
 
         The inverse hyperbolic sine is linear near what is normal and logarithmic far from it: the flow's likelihood
         falls exponentially there, and would outvote all others.
         """
         mean, deviation = self.patch_statistics[:, :, None, None].unbind(1)
-        found = torch.asinh((parts - mean) / deviation)
+        return torch.asinh((parts - mean) / deviation)
+
+    def standardised(self, parts: Tensor) -> Tensor:
+        """Return the parts (B, 4, h, w) on the scale on which they are summed, the flow's centred where it is to be."""
+        found = self._compressed(parts)
         if self.flow_centred:
             gaussian, head, flow, dictionary = found.unbind(1)
             found = torch.stack((gaussian, head, flow - flow.mean((1, 2), keepdim=True), dictionary), 1)
@@ -249,8 +253,7 @@ class FusionModel(AnomalyDetector):
 
     def shared(self, parts: Tensor) -> Tensor:
         """Return the mean of each image's standardised flow map, (B,)."""
-        mean, deviation = self.patch_statistics[FLOW]
-        return torch.asinh((parts[:, FLOW] - mean) / deviation).mean((1, 2))
+        return self._compressed(parts)[:, FLOW].mean((1, 2))
 
     def limit_shared(self, levels: Tensor) -> None:
         """Set up to where these means are normal, by those of the calibration images, (n,).
@@ -285,7 +288,7 @@ class FusionModel(AnomalyDetector):
         A centred map is lower, not higher, in an image that is abnormal all over: far from normal, its values are
         compressed alike.
         """
-        return image_scores(top_scores) + self.learnt * self.weights[FLOW] * self.excess(parts)
+        return image_scores(top_scores) + self.learnt * self.weight("flow") * self.excess(parts)
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any], state: Mapping[str, Tensor], **parts: Any) -> "FusionModel":
