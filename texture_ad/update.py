@@ -9,7 +9,6 @@ from texture_ad.cli.entry import hydra_main
 from texture_ad.errors import ParameterError
 from texture_ad.parameters import check
 
-LEARNT = "a defect among them would be normal from now on"
 STEEP = 2.0  # deviations of calibration scores, beyond which a threshold's rise is told
 
 
@@ -39,8 +38,10 @@ def main(config: DictConfig) -> None:
     for sentence in change.unlike:
         print(f"warning: {sentence}; from now on they count as like them", file=sys.stderr)
     if change.above_before:
+        names = listed(change.above_before)
         print(
-            f"warning: look at those that were above the threshold, {listed(change.above_before)}: {LEARNT}",
+            f"warning: look at those that were above the threshold, {names}: a defect among them would be normal from "
+            "now on",
             file=sys.stderr,
         )
     if change.rise > STEEP:

@@ -101,13 +101,14 @@ def update(
     above = [path for score, path in sorted(zip(scores.tolist(), paths, strict=True), reverse=True) if score > before]
     unlike = Unlike()
     statistics = detector.provenance.training_images if detector.provenance else None
-    for path, grey in zip(paths, brightness(images), strict=True):
-        unlike.compare(path.name, statistics, header(path), grey)
+    grey = brightness(images)
+    for path, levels in zip(paths, grey, strict=True):
+        unlike.compare(path.name, statistics, header(path), levels)
     measured = cross_fit(detector, images, batch_size)
     detector.update(images.split(batch_size))
     detector.calibrate_on(measured, rate, pixel_rate)
     if detector.provenance is not None:
-        detector.provenance = extended(detector.provenance, images, source, paths, rate, pixel_rate)
+        detector.provenance = extended(detector.provenance, grey, source, paths, rate, pixel_rate)
     threshold = detector.threshold.item()
     return Change(
         images=len(paths),
@@ -167,14 +168,14 @@ def cross_fit(detector: AnomalyDetector, images: Tensor, batch_size: int) -> lis
 
 def extended(
     provenance: Provenance,
-    images: Tensor,
+    grey: Tensor,
     source: Path,
     paths: Sequence[Path],
     false_alarm_rate: float,
     pixel_false_alarm_rate: float,
 ) -> Provenance:
-    """Return what a detector was made from, after an update with the images (n, 3, H, W) of these photographs."""
-    new = training_statistics([(path, 0) for path in paths], brightness(images))
+    """Return what a detector was made from, after an update with these photographs, of this `brightness` (n, 2)."""
+    new = training_statistics([(path, 0) for path in paths], grey)
     old = provenance.training_images
     digest = hashlib.sha256(provenance.data_fingerprint.encode())
     for path in paths:
