@@ -119,8 +119,7 @@ def _run_checked(function: Callable[[DictConfig], object], config: DictConfig, c
             sys.path.append(os.getcwd())  # where `python -m` looks, too
         return function(config)
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _reader_is_gone():
-            _seen_enough()
+        _end_if_unread(error)
         if not in_sweep():  # where sweep.Comparison tells it, and the other jobs continue
             _remove_bare_folder()
             fail(error)
@@ -183,8 +182,7 @@ def _run_entry(entry: Callable[[], object], config_name: str) -> None:
         print("error: stopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _reader_is_gone():
-            _seen_enough()
+        _end_if_unread(error)
         fail(error)
         raise
 
@@ -198,10 +196,11 @@ def _reader_is_gone() -> bool:
     return bool(output.poll(0))
 
 
-def _seen_enough() -> NoReturn:
-    """End, since whoever read the output, `head` say, has seen enough; what is left of it goes nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(1)
+def _end_if_unread(error: Exception) -> None:
+    """End where an error says that whoever read the output, `head` say, has seen enough; the rest goes nowhere."""
+    if isinstance(error, BrokenPipeError) and _reader_is_gone():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def hydra_main(config_name: str) -> Callable[[Callable[[DictConfig], object]], Callable[[], None]]:
