@@ -168,7 +168,10 @@ def test_one_colour_is_judged_as_a_run_does(folder, command):
     save(folder / "train/good/1.png", np.pad(np.full((44, 44), 9, np.uint8), 10, constant_values=200))
     (folder / "test/hole/0.png").write_bytes((folder / "test/hole/1.png").read_bytes())
     code, _, errors = command(*arguments, "data.roi=12")
-    assert code == 2 and "train/good/1.png: one colour all over" in errors
+    assert code == 2 and "train/good/1.png: one colour within data.roi" in errors
+    code, out, errors = command(*arguments, "data.roi=12", "data.unusable=skip")
+    assert code == 0 and not errors
+    assert "warning: 1 unusable images" in out and "train/good/1.png" in out
 
 
 def test_check_tells_what_is_seen_and_what_may_be_expected(folder, command):

@@ -313,6 +313,19 @@ def test_tiles_that_are_learnt_are_the_same_whatever_lies_outside(tmp_path):
     assert all(torch.equal(first, second) for first, second in zip(*given, strict=True))
 
 
+@pytest.mark.parametrize("tile", [None, 32])
+def test_a_normal_image_of_one_colour_inside_is_left_out_where_that_is_asked_for(tmp_path, tile):
+    flat = photographs(tmp_path, 0) / "train/good/3.png"
+    Image.fromarray(np.where(INSIDE, 2500, np.asarray(Image.open(flat))).astype(np.uint16)).save(flat)
+    options = {"root": str(tmp_path), "size": 64, "tile": tile, "overlap": 8, "roi": BOX}
+    with pytest.raises(UserError, match=r"3\.png: one colour within data\.roi, nothing to learn from"):
+        make("data", ["data=folder"], **options).setup()
+    data = make("data", ["data=folder"], unusable="skip", **options)
+    data.setup()
+    assert data.left_out["unusable images"] == [flat.relative_to(tmp_path)]
+    assert len(data.training_pictures) + len(data.calibration_samples) == 9
+
+
 def test_the_fingerprint_covers_masks_sides_and_the_region(tmp_path):
     def fingerprint(**options):
         data = make("data", ["data=folder"], root=str(tmp_path), size=64, **options)

@@ -19,7 +19,7 @@ from texture_ad.data.geometry import Geometry, Shape
 from texture_ad.data.images import Reading, in_turn, resize_mask
 from texture_ad.data.layouts import Sample
 from texture_ad.data.pictures import DamagedPicture, Picture, read_scaled
-from texture_ad.data.roi import Roi
+from texture_ad.data.roi import Roi, one_colour
 from texture_ad.data.synthetic import synthetic_defects
 from texture_ad.errors import ParameterError, UserError
 
@@ -48,7 +48,7 @@ def load_sample(
     image, shape = read_scaled(sample.path, size, reading, sample.frame)
     image = image if roi is None else roi.fill(image)
     if training and (image == image[:, :1, :1]).all():
-        raise UserError(f"{sample.path}: one colour all over, nothing to learn from; remove this exposure")
+        raise UserError(one_colour(sample.path, roi))
     mask = torch.zeros(size, dtype=torch.bool)
     if sample.mask:
         mask = resize_mask(sample.read_mask(shape), size)
@@ -78,7 +78,7 @@ def load_tiles(
     if roi is not None:
         tiles = [roi.fill_window(tile, picture.shape, window) for tile, window in zip(tiles, windows, strict=True)]
     if training and all((tile == tiles[0][:, :1, :1]).all() for tile in tiles):
-        raise UserError(f"{picture.path}: one colour all over, nothing to learn from; remove this exposure")
+        raise UserError(one_colour(picture.path, roi))
     masks = [torch.zeros(tile.shape[1:], dtype=torch.bool) for tile in tiles]
     if samples[0].mask:
         truth = samples[0].read_mask(picture.shape)

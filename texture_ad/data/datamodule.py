@@ -186,8 +186,8 @@ class TextureDataModule(L.LightningDataModule):
         range: [low, high], the values of images with more than 8 bits that become black and white; None takes them from
             the training images.
         frames: which images are read of a file that holds several: the "first", or "all"; "error" refuses it.
-        unusable: what an image that can't be read, or a normal one of one colour, does: "error" ends the run, "skip"
-            leaves it out, which takes a look at all pixels beforehand.
+        unusable: what an image that can't be read, or a normal one of one colour in the roi, does: "error" ends the
+            run, "skip" leaves it out, which takes a look at all pixels beforehand.
         strict: refuse anomalous images without a mask where others have one.
         cache_mb: MiB that decoded images may take; if they need more, they are decoded again in every epoch.
         num_workers: processes that decode when the images don't fit.
@@ -301,14 +301,9 @@ class TextureDataModule(L.LightningDataModule):
         """
         if self._ready:
             return
-        self.layout = self._list_images()
-        self.warnings = [*self._about_left_out(), *self._read_headers()]
-        self.train_samples, self.calibration_samples = self._split_calibration()
-        self.test_samples, without = check_masks(self.layout.test)
-        self.warnings += self._without_mask(without)
-        self.has_masks = any(sample.mask for sample in self.test_samples)
-        self.geometry = self._find_geometry()
-        self.interest = read_roi(self.roi, self._typical, self.geometry.view)
+        self._find_images()
+        if self.unusable == "skip" and self.interest is not None:  # which the sizes of usable images have told
+            self._find_images(self.interest)
         self.warnings += self._outside()
         self.warnings += self._of_other_depth()
         pictures = (sample.picture for sample in self.train_samples)
@@ -317,11 +312,26 @@ class TextureDataModule(L.LightningDataModule):
         self._make_batches()
         self._ready = True
 
-    def _list_images(self) -> Layout:
+    def _find_images(self, roi: Roi | None = None) -> None:
+        """List and split the images, and find their geometry and region of interest.
+
+        Args:
+            roi: that normal images have to vary in, where unusable ones are left out.
+        """
+        self.layout = self._list_images(roi)
+        self.warnings = [*self._about_left_out(), *self._read_headers()]
+        self.train_samples, self.calibration_samples = self._split_calibration()
+        self.test_samples, without = check_masks(self.layout.test)
+        self.warnings += self._without_mask(without)
+        self.has_masks = any(sample.mask for sample in self.test_samples)
+        self.geometry = self._find_geometry()
+        self.interest = read_roi(self.roi, self._typical, self.geometry.view)
+
+    def _list_images(self, roi: Roi | None) -> Layout:
         """Return the layout, in which normal images test, and groups lie on one side."""
         found = scan(self.folder, self.layout_name, self.table, **self.places)
         if self.unusable == "skip":
-            found = enough(self.folder, without_unusable(found, self.frames))
+            found = enough(self.folder, without_unusable(found, self.frames, roi))
         found = with_groups(found, self.group, self.folder)
         self.draws_test = found.undivided
         found = with_test_images(found, self.test_fraction, self.seed)

@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from texture_ad.data.images import Frames, Reading, header, in_turn, read_image
 from texture_ad.data.layouts import Layout, copies, listed, with_frames
 from texture_ad.data.pictures import rounded
-from texture_ad.data.roi import Roi
+from texture_ad.data.roi import Roi, one_colour
 from texture_ad.errors import UserError
 
 HASH_SIDE = 16  # of a perceptual hash; it has as many bits as its square
@@ -88,25 +88,24 @@ def _decoded(path: Path, frame: int, reading: Reading, varied: bool, roi: Roi | 
     # Without levels from the training images, dark ones of more than 8 bits may be rounded to one colour.
     told = values if reading.levels is None else pixels
     told = told.reshape(-1, 3) if roi is None else told[roi.at(image.shape).numpy()]
-    problem = ""
-    if varied and (told == told[:1]).all():
-        problem = f"{path}: one colour all over, nothing to learn from; remove this exposure"
+    problem = one_colour(path, roi) if varied and (told == told[:1]).all() else ""
     # Frames of one file are as a rule near-duplicates of each other, of which there is nothing to tell.
     bits = perceptual_hash(pixels) if hashed and not frame else None
     return File(path, frame, image.shape, image.mode + deeper, bits, problem)
 
 
-def without_unusable(layout: Layout, frames: Frames) -> Layout:
+def without_unusable(layout: Layout, frames: Frames, roi: Roi | None = None) -> Layout:
     """Return a layout without the images for which a run would be refused; they are left out.
 
     Args:
         layout: the images, whose files are all decoded.
         frames: which are read of a file that holds several; one that can't be used spoils its file.
+        roi: the region of interest, in which normal images have to vary.
     """
     reading = Reading(frames=frames)
     read = with_frames(layout) if frames == "all" else layout
     normal = (sample.picture for sample in read.train + read.calibration)
-    found = inspect_files(normal, reading, varied=True, hashed=False)
+    found = inspect_files(normal, reading, True, roi, hashed=False)
     found += inspect_files((sample.picture for sample in read.test), reading, hashed=False)
     unusable = dict.fromkeys(file.path for file in found if file.problem)
     if not unusable:

@@ -92,6 +92,12 @@ class Roi:
         return self._positions[grid, covered]
 
 
+def one_colour(path: Path, roi: Roi | None) -> str:
+    """Return why a normal picture of one colour where it counts can't be used."""
+    where = "all over" if roi is None else "within data.roi"
+    return f"{path}: one colour {where}, nothing to learn from; remove this exposure"
+
+
 def counts(roi: Roi | None, picture: Shape, window: Window) -> bool:
     """Return whether anything of a window of a picture counts."""
     return roi is None or bool(roi.at(picture, window).any())
