@@ -15,12 +15,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
-from helpers import arguments
+from helpers import arguments, composed
 from omegaconf import OmegaConf
 from PIL import Image
 from wandb_file import records
 
 from texture_ad.errors import UserError
+from texture_ad.pipeline import make
 from texture_ad.reporting.loggers import open_loggers, wandb, wandb_server
 from texture_ad.reporting.loggers.wandb import run_names
 
@@ -224,16 +225,28 @@ def test_an_alias_is_a_name(tmp_path):
 
 
 def test_a_number_is_a_name_too(tmp_path, monkeypatch):
-    from texture_ad.reporting.loggers.mlflow import mlflow_logger
-
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    numbers = dict.fromkeys(("project", "entity", "group", "job_type", "name", "registry"), 2024)
-    run = wandb.wandb_logger(tmp_path / "wandb", **numbers, tags=[2024], aliases=[2024]).experiment
+    monkeypatch.chdir(tmp_path)
+    names = {
+        "wandb": ("project", "entity", "group", "job_type", "name", "registry"),
+        "mlflow": ("experiment_name", "run_name", "save_dir"),
+        "csv": ("name", "save_dir"),
+        "tensorboard": ("name", "save_dir"),
+    }
+    overrides = [f"logger.{logger}.{key}=2024" for logger, keys in names.items() for key in keys]
+    overrides += ["logger.wandb.tags=[2024]", "logger.wandb.aliases=[2024]", "run_dir=wandb"]
+    options = OmegaConf.to_container(composed(f"logger=[{','.join(names)}]", *overrides).logger, resolve=True)
+    made = {name: make(f"logger.{name}", options[name]) for name in names}
+    run = made["wandb"].experiment
     run.finish()
     assert (run.project, run.group, run.name, run.tags) == ("2024", "2024", "2024", ("2024",))
-    logger = mlflow_logger(str(tmp_path / "mlflow"), 2024, 7, None)
-    assert logger.experiment.get_run(logger.run_id).info.run_name == "7"
+    mlflow = made["mlflow"]
+    assert mlflow.experiment.get_run(mlflow.run_id).info.run_name == "2024"
+    for name in ("csv", "tensorboard"):
+        made[name].log_metrics({"a": 1.0})
+        made[name].finalize("success")
+    assert {path.name.split(".")[0] for path in Path("2024/2024").iterdir()} >= {"metrics", "events"}
 
 
 def test_mlflow_without_a_server_is_a_users_error(tmp_path, monkeypatch):

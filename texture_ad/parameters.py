@@ -90,6 +90,17 @@ def check(name: str, value: object, annotation: Any) -> None:
                 raise ParameterError(name, value, f"expected {'an integer' if kind is int else 'a number'} {interval}")
 
 
+def takes_text(annotation: Any) -> bool:
+    """Return whether a parameter takes a text, and no number.
+
+    Examples:
+        >>> takes_text(str | None), takes_text(str | int), takes_text(Literal["fast"])
+        (True, False, False)
+    """
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return str in kinds and int not in kinds
+
+
 def checked(target: T) -> T:
     """Check the arguments of a function, or of a class's `__init__`, against their annotations at every call.
 

@@ -40,7 +40,7 @@ from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.explain import atom_crops, sample_features
 from texture_ad.methods.registry import method_class
 from texture_ad.models.backbone import Backbone
-from texture_ad.parameters import NonNegativeInt, Range, check
+from texture_ad.parameters import NonNegativeInt, Range, check, takes_text
 from texture_ad.reporting import charts, panels
 from texture_ad.reporting.cards import Card, Facts, data_card, markdown, model_card
 from texture_ad.reporting.loggers import log_results, log_settings, open_loggers
@@ -59,7 +59,7 @@ MOMENT_TILES = 400  # training tiles, at most, that teach a detector the moments
 
 
 def make(group: str, options: Mapping[str, Any], **arguments: Any) -> Any:
-    """Return the object that a group of the configuration describes.
+    """Return the object that a group of the configuration describes; a number for what takes a text is one.
 
     Args:
         group: its name, for errors.
@@ -94,6 +94,8 @@ def make(group: str, options: Mapping[str, Any], **arguments: Any) -> Any:
         )
         if needed and name not in options and name not in arguments:
             raise UserError(f"{group}.{name}: not configured, and {path} needs it; give +{group}.{name}=VALUE")
+        if takes_text(parameter.annotation) and isinstance(options.get(name), int | float):
+            options[name] = str(options[name])  # a command line's 2024 is a number
     try:
         return target(**options, **arguments)
     except (ParameterError, DivergenceError) as error:

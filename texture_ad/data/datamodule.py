@@ -136,7 +136,7 @@ def locate(
     if not folder.is_dir():
         raise ParameterError("root", root, "no such folder")
     if source == "folder":
-        name = str(category or folder.resolve().name)  # a command line's 2024 is a number
+        name = category or folder.resolve().name
         return folder, name, f"folder {name}"
     return _locate_category(folder, category, layout)
 

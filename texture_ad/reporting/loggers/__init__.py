@@ -30,11 +30,6 @@ def open_loggers(factories: Iterable[Callable[[], Logger]]) -> Iterator[list[Log
     _close(loggers, "success", outer)
 
 
-def as_text(setting: object) -> str | None:
-    """Return a setting that names something as text, None for none: a command line's 2024 is a number."""
-    return None if setting is None else str(setting)
-
-
 def _wandb_run() -> object:
     """Return the run that is open in W&B, None without one."""
     return sys.modules["wandb"].run if "wandb" in sys.modules else None

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import MLFlowLogger
 from texture_ad.environment import not_installed
 from texture_ad.errors import UserError
 from texture_ad.files import write_text
-from texture_ad.reporting.loggers import DETECTOR_FILES, as_text
+from texture_ad.reporting.loggers import DETECTOR_FILES
 from texture_ad.training.distributed import is_rank_zero
 
 
@@ -35,8 +35,8 @@ def mlflow_logger(save_dir: str, experiment_name: str, run_name: str | None, tra
         uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
         kept = folder / "mlflow" / "id"
         logger = MLFlowLogger(
-            str(experiment_name),
-            as_text(run_name) or folder.name,
+            experiment_name,
+            run_name or folder.name,
             uri or f"sqlite:///{folder.parent / 'mlflow.db'}",
             artifact_location=None if uri else (folder.parent / "mlflow").as_uri(),
             run_id=kept.read_text() if kept.is_file() else None,

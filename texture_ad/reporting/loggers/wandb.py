@@ -21,7 +21,7 @@ from texture_ad.errors import ParameterError, UserError
 from texture_ad.evaluation.curves import roc_curve
 from texture_ad.evaluation.metrics import outcome
 from texture_ad.files import write_text
-from texture_ad.reporting.loggers import DETECTOR_FILES, as_text
+from texture_ad.reporting.loggers import DETECTOR_FILES
 from texture_ad.reporting.loggers.wandb_server import offline_reason
 from texture_ad.reporting.panels import overlay_path
 from texture_ad.training.distributed import is_rank_zero
@@ -87,8 +87,8 @@ def wandb_logger(
     folder = Path(save_dir)
     folder.mkdir(parents=True, exist_ok=True)
     names: dict[str, str | None] = dict(zip(("group", "name", "job_type"), run_names(folder), strict=True))
-    given = {k: as_text(v) for k, v in (("group", group), ("name", name), ("job_type", job_type)) if v}
-    names |= {"project": as_text(project), "entity": as_text(entity), "id": _run_id(folder)}
+    given = {k: v for k, v in (("group", group), ("name", name), ("job_type", job_type)) if v}
+    names |= {"project": project, "entity": entity, "id": _run_id(folder)}
     options: dict[str, Any] = {
         **(_agents_names() or names),
         **given,
