@@ -216,6 +216,7 @@ def test_check_refuses_settings_of_the_data(folder, command, argument, words):
         (["cache=foo"], "error: cache=foo: expected one of sweep, always, never"),
         (["cache=always", "cache_gb=-1"], "error: cache_gb=-1: expected a number above 0"),
         (["pruning=median"], "error: pruning: cuts trials of a search"),
+        (["logger=[csv,mlflow]", "+logger.mlflow.url=x"], "error: logger.mlflow.url=x: no such parameter"),
     ],
 )
 def test_check_refuses_a_detector_that_a_run_could_not_build(folder, command, arguments, words):

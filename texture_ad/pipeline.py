@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -59,7 +58,12 @@ MOMENT_TILES = 400  # training tiles, at most, that teach a detector the moments
 
 
 def make(group: str, options: Mapping[str, Any], **arguments: Any) -> Any:
-    """Return the object that a group of the configuration describes; a number for what takes a text is one.
+    """Return the object that a group of the configuration describes; raises what `factory` and its call do."""
+    return factory(group, options, **arguments)()
+
+
+def factory(group: str, options: Mapping[str, Any], **arguments: Any) -> Callable[[], Any]:
+    """Return what makes the object that a group describes; a number for what takes a text is one.
 
     Args:
         group: its name, for errors.
@@ -67,8 +71,8 @@ def make(group: str, options: Mapping[str, Any], **arguments: Any) -> Any:
         arguments: beside those.
 
     Raises:
-        ParameterError: a target that can't be imported, a key that it doesn't have or that is given twice, or a
-            value out of its range.
+        ParameterError: a target that can't be imported, a key that it doesn't have or that is given twice; in the
+            call, a value out of its range.
         UserError: a key that it needs is not there.
     """
     options = dict(options)
@@ -96,10 +100,14 @@ def make(group: str, options: Mapping[str, Any], **arguments: Any) -> Any:
             raise UserError(f"{group}.{name}: not configured, and {path} needs it; give +{group}.{name}=VALUE")
         if takes_text(parameter.annotation) and isinstance(options.get(name), int | float):
             options[name] = str(options[name])  # a command line's 2024 is a number
-    try:
-        return target(**options, **arguments)
-    except (ParameterError, DivergenceError) as error:
-        raise error.within(group) from error
+
+    def call() -> Any:
+        try:
+            return target(**options, **arguments)
+        except (ParameterError, DivergenceError) as error:
+            raise error.within(group) from error
+
+    return call
 
 
 @dataclass
@@ -146,6 +154,11 @@ class Run:
     def make(self, part: str, **arguments: Any) -> Any:
         """Return the object that the group `part` describes; see `make`."""
         return make(part, self.options(part), **arguments)
+
+    def logger_factories(self) -> list[Callable[[], Logger]]:
+        """Return what makes each logger, and may open its run; raises what `factory` does."""
+        chosen = self.options("logger") if "logger" in self.config else {}  # logger=[] leaves no such key
+        return [factory(f"logger.{name}", options) for name, options in chosen.items()]
 
     def pretrained_backbone(self) -> Backbone | None:
         """Return the backbone as it was before stage 1, None where it had no weights."""
@@ -198,8 +211,7 @@ def run(run: Run) -> None:
     check_settings(run.config)
     run.resumed = holds_run(run.folder)
     L.seed_everything(run.seed, workers=True, verbose=False)
-    chosen = run.options("logger") if "logger" in run.config else {}  # logger=[] leaves no such key
-    factories = (partial(make, f"logger.{name}", options) for name, options in chosen.items())
+    factories = run.logger_factories()
     folder = prepared_folder(run.folder) if is_rank_zero() else nullcontext()
     with folder, open_loggers(factories) as run.loggers:
         prepare_data(run)

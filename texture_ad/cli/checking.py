@@ -94,6 +94,7 @@ def _not_built(config: DictConfig, data: TextureDataModule) -> list[str]:
             check_start(config)
             check_settings(config)
             check_fingerprint(run.folder, data.fingerprint)
+            run.logger_factories()  # which open nothing yet
             run.make("augmentation")
             run.trainer("stage1")
             detector = build(run)
