@@ -131,7 +131,7 @@ def read_study(name: str, **own: Sequence[str]) -> Study:
         own: further own keys, or other defaults of those; see `read_keys`.
 
     Raises:
-        UserError: an argument that is no pair.
+        UserError: an argument that is no pair, or a value of the common keys that can't be used.
     """
     common = {
         "seeds": ["0", "1", "2"],
@@ -139,7 +139,10 @@ def read_study(name: str, **own: Sequence[str]) -> Study:
         "runs": [f"runs/experiments/{name}"],
         "output": [f"experiments/results/{name}"],
     }
-    return read_keys(common | own)
+    study = read_keys(common | own)
+    # Asked for late, in part: before photographs are linked and runs are made.
+    _ = study.numbers("seeds"), study.workers, study.runs, study.output
+    return study
 
 
 def read_keys(own: Mapping[str, Sequence[str]]) -> Study:
