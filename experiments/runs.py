@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from texture_ad.cli.naming import data_name, key_of
+from texture_ad.cli.sweep import check_images
 from texture_ad.data.embedded import TEXTURES
 from texture_ad.errors import UserError
 from texture_ad.files import atomic_path, write_text
@@ -320,8 +321,13 @@ def run_all(jobs: Sequence[Job], workers: int, done: Callable[[], object] = lamb
         done: called after each run.
 
     Raises:
-        UserError: after all others have run, if some failed: the first one's reason.
+        UserError: before any runs, if images changed since a run finished; after all others have run, if some failed:
+            the first one's reason.
     """
+    finished = [job for job in jobs if read_run(job)]
+    if len(finished) < len(jobs):  # else nothing new comes beside them, and their images may be gone
+        for job in finished:
+            check_images(job.folder, run_of(job.folder).config)
     failures: list[UserError] = []
     results: dict[Path, Metrics] = {}
     writing = threading.Lock()

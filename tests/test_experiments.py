@@ -95,6 +95,20 @@ def test_a_finished_run_is_not_repeated(script, tmp_path):
     assert done.returncode == 2 and "holds a run with other overrides" in done.stdout + done.stderr
 
 
+def test_runs_on_other_images_are_not_mixed(script, forked_runs, tmp_path):
+    photographs = few_photographs(tmp_path / "rug")
+    args = [f"data.root={photographs}", "methods=one_nn", "sizes=64", f"runs={tmp_path / 'runs'}", *SMALL[1:]]
+    args.append(f"output={tmp_path / 'baselines'}")
+    assert script("baselines", *args, "seeds=0").returncode == 0
+    first, second, *_ = sorted((photographs / "train/good").iterdir())
+    first.write_bytes(second.read_bytes())
+    assert script("baselines", *args, "seeds=0").returncode == 0  # which only writes the table again
+    done = script("baselines", *args, "seeds=0,1")
+    run = tmp_path / "runs/folder-rug-one_nn-64-seed0"
+    assert done.returncode == 2 and f"error: run_dir={run}: its images changed since" in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "runs/folder-rug-one_nn-64-seed1").exists()
+
+
 def test_mvtecs_folder_is_that_of_runs_whose_script_has_no_root_of_its_own(monkeypatch):
     monkeypatch.setenv("MVTEC_AD_ROOT", "/mvtec")
     monkeypatch.setattr(sys, "argv", ["a_study", "flow.blocks=2"])
