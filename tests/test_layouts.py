@@ -125,6 +125,8 @@ def test_a_layout_that_is_given_settles_which(tmp_path):
     several(mvtec(tmp_path) / "OK", 5)
     assert scan(tmp_path, "mvtec").name == "mvtec"
     assert len(scan(tmp_path, "flat").train) == 5
+    with pytest.raises(UserError, match=r"has no Data/Images/Normal; layout=visa takes .*, Data/Masks/Anomaly$"):
+        scan(tmp_path, "visa")
 
 
 @pytest.mark.parametrize(

@@ -124,12 +124,18 @@ def visa(folder: Path) -> Layout:
 
     Where split_csv/1cls.csv lies beside the category, it says which images train and which test. Otherwise normal
     images for testing are still to be drawn.
+
+    Raises:
+        UserError: neither normal images there nor a split that names this category.
     """
     category = folder.resolve().name
     split = folder.resolve().parent / VISA_SPLIT
     if not split.is_file():
-        places = ("Data/Images/Normal", "Data/Images/Anomaly", "Data/Masks/Anomaly")
-        return replace(flat(folder, *(place if (folder / place).is_dir() else None for place in places)), name="visa")
+        normal, *others = "Data/Images/Normal", "Data/Images/Anomaly", "Data/Masks/Anomaly"
+        if not (folder / normal).is_dir():
+            raise UserError(f"{folder}: has no {normal}; layout=visa takes {', '.join([normal, *others])}")
+        places = (place if (folder / place).is_dir() else None for place in others)
+        return replace(flat(folder, normal, *places), name="visa")
     rows = read_rows(split, VISA_COLUMNS)
     own = [
         replace(row, path=row.path.removeprefix(f"{category}/"), mask=row.mask.removeprefix(f"{category}/"))
