@@ -31,6 +31,7 @@ from texture_ad.errors import ParameterError, UserError
 _PACKAGE = Path(__file__).resolve().parents[1]
 # In a checkout conf/ lies beside the package, in an installed wheel inside it.
 CONF = str(next(p for p in (_PACKAGE.parent / "conf", _PACKAGE / "conf") if p.is_dir()))
+_found: set[str] = set()  # folders of runs that were there before Hydra made them
 
 
 def known_keys(config_name: str) -> set[str]:
@@ -133,10 +134,18 @@ def _run_checked(function: Callable[[DictConfig], object], config: DictConfig, c
         raise
 
 
+def note_folder(folder: str) -> None:
+    """Note a run's folder that is there already: where the run is refused, it is the user's and stays."""
+    if os.path.exists(folder):
+        _found.add(os.path.abspath(folder))
+
+
 def _remove_bare_folder() -> None:
-    """Remove the folder of a run that was refused before it wrote anything but its overrides."""
+    """Remove the folder that a run made and was refused in before it wrote anything but its overrides."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    if folder.is_dir() and [path.name for path in folder.iterdir()] in ([], ["hydra"]) and folder != Path.cwd():
+    if str(folder) in _found or folder == Path.cwd():
+        return
+    if folder.is_dir() and [path.name for path in folder.iterdir()] in ([], ["hydra"]):
         for handler in logging.root.handlers[:]:
             if isinstance(handler, logging.FileHandler):  # Hydra's, which would open its file there
                 logging.root.removeHandler(handler)

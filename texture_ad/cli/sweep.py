@@ -21,7 +21,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from texture_ad.cli.entry import in_sweep
+from texture_ad.cli.entry import in_sweep, note_folder
 from texture_ad.cli.explain import explain, fail
 from texture_ad.cli.naming import key_of, swept
 from texture_ad.cli.settings import check_same
@@ -320,10 +320,15 @@ def is_search(sweeper: DictConfig) -> bool:
 
 
 class Comparison(Callback):
-    """Report each job's failure and, at the end, compare all jobs; called by Hydra."""
+    """Report each job's failure and, at the end, compare all jobs; called by Hydra, also before a single run."""
 
     before = 0
     begun = 0.0
+
+    def on_run_start(self, config: DictConfig, **_: object) -> None:
+        """Note the run's folder, which Hydra makes next, where it is there already."""
+        folder = OmegaConf.select(config, "hydra.run.dir", throw_on_resolution_failure=False)  # which Hydra tells
+        note_folder(str(folder))
 
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
         """Count the jobs that have finished before, and resume a search; exit with an error where it can't be."""
