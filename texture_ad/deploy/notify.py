@@ -21,6 +21,7 @@ WAITING = 1000  # messages, at most
 TIMEOUT = 5  # seconds for one delivery
 
 Send = Callable[[bytes], None]
+Tell = Callable[[Mapping[str, Any]], None]  # called with a result as plain values
 
 
 def _split(name: str, url: str) -> SplitResult:

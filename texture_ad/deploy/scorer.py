@@ -20,7 +20,7 @@ from torch import Tensor
 
 from texture_ad.data.drift import Unlike, brightness
 from texture_ad.data.images import header
-from texture_ad.data.layouts.files import Entry, is_image_entry, listed, scan_files, unread
+from texture_ad.data.layouts.files import Entry, Warn, is_image_entry, listed, scan_files, unread
 from texture_ad.data.pictures import Picture, read_scaled
 from texture_ad.deploy.outputs import (
     FOLDERS,
@@ -54,7 +54,6 @@ class Photograph(NamedTuple):
 
 
 PICTURES = Wanted(pictures=True)
-Tell = Callable[[UserError], None]
 Content = Photograph | Picture | UserError  # a picture that is not decoded yet, or why it can't be read
 Readable = dict[Path, tuple[Photograph, str]]  # photographs by their files, each with its warning
 
@@ -164,12 +163,12 @@ def find_images(source: Path, output: Path) -> list[Path]:
     return find_files(source, output).images
 
 
-def scan_images(source: Path, output: Path, tell: Tell) -> Iterator[Entry]:
-    """Yield the entries of the images that `find_files` finds in a folder, in no order; `tell` as in `scan_files`."""
-    return filter(is_image_entry, _scan_foreign(source, output, tell))
+def scan_images(source: Path, output: Path, warn: Warn) -> Iterator[Entry]:
+    """Yield the entries of the images that `find_files` finds in a folder, in no order; `warn` as in `scan_files`."""
+    return filter(is_image_entry, _scan_foreign(source, output, warn))
 
 
-def _scan_foreign(source: Path, output: Path, tell: Tell | None = None) -> Iterator[Entry]:
+def _scan_foreign(source: Path, output: Path, warn: Warn | None = None) -> Iterator[Entry]:
     """Yield the files below a folder that don't lie below `output`, or below FOLDERS in it where it holds `source`."""
     target = output.resolve()
     ours = {target}
@@ -179,7 +178,7 @@ def _scan_foreign(source: Path, output: Path, tell: Tell | None = None) -> Itera
     def is_ours(place: Path) -> bool:
         return not ours.isdisjoint((place, *place.parents))
 
-    for entry in scan_files(source, is_ours, tell) if os.path.isdir(source) else ():
+    for entry in scan_files(source, is_ours, warn) if os.path.isdir(source) else ():
         if not (entry.is_symlink() and is_ours(Path(os.path.realpath(entry.path)).parent)):
             yield entry
 

@@ -10,10 +10,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, KeysView, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from texture_ad.deploy.notify import Tell
 from texture_ad.deploy.outputs import WATCHED, Wanted, watched_folder
 from texture_ad.deploy.results import message
 from texture_ad.deploy.scorer import COLUMNS, Row, Scorer, check_source, row, scan_images
@@ -23,7 +24,6 @@ from texture_ad.files import csv_text, lock, write_text
 from texture_ad.parameters import Count, NonNegative, Positive, checked
 
 HEADER = csv_text([COLUMNS])
-Tell = Callable[[Mapping[str, Any]], None]
 
 
 class State(NamedTuple):
@@ -239,7 +239,7 @@ class Arrivals:
                 before, since = self._resting.get(path, (None, now))
                 resting[path] = (state, since if before == state else now)
         self._resting = resting
-        self._tell({str(problem) for problem in problems})
+        self._warn({str(problem) for problem in problems})
         settled = [path for path, (_, since) in resting.items() if since < now and now - since >= self.settle]
         self.taken |= {path: resting[path][0] for path in settled}
         return sorted(map(Path, settled))
@@ -258,7 +258,7 @@ class Arrivals:
         print(what.format(self.folder), file=sys.stderr, flush=True)
         return True
 
-    def _tell(self, problems: set[str]) -> None:
+    def _warn(self, problems: set[str]) -> None:
         """Warn of the problems that were not there at the last look."""
         for problem in sorted(problems - self._problems):
             print(f"warning: {problem}; all others are watched", file=sys.stderr, flush=True)

@@ -10,6 +10,7 @@ from texture_ad.errors import UserError
 from texture_ad.files import content_digest
 
 Entry = os.DirEntry[str]
+Warn = Callable[[UserError], None]  # called with the reason why a folder can't be read
 MASK_ENDINGS = ("_mask", "_gt", "_label", "_seg")  # of a mask's name, in any case, after its image's
 LISTED = 3  # names in a warning, of all that it counts
 
@@ -48,7 +49,7 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def scan_files(
-    folder: Path, left_out: Callable[[Path], bool] = lambda _: False, tell: Callable[[UserError], None] | None = None
+    folder: Path, left_out: Callable[[Path], bool] = lambda _: False, warn: Warn | None = None
 ) -> Iterator[Entry]:
     """Yield all files of a folder and of its sub-folders in no order, without hidden ones.
 
@@ -58,7 +59,7 @@ def scan_files(
     Args:
         folder: that is searched.
         left_out: whether a resolved folder is left out with all that it holds.
-        tell: called with the reason why a folder can't be read, which is then passed over; None raises it.
+        warn: called with the reason why a folder can't be read, which is then passed over; None raises it.
 
     Raises:
         UserError: a folder that can't be read.
@@ -72,9 +73,9 @@ def scan_files(
         except UserError as error:
             # One that is gone was removed meanwhile, as in a folder that a camera writes to.
             if place == folder or os.path.exists(place):
-                if tell is None:
+                if warn is None:
                     raise
-                tell(error)
+                warn(error)
             continue
         folders = []
         for entry in inside:

@@ -26,6 +26,7 @@ from starlette.requests import ClientDisconnect
 
 from texture_ad import __version__
 from texture_ad.data.images import header
+from texture_ad.deploy.notify import Tell
 from texture_ad.deploy.results import Result, enlarged_map, message
 from texture_ad.deploy.scorer import Content, Scorer
 from texture_ad.deploy.service.limits import (
@@ -106,7 +107,7 @@ class Service:
         token: str | None,
         host: str,
         batch_size: int,
-        tell: Callable[[dict[str, Any]], None],
+        tell: Tell,
     ):
         self.scorer = scorer
         self.limits = limits

@@ -2,14 +2,13 @@
 
 import signal
 import socket
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
+from texture_ad.deploy.notify import Tell
 from texture_ad.deploy.scorer import Scorer
 from texture_ad.deploy.service.app import Service, create_app
 from texture_ad.deploy.service.limits import Limits, check_token
@@ -29,7 +28,7 @@ def serve(
     token: str | None,
     batch_size: int,
     unsure: bool,
-    tell: Callable[[Mapping[str, Any]], None],
+    tell: Tell,
 ) -> None:
     """Answer requests about a detector until SIGINT or SIGTERM, then print a summary.
 
