@@ -18,6 +18,7 @@ from texture_ad.cli.entry import CONF
 from texture_ad.data.drift import brightness, training_statistics
 from texture_ad.data.embedded import ensure
 from texture_ad.data.geometry import Geometry
+from texture_ad.data.images import header
 from texture_ad.environment import cache_folder
 from texture_ad.methods.base import AnomalyDetector, Provenance
 from texture_ad.methods.fusion.detector import FusionDetector
@@ -118,7 +119,9 @@ def untrained_detector(
         prediction = detector(probe)
         detector.calibrate(prediction.scores, prediction.anomaly_maps.amax((1, 2)), 0.05, 0.2)
     detector.examples = probe if images is None else images
-    statistics = training_statistics([(path, 0) for path in paths], brightness(images)) if images is not None else None
+    statistics = (
+        training_statistics([header(path) for path in paths], brightness(images)) if images is not None else None
+    )
     detector.provenance = Provenance("a test", "test", "0" * 16, 0, 0.05, 0.2, {}, statistics)
     return detector.requires_grad_(False)
 

@@ -23,14 +23,14 @@ LEVELS = torch.tensor([[100.0, 10.0], [110.0, 12.0], [120.0, 14.0]])
 
 
 def test_statistics_are_ranges_means_and_spreads(paths):
-    found = training_statistics([(path, 0) for path in paths], LEVELS)
+    found = training_statistics([header(path) for path in paths], LEVELS)
     assert (found.width, found.height, found.modes) == ((50, 52), (40, 44), ("L", "RGB"))
     assert found.brightness == pytest.approx((110, float(np.std([100, 110, 120]))))
     assert found.contrast == pytest.approx((12, float(np.std([10, 12, 14]))))
 
 
 def test_equal_images_have_a_spread_of_one(paths):
-    assert training_statistics([(path, 0) for path in paths], LEVELS[:1].repeat(3, 1)).brightness == (100.0, 1.0)
+    assert training_statistics([header(path) for path in paths], LEVELS[:1].repeat(3, 1)).brightness == (100.0, 1.0)
 
 
 def test_brightness_is_mean_and_deviation_of_grey():
@@ -40,7 +40,7 @@ def test_brightness_is_mean_and_deviation_of_grey():
 
 
 def test_differences_name_each_respect(paths, tmp_path):
-    statistics = training_statistics([(path, 0) for path in paths], LEVELS)
+    statistics = training_statistics([header(path) for path in paths], LEVELS)
     assert differences(statistics, header(paths[0]), LEVELS[1]) == {}
     Image.new("RGBA", (60, 40)).save(tmp_path / "other.png")
     found = differences(statistics, header(tmp_path / "other.png"), torch.tensor([200.0, 12.0]))
@@ -52,7 +52,7 @@ def test_differences_name_each_respect(paths, tmp_path):
 
 
 def test_statistics_survive_a_file(paths):
-    statistics = training_statistics([(path, 0) for path in paths], LEVELS)
+    statistics = training_statistics([header(path) for path in paths], LEVELS)
     assert ImageStatistics.from_dict(statistics.to_dict()) == statistics
     assert {type(v) for v in statistics.to_dict().values()} == {list}
 

@@ -43,7 +43,7 @@ def test_a_tiff_of_any_kind_is_read_to_the_last_level(name, tmp_path):
     assert header(path).shape == (48, 64) and header(path).frames == 1
     low, high = training_levels([(path, 0)])
     assert low == 0 and high == pytest.approx(1.25 * levels[1], rel=0.01)
-    assert training_statistics([(path, 0)], torch.zeros(1, 2)).width == (64, 64)
+    assert training_statistics([header(path)], torch.zeros(1, 2)).width == (64, 64)
     assert (Picture(path, Reading(levels)).scaled((48, 64)).permute(1, 2, 0).numpy() == found.round()).all()
 
 

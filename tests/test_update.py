@@ -1,6 +1,7 @@
 """A saved detector that learns from more photographs: its promise for images to come, and the command's file."""
 
 import copy
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -54,7 +55,7 @@ def saved(folders, tmp_path_factory):
     images = detector.read(*folders["fit"])
     detector.learn([{"image": images}])
     detector.calibrate_on(detector.measure_all(detector.read(*folders["calibration"])), 0.05, 0.2)
-    statistics = training_statistics([(path, 0) for path in folders["fit"]], brightness(images))
+    statistics = training_statistics([header(path) for path in folders["fit"]], brightness(images))
     detector.provenance = Provenance("a test", "test", "0" * 16, 0, 0.05, 0.2, {}, statistics)
     path = tmp_path_factory.mktemp("detector") / "detector.pt"
     detector.save(path)
@@ -67,11 +68,14 @@ def share_above(detector, paths):
 
 def test_the_promise_holds_for_new_images_of_the_kind_that_was_added(saved, folders, monkeypatch):
     detector = load(saved)
-    read = []
+    read, opened = [], Counter()
     monkeypatch.setattr(detector, "read", lambda *paths: read.extend(paths) or type(detector).read(detector, *paths))
     assert share_above(detector, folders["later"]) > 0.9  # to the detector of then, all of them are anomalous
+    open_image = Image.open
+    monkeypatch.setattr(Image, "open", lambda path, **options: opened.update([path]) or open_image(path, **options))
     change = update(detector, folders["new"][0].parent, folders["new"], 16, 0.05)
     assert read == [*folders["later"], *folders["new"]]  # each photograph once
+    assert {opened[path] for path in folders["new"]} == {3}  # its size, its pixels, and its header for all that is told
     told = detector.decision().false_alarms
     assert told.images == change.images == 59 and told.expected == pytest.approx(0.05)
     assert told.low <= share_above(detector, folders["later"]) <= told.high
@@ -227,8 +231,8 @@ def test_the_fingerprint_is_of_the_first_images_and_of_the_new_ones(saved, folde
     own = load(saved).provenance
     others = [own, replace(own, data_fingerprint="1" * 16)]
     source, paths = folders["new"][0].parent, folders["new"][:3]
-    grey = torch.zeros(3, 2)
-    found = [extended(one, grey, source, chosen, 0.1, 0.2) for one in others for chosen in (paths, paths[:2])]
+    headers, grey = [header(path) for path in paths], torch.zeros(3, 2)
+    found = [extended(one, headers, grey, source, chosen, 0.1, 0.2) for one in others for chosen in (paths, paths[:2])]
     assert len({one.data_fingerprint for one in found}) == 4
 
 
@@ -240,7 +244,7 @@ def test_what_cannot_grow_says_so(folders):
 
 def test_either_of_two_statistics(folders):
     dark, light = (
-        training_statistics([(path, 0) for path in p], torch.tensor([[b - 1.0, 20], [b + 1.0, 20]]))
+        training_statistics([header(path) for path in p], torch.tensor([[b - 1.0, 20], [b + 1.0, 20]]))
         for p, b in ((folders["fit"], 80), (folders["new"], 170))
     )
     both = either(dark, light)

@@ -26,6 +26,7 @@ from torch import Tensor
 from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.data.drift import brightness, training_statistics
 from texture_ad.data.geometry import Shape
+from texture_ad.data.images import header
 from texture_ad.data.layouts import copies, listed
 from texture_ad.environment import available_memory, versions
 from texture_ad.errors import DivergenceError, ParameterError, UserError
@@ -441,7 +442,7 @@ def _provenance(run: Run, device: torch.device) -> Provenance:
         false_alarm_rate=float(run.config.false_alarm_rate),
         pixel_false_alarm_rate=float(run.config.pixel_false_alarm_rate),
         versions=versions(),
-        training_images=training_statistics(data.training_pictures, torch.cat(grey)),
+        training_images=training_statistics([header(*picture) for picture in data.training_pictures], torch.cat(grey)),
     )
 
 

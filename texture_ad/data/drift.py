@@ -1,14 +1,13 @@
 """Comparison of images with those that a detector was trained on: size, mode, brightness and contrast."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from texture_ad.data.images import Header, header
+from texture_ad.data.images import Header
 
 DEVIATIONS = 5  # of the training images' own spread, beyond which an image counts as different
 
@@ -98,14 +97,13 @@ def brightness(images: Tensor) -> Tensor:
     return torch.stack((grey.mean(1), grey.std(1)), 1)
 
 
-def training_statistics(pictures: Iterable[tuple[Path, int]], grey: Tensor) -> ImageStatistics:
+def training_statistics(headers: Sequence[Header], grey: Tensor) -> ImageStatistics:
     """Return what a detector keeps of its training images.
 
     Args:
-        pictures: files of the training images, and which frame of each.
+        headers: of their pictures, each once.
         grey: `brightness` of all of them, (N, 2).
     """
-    headers = [header(*picture) for picture in pictures]
     heights, widths = zip(*(one.shape for one in headers), strict=True)
     mean = grey.mean(0)
     spread = grey.std(0, unbiased=False).clamp(min=1.0)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from texture_ad.data.drift import Unlike, brightness, either, training_statistics
 from texture_ad.data.geometry import Shape
-from texture_ad.data.images import header
+from texture_ad.data.images import Header, header
 from texture_ad.data.layouts import copies
 from texture_ad.environment import versions
 from texture_ad.errors import ParameterError, UserError
@@ -102,13 +102,14 @@ def update(
     unlike = Unlike()
     statistics = detector.provenance.training_images if detector.provenance else None
     grey = brightness(images)
-    for path, levels in zip(paths, grey, strict=True):
-        unlike.compare(path.name, statistics, header(path), levels)
+    headers = [header(path) for path in paths]
+    for path, image, levels in zip(paths, headers, grey, strict=True):
+        unlike.compare(path.name, statistics, image, levels)
     measured = cross_fit(detector, images, batch_size)
     detector.update(images.split(batch_size))
     detector.calibrate_on(measured, rate, pixel_rate)
     if detector.provenance is not None:
-        detector.provenance = extended(detector.provenance, grey, source, paths, rate, pixel_rate)
+        detector.provenance = extended(detector.provenance, headers, grey, source, paths, rate, pixel_rate)
     threshold = detector.threshold.item()
     return Change(
         images=len(paths),
@@ -168,14 +169,15 @@ def cross_fit(detector: AnomalyDetector, images: Tensor, batch_size: int) -> lis
 
 def extended(
     provenance: Provenance,
+    headers: Sequence[Header],
     grey: Tensor,
     source: Path,
     paths: Sequence[Path],
     false_alarm_rate: float,
     pixel_false_alarm_rate: float,
 ) -> Provenance:
-    """Return what a detector was made from, after an update with these photographs, of this `brightness` (n, 2)."""
-    new = training_statistics([(path, 0) for path in paths], grey)
+    """Return what a detector was made from, after an update with n photographs, of this `brightness` (n, 2)."""
+    new = training_statistics(headers, grey)
     old = provenance.training_images
     digest = hashlib.sha256(provenance.data_fingerprint.encode())
     for path in paths:
