@@ -3,15 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from helpers import arguments, few_photographs
+from helpers import arguments, few_photographs, make
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from texture_ad import pipeline
 from texture_ad.cli.entry import CONF
+from texture_ad.deploy.results import decide
 from texture_ad.errors import ParameterError, UserError
+from texture_ad.evaluation.calibration import Decision, FalseAlarms
+from texture_ad.methods.base import Prediction
 from texture_ad.methods.registry import load
 from texture_ad.models.backbone import Backbone
+from texture_ad.reporting.results import write_results
 from texture_ad.training.run_folder import prepared_folder
 
 
@@ -86,6 +90,31 @@ def test_run_and_predict_draw_an_image_alike(data, tmp_path, command):
         assert (
             tiles[0].std() > 1 and np.abs(tiles[0] - tiles[1]).max() <= 32 and np.abs(tiles[0] - tiles[1]).mean() <= 2
         )
+
+
+def test_run_and_predict_count_the_regions_of_a_photograph_alike(data, tmp_path, monkeypatch):
+    photographs = make("data", ["data=folder"], root=str(data), size=64)
+    photographs.setup()
+    anomaly_map = np.zeros((64, 64), np.float32)
+    anomaly_map[10, 10] = anomaly_map[11, 11] = 9  # which touch; in the photograph's pixels they don't
+    decision = Decision(1.0, 5.0, 1, 1.0, FalseAlarms(0.1, 0.0, 0.2, 9), None, None, None)
+    found = {"score": [2.0], "label": [1], "index": [0], "positions": [[[0, 0]]]}
+    predictions = {name: np.array(value) for name, value in found.items()}
+    predictions |= {"anomaly_maps": [anomaly_map], "grid": (8, 8)}
+    drawn = []
+    for name in ("_write_charts", "write_report"):
+        monkeypatch.setattr(f"texture_ad.reporting.results.{name}", lambda *_: None)
+    monkeypatch.setattr(
+        "texture_ad.reporting.results.localization_panel",
+        lambda *_, region, region_name, **__: drawn.append((region, region_name)) or [region] * 2,
+    )
+    monkeypatch.setattr("texture_ad.reporting.results.thumbnail", lambda _: b"")
+    write_results(predictions, 0.0, decision, {}, photographs, tmp_path, True, "", [])
+    prediction = Prediction(torch.tensor([2.0]), torch.from_numpy(anomaly_map)[None], None, None)
+    (result,) = decide(prediction, decision, ["a"], [photographs.test_shape(0)], [""])
+    ((region, region_name),) = drawn
+    assert len(result.regions) == 2 and region_name == "2 regions"
+    assert region.shape == (64, 64) and region.sum() == 2 and region[[10, 11], [10, 11]].all()
 
 
 def test_a_key_that_its_target_lacks_or_needs_is_named(tmp_path):

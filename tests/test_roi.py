@@ -393,5 +393,5 @@ def test_what_lies_outside_is_not_warned_of(tmp_path):
 
 def test_the_highest_positions_are_shown_within_the_region():
     inside = np.arange(64).reshape(8, 8) % 8 >= 3
-    shown, _ = shown_region(np.zeros((8, 8), bool), 0, np.array([[1, 1]]), (4, 4), True, inside)
+    shown, _ = shown_region(np.zeros((8, 8), bool), 0, np.array([[1, 1]]), (4, 4), (8, 8), True, inside)
     assert shown.any() and not shown[~inside].any()

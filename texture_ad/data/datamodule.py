@@ -643,6 +643,10 @@ class TextureDataModule(L.LightningDataModule):
         )
         return replace(sample, window=Window(top, left, *self.geometry.size))
 
+    def test_shape(self, number: int) -> Shape:
+        """Return (H, W) of the file of the test image of this number, in pixels."""
+        return self._shape(self.test_samples[number])
+
     def test_mask(self, number: int) -> np.ndarray | None:
         """Return the mask of the test image of this number for drawings, bool (H, W) of the view, None without one."""
         sample = self.test_samples[number]

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from texture_ad.deploy.results import Result, enlarged_map
+from texture_ad.deploy.results import Result
 from texture_ad.errors import ParameterError, UserError
+from texture_ad.evaluation.regions import enlarged_map
 from texture_ad.files import atomic_path, write_text
 
 # Below the folder of results, by what asks for it.

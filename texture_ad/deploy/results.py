@@ -1,6 +1,5 @@
 """What is said of one photograph, the same everywhere: in files, in the watched folder, in the service, in Python."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -13,13 +12,11 @@ import numpy as np
 from texture_ad.data.roi import Roi
 from texture_ad.errors import UserError
 from texture_ad.evaluation.calibration import Decision
-from texture_ad.evaluation.regions import Region, find_regions, resize_map
+from texture_ad.evaluation.regions import Region, locate_regions
 from texture_ad.methods.base import Prediction
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-ENLARGED = 2**24  # pixels up to which a map is enlarged to its photograph before regions are looked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +138,7 @@ def decide(
         if prediction.anomaly_maps is not None:
             anomaly_map = prediction.anomaly_maps[i].float().cpu().numpy()
             threshold = decision.pixel_threshold_of(score)
-            mask, regions = locate(anomaly_map, size, threshold, decision.min_area, roi)
+            mask, regions = locate_regions(anomaly_map, size, threshold, decision.min_area, roi)
         yield Result(
             name,
             score,
@@ -154,24 +151,3 @@ def decide(
             warning,
             roi=roi,
         )
-
-
-def locate(
-    anomaly_map: np.ndarray, size: tuple[int, int], pixel_threshold: float, min_area: int, roi: Roi | None
-) -> tuple[np.ndarray, tuple[Region, ...]]:
-    """Return mask (H, W) bool and regions of an anomaly map (h, w), in pixels of a photograph of `size` (H, W)."""
-    # Between pixels a map is never higher than on them: most maps need not be enlarged.
-    if (anomaly_map <= pixel_threshold).all():
-        return np.zeros(size, bool), ()
-    if math.prod(size) <= ENLARGED:
-        return find_regions(enlarged_map(anomaly_map, size, roi), pixel_threshold, min_area)
-    mask, regions = find_regions(anomaly_map, pixel_threshold, min_area, size)
-    rows, columns = (np.arange(n) * m // n for n, m in zip(size, mask.shape, strict=True))
-    return mask[rows][:, columns], regions
-
-
-def enlarged_map(anomaly_map: np.ndarray, size: tuple[int, int], roi: Roi | None) -> np.ndarray:
-    """Return an anomaly map (h, w) as float32 (H, W) of `size`, its lowest value outside the roi."""
-    enlarged = resize_map(anomaly_map, size)
-    # Between a pixel inside and one outside, values were interpolated.
-    return enlarged if roi is None else np.where(roi.at(size).numpy(), enlarged, anomaly_map.min())

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from texture_ad.data.drift import Unlike, brightness
@@ -367,14 +366,10 @@ class Scorer:
         assert result.mask is not None and result.anomaly_map is not None and result.score is not None
         anomaly_map = result.anomaly_map
         image, roi = photograph.image, self.detector.roi
-        shown = np.zeros(anomaly_map.shape, bool)
-        if result.regions:
-            # The highest of the pixels that a smaller picture joins: no region vanishes.
-            mask = torch.from_numpy(result.mask)[None].float()
-            shown = F.adaptive_max_pool2d(mask, anomaly_map.shape)[0].bool().numpy()
+        size = (anomaly_map.shape[0], anomaly_map.shape[1])
         called = bool(result.anomalous)
         inside = None if roi is None else roi.inside.numpy()
-        region, region_name = shown_region(shown, len(result.regions), positions, grid, called, inside)
+        region, region_name = shown_region(result.mask, len(result.regions), positions, grid, size, called, inside)
         vmin, vmax = colour_scale(float(self.detector.map_floor), self.decision.pixel_threshold or 0)
         localization_panel(
             (image if roi is None else roi.shade(image)).permute(1, 2, 0).numpy(),

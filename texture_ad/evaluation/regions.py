@@ -1,11 +1,17 @@
 """From an anomaly map to a mask of the pixels that are called anomalous, and to its connected regions."""
 
+import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from texture_ad.data.roi import Roi
+
+ENLARGED = 2**24  # pixels up to which a map is enlarged to its photograph before regions are looked for
 
 
 @dataclass(frozen=True)
@@ -82,3 +88,31 @@ def resize_map(anomaly_map: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
         return anomaly_map
     enlarged = F.interpolate(torch.from_numpy(anomaly_map)[None, None], size, mode="bilinear", align_corners=False)
     return enlarged[0, 0].numpy()
+
+
+def locate_regions(
+    anomaly_map: np.ndarray, size: tuple[int, int], pixel_threshold: float, min_area: int, roi: "Roi | None"
+) -> tuple[np.ndarray, tuple[Region, ...]]:
+    """Return mask (H, W) bool and regions of an anomaly map (h, w), in pixels of a photograph of `size` (H, W)."""
+    # Between pixels a map is never higher than on them: most maps need not be enlarged.
+    if (anomaly_map <= pixel_threshold).all():
+        return np.zeros(size, bool), ()
+    if math.prod(size) <= ENLARGED:
+        return find_regions(enlarged_map(anomaly_map, size, roi), pixel_threshold, min_area)
+    mask, regions = find_regions(anomaly_map, pixel_threshold, min_area, size)
+    rows, columns = (np.arange(n) * m // n for n, m in zip(size, mask.shape, strict=True))
+    return mask[rows][:, columns], regions
+
+
+def joined_pixels(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return a mask (H, W) bool at another size, (h, w) bool: True where any of the pixels is that it joins."""
+    if not mask.any():
+        return np.zeros(size, bool)
+    return F.adaptive_max_pool2d(torch.from_numpy(mask)[None].float(), size)[0].bool().numpy()
+
+
+def enlarged_map(anomaly_map: np.ndarray, size: tuple[int, int], roi: "Roi | None") -> np.ndarray:
+    """Return an anomaly map (h, w) as float32 (H, W) of `size`, its lowest value outside the roi."""
+    enlarged = resize_map(anomaly_map, size)
+    # Between a pixel inside and one outside, values were interpolated.
+    return enlarged if roi is None else np.where(roi.at(size).numpy(), enlarged, anomaly_map.min())

@@ -17,6 +17,7 @@ from texture_ad.data.images import IMAGE_SUFFIXES
 from texture_ad.errors import UserError
 from texture_ad.evaluation.localization import region_mask
 from texture_ad.evaluation.metrics import outcome
+from texture_ad.evaluation.regions import joined_pixels
 from texture_ad.files import atomic_path
 
 if TYPE_CHECKING:
@@ -67,25 +68,28 @@ def shown_region(
     count: int,
     positions: np.ndarray,
     grid: tuple[int, int],
+    size: tuple[int, int],
     called: bool,
     inside: np.ndarray | None,
 ) -> tuple[np.ndarray, str]:
-    """Return what a panel encloses, (H, W) bool, and what it is called.
+    """Return what a panel encloses, bool of its `size`, and what it is called.
 
     These are the regions above the pixel threshold. An image that is called anomalous and has none shows the highest
     positions instead, since its score is made of them; one that is called normal shows nothing.
 
     Args:
-        mask: (H, W) bool of the regions.
+        mask: (H, W) bool of the regions, in pixels of the photograph.
         count: of the regions.
         positions: (k, 2) of the patch map.
         grid: (h, w) of the patch map.
+        size: (H', W') of the panel's pictures.
         called: whether the image is called anomalous.
-        inside: (H, W) bool, the pixels that count; None for all of them.
+        inside: (H', W') bool, the pixels that count; None for all of them.
     """
     if count or not called:
-        return mask, "region" if count == 1 else f"{count or 'no'} regions"
-    highest = region_mask(positions, grid, (mask.shape[0], mask.shape[1]))
+        # No region vanishes, however small.
+        return joined_pixels(mask, size), "region" if count == 1 else f"{count or 'no'} regions"
+    highest = region_mask(positions, grid, size)
     return highest if inside is None else highest & inside, "no region; the highest positions"
 
 

@@ -11,7 +11,7 @@ from texture_ad.data.layouts import Sample
 from texture_ad.evaluation.calibration import Decision
 from texture_ad.evaluation.curves import bin_scores, precision_recall_curve, roc_curve
 from texture_ad.evaluation.metrics import Predictions
-from texture_ad.evaluation.regions import find_regions
+from texture_ad.evaluation.regions import locate_regions
 from texture_ad.files import csv_text, write_atomic
 from texture_ad.reporting import charts
 from texture_ad.reporting.cards import Card
@@ -105,11 +105,12 @@ class _Overlays:
             "kind": sample.kind,
             "label": int(self.predictions["label"][row]),
             "score": float(self.predictions["score"][row]),
-            "thumbnail": thumbnail(self._write_panel(row, sample, image)),
+            "thumbnail": thumbnail(self._write_panel(row, number, image)),
         }
 
-    def _write_panel(self, row: int, sample: Sample, image: np.ndarray) -> list[np.ndarray]:
-        """Write an image's panel, where there is a map; return the pictures of its thumbnail."""
+    def _write_panel(self, row: int, number: int, image: np.ndarray) -> list[np.ndarray]:
+        """Write the panel of a test image, where there is a map; return the pictures of its thumbnail."""
+        sample = self.data.test_samples[number]
         maps = self.predictions["anomaly_maps"]
         positions = self.predictions["positions"]
         grid = self.predictions["grid"]
@@ -119,15 +120,21 @@ class _Overlays:
         score = float(self.predictions["score"][row])
         called = self.decision.is_anomalous(score)
         threshold = self.decision.pixel_threshold_of(score)
-        found, regions = find_regions(maps[row], threshold, self.decision.min_area)
-        inside = None if self.data.interest is None else self.data.interest.inside.numpy()
-        region, region_name = shown_region(found, len(regions), positions[row], grid, called, inside)
+        anomaly_map = maps[row]
+        roi = self.data.interest
+        # In pixels of the photograph, as `predict` has them.
+        found, regions = locate_regions(
+            anomaly_map, self.data.test_shape(number), threshold, self.decision.min_area, roi
+        )
+        size = (image.shape[0], image.shape[1])
+        inside = None if roi is None else roi.inside.numpy()
+        region, region_name = shown_region(found, len(regions), positions[row], grid, size, called, inside)
         tiles = localization_panel(
             image,
-            maps[row],
+            anomaly_map,
             region=region,
             region_name=region_name,
-            mask=self.data.test_mask(int(self.predictions["index"][row])),
+            mask=self.data.test_mask(number),
             score=score,
             threshold=self.decision.threshold,
             label=int(self.predictions["label"][row]),

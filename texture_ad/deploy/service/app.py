@@ -27,7 +27,7 @@ from starlette.requests import ClientDisconnect
 from texture_ad import __version__
 from texture_ad.data.images import header
 from texture_ad.deploy.notify import Tell
-from texture_ad.deploy.results import Result, enlarged_map, message
+from texture_ad.deploy.results import Result, message
 from texture_ad.deploy.scorer import Content, Scorer
 from texture_ad.deploy.service.limits import (
     Limits,
@@ -41,6 +41,7 @@ from texture_ad.deploy.service.limits import (
 )
 from texture_ad.deploy.service.worker import Worker
 from texture_ad.errors import UserError
+from texture_ad.evaluation.regions import enlarged_map
 from texture_ad.reporting.tables import printable
 
 DECODERS = 2  # photographs that are decoded or drawn at a time: each may take a gigabyte
