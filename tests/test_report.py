@@ -84,6 +84,7 @@ def test_every_name_is_text_and_nothing_is_fetched(report):
     assert "default-src 'none'" in policy and "unsafe-inline" not in policy.split("script-src")[1]
     assert all(text in page.text for text in (HOSTILE[0], HOSTILE[1], "\\u202e &amp; ]]>", "\\udcff", "{x}%s", SOURCE))
     assert not list(report.parent.glob("*.partial"))
+    assert "max-width: 70rem" in content and "--mistake" in content  # rules of both style sheets
 
 
 def test_report_tells_what_was_found_and_how_to_repeat_it(report):

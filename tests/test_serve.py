@@ -7,6 +7,7 @@ import errno
 import http.client
 import io
 import json
+import re
 import socket
 import threading
 import time
@@ -194,6 +195,16 @@ def test_health_metrics_and_the_detectors_description(port, detector, photograph
         "/detector",
         "/metrics",
     }
+
+
+def test_all_that_the_page_names_is_served(port):
+    names = re.findall(r'(?:href|src)="([\w.]+)"', ask(port, "GET", "/")[2].decode())
+    answers = {name: ask(port, "GET", f"/{name}") for name in names}
+    assert answers.keys() == {"common.css", "page.css", "page.js"}
+    assert all(status == 200 for status, *_ in answers.values())
+    # Each rule stands in one of them.
+    rules = [set(answers[name][2].decode().split("\n\n")) for name in ("common.css", "page.css")]
+    assert not rules[0] & rules[1]
 
 
 # --- refusals -----------------------------------------------------------------------------------------

@@ -236,7 +236,7 @@ def _page(title: str, source: str, body: Iterable[str]) -> str:
         policy=policy,
         title=_text(title),
         source=_text(source),
-        style=_asset("report.css"),
+        style=_asset("common.css") + _asset("report.css"),
         body="\n".join(body),
         script=script,
     )

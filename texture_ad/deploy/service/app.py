@@ -47,10 +47,12 @@ from texture_ad.reporting.tables import printable
 DECODERS = 2  # photographs that are decoded or drawn at a time: each may take a gigabyte
 RETRY = 10  # seconds after which a full disk may have room again
 MAP_SIDE = 512  # pixels, of the longer side of a map in an answer
+OWN = files("texture_ad.deploy.service") / "page"
 PAGE = {
-    "/": ("index.html", "text/html"),
-    "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
+    "/": (OWN / "index.html", "text/html"),
+    "/common.css": (files("texture_ad.reporting") / "common.css", "text/css"),  # the reports' as well
+    "/page.css": (OWN / "page.css", "text/css"),
+    "/page.js": (OWN / "page.js", "text/javascript"),
 }
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
@@ -393,9 +395,8 @@ def create_app(service: Service) -> FastAPI:
         authorise(request.headers.get("authorization"), service.token)
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    for path, (name, kind) in PAGE.items():
-        content = files("texture_ad.deploy.service").joinpath("page", name).read_bytes()
-        app.add_api_route(path, _constant(content, kind), include_in_schema=False)
+    for path, (file, kind) in PAGE.items():
+        app.add_api_route(path, _constant(file.read_bytes(), kind), include_in_schema=False)
     return app
 
 
