@@ -25,11 +25,11 @@ from texture_ad.cli import entry
 from texture_ad.data import images
 from texture_ad.data.images import read_image, resize
 from texture_ad.deploy import notify
-from texture_ad.deploy.outputs import Wanted
+from texture_ad.deploy.outputs import Wanted, watched_folder
 from texture_ad.deploy.results import Result
 from texture_ad.deploy.scorer import Photograph, Row, Scorer, find_files, find_images
 from texture_ad.deploy.scorer import predict as predict_files
-from texture_ad.deploy.watch import Arrivals, Rows, Stop, watch
+from texture_ad.deploy.watch import Arrivals, Rows, State, States, Stop, watch
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.evaluation.regions import Region
 from texture_ad.methods.registry import load
@@ -281,7 +281,7 @@ def test_a_look_resolves_and_names_no_file_that_it_knows(tmp_path, monkeypatch):
     resolved = []
     resolve = Path.resolve
     monkeypatch.setattr(Path, "resolve", lambda path, **options: resolved.append(path) or resolve(path, **options))
-    assert arrivals.look(lambda path: not asked.append(path)) == []
+    assert not arrivals.look(lambda path: not asked.append(path))
     assert len(asked) == 100 and 0 < len(resolved) < 20
 
 
@@ -448,7 +448,6 @@ def test_a_file_that_changes_after_it_was_scored_is_warned_of_once_and_scored_ag
     scores, errors = watched(idle, idle, idle)
     assert len(scores) == 1 and "changed" not in errors
     change = [lambda content=content: file.write_bytes(content) for content in contents]
-    # The state before this process is not known: a restart scores nothing twice.
     scores, errors = watched(touched, idle, change[1], idle, idle, file.unlink, idle, change[2], idle, idle)
     assert len(scores) == len(set(scores)) == 3  # none for a file that was only touched
     assert errors.count(f"warning: {file}: changed after it was scored; it is scored again and gets another row") == 1
@@ -456,6 +455,60 @@ def test_a_file_that_changes_after_it_was_scored_is_warned_of_once_and_scored_ag
     assert "1 files changed after they were scored, and have a row for each time: cam1.png." in page
     with Rows(output / "scores.csv", 1.0) as rows:
         assert rows.stream.counts["changed after they were scored"] == 1  # over a restart
+
+
+def test_what_changes_while_nothing_watches_is_scored_after_a_restart(
+    saved, photographs, tmp_path, between_looks, capsys
+):
+    folder, output = tmp_path / "in", tmp_path / "out"
+    (folder / "sub").mkdir(parents=True)
+    contents = [(photographs / f"{i}.png").read_bytes() for i in range(4)]
+    file, other = folder / "cam1.png", folder / "sub/still.png"
+    for path in (file, other):
+        path.write_bytes(contents[0])
+
+    def idle():
+        pass
+
+    def watched(*steps):
+        between_looks(steps)
+        scorer = Scorer(load(saved), folder, output, wanted=Wanted())
+        watch(scorer, folder, output, 8, 1)
+        return scorer.images, [row["path"] for row in rows_of(output)][2:], capsys.readouterr().err
+
+    def changed(number):
+        file.write_bytes(contents[number])
+
+    assert watched(idle, idle)[0] == 2
+    assert watched(idle, idle)[:2] == (0, [])  # a restart scores nothing twice
+    changed(1)
+    scored, added, errors = watched(idle, idle)
+    assert (scored, added) == (1, ["cam1.png"]) and f"warning: {file}: changed after it was scored" in errors
+    assert watched(idle, idle, lambda: changed(2))[0] == 0  # too shortly before the end to come to rest
+    assert watched(idle, idle)[:2] == (1, ["cam1.png"] * 2)
+    file.unlink()
+    assert watched(idle, lambda: changed(3), idle, idle)[:2] == (1, ["cam1.png"] * 3)
+    os.utime(other)
+    assert watched(idle, idle)[:2] == (1, ["cam1.png"] * 3)  # which was only touched
+    assert watched(idle, idle)[0] == 0
+
+
+def test_the_state_of_a_file_is_that_of_its_last_row(tmp_path):
+    path = tmp_path / "watched.json"
+    path.write_text('{"folder": "/a"}\n')
+    scores = {"a.png": "1", "b\nb.png": "3"}
+    first, second = State(10, 5, 6), State(11, 7, 8)
+    states = States(path, scores)
+    states.append([(Row("a.png", "1"), first), (Row("b\nb.png", "3"), first), (Row("c.png"), first)])
+    states.append([(Row("a.png", "2"), second)])  # whose row a kill kept off the disk
+    path.write_bytes(path.read_bytes() + b'["a.png", "1", 9')
+    States(path, scores).append([(Row("b\nb.png", "3"), second)])
+    states = States(path, scores)
+    assert states.pop("a.png").same_content(first) and states.pop("b\nb.png").same_content(second)
+    assert states.pop("c.png") is None and States(path, {}).pop("a.png") is None
+    assert watched_folder(tmp_path) is None  # without rows
+    (tmp_path / "scores.csv").write_bytes(b"")
+    assert watched_folder(tmp_path) == "/a"
 
 
 def test_a_file_without_permission_is_told_so_and_scored_once_it_has_it(
@@ -501,11 +554,11 @@ def test_a_folder_that_can_t_be_read_is_passed_over_with_one_warning(tmp_path, m
 
     monkeypatch.setattr(os, "scandir", scandir)
     arrivals = Arrivals(tmp_path, tmp_path / "out", 0)
-    assert [arrivals.look(lambda _: False) for _ in range(3)] == [[], [tmp_path / "b/1.png"], []]
+    assert [[*arrivals.look(lambda _: False)] for _ in range(3)] == [[], [tmp_path / "b/1.png"], []]
     warning = f"warning: {tmp_path / 'a'}: can't be read (Permission denied)"
     assert capsys.readouterr().err.count(warning) == 1
     locked.clear()
-    assert [arrivals.look(lambda _: False) for _ in range(2)] == [[], [tmp_path / "a/0.png"]]
+    assert [[*arrivals.look(lambda _: False)] for _ in range(2)] == [[], [tmp_path / "a/0.png"]]
     locked.add(tmp_path / "a")
     arrivals.look(lambda _: False)
     assert capsys.readouterr().err.count(warning) == 1

@@ -27,7 +27,7 @@ FOLDERS = {
 LISTS = {"regions.json": "regions", "coco.json": "regions"}
 
 
-WATCHED = "watched.json"  # beside a watched folder's scores.csv: which folder that is
+WATCHED = "watched.json"  # beside a watched folder's scores.csv: which folder that is, and the states of its files
 
 
 class Wanted(NamedTuple):
@@ -78,7 +78,8 @@ def watched_folder(output: Path) -> str | None:
     if not (path.is_file() and (output / "scores.csv").is_file()):
         return None
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["folder"])
+        with open(path, encoding="utf-8") as lines:
+            return str(json.loads(lines.readline())["folder"])
     except (ValueError, TypeError, KeyError) as error:
         problem = "damaged, so that it is not known whose record scores.csv beside it is; give another output"
         raise UserError(f"{path}: {problem}") from error

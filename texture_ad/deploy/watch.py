@@ -1,6 +1,6 @@
 """Score a folder that a camera writes to: every new file, and every one that changes, over kills and restarts.
 
-Order of reading: `watch`, then `Rows`, its memory of what was scored before, and `Arrivals`, which looks for more.
+Order of reading: `watch`, then `Rows` and `States`, its memory of what was scored, and `Arrivals`, its look for more.
 """
 
 import csv
@@ -10,7 +10,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, KeysView, Sequence
+from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -147,17 +148,54 @@ class Rows:
         self.stream.add(rows)
 
     def _write(self, content: bytes) -> None:
-        """Write at the end of the file and wait until it is on the disk; on an error the file is as before."""
-        file = self._file.fileno()
-        size = os.fstat(file).st_size
-        try:
-            left = memoryview(content)
-            while left:
-                left = left[os.write(file, left) :]
-            os.fsync(file)
-        except OSError:
-            os.ftruncate(file, size)
-            raise
+        _append(self._file.fileno(), content)
+
+
+def _append(file: int, content: bytes) -> None:
+    """Write at the end of a file and wait until it is on the disk; on an error the file is as before."""
+    size = os.fstat(file).st_size
+    try:
+        left = memoryview(content)
+        while left:
+            left = left[os.write(file, left) :]
+        os.fsync(file)
+    except OSError:
+        os.ftruncate(file, size)
+        raise
+
+
+class States:
+    """Keep the state in which each file got its score: a line of JSON for each, below that of the folder.
+
+    Args:
+        path: of the file, which has the folder's line.
+        scores: of the files whose last row has one, by name, as text.
+    """
+
+    def __init__(self, path: Path, scores: Mapping[str, str]):
+        self.path = path
+        self._known: dict[str, State] = {}
+        content = path.read_bytes()
+        for line in content.splitlines()[1:]:
+            with suppress(ValueError, TypeError):  # which a kill left half written
+                name, score, size, changed = json.loads(line)
+                if scores.get(name) == score:  # else a kill kept the row off the disk
+                    self._known[name] = State(size, changed, 0)
+        if not content.endswith(b"\n"):
+            self._write(b"\n")
+
+    def pop(self, name: str) -> State | None:
+        """Return, and forget, the state in which a file got the score of its last row; None where none is known."""
+        return self._known.pop(name, None)
+
+    def append(self, scored: Iterable[tuple[Row, State]]) -> None:
+        """Add the states in which files get these rows, and wait until they are on the disk. Add the rows later."""
+        lines = (json.dumps([row.path, row.score, *state[:2]]) + "\n" for row, state in scored if row.score)
+        self._write("".join(lines).encode())
+
+    def _write(self, content: bytes) -> None:
+        with open(self.path, "ab") as file:
+            _append(file.fileno(), content)
 
 
 class Stop:
@@ -205,7 +243,7 @@ class Arrivals:
         clock: returns seconds.
 
     Attributes:
-        taken: state in which each file was taken to be scored.
+        taken: state in which each file was last taken to be scored.
     """
 
     def __init__(self, folder: Path, output: Path, settle: float, clock: Callable[[], float] = time.monotonic):
@@ -218,12 +256,15 @@ class Arrivals:
         self._problems: set[str] = set()
         self._resting: dict[str, tuple[State, float]] = {}  # the others: their state, and the look that first saw it
 
-    def look(self, has_score: Callable[[Path], bool]) -> list[Path]:
-        """Return the files to score now, in order of name.
+    def look(
+        self, has_score: Callable[[Path], bool], state_before: Callable[[Path], State | None] = lambda _: None
+    ) -> dict[Path, State]:
+        """Return the files to score now with their states, in order of name.
 
         Args:
-            has_score: whether a file was scored when it was last taken. An earlier process may have done so, which did
-                not keep its state: the one at the first look stands for it.
+            has_score: whether a file was scored when it was last taken.
+            state_before: in which an earlier process took a file. Where that is not known, the state at the first look
+                stands for it.
         """
         now = self.clock()
         if self._device_changed():
@@ -233,6 +274,8 @@ class Arrivals:
         resting = {}
         for path, state in states(entry.path for entry in scan_images(self.folder, self.output, problems.append)):
             taken = self.taken.get(path)
+            if taken is None and (taken := state_before(Path(path))) is not None:
+                self.taken[path] = taken
             if state != taken and (taken is None or state.same_content(taken)) and has_score(Path(path)):
                 self.taken[path] = taken = state
             if state != taken:
@@ -242,7 +285,7 @@ class Arrivals:
         self._warn({str(problem) for problem in problems})
         settled = [path for path, (_, since) in resting.items() if since < now and now - since >= self.settle]
         self.taken |= {path: resting[path][0] for path in settled}
-        return sorted(map(Path, settled))
+        return dict(sorted((Path(path), resting[path][0]) for path in settled))
 
     def _device_changed(self) -> bool:
         """Return, and say, whether the folder went, came back or lies on another file system than at the last look."""
@@ -273,14 +316,18 @@ def _device(folder: Path) -> int | None:
         return None
 
 
-def _score_new(scorer: Scorer, rows: Rows, paths: list[Path], batch_size: int, stop: Stop, tell: Tell) -> None:
+def _score_new(
+    scorer: Scorer, rows: Rows, states: States, settled: dict[Path, State], batch_size: int, stop: Stop, tell: Tell
+) -> None:
     """Score files in batches and append their rows, until all are done or the process is asked to stop."""
+    paths = list(settled)
     for start in range(0, len(paths), batch_size):
         if stop.asked:
             return
         batch = paths[start : start + batch_size]
         scored = scorer.score(batch, scorer.read(batch))
         found = [(result, row(result, scorer.decision)) for result in scored]
+        states.append((new, settled[path]) for path, (_, new) in zip(batch, found, strict=True))
         # Of a file that was only touched, the row that is there says the same.
         found = [
             (result, new) for result, new in found if result.error or rows.stream.scores.get(new.path) != new.score
@@ -330,15 +377,14 @@ def watch(
     """Score every new file, and every one that changes, until SIGINT or SIGTERM.
 
     A file counts as complete when its size and time are as they were one interval, or `settle` seconds, before. Rows
-    are appended after their overlays are written; a restart skips the names that have a score in scores.csv. A file
-    that changes after it was scored is scored again; where its score is another, it is warned of and gets another row.
-    One that can't be scored is tried
-    again when it changes, and after a restart.
+    are appended after their overlays are written; a restart skips the files that have a score in scores.csv and did not
+    change since. A file that changes after it was scored is scored again; where its score is another, it is warned of
+    and gets another row. One that can't be scored is tried again when it changes, and after a restart.
 
     Args:
         scorer: with the detector.
         folder: that is watched, with all folders below it.
-        output: folder of scores.csv.
+        output: folder of scores.csv and watched.json.
         batch_size: images that are scored together, at most.
         interval: seconds between looks at the folder.
         report: seconds between reports of the stream, stream.html, of which one is written at the end as well; None
@@ -353,6 +399,7 @@ def watch(
     arrivals = Arrivals(folder, output, settle)
     with Rows(output / "scores.csv", scorer.decision.threshold) as rows:
         _claim(output, folder, rows)
+        states = States(output / WATCHED, rows.stream.scores)
         threshold = f"{scorer.decision.threshold:.8g}"
         others = rows.thresholds - {threshold}
         if others:
@@ -364,8 +411,10 @@ def watch(
         print(f"watching {folder}, {len(rows.names)} images scored before; Ctrl-C ends", flush=True)
         reported = time.monotonic()
         while not stop.asked:
-            settled = arrivals.look(lambda path: scorer.name(path) in rows.names)
-            _score_new(scorer, rows, settled, batch_size, stop, tell)
+            settled = arrivals.look(
+                lambda path: scorer.name(path) in rows.names, lambda path: states.pop(scorer.name(path))
+            )
+            _score_new(scorer, rows, states, settled, batch_size, stop, tell)
             if report is not None and time.monotonic() >= reported + report:
                 write_report(rows.stream, scorer, output / "stream.html")
                 reported = time.monotonic()
