@@ -121,7 +121,7 @@ def test_help_has_every_group_choice_and_default_and_imports_nothing_heavy():
             ["  tile: null  # pixels: cut images into tiles at their own resolution instead, such as 256"],
         ),
         ("check", [], ["  copies: 0  # of each training image"]),
-        ("predict", [], ["detector: ???  # required: a run's detector.pt", "device: cpu"]),
+        ("predict", [], ["detector: ???  # required: a run's detector.pt", "device: cpu  # or cuda, cuda:1, ..."]),
     ],
 )
 def test_help_says_what_each_key_means(command, module, arguments, lines):

@@ -223,12 +223,21 @@ def test_its_own_pictures_are_not_scored(predict, photographs, tmp_path):
         (["masks=flase"], "masks=flase: expected true or false"),
         (["webhook=http://localhost/x"], "webhook=http://localhost/x: tells of a watched folder; add watch=true"),
         (["watch=true", "mqtt=mqtt://localhost:abc/topic"], "mqtt=URL: no URL"),
+        (["watch=true", "mqtt=nothing"], "mqtt=URL: expected a URL as mqtt://HOST/TOPIC"),
+        (["colour=red"], "colour: no such key; --help lists all\n"),
+        (["detector=none.pt", "watch=true", "report=0"], "report=0: expected a number above 0"),
         (["watch=true", "webhook='http://[::1/x'"], "webhook=URL: no URL"),
     ],
 )
 def test_bad_arguments(predict, photographs, args, message):
     code, _, errors, _ = predict(photographs, *args) if "input" not in args[0] else predict(args[0][6:])
     assert code == 2 and message in errors and "Traceback" not in errors
+
+
+@pytest.mark.parametrize("name", ["predict", "serve", "update", "export"])
+def test_what_is_not_given_is_named_and_described(name, command):
+    code, _, errors = command(name)
+    assert code == 2 and errors == "error: detector: not given (a run's detector.pt); give detector=VALUE\n"
 
 
 def test_a_folder_inside_that_of_the_results_is_scored(photographs):

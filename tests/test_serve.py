@@ -352,6 +352,18 @@ def test_others_reach_it_with_a_token_alone(host, saved, command):
         check_token(host, "short")
 
 
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("port=null", "port=None: expected an integer from 0 to 65535"),
+        ("port=99999", "port=99999: expected an integer from 0 to 65535"),
+        ("host=null", "host=None: expected a name or an address"),
+    ],
+)
+def test_an_address_that_is_none_is_told_before_the_detector_is_read(argument, message, command):
+    assert command("serve", "detector=none.pt", argument) == (2, "", f"error: {message}\n")
+
+
 def test_a_port_that_is_taken(saved, command):
     with listen("127.0.0.1", 0) as taken:
         number = taken.getsockname()[1]

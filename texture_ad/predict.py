@@ -29,6 +29,7 @@ def main(config: DictConfig) -> None:
     check("batch_size", config.batch_size, Count)
     check("interval", config.interval, Positive)
     check("settle", config.settle, NonNegative)
+    check("report", config.report, Positive | None)
     check("engine", config.engine, EngineName)
     for name in (*Wanted._fields, "watch", "unsure"):
         check(name, config[name], bool)

@@ -1,14 +1,17 @@
 """`python -m texture_ad.serve detector=DETECTOR.pt`: a web service, and a page for people, over a saved detector."""
 
 from pathlib import Path
+from typing import Annotated
 
 from omegaconf import DictConfig
 
 from texture_ad.cli.entry import hydra_main
 from texture_ad.environment import not_installed
-from texture_ad.errors import UserError
-from texture_ad.parameters import Count, check
+from texture_ad.errors import ParameterError, UserError
+from texture_ad.parameters import Count, Range, check
 from texture_ad.predict import DECISION
+
+Port = Annotated[int, Range(0, 65535)]
 
 
 @hydra_main("serve")
@@ -25,7 +28,10 @@ def main(config: DictConfig) -> None:
     from texture_ad.training.resources import keep_freed_memory
 
     # Before the detector is read, which takes seconds.
+    if not isinstance(config.host, str):
+        raise ParameterError("host", config.host, "expected a name or an address")
     check_token(config.host, config.token)
+    check("port", config.port, Port)
     check("batch_size", config.batch_size, Count)
     check("engine", config.engine, EngineName)
     check("unsure", config.unsure, bool)

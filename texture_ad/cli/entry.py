@@ -107,6 +107,18 @@ def _check_paths(config: DictConfig, config_name: str) -> None:
             raise ParameterError(key, "null", "expected a path")
 
 
+def check_given(config: DictConfig, config_name: str) -> None:
+    """Check that all keys are given which conf/ leaves to be given.
+
+    Raises:
+        UserError: one is not.
+    """
+    missing = [str(key) for key in config if OmegaConf.is_missing(config, key)]
+    if missing:
+        what = comments(Path(CONF), config_name, {}).get(missing[0], "a value")
+        raise UserError(f"{missing[0]}: not given ({what}); give {missing[0]}=VALUE")
+
+
 def in_sweep() -> bool:
     """Return whether Hydra runs this as one job of a multirun, in whatever process."""
     return HydraConfig.initialized() and not OmegaConf.is_missing(HydraConfig.get().job, "num")
@@ -116,6 +128,7 @@ def _run_checked(function: Callable[[DictConfig], object], config: DictConfig, c
     """Check a configuration, call a function with it and return what it returns."""
     try:
         check_config(config, config_name)
+        check_given(config, config_name)
         if config.get("allow") and not {"", os.getcwd()} & set(sys.path):
             sys.path.append(os.getcwd())  # where `python -m` looks, too
         return function(config)

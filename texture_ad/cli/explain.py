@@ -5,6 +5,7 @@ Imports nothing heavy.
 
 import errno
 import os
+import re
 import sys
 
 from hydra.errors import HydraException, OverrideParseException
@@ -29,6 +30,7 @@ _DISK = {
     errno.ENAMETOOLONG: "give a shorter path",
     errno.EMFILE: "raise the limit on open files",
 }
+_UNKNOWN = re.compile(r"Could not override '(.+?)'.*is not in struct", re.S)
 _NO_TRIAL = "no trial of the search has finished; why, stands above and in error.txt of each"
 _OPTUNA = {
     "No trials are completed yet": _NO_TRIAL,  # a study in memory says so
@@ -57,6 +59,11 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         # The innermost says what is wrong with which key.
         line = f"{error} ({chain[-1]})" if len(chain) > 1 and str(chain[-1]) not in str(error) else str(error)
+        unknown = _UNKNOWN.match(line)
+        if unknown:
+            key = unknown[1]
+            more = f", and +{key}=VALUE gives one to a class of your own" if "." in key else ""
+            return f"{key}: no such key; --help lists all{more}"
         extras = {extra for plugin, extra in _PLUGINS.items() if plugin in line}
         return "; ".join([line, *(to_install(extra) for extra in extras)])
     return None

@@ -68,7 +68,7 @@ def mqtt(url: str) -> Send:
     where = _split("mqtt", url)
     topic = unquote(where.path.lstrip("/"))
     if where.scheme not in ("mqtt", "mqtts") or not where.hostname or not topic:
-        raise ParameterError("mqtt", where.hostname, "expected a URL as mqtt://HOST/TOPIC")
+        raise ParameterError("mqtt", where.hostname or "URL", "expected a URL as mqtt://HOST/TOPIC")
     try:
         from paho.mqtt.client import Client
         from paho.mqtt.enums import CallbackAPIVersion
