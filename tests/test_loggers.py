@@ -222,6 +222,9 @@ def test_a_detector_is_linked_to_a_registry_where_there_is_one(capsys):
 def test_an_alias_is_a_name(tmp_path):
     with pytest.raises(UserError, match=r"aliases=\['a/b'\]: expected names without"):
         wandb.wandb_logger(tmp_path, **DEFAULTS | {"aliases": ["a/b"]})
+    for key in ("aliases", "tags"):
+        with pytest.raises(UserError, match=rf"{key}=candidate: expected a list; give \[candidate\]"):
+            wandb.wandb_logger(tmp_path, **DEFAULTS | {key: "candidate"})
 
 
 def test_a_number_is_a_name_too(tmp_path, monkeypatch):

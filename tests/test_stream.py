@@ -255,7 +255,7 @@ def test_a_broker_gets_every_result():
 @pytest.mark.parametrize(
     ("webhook", "mqtt", "problem"),
     [
-        ("ftp://host/x", None, "webhook=ftp://host/x: expected a URL"),
+        ("ftp://user:secret@host/x?key=secret", None, "webhook=host: expected a URL"),
         (None, "mqtt://host", "mqtt=host: expected a URL"),
         (None, "http://user:secret@host/topic", "mqtt=host: expected a URL"),
     ],

@@ -35,7 +35,7 @@ def main(config: DictConfig) -> None:
         check(name, config[name], bool)
     for name in OF_WATCH:
         if config[name] is not None and not config.watch:
-            raise ParameterError(name, config[name], "tells of a watched folder; add watch=true")
+            raise ParameterError(name, "URL", "tells of a watched folder; add watch=true")  # it may hold a password
     wanted = Wanted(**{name: config[name] for name in Wanted._fields})
     source = Path(config.input)
     output = Path(config.output)
@@ -48,6 +48,7 @@ def main(config: DictConfig) -> None:
     if config.watch:
         check_folder(source)
         check_endless(wanted)
+    notify = notifier(config.webhook, config.mqtt)
     keep_freed_memory()
     detector = load(config.detector, config.device, config.allow)
     for name in OF_MAPS:
@@ -61,7 +62,7 @@ def main(config: DictConfig) -> None:
     scorer = Scorer(detector, source, output, decision, wanted, unsure=config.unsure)
     leave_cores(detector)
     if config.watch:
-        with notifier(config.webhook, config.mqtt) as tell:
+        with notify as tell:
             watch(scorer, source, output, config.batch_size, config.interval, config.report, tell, config.settle)
     else:
         predict(scorer, paths, output, config.batch_size)

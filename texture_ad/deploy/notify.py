@@ -46,7 +46,7 @@ def webhook(url: str) -> Send:
     """
     where = _split("webhook", url)
     if where.scheme not in ("http", "https") or not where.hostname:
-        raise ParameterError("webhook", url, "expected a URL as http://HOST/PATH")
+        raise ParameterError("webhook", where.hostname or "URL", "expected a URL as http://HOST/PATH")
 
     def send(content: bytes) -> None:
         request = urllib.request.Request(url, content, {"Content-Type": "application/json"})

@@ -77,8 +77,12 @@ def wandb_logger(
         aliases: of the detector, beside "latest".
 
     Raises:
-        UserError: the server refused the key, or an alias has a / or :.
+        ParameterError: tags or aliases that are no list, or an alias that has a / or :.
+        UserError: the server refused the key.
     """
+    for key, names_of in (("tags", tags), ("aliases", aliases)):
+        if isinstance(names_of, str):  # whose letters would be taken one by one
+            raise ParameterError(f"logger.wandb.{key}", names_of, f"expected a list; give [{names_of}]")
     aliases = [str(alias) for alias in aliases]
     if any(character in alias for alias in aliases for character in "/:"):
         raise ParameterError("logger.wandb.aliases", aliases, "expected names without / and :")
