@@ -15,6 +15,7 @@ from statistics import fmean
 from experiments.runs import MVTEC, read_study, run_all, script, write_table
 from experiments.textures import finished_runs, jobs_of, other_metrics
 from texture_ad.data.embedded import TEXTURES
+from texture_ad.errors import UserError
 from texture_ad.reporting.tables import markdown_table
 
 # Image AUROC as printed, in the order of TEXTURES (carpet, grid, leather, tile, wood).
@@ -50,6 +51,8 @@ def main() -> None:
     study = read_study(
         "mvtec", root=[os.environ.get(MVTEC, "")], textures=list(TEXTURES), methods=["fusion", "padim", "patchcore"]
     )
+    if not study.single("root"):
+        raise UserError(f"root=: give the folder of MVTec AD, as make mvtec {MVTEC}=ROOT or root=ROOT")
     jobs = jobs_of(study)
     textures = list(dict.fromkeys(texture for texture, _, _ in jobs))
 

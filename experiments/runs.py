@@ -105,8 +105,14 @@ class Study:
 
     @property
     def root(self) -> Path:
-        """Return the folder of the textures."""
-        return Path(self.single("root")).expanduser()
+        """Return the folder of the textures.
+
+        Raises:
+            UserError: none is given.
+        """
+        if not (given := self.single("root")):
+            raise UserError("root=: give the folder that holds one folder for each texture, as root=FOLDER")
+        return Path(given).expanduser()
 
     @property
     def runs(self) -> Path:

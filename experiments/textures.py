@@ -76,8 +76,10 @@ def find_textures(root: Path, wanted: Sequence[str]) -> list[str]:
         raise UserError(f"root={root}: no such folder; give the folder that holds one folder for each texture")
     found = sorted(path.parents[1].name for path in root.glob("*/train/good"))
     missing = [name for name in wanted if name not in found]
-    if missing or not found:
-        raise UserError(f"root={root}: holds {', '.join(found) or 'no texture'}, not {', '.join(missing) or 'any'}")
+    if not found:
+        raise UserError(f"root={root}: no folder in it holds train/good; give the folder of the textures' folders")
+    if missing:
+        raise UserError(f"root={root}: holds {', '.join(found)}, not {', '.join(missing)}")
     return list(wanted) or found
 
 
