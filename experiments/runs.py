@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from texture_ad.cli.naming import data_name, key_of
@@ -420,8 +421,23 @@ def paper_table(name: str, methods: Mapping[str, tuple[list[str], Sequence[float
     run_all(list(jobs.values()), study.workers)
     printed = {label: dict(zip(TEXTURES, figures, strict=True)) for label, (_, figures) in methods.items()}
     runs = kept_runs(jobs, ("category", "method", "seed"))
-    rows = [_paper_row(category, printed, runs) for category in study["categories"]]
-    print(write_table(study.output, runs, rows))
+    print(write_table(study.output, runs, paper_rows(study["categories"], printed, runs)))
+
+
+def paper_rows(
+    categories: Sequence[str], printed: Mapping[str, Mapping[str, float]], runs: list[dict]
+) -> list[dict[str, Any]]:
+    """Return a row for each texture, then the means: of each method what the paper printed, and ours.
+
+    Args:
+        categories: the textures.
+        printed: what the paper printed, by method and texture.
+        runs: finished ones, of every texture and method.
+    """
+    rows = [_paper_row(category, printed, runs) for category in categories]
+    values = {key: [row[key] for row in rows] for key in rows[0] if key not in ("category", "data")}
+    means = {key: fmean(fmean(v) if isinstance(v, list) else v for v in column) for key, column in values.items()}
+    return [*rows, {"category": f"mean of {len(rows)}"} | means]
 
 
 def _paper_row(category: str, printed: Mapping[str, Mapping[str, float]], runs: list[dict]) -> dict:

@@ -19,7 +19,7 @@ from benchmarks import detecting, material
 from benchmarks.comparison import Row
 from benchmarks.results import regressions
 from experiments.mvtec import table as mvtec_table
-from experiments.runs import link_all, read_photograph_study, read_study
+from experiments.runs import link_all, paper_rows, read_photograph_study, read_study
 from experiments.textures import WITHOUT, options
 from texture_ad.errors import UserError
 
@@ -340,6 +340,18 @@ def test_printed_figures_stand_beside_ours_with_their_means():
     }
     assert printed[0]["carpet"] == 0.997 and printed[0]["mean"] == pytest.approx((0.997 + 0.957) / 2)
     assert mvtec_table(runs, ["fusion"], ["carpet", "wood"])[0]["mean"] is None
+
+
+def test_the_papers_tables_have_means_over_the_textures():
+    runs = [
+        {"category": category, "method": "fusion", "image_auroc": auroc, "data_source": "photographs"}
+        for category, aurocs in (("carpet", (0.9, 1.0)), ("grid", (0.8, 0.8)))
+        for auroc in aurocs
+    ]
+    *rows, mean = paper_rows(["carpet", "grid"], {"fusion": {"carpet": 0.997, "grid": 0.957}}, runs)
+    assert [row["fusion"] for row in rows] == [[0.9, 1.0], [0.8, 0.8]]
+    assert mean["category"] == "mean of 2" and mean["fusion"] == pytest.approx(0.875)
+    assert mean["fusion, paper"] == pytest.approx((0.997 + 0.957) / 2)
 
 
 def test_soak_measures_a_saved_detector(tmp_path):
