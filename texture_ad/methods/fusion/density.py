@@ -69,7 +69,7 @@ class FeatureDraws(IterableDataset):
 
 @checked
 class Density(L.LightningModule):
-    """Train the flow and the head on whitened patch features, until calibration patches get no likelier.
+    """Train the flow and the head on whitened patch features, until calibration patches get no likelier or epochs end.
 
     The flow's loss is its negative log-likelihood per dimension (equation 6 of Guo, Song, Ma). The head's is the
     cross-entropy of telling pasted positions from normal ones. The flow's likelihood alone says when both stop.
