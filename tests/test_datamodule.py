@@ -114,6 +114,8 @@ def test_validation_pairs_normals_with_synthetic_defects(root):
 
 def test_source_is_named(root, monkeypatch, tmp_path):
     assert make("data", root=str(root)).source_name == "MVTec AD carpet"
+    (tmp_path / "rug").symlink_to(root / "carpet")
+    assert make("data", root=str(tmp_path), category="rug").source_name == "folder rug"
     monkeypatch.setenv("TEXTURE_AD_CACHE", str(tmp_path))
     assert "generated, not a benchmark" in make("data", root=None, category="wood").source_name
     assert make("data", ["data=folder"], root=str(root / "carpet")).source_name == "folder carpet"

@@ -67,6 +67,7 @@ from texture_ad.data.layouts import (
     with_groups,
     with_test_images,
 )
+from texture_ad.data.mvtec import COUNTS
 from texture_ad.data.pictures import Picture
 from texture_ad.data.roi import Area, Roi, counts, read_roi
 from texture_ad.errors import ParameterError, UserError
@@ -103,8 +104,9 @@ def _locate_category(folder: Path, category: str | None, layout: str) -> tuple[P
         present = sorted(p.name for p in folder.iterdir() if p.is_dir())
         holds = f"{folder} holds {', '.join(present) or 'no folder'}"
         raise ParameterError("category", category, f"{_hint(category, present)}{holds}")
-    known = LAYOUTS[layout_name(folder / name, layout)]
-    return folder / name, name, f"{known.title} {name}"
+    layout = layout_name(folder / name, layout)
+    own = layout == "mvtec" and name not in COUNTS  # laid out as MVTec AD, but none of its categories
+    return folder / name, name, f"{'folder' if own else LAYOUTS[layout].title} {name}"
 
 
 def locate(
