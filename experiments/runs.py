@@ -106,13 +106,13 @@ class Study:
 
     @property
     def root(self) -> Path:
-        """Return the folder of the textures.
+        """Return the folder of the photographs.
 
         Raises:
             UserError: none is given.
         """
         if not (given := self.single("root")):
-            raise UserError("root=: give the folder that holds one folder for each texture, as root=FOLDER")
+            raise UserError("root=: no folder is given; give root=FOLDER, as the script's first lines say")
         return Path(given).expanduser()
 
     @property

@@ -161,7 +161,7 @@ def test_bad_arguments_get_one_line(script, name):
         ("promise", "workers=0", "workers=0: expected numbers of at least 1"),
         ("figure7", "category=carpet,tile", "category=carpet,tile: expected one value"),
         ("table1", "categories=carpet,bottle", "categories=bottle: the paper has figures of carpet, grid"),
-        ("textures", "root=", "root=: give the folder that holds one folder for each texture, as root=FOLDER"),
+        ("textures", "root=", "root=: no folder is given; give root=FOLDER"),
         ("textures", f"root={ROOT / 'docs'}", f"root={ROOT / 'docs'}: no folder in it holds train/good; give the"),
         ("mvtec", "root=", "root=: give the folder of MVTec AD, as make mvtec MVTEC_AD_ROOT=ROOT or root=ROOT"),
         *((name, "seeds=a", "seeds=a: expected numbers") for name in ("few", "update", "textures", "criterion")),
