@@ -27,7 +27,7 @@ WITHOUT = {
     "-dictionary": ["score.dictionary_weight=0"],
     "-position": ["whitening.mode=global"],
 }
-BY_TEXTURE = ("image_auroc", "aupro_05", "seg_f1")  # shown for each texture
+BY_TEXTURE = ("image_auroc", "aupro", "aupro_05", "seg_f1")  # shown for each texture
 COMPARED = (
     "image_auroc",
     "image_ap",
