@@ -26,6 +26,7 @@ from torch import Tensor
 
 from benchmarks import results
 from benchmarks.comparison import by_turns
+from experiments.runs import script
 from texture_ad.deploy.engines import EngineName, leave_cores, use_engine
 from texture_ad.deploy.export import largest_difference
 from texture_ad.deploy.runtimes import FORMATS
@@ -209,4 +210,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

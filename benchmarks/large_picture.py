@@ -11,6 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from experiments.runs import script
+
 WRITE = """
 import sys
 import numpy as np
@@ -50,4 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

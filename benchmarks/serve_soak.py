@@ -35,6 +35,7 @@ import numpy as np
 import torch
 
 from benchmarks.soak import is_flat, latency_result, memory_result, resident
+from experiments.runs import script
 from texture_ad.deploy.scorer import Scorer, find_images
 from texture_ad.files import write_text
 from texture_ad.methods.registry import load
@@ -316,4 +317,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from experiments.runs import script
 from texture_ad.deploy.scorer import Scorer, find_images
 from texture_ad.files import write_text
 from texture_ad.methods.registry import load
@@ -114,4 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)
