@@ -737,8 +737,8 @@ def test_another_threshold_and_all_files(predict, photographs, tmp_path):
     assert [a["image_id"] for a in coco["annotations"]] == [i["id"] for i in coco["images"]] == [1, 2, 3, 4, 5]
     place = Path(*photographs.parts[-2:])
     for mask in (folder / "masks/0.png.png", folder / "anomaly_images_thresholded" / place / "0.png"):
-        pixels = np.asarray(Image.open(mask).convert("L"))
-        assert pixels.shape == (80, 90) and set(np.unique(pixels)) == {255}
+        pixels = np.asarray(Image.open(mask))
+        assert pixels.dtype == np.uint8 and pixels.shape == (80, 90) and set(np.unique(pixels)) == {255}
     for path in (folder / "maps/0.png.tiff", folder / "anomaly_images" / place / "0.tiff"):
         scores = tifffile.imread(path)
         assert scores.shape == (80, 90) and scores.dtype == np.float16

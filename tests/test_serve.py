@@ -122,11 +122,11 @@ def test_the_answer_is_the_detectors(port, detector, photographs):
         assert answer["score"] == pytest.approx(float(expected.scores[0]), rel=1e-4)
         assert answer["size"] == [160, 180] and (answer["level"] > 0.5) == (label == "anomalous")
         mask, levels = decoded(answer["mask"]), decoded(answer["map"])
-        assert mask.shape == levels.shape == (160, 180)
+        assert mask.shape == levels.shape == (160, 180) and set(np.unique(mask)) <= {0, 255}
         assert bool(answer["regions"]) == bool(mask.any()) == (label == "anomalous")
-        assert sum(region["area"] for region in answer["regions"]) == mask.sum()
+        assert sum(region["area"] for region in answer["regions"]) == (mask == 255).sum()
         # The map's levels part the pixels where the mask does, but for their rounding.
-        assert np.array_equal((levels > 128)[levels != 128], mask[levels != 128])
+        assert np.array_equal((levels > 128)[levels != 128], mask[levels != 128] == 255)
 
 
 def test_a_warning_names_a_photograph_as_its_client_does(saved, photographs, tmp_path, monkeypatch):

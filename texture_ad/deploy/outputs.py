@@ -140,7 +140,12 @@ def write_mask(path: Path, mask: np.ndarray) -> None:
     from PIL import Image
 
     with atomic_path(path) as temporary:
-        Image.fromarray(mask).save(temporary, format="PNG")
+        Image.fromarray(as_bytes(mask)).save(temporary, format="PNG")
+
+
+def as_bytes(mask: np.ndarray) -> np.ndarray:
+    """Return a mask (H, W) bool as uint8, 255 where it is True: in a picture of one bit some readers see 1 there."""
+    return mask.astype(np.uint8) * 255
 
 
 def write_map(path: Path, anomaly_map: np.ndarray) -> None:

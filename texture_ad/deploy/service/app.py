@@ -27,6 +27,7 @@ from starlette.requests import ClientDisconnect
 from texture_ad import __version__
 from texture_ad.data.images import header
 from texture_ad.deploy.notify import Tell
+from texture_ad.deploy.outputs import as_bytes
 from texture_ad.deploy.results import Result, message
 from texture_ad.deploy.scorer import Content, Scorer
 from texture_ad.deploy.service.limits import (
@@ -265,7 +266,7 @@ class Service:
             raise Refusal(422, str(error).replace(f"{path}: ", "")) from error
 
     def _mask(self, result: Result) -> str | None:
-        return None if result.mask is None else png(result.mask)
+        return None if result.mask is None else png(as_bytes(result.mask))
 
     def _map(self, result: Result) -> str | None:
         """Return an anomaly map as levels, 0..255 for 0..1, at the photograph's aspect."""
@@ -296,7 +297,7 @@ class Service:
 
 
 def png(picture: np.ndarray) -> str:
-    """Return a picture, bool or uint8 (H, W), as PNG in base64."""
+    """Return a picture, uint8 (H, W), as PNG in base64."""
     content = io.BytesIO()
     Image.fromarray(picture).save(content, "PNG")
     return base64.b64encode(content.getvalue()).decode()
