@@ -116,7 +116,9 @@ def test_another_decision_needs_no_training(tmp_path):
     ("arguments", "message"),
     [
         ({"false_alarm_rate": 0}, "false_alarm_rate=0: expected a number above 0 and at most 0.5"),
-        ({"threshold": float("nan")}, "threshold=nan: expected a number that is finite"),
+        ({"threshold": float("nan")}, r"threshold=nan: expected a number from -3e\+38 to 3e\+38"),
+        ({"threshold": 1.7e308}, r"threshold=1.7e\+308: expected a number from -3e\+38 to 3e\+38"),
+        ({"pixel_threshold": -1e39}, r"pixel_threshold=-1e\+39: expected a number from"),
         ({"min_area": 0}, "min_area=0: expected an integer of at least 1"),
         ({"threshold": 3, "false_alarm_rate": 0.1}, "false_alarm_rate=0.1: sets a threshold, which is given as 3"),
         ({"pixel_threshold": 3, "pixel_false_alarm_rate": 0.1}, "pixel_false_alarm_rate=0.1: sets a threshold"),
@@ -159,6 +161,7 @@ def test_levels_are_readable():
         expected = 0.5 + 0.5 * away / (1 + abs(away))
         assert decision.level(decision.threshold + away * deviation) == pytest.approx(expected)
     assert [level > 0.5 for level in levels] == [decision.is_anomalous(score) for score in scores]
+    assert (detector.decision(threshold=3e38).level(0), detector.decision(threshold=-3e38).level(0)) == (0, 1)
 
 
 @pytest.mark.parametrize("scores", [torch.full((20,), 3.0), torch.zeros(20), torch.zeros(0)])

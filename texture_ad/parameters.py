@@ -41,8 +41,6 @@ class Range:
         return over and (self.most is None or value <= self.most)
 
     def __str__(self) -> str:
-        if self.least == -math.inf:
-            return "that is finite"
         if self.most is None:
             return f"above {self.least:.15g}" if self.above else f"of at least {self.least:.15g}"
         if self.above:
@@ -53,7 +51,7 @@ class Range:
 Count = Annotated[int, Range(1)]
 Size = Annotated[int, Range(32, 8192)]  # side of an image in pixels
 NonNegativeInt = Annotated[int, Range(0)]
-Finite = Annotated[float, Range(-math.inf)]
+Score = Annotated[float, Range(-3e38, 3e38)]  # which float32 holds
 Positive = Annotated[float, Range(0, above=True)]
 NonNegative = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]

@@ -25,7 +25,7 @@ from texture_ad.evaluation.calibration import Decision, FalseAlarmRate, conforma
 from texture_ad.evaluation.localization import top_positions
 from texture_ad.files import save_atomic
 from texture_ad.models.backbone import Backbone
-from texture_ad.parameters import Count, Finite, arguments_of, checked
+from texture_ad.parameters import Count, Score, arguments_of, checked
 
 if TYPE_CHECKING:
     import lightning as L
@@ -658,8 +658,8 @@ class AnomalyDetector(nn.Module, ABC):
         *,
         false_alarm_rate: FalseAlarmRate | None = None,
         pixel_false_alarm_rate: FalseAlarmRate | None = None,
-        threshold: Finite | None = None,
-        pixel_threshold: Finite | None = None,
+        threshold: Score | None = None,
+        pixel_threshold: Score | None = None,
         min_area: Count = 1,
     ) -> Decision:
         """Return from which scores on images and pixels are called anomalous; without arguments as calibrated.
