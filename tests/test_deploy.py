@@ -224,7 +224,7 @@ def test_its_own_pictures_are_not_scored(predict, photographs, tmp_path):
         (["webhook=http://localhost/x"], "webhook=URL: tells of a watched folder; add watch=true"),
         (["watch=true", "mqtt=mqtt://localhost:abc/topic"], "mqtt=URL: no URL"),
         (["watch=true", "mqtt=nothing"], "mqtt=URL: expected a URL as mqtt://HOST/TOPIC"),
-        (["colour=red"], "colour: no such key; --help lists all\n"),
+        (["colour=red"], "colour: no such key; expected one of allow, batch_size, "),
         (["detector=none.pt", "watch=true", "report=0"], "report=0: expected a number above 0"),
         (["watch=true", "webhook='http://[::1/x'"], "webhook=URL: no URL"),
         (["detector=none.pt", "watch=true", "webhook=ftp://user:secret@host/x"], "error: webhook=host: expected a URL"),

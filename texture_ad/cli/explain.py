@@ -3,13 +3,14 @@
 Imports nothing heavy.
 """
 
+import difflib
 import errno
 import os
-import re
 import sys
+from collections.abc import Iterable
 
-from hydra.errors import HydraException, OverrideParseException
-from omegaconf.errors import OmegaConfBaseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from texture_ad.cli.advice import advised
 from texture_ad.cli.quoting import unreadable
@@ -30,7 +31,6 @@ _DISK = {
     errno.ENAMETOOLONG: "give a shorter path",
     errno.EMFILE: "raise the limit on open files",
 }
-_UNKNOWN = re.compile(r"Could not override '(.+?)'.*is not in struct", re.S)
 _NO_TRIAL = "no trial of the search has finished; why, stands above and in error.txt of each"
 _OPTUNA = {
     "No trials are completed yet": _NO_TRIAL,  # a study in memory says so
@@ -59,14 +59,30 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         # The innermost says what is wrong with which key.
         line = f"{error} ({chain[-1]})" if len(chain) > 1 and str(chain[-1]) not in str(error) else str(error)
-        unknown = _UNKNOWN.match(line)
-        if unknown:
-            key = unknown[1]
-            more = f", and +{key}=VALUE gives one to a class of your own" if "." in key else ""
-            return f"{key}: no such key; --help lists all{more}"
         extras = {extra for plugin, extra in _PLUGINS.items() if plugin in line}
-        return "; ".join([line, *(to_install(extra) for extra in extras)])
+        return "; ".join([_explain_setting(chain[-1]) or line, *(to_install(extra) for extra in extras)])
     return None
+
+
+def _explain_setting(error: BaseException) -> str | None:
+    """Return the line about a setting that is missing, or that conf/ doesn't have; None for any other error."""
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}: not given; give {error.full_key}=VALUE"
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        return f"{group}={choice}: no such choice; {_meant(choice, error.options)}"
+    if isinstance(error, ConfigKeyError | ConfigAttributeError) and error.parent_node:
+        line = f"{error.full_key}: no such key; {_meant(str(error.key), map(str, error.parent_node))}"
+        is_of_group = "." in str(error.full_key)  # whose class may take more, as Lightning's Trainer does
+        return f"{line}; or add one that its class takes with +{error.full_key}=" if is_of_group else line
+    return None
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    """Return what a name may have been meant for, and all names that there are."""
+    names = sorted(set(known) - {"hydra", "_target_"})
+    close = difflib.get_close_matches(name, names, 1)
+    return f"{f'did you mean {close[0]}? ' if close else ''}expected one of {', '.join(names)}"
 
 
 def _explain_cause(cause: BaseException) -> str | None:
