@@ -242,6 +242,13 @@ def test_what_cannot_grow_says_so(folders):
         update(detector, folders["new"][0].parent, folders["new"], 64, 0.05)
 
 
+def test_a_method_that_cannot_grow_says_so_before_photographs_are_read(folders):
+    detector = baseline("patchcore", tiny_backbone("resnet18", ["layer1"]).eval(), size=SIZE)
+    detector.read = lambda *_: pytest.fail("read")
+    with pytest.raises(ParameterError, match="method=patchcore: can't be updated; fit it again on all images"):
+        update(detector, folders["new"][0].parent, folders["new"], 64, 0.05)
+
+
 def test_either_of_two_statistics(folders):
     dark, light = (
         training_statistics([header(path) for path in p], torch.tensor([[b - 1.0, 20], [b + 1.0, 20]]))

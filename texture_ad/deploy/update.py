@@ -82,6 +82,8 @@ def update(
     if detector.geometry.tiled:
         problem = "the detector cuts pictures into tiles and can't be updated; fit it again on all images"
         raise ParameterError("data.tile", min(detector.geometry.size), problem)
+    if type(detector).update is AnomalyDetector.update:  # which refuses, here before all photographs are read
+        detector.update([])
     same = dict.fromkeys(path for group in copies(paths) for path in group[1:])
     paths = [path for path in paths if path not in same]
     if len(paths) < 2:
