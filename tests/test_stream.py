@@ -120,6 +120,24 @@ def test_the_report_says_whether_the_stream_is_in_control(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["stream.html"]
 
 
+@pytest.mark.parametrize("after", [0, 3])
+def test_alarms_that_the_ranks_alone_do_not_show_are_no_control(tmp_path, after):
+    """A third of defects among normal images moves the mean rank little, the share above the threshold much."""
+    rng = np.random.default_rng(4)
+    scorer = Calibrated(rng.normal(size=99), 0.05)
+    stream = Stream(scorer.decision.threshold)
+    scores = rng.normal(size=400 + after)
+    scores[352:400:3] += 9
+    stream.add(rows(scores, scorer.decision.threshold))
+    write_report(stream, scorer, tmp_path / "stream.html")
+    page = (tmp_path / "stream.html").read_text(encoding="utf-8")
+    assert not rank_chart(scores, scorer.detector.calibration_scores.numpy()).out()[-1]
+    told = re.search(
+        r"Out of control: (\S+)% of the block of images that ends with 400 are above .*0% to (\S+)% of", page
+    )
+    assert float(told[1]) > float(told[2]) and "In control" not in page
+
+
 def test_a_long_stream_takes_no_more_memory_and_keeps_its_counts(tmp_path):
     stream = Stream(1.0)
     stream.add(rows(np.zeros(RECENT + 10), 1.0))

@@ -85,7 +85,14 @@ def sentences(stream: Stream, ranks: Chart, shares: Chart) -> list[str]:
         inside = np.flatnonzero(~ranks.out())
         since = ranks.number[inside[-1] + 1] if len(inside) else ranks.number[0]
         told.append(f"Out of control since image {since}: the scores are {way} than those of the calibration images.")
-    else:
+    blocks = np.flatnonzero(shares.out()[-2:]) - min(2, len(shares.value))  # the last one may hold few images
+    if len(blocks):
+        number, share, low, high = (values[blocks[-1]] for values in shares[:4])
+        told.append(
+            f"Out of control: {share:.1%} of the block of images that ends with {number} are above the threshold, "
+            f"where {low:.1%} to {high:.1%} of normal images would be."
+        )
+    elif not ranks.out()[-1]:
         told.append("In control: the last images score as the calibration images did.")
     unlike = stream.counts["unlike the training images"]
     if unlike:
