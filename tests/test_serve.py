@@ -513,6 +513,24 @@ def test_the_page_in_a_browser(detector, photographs, tmp_path):
         assert page.problems() == []
 
 
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_the_page_of_a_method_without_maps(saved, photographs, tmp_path):
+    """It neither counts regions nor draws maps that the method doesn't have."""
+    (tmp_path / "bodies").mkdir()
+    detector = load(saved)
+    detector.calibration_maxima = detector.calibration_maxima[:0]
+    forward = detector.forward
+    detector.forward = lambda images: forward(images)._replace(anomaly_maps=None)
+    with served(detector, tmp_path / "bodies") as port, Window(tmp_path / "profile") as page:
+        page.visit(f"http://127.0.0.1:{port}/", 390)
+        page.choose([photographs / "d.png"])
+        assert page.text("#cards .verdict") == "anomalous"
+        assert page.text("#cards .photo + figcaption") == "this method says nothing of regions"
+        shown = "[...document.querySelectorAll('#cards canvas')].filter((e) => e.checkVisibility()).length"
+        assert page.evaluate(shown) == 1
+        assert page.problems() == []
+
+
 # --- many requests ------------------------------------------------------------------------------------
 
 

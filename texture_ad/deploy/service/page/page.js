@@ -171,7 +171,8 @@ function drawPhoto({ answer, photo }, canvas) {
   const [height, width] = photo ? [photo.height, photo.width] : answer.size;
   const scale = Math.min(1, SIDE / Math.max(width, height));
   const count = answer.regions.length;
-  const text = count === 1 ? "1 region" : `${count} regions`;
+  const found = count === 1 ? "1 region" : `${count} regions`;
+  const text = about.pixel_threshold === null ? "this method says nothing of regions" : found;
   const note = photo ? text : `${text}; this browser can't show the photograph`;
   canvas.nextElementSibling.textContent = threshold() === OWN ? note : `${note} at the detector's own threshold`;
   const context = describe(canvas, width * scale, height * scale, `${answer.name}, ${note}`);
