@@ -20,12 +20,14 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.functional import gaussian_blur
 
 from texture_ad.deploy import export as exporting
+from texture_ad.deploy.graph import MeasuringGraph, trace
 from texture_ad.deploy.runtimes import FORMATS
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.methods.base import smooth
 from texture_ad.methods.baseline import image_features, nearest
 from texture_ad.methods.patchcore import core_set
 from texture_ad.methods.registry import METHODS, load, method_class
+from texture_ad.models.resizing import resize_square
 
 NAMES = [name for name in METHODS if name != "fusion"]
 WITHOUT_MAP = {"one_nn", "oc_svm", "ganomaly"}
@@ -304,6 +306,37 @@ def test_every_method_is_one_graph(name, loader, tmp_path, monkeypatch):
         for key, expected in zip(("scores", "anomaly_maps"), detector(images)[: 1 + bool(maps)], strict=False):
             found = outputs[key]
             assert torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("dsebm", {"widths": (4, 8)}), ("ganomaly", {"width": 4}), ("patch_svdd", {})]
+)
+def test_openvino_measures_images_that_a_method_makes_smaller(name, options, tmp_path):
+    for package in FORMATS["openvino"].packages:
+        pytest.importorskip(package)
+    torch.manual_seed(0)
+    size = 320 if name == "patch_svdd" else 96
+    detector = baseline(name, size=size, **options).eval().requires_grad_(False)
+    if name == "dsebm":
+        detector.scale.copy_(torch.tensor([0.1, 0.2, 0.3])[None, :, None, None])
+    elif name == "patch_svdd":
+        detector.normals_64 = torch.rand(3, 64)
+        detector.normals_32 = torch.rand(3, 64)
+    images = textures(2, size=size)
+    expected = detector.measure(images)
+    path, outputs = tmp_path / "graph.xml", MeasuringGraph.names(expected)
+    FORMATS["openvino"].write(trace(MeasuringGraph(detector), (size, size)), outputs, path, "fp32")
+    found = FORMATS["openvino"].open(path, outputs, 1, 1)(images)
+    for output in outputs:
+        right = getattr(expected, output)
+        assert torch.allclose(found[output], right, rtol=1e-5, atol=1e-5 * float(right.abs().max())), output
+
+
+@pytest.mark.parametrize(("height", "width", "side"), [(96, 96, 64), (100, 333, 64), (40, 50, 64), (64, 64, 64)])
+def test_resizing_by_matrices_is_torchs(height, width, side):
+    images = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.interpolate(images, (side, side), mode="bilinear", antialias=True)
+    assert torch.allclose(resize_square(images, side), expected, rtol=0, atol=1e-6)
 
 
 # --- through the command lines ------------------------------------------------------------------------

@@ -1,8 +1,4 @@
-"""A detector as modules that torch.export can trace: nothing in them looks at a value.
-
-Runtimes other than torch lack its antialiased resizing, and compute coordinates with fewer digits where they have it.
-Here it is two matrix products, which every runtime has.
-"""
+"""A detector as modules that torch.export can trace: nothing in them looks at a value."""
 
 from collections.abc import Sequence
 
@@ -14,23 +10,19 @@ from texture_ad.data.geometry import Shape
 from texture_ad.evaluation.calibration import Decision
 from texture_ad.evaluation.localization import separate_positions
 from texture_ad.methods.base import AnomalyDetector, Measurement
+from texture_ad.models.resizing import linear_weights
 
 MAX_BATCH = 4096  # images
 SIDES = (4, 32768)  # pixels of an image's side
 
 
-def linear_weights(inside: int, outside: int) -> Tensor:
-    """Return the matrix (outside, inside) that resizes a line of bytes: bilinear, antialiased where shorter.
+def byte_weights(inside: int, outside: int) -> Tensor:
+    """Return `linear_weights` as torchvision's resizing of bytes has them.
 
-    As in torchvision's resizing of bytes, weights are whole multiples of a power of a half, the largest of them below
-    2^15 of it: halves come up at common ratios, and would else be rounded otherwise. Distances are whole numbers, so
-    that floats hold the weights well enough.
+    They are whole multiples of a power of a half, the largest of them below 2^15 of it: halves come up at common
+    ratios, and would else be rounded otherwise.
     """
-    reach = torch.full((1,), 2 * inside, dtype=torch.int32).clamp(min=2 * outside)
-    centres = (2 * torch.arange(outside, dtype=torch.int32) + 1) * inside
-    distances = ((2 * torch.arange(inside, dtype=torch.int32) + 1) * outside - centres[:, None]).abs()
-    weights = (reach - distances).clamp(min=0).float()
-    weights = weights / weights.sum(1, keepdim=True)
+    weights = linear_weights(inside, outside)
     units = 2.0 ** torch.arange(23)
     unit = torch.where((weights.max() * units + 0.5).floor() < 2**15, units, 1).max()
     return (weights * unit + 0.5).floor() / unit
@@ -42,8 +34,8 @@ def resize_images(images: Tensor, size: Shape) -> Tensor:
     Where images become many times smaller, sums have more digits than a float, and a few pixels in 100 000 differ by 1.
     """
     height, width = size
-    rows = _rounded(images.float() @ linear_weights(images.shape[3], width).T)
-    return _rounded(linear_weights(images.shape[2], height) @ rows).to(torch.uint8)
+    rows = _rounded(images.float() @ byte_weights(images.shape[3], width).T)
+    return _rounded(byte_weights(images.shape[2], height) @ rows).to(torch.uint8)
 
 
 def _rounded(values: Tensor) -> Tensor:

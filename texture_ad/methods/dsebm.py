@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from texture_ad.methods.base import Measurement
 from texture_ad.methods.baseline import Baseline
+from texture_ad.models.resizing import resize_square
 from texture_ad.parameters import Count, Positive, Size, check, checked
 
 
@@ -59,9 +60,8 @@ class DSEBM(Baseline, L.LightningModule):
 
     def pixels(self, images: Tensor) -> Tensor:
         """Return (B, 3, input_size, input_size), standardised by the training images, of images uint8 (B, 3, H, W)."""
-        side = self.settings["input_size"]
-        images = F.interpolate(images.float() / 255, (side, side), mode="bilinear", antialias=True)
-        return (images - self.mean) / self.scale
+        # Resized last: OpenVINO can't scale each channel after a matrix product.
+        return resize_square((images.float() / 255 - self.mean) / self.scale, self.settings["input_size"])
 
     def energy_and_reconstruction(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return E(x) a pixel, (B,), and x - dE/dx, (B, 3, H, W).

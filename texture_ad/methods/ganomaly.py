@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from texture_ad.errors import ParameterError
 from texture_ad.methods.base import Measurement
 from texture_ad.methods.baseline import Baseline
+from texture_ad.models.resizing import resize_square
 from texture_ad.parameters import Count, Positive, Size, checked
 
 
@@ -78,8 +79,7 @@ class GANomaly(Baseline, L.LightningModule):
 
     def pixels(self, images: Tensor) -> Tensor:
         """Return (B, 3, input_size, input_size) in -1..1 of images uint8 (B, 3, H, W)."""
-        side = self.settings["input_size"]
-        return F.interpolate(images.float() / 127.5 - 1, (side, side), mode="bilinear", antialias=True)
+        return resize_square(images.float() / 127.5 - 1, self.settings["input_size"])
 
     def generate(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the latent vector (B, latent, 1, 1), the reconstruction and its latent vector."""

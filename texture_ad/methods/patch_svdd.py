@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from texture_ad.methods.base import Measurement
 from texture_ad.methods.baseline import Baseline, Batches, nearest
+from texture_ad.models.resizing import resize_square
 from texture_ad.parameters import Count, NonNegative, NonNegativeInt, Positive, checked
 
 SIDE = 256  # of the images, pixels
@@ -90,7 +91,7 @@ class PatchSVDD(Baseline, L.LightningModule):
 
     def pixels(self, images: Tensor) -> Tensor:
         """Return (B, 3, SIDE, SIDE), each image's own mean subtracted, of images uint8 (B, 3, H, W)."""
-        x = F.interpolate(images.float() / 255, (SIDE, SIDE), mode="bilinear", antialias=True)
+        x = resize_square(images.float() / 255, SIDE)
         return (x - x.mean((2, 3), keepdim=True)) / 0.25
 
     def encode(self, patches: Tensor) -> Tensor:
