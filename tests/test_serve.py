@@ -357,6 +357,9 @@ def test_others_reach_it_with_a_token_alone(host, saved, command):
     [
         ("port=null", "port=None: expected an integer from 0 to 65535"),
         ("port=99999", "port=99999: expected an integer from 0 to 65535"),
+        ("port=http", "port=http: expected an integer from 0 to 65535"),
+        ("port=8000.5", "port=8000.5: expected an integer from 0 to 65535"),
+        ("host=2130706433", "host=2130706433: expected a name or an address"),
         ("host=null", "host=None: expected a name or an address"),
     ],
 )
