@@ -6,12 +6,13 @@ import re
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
 from helpers import untrained_detector
-from PIL import Image
+from PIL import Image, ImageOps
 
 from texture_ad.data.geometry import Geometry
 from texture_ad.data.images import read_image, resize
@@ -206,6 +207,31 @@ def test_int8_needs_photographs(saved, command, tmp_path):
     arguments = ("format=openvino", "precision=int8", f"output={tmp_path / 'a.xml'}")
     code, _, errors = command("export", f"detector={saved}", *arguments)
     assert code == 2 and "9 photographs, int8 needs 16; give images=FOLDER" in errors
+
+
+def test_int8_quantises_the_convolutions_and_nothing_else(saved, photographs, tmp_path, command, monkeypatch):
+    pytest.importorskip("nncf")
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(exporting, "MAX_LOSS", 1)  # of a network without training
+    (tmp_path / "photographs").mkdir()
+    for path in photographs.iterdir():
+        picture = Image.open(path)
+        picture.save(tmp_path / f"photographs/{path.name}")
+        ImageOps.mirror(picture).save(tmp_path / f"photographs/mirrored_{path.name}")
+    target = tmp_path / "a.xml"
+    arguments = ("format=openvino", "precision=int8", f"images={tmp_path / 'photographs'}", f"output={target}")
+    code, out, errors = command("export", f"detector={saved}", *arguments)
+    assert code == 0 and "on 32 photographs" in out and "AUROC lower by" in out, errors
+    graph = ElementTree.parse(target)
+    kinds = {layer.get("id"): layer.get("type") for layer in graph.iter("layer")}
+    edges = [(kinds[edge.get("from-layer")], kinds[edge.get("to-layer")]) for edge in graph.iter("edge")]
+    count = list(kinds.values()).count("Convolution")
+    assert count == edges.count(("FakeQuantize", "Convolution")) == 5
+    assert {kind for before, kind in edges if before == "FakeQuantize"} <= {"Convolution", "Add"}
+    run = FORMATS["openvino"].open(target, ("scores",), 1, 1)
+    found = run(torch.stack(pixels_of(photographs)))["scores"]
+    expected = load(saved)(load(saved).read(*sorted(photographs.iterdir()))).scores
+    assert 0 < (found - expected).abs().max() < spread(expected)
 
 
 def test_int8_is_judged_by_the_auroc_that_it_loses_and_its_labels_are_counted(saved):
