@@ -133,7 +133,7 @@ def test_alarms_that_the_ranks_alone_do_not_show_are_no_control(tmp_path, after)
     page = (tmp_path / "stream.html").read_text(encoding="utf-8")
     assert not rank_chart(scores, scorer.detector.calibration_scores.numpy()).out()[-1]
     told = re.search(
-        r"Out of control: (\S+)% of the block of images that ends with 400 are above .*0% to (\S+)% of", page
+        r"More images .* explains: (\S+)% of the block that ends with image 400; .*% to (\S+)% would", page
     )
     assert float(told[1]) > float(told[2]) and "In control" not in page
 

@@ -88,9 +88,10 @@ def sentences(stream: Stream, ranks: Chart, shares: Chart) -> list[str]:
     blocks = np.flatnonzero(shares.out()[-2:]) - min(2, len(shares.value))  # the last one may hold few images
     if len(blocks):
         number, share, low, high = (values[blocks[-1]] for values in shares[:4])
+        which = "More" if share > high else "Fewer"
         told.append(
-            f"Out of control: {share:.1%} of the block of images that ends with {number} are above the threshold, "
-            f"where {low:.1%} to {high:.1%} of normal images would be."
+            f"{which} images are above the threshold than chance explains: {share:.1%} of the block that ends with "
+            f"image {number}; of normal images {low:.1%} to {high:.1%} would be."
         )
     elif not ranks.out()[-1]:
         told.append("In control: the last images score as the calibration images did.")
