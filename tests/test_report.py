@@ -105,8 +105,10 @@ def test_the_worst_mistakes_have_a_section(report, monkeypatch):
     assert [text[0] for text in told] == ["b", "a", "d"]  # the farthest from the threshold first
     assert "b (b): score 0.5, threshold 2" in told
     metrics |= image_metrics([1.0, 3.0], [0, 1], 2.0)
-    write_report(report.parent, metrics, images("ab", [1.0, 3.0], [0, 1]), "again")
-    assert "Missed defects: none" in report.read_text(encoding="utf-8")
+    for more, told in (({"pixel_threshold": 3.0}, "the anomaly map, the located region"), ({}, "has no anomaly map")):
+        write_report(report.parent, metrics | more, images("ab", [1.0, 3.0], [0, 1]), "again")
+        page = report.read_text(encoding="utf-8")
+        assert "Missed defects: none" in page and page.count(told) == 2 and page.count("anomaly map") == 2
 
 
 def test_verdict_does_without_one_of_the_classes():

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 TILE = 192  # pixels of a thumbnail's side
 GALLERY = 600  # images shown at most, the worst mistakes first
 PANELS = "Left to right: the image with the true defect's outline, the anomaly map, the located region."
+NO_PANELS = "The images alone: the method has no anomaly map."
 WORST = 8  # missed defects and as many false alarms, in a section of their own
 _FIGURES = {
     "scores": (
@@ -110,6 +111,7 @@ def write_report(
         The file's path.
     """
     source = metrics["data_source"]
+    note = NO_PANELS if metrics.get("pixel_threshold") is None else PANELS
     sentences = verdict(metrics)
     if (folder / "copies.csv").is_file():
         sentences.append("Some test images are copies of training images (copies.csv): the metrics are too good.")
@@ -120,8 +122,8 @@ def write_report(
         _CONTENTS if images else "",
         f'<h2 id="metrics">Metrics</h2>{_metrics(metrics)}',
         f'<h2 id="figures">Figures</h2>{shown}' if shown else "",
-        _mistakes(images, metrics["threshold"]) if images else "",
-        _gallery(images, metrics["threshold"], source) if images else "",
+        _mistakes(images, metrics["threshold"], note) if images else "",
+        _gallery(images, metrics["threshold"], note, source) if images else "",
         f'<h2 id="repeat">How to repeat it</h2>{_repeat(command, metrics.get("data_fingerprint"))}',
         *map(_folded, cards),
         f"<details><summary>Versions</summary>{_rows(metrics.get('versions', {}))}</details>",
@@ -289,9 +291,8 @@ def _rows(rows: Mapping[str, object]) -> str:
     return f'<div class="scroll"><table>{"".join(cells)}</table></div>'
 
 
-def _gallery(images: Sequence[GalleryImage], threshold: float, source: str) -> str:
+def _gallery(images: Sequence[GalleryImage], threshold: float, note: str, source: str) -> str:
     worst = sorted(images, key=lambda i: (_outcome(i, threshold) == "correct", -abs(i["score"] - threshold)))
-    note = PANELS
     if len(images) > GALLERY:
         note += f" The {GALLERY} clearest mistakes and scores of {len(images)} images; scores.csv has all."
     return _asset("gallery.html").format(
@@ -302,7 +303,7 @@ def _gallery(images: Sequence[GalleryImage], threshold: float, source: str) -> s
     )
 
 
-def _mistakes(images: Sequence[GalleryImage], threshold: float) -> str:
+def _mistakes(images: Sequence[GalleryImage], threshold: float, note: str) -> str:
     """Return the section of the WORST missed defects and false alarms, those farthest from the threshold first."""
     parts = []
     for found, title in (("missed", "Missed defects"), ("false alarm", "False alarms")):
@@ -311,7 +312,7 @@ def _mistakes(images: Sequence[GalleryImage], threshold: float) -> str:
         count = f"the worst {len(worst)} of {len(of_kind)}" if len(of_kind) > WORST else str(len(of_kind) or "none")
         shown = "".join(_worst(image, threshold) for image in worst)
         parts.append(f'<h3>{title}: {count}</h3><div class="mistakes">{shown}</div>')
-    return f'<h2 id="mistakes">The worst mistakes</h2><p class="note">{PANELS}</p>{"".join(parts)}'
+    return f'<h2 id="mistakes">The worst mistakes</h2><p class="note">{note}</p>{"".join(parts)}'
 
 
 def _worst(image: GalleryImage, threshold: float) -> str:
