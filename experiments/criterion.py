@@ -374,7 +374,7 @@ def write(output: Path, found: Sequence[dict], textures: Sequence[str]) -> str:
 def main() -> None:
     """Fit, measure and evaluate every texture and seed, and write the tables after each."""
     study = read_study("criterion", root=[""], textures=[], draws=["4"], runs=["runs/experiments/textures"])
-    textures = find_textures(study.root, study["textures"])
+    textures, draws = find_textures(study.root, study["textures"]), study.number("draws", least=1)
     jobs = {
         (texture, seed): job(study, study.runs, study.root / texture, "fusion", seed)
         for seed in study.numbers("seeds")
@@ -384,7 +384,7 @@ def main() -> None:
     failures: list[UserError] = []
     # Spawned: a process that was forked can't use a GPU that its parent has looked at.
     with ProcessPoolExecutor(study.workers, get_context("spawn")) as pool:
-        waiting = {pool.submit(evaluate, one, study.number("draws", least=1)): key for key, one in jobs.items()}
+        waiting = {pool.submit(evaluate, one, draws): key for key, one in jobs.items()}
         for future in as_completed(waiting):
             texture, seed = waiting[future]
             try:

@@ -132,6 +132,7 @@ def plot(results: Sequence[dict], output: Path) -> None:
 def main() -> None:
     """Make the runs, score them under every change, and write table and plot."""
     study = read_study("robustness", root=[""], textures=[], augmentations=["none", "light"], device=["cpu"])
+    device = study.single("device")
     jobs = {
         (texture, augmentation, seed): study.job(
             study.runs / f"{texture}-{augmentation}-seed{seed}",
@@ -147,7 +148,7 @@ def main() -> None:
             "texture": texture,
             "augmentation": augmentation,
             "seed": seed,
-            "changes": measure_run(job.folder, study.single("device")),
+            "changes": measure_run(job.folder, device),
         }
         for (texture, augmentation, seed), job in jobs.items()
     ]

@@ -114,9 +114,10 @@ def main() -> None:
     """Make the strips and the runs, and write the table."""
     study = read_study("strips", root=[""], texture=["aitex_fabric03"], strips=["1000"], device=["cpu"])
     (texture,) = find_textures(study.root, [study.single("texture")])
-    strips = study.runs / f"{texture}-{study.number('strips', least=1)}-strips"
+    most, device = study.number("strips", least=1), study.single("device")
+    strips = study.runs / f"{texture}-{most}-strips"
     if not (strips / "places.json").is_file():
-        make_strips(study.root / texture, strips, study.number("strips", least=1))
+        make_strips(study.root / texture, strips, most)
     data = {"tiles": [f"data.root={study.root / texture}"], "strips": [f"data.root={strips}", *TILED]}
     jobs = {
         (kind, seed): study.job(study.runs / f"{kind}-seed{seed}", ["data=folder", *options, f"seed={seed}"])
@@ -127,7 +128,7 @@ def main() -> None:
     results = kept_runs(jobs, ("images", "seed"))
     for run, job in zip(results, jobs.values(), strict=True):
         if run["images"] == "strips":
-            run |= located(job.folder, strips, study.single("device"))
+            run |= located(job.folder, strips, device)
     table = [
         {
             "images": kind,
