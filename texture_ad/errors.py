@@ -1,7 +1,19 @@
 """The exceptions that users are meant to read: one line that says what was wrong, where, and what to do."""
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Return a question that names the known name most like the one given, or nothing if none is like it.
+
+    Examples:
+        >>> did_you_mean("metod", ["data", "method"])
+        'did you mean method? '
+    """
+    close = difflib.get_close_matches(str(name), list(known), 1)
+    return f"did you mean {close[0]}? " if close else ""
 
 
 class UserError(Exception):

@@ -3,7 +3,6 @@
 Imports nothing heavy.
 """
 
-import difflib
 import errno
 import os
 import sys
@@ -15,7 +14,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandat
 from texture_ad.cli.advice import advised
 from texture_ad.cli.quoting import unreadable
 from texture_ad.environment import to_install
-from texture_ad.errors import UserError
+from texture_ad.errors import UserError, did_you_mean
 
 _DISK = {
     errno.ENOSPC: "make room on the disk",
@@ -81,8 +80,7 @@ def _explain_setting(error: BaseException) -> str | None:
 def _meant(name: str, known: Iterable[str]) -> str:
     """Return what a name may have been meant for, and all names that there are."""
     names = sorted(set(known) - {"hydra", "_target_"})
-    close = difflib.get_close_matches(name, names, 1)
-    return f"{f'did you mean {close[0]}? ' if close else ''}expected one of {', '.join(names)}"
+    return f"{did_you_mean(name, names)}expected one of {', '.join(names)}"
 
 
 def _explain_cause(cause: BaseException) -> str | None:

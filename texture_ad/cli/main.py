@@ -3,13 +3,12 @@
 A command is a module that can be run with `python -m`; this one only chooses it. Imports nothing heavy.
 """
 
-import difflib
 import runpy
 import sys
 from typing import NamedTuple
 
 from texture_ad import __version__
-from texture_ad.errors import UserError
+from texture_ad.errors import UserError, did_you_mean
 
 
 class Command(NamedTuple):
@@ -54,9 +53,7 @@ def overview() -> str:
 
 def unknown(name: str) -> str:
     """Return what is wrong with the name of a command that there is none of."""
-    close = difflib.get_close_matches(name, COMMANDS, 1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"{name}: no such command; {hint}expected one of {', '.join(COMMANDS)}"
+    return f"{name}: no such command; {did_you_mean(name, COMMANDS)}expected one of {', '.join(COMMANDS)}"
 
 
 def start(command: Command, arguments: list[str]) -> None:

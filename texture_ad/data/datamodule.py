@@ -1,7 +1,6 @@
 """The LightningDataModule: where the images come from, how the normal ones are split, how they are batched."""
 
 import copy
-import difflib
 import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -70,7 +69,7 @@ from texture_ad.data.layouts import (
 from texture_ad.data.mvtec import COUNTS
 from texture_ad.data.pictures import Picture
 from texture_ad.data.roi import Area, Roi, counts, read_roi
-from texture_ad.errors import ParameterError, UserError
+from texture_ad.errors import ParameterError, UserError, did_you_mean
 from texture_ad.parameters import Count, NonNegativeInt, Range, check, checked
 
 T = TypeVar("T")
@@ -81,16 +80,10 @@ DESCRIPTIONS = (".csv", ".md", ".pdf", ".txt")  # of files at the top of a folde
 LayoutName = Literal["auto", "mvtec", "mvtec2", "visa", "btad", "kolektorsdd2", "flat", "table"]
 
 
-def _hint(category: object, present: Sequence[str]) -> str:
-    """Return a question that names the category most like the one given, or nothing if none is like it."""
-    close = difflib.get_close_matches(str(category), present, 1)
-    return f"did you mean {close[0]}? " if close else ""
-
-
 def _locate_embedded(category: str | None) -> tuple[Path, str, str]:
     """Return `locate`'s answer for the embedded data."""
     if category is None or category not in embedded.TEXTURES:
-        hint = _hint(category, embedded.TEXTURES)
+        hint = did_you_mean(category, embedded.TEXTURES)
         raise ParameterError("category", category, f"{hint}embedded data has {', '.join(embedded.TEXTURES)}")
     return embedded.ensure(category), category, f"embedded {category} (generated, not a benchmark)"
 
@@ -103,7 +96,7 @@ def _locate_category(folder: Path, category: str | None, layout: str) -> tuple[P
             raise ParameterError("category", category, f"{folder} is itself the folder of one texture")
         present = sorted(p.name for p in folder.iterdir() if p.is_dir())
         holds = f"{folder} holds {', '.join(present) or 'no folder'}"
-        raise ParameterError("category", category, f"{_hint(category, present)}{holds}")
+        raise ParameterError("category", category, f"{did_you_mean(category, present)}{holds}")
     layout = layout_name(folder / name, layout)
     own = layout == "mvtec" and name not in COUNTS  # laid out as MVTec AD, but none of its categories
     return folder / name, name, f"{'folder' if own else LAYOUTS[layout].title} {name}"

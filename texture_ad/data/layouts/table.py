@@ -1,7 +1,6 @@
 """A table of images: one row each, with its label and, where they are known, its mask, its side and its group."""
 
 import csv
-import difflib
 import io
 import os
 from collections import defaultdict
@@ -12,7 +11,7 @@ from pathlib import Path
 from texture_ad.data.layouts.files import below_common, is_image
 from texture_ad.data.layouts.flat import NORMAL, plain
 from texture_ad.data.layouts.samples import Layout, Sample
-from texture_ad.errors import UserError
+from texture_ad.errors import UserError, did_you_mean
 
 COLUMNS = {name: name for name in ("path", "label", "mask", "split", "group")}
 NEEDED = ("path", "label")
@@ -88,8 +87,7 @@ def _checked_columns(table: Path, names: Sequence[str], columns: Mapping[str, st
     expected = f"expected {', '.join(columns)}"
     for name in found:
         if name not in columns:
-            close = difflib.get_close_matches(name, columns, 1)
-            hint = f"did you mean {close[0]}? " if close else ""
+            hint = did_you_mean(name, columns)
             raise UserError(f"{table}: line 1: unknown column {name!r}; {hint}{expected}")
         if found.count(name) > 1:
             raise UserError(f"{table}: line 1: two columns {name!r}; remove one")
