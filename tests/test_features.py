@@ -208,6 +208,44 @@ def test_what_all_positions_share_counts_in_the_score_beyond_what_is_normal():
     assert float(plain.predict(Measurement(None, blurred[1:2]), (64, 64)).scores) == pytest.approx(own)
 
 
+def calibrated_on_noise(**options):
+    detector = untrained_detector(gaussian_weight=1.0, trust=0, **options)
+    calibration = torch.randn(20, 4, 24, 24, generator=torch.Generator().manual_seed(0))
+    detector.calibrate_on([(Measurement(None, calibration), (96, 96))], 0.05, 0.2)
+    return detector, calibration
+
+
+def test_wide_areas_are_marked_whole_and_no_score_changes():
+    detector, calibration = calibrated_on_noise(raise_areas=True)
+    plain, _ = calibrated_on_noise(raise_areas=False)
+    lower = detector.fuse(calibration).amax((1, 2)).quantile(0.1)
+    assert float(detector.area_limits[0]) == pytest.approx(float(lower))
+    # No normal image has a wide area, so its limits come from the threshold that they leave as it is.
+    assert detector.pixel_threshold == plain.pixel_threshold and torch.equal(detector.threshold, plain.threshold)
+    expected = lower + 1.3 * (plain.pixel_threshold - lower)
+    assert float(detector.area_limits[1]) == pytest.approx(float(expected))
+    parts = calibration[:1] * 0.1
+    parts[:, :, 2:16, 2:16] = 2.0 * calibration.abs().amax()
+    parts[:, :, 3:15, 3:15] = 0.2 * calibration.abs().amax()
+    level = detector.fuse(parts)[0, 9, 9]  # below the threshold
+    detector.area_limits[0] = level - 0.3 * (detector.area_limits[1] - level)
+    found, without = (one.predict(Measurement(None, parts), (96, 96)) for one in (detector, plain))
+    assert torch.equal(found.scores, without.scores) and torch.equal(found.positions, without.positions)
+    inside = (0, slice(20, 52), slice(20, 52))
+    assert (found.anomaly_maps[inside] > detector.pixel_threshold).all()
+    assert (without.anomaly_maps[inside] < detector.pixel_threshold).all()
+
+
+def test_calibrating_again_on_another_scale_forgets_the_areas_of_the_last():
+    detector, calibration = calibrated_on_noise()
+    before = [buffer.clone() for buffer in (detector.area_limits, detector.pixel_threshold)]
+    detector.area_limits.copy_(torch.tensor([-10.0, 90.0]))  # everything would be raised
+    detector.calibrate_on([(Measurement(None, calibration), (96, 96))], 0.05, 0.2)
+    assert torch.equal(detector.area_limits, before[0]) and torch.equal(detector.pixel_threshold, before[1])
+    detector.standardise(calibration)
+    assert torch.equal(detector.area_limits, torch.zeros(2))
+
+
 def test_of_one_calibration_image_no_limit_can_be_told():
     detector = untrained_detector()
     detector.limit_shared(torch.tensor([0.3]))

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from texture_ad.errors import UserError
-from texture_ad.evaluation.localization import image_scores, region_mask, top_positions
+from texture_ad.evaluation.localization import AREA, RAMP, SHARE, image_scores, raise_areas, region_mask, top_positions
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
@@ -67,6 +67,40 @@ def test_the_maps_are_left_as_they_were():
     before = maps.clone()
     top_positions(maps, 3, 2)
     assert torch.equal(maps, before)
+
+
+@pytest.mark.parametrize("shape", [(24, 30), (4, 13), (1, 1)])
+def test_wide_areas_are_raised_as_counting_every_neighbourhood_says(shape):
+    rng = np.random.default_rng(0)
+    maps = rng.normal(size=(3, *shape)) + np.array([0.0, 0.3, 1.5])[:, None, None]
+    expected = maps.copy()
+    above = np.interp(maps, [0.5, 0.5 + RAMP], [0, 1])
+    for i, r, c in np.ndindex(maps.shape):
+        around = above[i, max(0, r - AREA // 2) : r + AREA // 2 + 1, max(0, c - AREA // 2) : c + AREA // 2 + 1]
+        wide = np.interp(around.mean(), SHARE, [0, 1])
+        expected[i, r, c] += wide * above[i, r, c] * max(0, 1.5 - maps[i, r, c])
+    found = raise_areas(torch.from_numpy(maps), torch.tensor(0.5), torch.tensor(1.5))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
+    assert (found.numpy() >= maps).all()
+    if shape == (24, 30):
+        changed = (found.numpy() > maps + 0.01).mean((1, 2))
+        assert changed[0] < 0.02 < changed[2] < 0.9
+    for limit in (0.0, 2.0):
+        nowhere = raise_areas(torch.from_numpy(maps), torch.tensor(limit), torch.tensor(limit))
+        assert np.array_equal(nowhere.numpy(), maps)
+
+
+def test_a_large_defects_inside_is_raised_and_a_specks_surroundings_are_not():
+    maps = torch.zeros(3, 24, 24)
+    maps[0, 4:18, 4:18] = 5.0  # of whose border alone the threshold below is exceeded
+    maps[0, 5:17, 5:17] = 2.0
+    maps[1, 10:13, 10:13] = 9.0
+    maps[1, 9:14, 9:14] += 2.0
+    maps[2, :, 11:13] = 2.0  # long, not wide
+    raised = raise_areas(maps, torch.tensor(1.0), torch.tensor(4.0))
+    assert (raised[0, 6:16, 6:16] > 3.0).all() and torch.allclose(raised[0, 8:14, 8:14], torch.tensor(4.0))
+    assert torch.equal(raised[1:], maps[1:])
+    assert torch.equal(raised[0] > 0, maps[0] > 0)  # nothing grows
 
 
 def test_region_is_the_union_of_the_cells():

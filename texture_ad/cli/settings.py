@@ -61,6 +61,7 @@ INFLUENCES = {
     "score.dictionary_weight": Influence(stage1=False),
     "score.trust": Influence(stage1=False),
     "score.sigma": Influence(stage1=False),
+    "score.raise_areas": Influence(stage1=False),
 }
 
 

@@ -7,11 +7,16 @@ the image score is their mean.
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from texture_ad.errors import UserError
 from texture_ad.parameters import Count, checked
+
+AREA = 9  # positions of the side of a wide area
+SHARE = (0.5, 0.7)  # of its positions that count: from where on it is raised, and from where on wholly
+RAMP = 0.2  # of the way from `lower` to `upper`, over which a position comes to count
 
 
 @checked
@@ -83,6 +88,18 @@ def image_scores(scores: Tensor) -> Tensor:
     """Return the mean of each map's top positions, (B, count) from `top_positions` to (B,), without -inf."""
     there = ~torch.isneginf(scores)
     return scores.masked_fill(~there, 0).sum(1) / there.sum(1)
+
+
+def raise_areas(patch_maps: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Return patch maps (B, h, w) in which positions of wide areas count as at least `upper`.
+
+    Such a position lies above `lower`, as most of the AREA x AREA positions around it do, as far as they are on the
+    map. Nothing jumps, so that runtimes whose last digits differ raise alike. Equal limits raise nothing.
+    """
+    above = ((patch_maps - lower) / (RAMP * (upper - lower)).clamp(min=1e-6)).clamp(0, 1)
+    share = F.avg_pool2d(above[:, None], AREA, 1, AREA // 2, count_include_pad=False)[:, 0]
+    wide = ((share - SHARE[0]) / (SHARE[1] - SHARE[0])).clamp(0, 1)
+    return patch_maps + wide * above * (upper - patch_maps).clamp(min=0)
 
 
 def region_mask(positions: ArrayLike, grid: tuple[int, int], image_size: tuple[int, int]) -> np.ndarray:

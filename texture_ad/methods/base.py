@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from texture_ad.training.cache import Cache
 
 FORMAT = "texture_ad.detector"
-VERSION = 13
+VERSION = 14
 Upsampling = Literal["bilinear", "bicubic"]
 CPU_PIXELS = 2**20  # of the tiles that are measured at a time
 GPU_PIXELS = 2**22
@@ -370,6 +370,18 @@ class AnomalyDetector(nn.Module, ABC):
         """Return the patch maps (B, h, w) of the parts (B, P, h, w)."""
         return parts[:, 0]
 
+    def limit_areas(self, peaks: Tensor) -> bool:
+        """Set from where wide areas of a map count, by the highest position of each calibration image's map, (n,).
+
+        Returns:
+            Whether anomaly maps have changed by it, and with them the pixel threshold.
+        """
+        return False
+
+    def raised(self, patch_maps: Tensor) -> Tensor:
+        """Return patch maps (B, h, w) as anomaly maps are made of them; scores and highest positions are not."""
+        return patch_maps
+
     def score(self, anomaly_maps: Tensor, top_scores: Tensor, parts: Tensor) -> Tensor:
         """Return the image scores (B,) of a method that scores by its map: its maximum.
 
@@ -438,7 +450,7 @@ class AnomalyDetector(nn.Module, ABC):
             parts = gather_pixels(parts, index)
         patch_maps = self.fuse(parts)
         positions, top_scores = peaks(patch_maps, self.top, self.min_distance, counting)
-        maps = enlarged(patch_maps)
+        maps = enlarged(self.raised(patch_maps))
         if sigma:
             maps = smooth(maps, sigma)
         if roi is not None:
@@ -610,11 +622,18 @@ class AnomalyDetector(nn.Module, ABC):
             values = torch.cat([self._counted(parts, size) for parts, size in mapped], 1)
             self.standardise(gather(values.T).T[None, :, :, None])
             self.limit_shared(gather(torch.cat([self.shared(self._inside(*one)) for one in mapped])))
-            fused = [self._counted(self.fuse(self._inside(parts, size))[:, None], size) for parts, size in mapped]
-            self.map_floor.copy_(gather(torch.cat(fused, 1).T).median())
-        found = [_highest(self.conclude(*one)) for one in (*measured, *others)]
-        scores, maxima = (gather(torch.cat(values)) for values in zip(*found, strict=True))
-        self.calibrate(scores, maxima if len(maxima) else None, false_alarm_rate, pixel_false_alarm_rate)
+            fused = [(self.fuse(self._inside(parts, size)), size) for parts, size in mapped]
+            values = torch.cat([self._counted(maps[:, None], size) for maps, size in fused], 1)
+            self.map_floor.copy_(gather(values.T).median())
+
+        def set_thresholds() -> None:
+            found = [_highest(self.conclude(*one)) for one in (*measured, *others)]
+            scores, maxima = (gather(torch.cat(values)) for values in zip(*found, strict=True))
+            self.calibrate(scores, maxima if len(maxima) else None, false_alarm_rate, pixel_false_alarm_rate)
+
+        set_thresholds()
+        if mapped and self.limit_areas(gather(torch.cat([maps.amax((1, 2)) for maps, _ in fused]))):
+            set_thresholds()
 
     def _counted(self, parts: Tensor, size: Shape) -> Tensor:
         """Return the values (P, n) of the positions that count, of what was measured of images or of a picture."""

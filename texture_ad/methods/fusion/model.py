@@ -14,7 +14,7 @@ from torch import Tensor
 
 from texture_ad.data.geometry import Geometry
 from texture_ad.errors import ParameterError
-from texture_ad.evaluation.localization import image_scores
+from texture_ad.evaluation.localization import image_scores, raise_areas
 from texture_ad.methods.base import AnomalyDetector, Measurement
 from texture_ad.models.backbone import Backbone, flatten_patches
 from texture_ad.models.dictionary import Dictionary
@@ -29,6 +29,8 @@ PARTS = ("gaussian", "head", "flow", "dictionary")  # of the score, in this orde
 FLOW = PARTS.index("flow")
 RARE = 0.01  # share of normal images whose flow map's mean lies beyond the limit, were means normally distributed
 EXCESS = 0.5  # of the flow's weight, for what lies beyond
+TYPICAL = 0.1  # quantile of calibration maps' peaks, above which a wide area is anomalous
+RAISED = 0.3  # how far above the pixel threshold it is raised, of the threshold's distance from there
 
 
 @checked
@@ -58,11 +60,14 @@ class FusionModel(AnomalyDetector):
         top: highest positions of the patch map, whose mean makes the image score.
         min_distance: between two of them, in positions.
         sigma: Gaussian smoothing of the anomaly map, in pixels at a shorter side of 224; 0 for none.
+        raise_areas: raise wide areas of the anomaly map above the pixel threshold where they lie above what the peaks
+            of nearly all calibration maps reach. Compressed, centred maps are highest at a large defect's border.
 
     Attributes:
         patch_statistics: (4, 2), a row for each of PARTS: mean and standard deviation over calibration patches.
         learnt: (), n / (n + trust).
         shared_limit: (), up to where the mean of an image's flow map is normal; infinity where it can't be told.
+        area_limits: (2,), from where positions of wide areas are raised, and to where; the same twice for nowhere.
         feature_cache: looks patch features up, or extracts them by the function that it is given; None extracts always.
 
     Raises:
@@ -77,6 +82,7 @@ class FusionModel(AnomalyDetector):
     patch_statistics: Tensor
     learnt: Tensor
     shared_limit: Tensor
+    area_limits: Tensor
 
     def __init__(
         self,
@@ -94,6 +100,7 @@ class FusionModel(AnomalyDetector):
         top: Count,
         min_distance: Count,
         sigma: NonNegative,
+        raise_areas: bool,
     ):
         super().__init__()
         if gaussian_weight + head_weight + flow_weight + dictionary_weight == 0:
@@ -114,10 +121,12 @@ class FusionModel(AnomalyDetector):
         self.top = top
         self.min_distance = min_distance
         self.sigma = sigma
+        self.raise_areas = raise_areas
         self.feature_cache: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor] | None = None
         self.register_buffer("patch_statistics", torch.tensor([[0.0, 1.0]] * len(PARTS)))
         self.register_buffer("learnt", torch.tensor(1.0))
         self.register_buffer("shared_limit", torch.tensor(math.inf))
+        self.register_buffer("area_limits", torch.zeros(2))
 
     def set_geometry(self, geometry: Geometry) -> None:
         """Set what the detector sees of a photograph, and how patch features of tiles are whitened.
@@ -233,6 +242,7 @@ class FusionModel(AnomalyDetector):
         mean = values.mean(1)
         deviation = (values.square().mean(1) - mean.square()).clamp(min=1e-12).sqrt()
         self.patch_statistics.copy_(torch.stack((mean, deviation), 1))
+        self.area_limits.zero_()  # those of another scale
 
     def _compressed(self, parts: Tensor) -> Tensor:
         """Return the parts (B, 4, h, w), each standardised and compressed.
@@ -277,6 +287,17 @@ class FusionModel(AnomalyDetector):
         # Without parts that learn nothing takes weight from the Gaussian.
         rest = 1 - self.learnt if any(w[1:]) else torch.ones_like(self.learnt)
         return rest * w[0] * gaussian + self.learnt * taught
+
+    def limit_areas(self, peaks: Tensor) -> bool:
+        """Set from where wide areas are raised, and to where; see AnomalyDetector.limit_areas."""
+        if self.raise_areas:
+            lower = peaks.quantile(TYPICAL)
+            self.area_limits.copy_(torch.stack((lower, torch.lerp(lower, self.pixel_threshold, 1 + RAISED))))
+        return self.raise_areas
+
+    def raised(self, patch_maps: Tensor) -> Tensor:
+        """Return patch maps (B, h, w) with their wide areas raised."""
+        return raise_areas(patch_maps, *self.area_limits) if self.raise_areas else patch_maps
 
     def excess(self, parts: Tensor) -> Tensor:
         """Return what centring took from each image's flow map beyond what is normal, as far as it counts, (B,)."""
