@@ -50,7 +50,7 @@ def measure(detector: AnomalyDetector, batches: Any) -> Judged:
         if measured.parts is None:
             raise UserError(f"method={detector.name} has no anomaly map")
         scores = detector.predict(measured, detector.geometry.size).scores
-        found.append((scores.cpu(), detector.fuse(measured.parts).cpu()))
+        found.append((scores.cpu(), detector.raised(detector.fuse(measured.parts)).cpu()))
     return Judged(*(torch.cat(values) for values in zip(*found, strict=True)))
 
 
