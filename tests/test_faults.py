@@ -1,5 +1,6 @@
 """Every bad input has its message and exit code; nothing is lost and nothing goes on in silence."""
 
+import compileall
 import csv
 import math
 import os
@@ -20,6 +21,7 @@ from helpers import arguments, composed, environment
 from omegaconf import OmegaConf
 from PIL import Image
 
+import texture_ad
 from texture_ad.cli.explain import explain
 from texture_ad.data import mvtec
 from texture_ad.data.geometry import Geometry
@@ -258,6 +260,8 @@ def test_a_run_folder_that_cant_be_written(run, tmp_path, place):
 
 
 def test_a_full_disk_loses_nothing(folder, tmp_path):
+    # In a fresh checkout the process would write bytecode cut off at the limit, on which all later ones would fail.
+    compileall.compile_dir(Path(texture_ad.__file__).parent, quiet=1)
     call = arguments(folder, tmp_path / "run", *TINY)
     process = Forked("texture_ad.run", *call, env=environment())
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (20_000, 20_000))  # long before its first file
