@@ -32,6 +32,7 @@ from texture_ad.deploy.scorer import predict as predict_files
 from texture_ad.deploy.watch import Arrivals, Rows, State, States, Stop, watch
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.evaluation.regions import Region
+from texture_ad.methods.base import VERSION
 from texture_ad.methods.registry import load
 
 
@@ -685,6 +686,20 @@ def test_hostile_detectors_are_refused(saved, tmp_path, monkeypatch, kind):
     with pytest.raises(UserError, match=r"^detector=.*(damaged|not a detector file|expected texture_ad.detector)"):
         load(tmp_path / "detector.pt")
     assert not (tmp_path / "harmed").exists()
+
+
+def test_a_detector_of_another_version_is_told_what_to_do(saved, tmp_path):
+    path = tmp_path / "detector.pt"
+    told = "detector={}: format texture_ad.detector version {}, expected texture_ad.detector version {}; {}"
+    for version, advice in (
+        (VERSION + 1, "it is newer than this program; upgrade texture_ad"),
+        (VERSION - 1, "train it again with this version"),
+        (str(VERSION + 1), "train it again with this version"),
+    ):
+        altered(saved, path, lambda content, version=version: content.update(version=version))
+        with pytest.raises(ParameterError) as error:
+            load(path)
+        assert str(error.value) == told.format(path, version, VERSION, advice)
 
 
 def test_code_in_backbone_weights_is_refused(tmp_path, monkeypatch):

@@ -130,7 +130,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise ParameterError("detector", path, problem) from error
     if found != (FORMAT, VERSION):
         problem = f"format {found[0]} version {found[1]}, expected {FORMAT} version {VERSION}"
-        raise ParameterError("detector", path, f"{problem}; train it again with this version")
+        is_newer = found[0] == FORMAT and isinstance(found[1], int) and found[1] > VERSION
+        advice = "it is newer than this program; upgrade texture_ad" if is_newer else "train it again with this version"
+        raise ParameterError("detector", path, f"{problem}; {advice}")
     return content
 
 
