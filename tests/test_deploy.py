@@ -32,6 +32,7 @@ from texture_ad.deploy.scorer import predict as predict_files
 from texture_ad.deploy.watch import Arrivals, Rows, State, States, Stop, watch
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.evaluation.regions import Region
+from texture_ad.methods import registry
 from texture_ad.methods.base import VERSION
 from texture_ad.methods.registry import load
 
@@ -810,3 +811,25 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_scored(saved
     monkeypatch.setattr(Scorer, "score", lambda *_: pytest.fail("scored"))
     with pytest.raises(FileExistsError):
         predict_files(scorer, sorted(photographs.iterdir()), tmp_path / "file", 8)
+
+
+def test_an_output_that_cannot_be_written_is_told_before_the_detector_is_read(photographs, tmp_path, command):
+    (tmp_path / "file").write_bytes(b"")
+    code, _, errors = command("predict", "detector=none.pt", f"input={photographs}", f"output={tmp_path / 'file'}")
+    assert code == 2
+    assert errors == f"error: output={tmp_path / 'file'}: can't be written (File exists); give another folder\n"
+    code, _, errors = command("predict", "detector=none.pt", f"input={photographs}", f"output={tmp_path / 'a/b'}")
+    assert code == 2 and "detector=none.pt: no such file" in errors and not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("name", ["predict", "update", "export"])
+def test_a_disk_that_fills_up_is_told_without_a_word_of_runs(name, photographs, command, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "full", "place")
+
+    monkeypatch.setattr(registry, "load", full)
+    monkeypatch.setattr("texture_ad.files.check_writable", lambda _: None)
+    given = {"predict": [f"input={photographs}"], "update": [f"images={photographs}"], "export": []}
+    code, _, errors = command(name, "detector=none.pt", *given[name])
+    told = "place: can't be written or read (No space left on device); make room on the disk"
+    assert code == 2 and errors == f"error: {told}, then give the same command again\n"

@@ -205,6 +205,27 @@ def test_bad_arguments_are_named(saved, command, arguments, message):
     assert code == 2 and message in errors
 
 
+UNWRITABLE = {
+    "folder.onnx": "is a folder; give another file",
+    "file/a.onnx": "can't be written (File exists); give another file",
+    "file/b/a.onnx": "can't be written (Not a directory); give another file",
+    "/proc/a/b/c.onnx": "can't be written (No such file or directory); give another file",
+}
+
+
+@pytest.mark.parametrize("place", UNWRITABLE)
+def test_a_place_that_cant_be_written_is_told_before_the_work(tmp_path, command, place):
+    """The detector, which is missing, would be told first if anything had been read."""
+    (tmp_path / "folder.onnx").mkdir()
+    (tmp_path / "file").write_text("in the way")
+    target = tmp_path / place
+    for name, rest in (("export", ["format=onnx"]), ("update", [f"images={tmp_path}", "overwrite=true"])):
+        code, _, errors = command(name, f"detector={tmp_path / 'missing.pt'}", f"output={target}", *rest)
+        assert code == 2 and errors == f"error: output={target}: {UNWRITABLE[place]}\n"
+    code, _, errors = command("export", f"detector={tmp_path / 'missing.pt'}", f"output={tmp_path / 'a/b/c.onnx'}")
+    assert code == 2 and "no such file; give the detector.pt" in errors and not (tmp_path / "a").exists()
+
+
 def test_int8_needs_photographs(saved, command, tmp_path):
     pytest.importorskip("nncf")
     pytest.importorskip("openvino")

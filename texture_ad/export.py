@@ -20,15 +20,15 @@ MAX_PHOTOGRAPHS = 64  # that the graph is compared on; reading and scoring more 
 @hydra_main("export")
 def main(config: DictConfig) -> None:
     """Write the graph of the detector that the configuration names, and print what it takes and returns."""
-    from texture_ad.deploy.export import example_photographs, export
-    from texture_ad.deploy.runtimes import FORMATS, FormatName, Precision
+    from texture_ad.deploy.export import check_request, example_photographs, export
+    from texture_ad.deploy.runtimes import FORMATS, FormatName
     from texture_ad.methods.registry import load
 
     check("format", config.format, FormatName)
-    check("precision", config.precision, Precision)
+    target = Path(config.output or Path(config.detector).with_suffix(FORMATS[config.format].suffix))
+    check_request(target, config.format, config.precision)  # before the detector and photographs are read
     detector = load(config.detector, allow=config.allow)
     photographs = _photographs(detector, Path(config.images)) if config.images else example_photographs(detector)
-    target = Path(config.output or Path(config.detector).with_suffix(FORMATS[config.format].suffix))
     decision = detector.decision(**{name: config[name] for name in DECISION if name in config})
     written = export(detector, target, config.format, photographs, config.precision, decision)
     loss = "" if written.loss is None else f", AUROC lower by {written.loss:.4f}, {written.others} labels differ"

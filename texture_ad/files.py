@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
-from texture_ad.errors import UserError
+from texture_ad.errors import ParameterError, UserError
 
 UNLOCKABLE = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of file systems without locks, such as some of a network
 
@@ -71,6 +71,38 @@ def check_writable(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         pass
+
+
+def check_output_file(path: Path) -> None:
+    """Check that a command can write its `output`, a file, before the work; leave no folder behind.
+
+    Raises:
+        ParameterError: it can't.
+    """
+    if os.path.isdir(path):
+        raise ParameterError("output", path, "is a folder; give another file")
+    _check_output(path, path.parent, "file")
+
+
+def check_output_folder(folder: Path) -> None:
+    """Check that a command can write into its `output`, a folder, before the work; leave none behind.
+
+    Raises:
+        ParameterError: it can't.
+    """
+    _check_output(folder, folder, "folder")
+
+
+def _check_output(output: Path, folder: Path, kind: str) -> None:
+    missing = [place for place in (folder, *folder.parents) if not os.path.exists(place)]
+    try:
+        check_writable(folder)
+    except OSError as error:
+        raise ParameterError("output", output, f"can't be written ({error.strerror}); give another {kind}") from error
+    finally:
+        for place in missing:
+            with suppress(OSError):
+                place.rmdir()
 
 
 def content_digest(path: Path) -> bytes:

@@ -22,6 +22,7 @@ def main(config: DictConfig) -> None:
     from texture_ad.deploy.outputs import Wanted, check_distinct
     from texture_ad.deploy.scorer import Found, Scorer, predict, require_images
     from texture_ad.deploy.watch import check_endless, check_folder, watch
+    from texture_ad.files import check_output_folder
     from texture_ad.methods.registry import load
     from texture_ad.training.resources import keep_freed_memory
 
@@ -48,6 +49,7 @@ def main(config: DictConfig) -> None:
     if config.watch:
         check_folder(source)
         check_endless(wanted)
+    check_output_folder(output)
     notify = notifier(config.webhook, config.mqtt)
     keep_freed_memory()
     detector = load(config.detector, config.device, config.allow)

@@ -18,6 +18,7 @@ def main(config: DictConfig) -> None:
     from texture_ad.data.layouts import listed
     from texture_ad.deploy.scorer import require_images
     from texture_ad.deploy.update import update
+    from texture_ad.files import check_output_file
     from texture_ad.methods.registry import load
 
     check("overwrite", config.overwrite, bool)
@@ -25,6 +26,7 @@ def main(config: DictConfig) -> None:
     target = Path(config.output or before.with_name(f"{before.stem}_updated{before.suffix}"))
     if target.exists() and not config.overwrite:
         raise ParameterError("output", target, "exists; give another file, or overwrite=true")
+    check_output_file(target)  # not after minutes of work
     source = Path(config.images)
     found = require_images(source, target, "images")
     if found.others:

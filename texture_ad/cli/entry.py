@@ -31,6 +31,7 @@ from texture_ad.errors import ParameterError, UserError
 _PACKAGE = Path(__file__).resolve().parents[1]
 # In a checkout conf/ lies beside the package, in an installed wheel inside it.
 CONF = str(next(p for p in (_PACKAGE.parent / "conf", _PACKAGE / "conf") if p.is_dir()))
+RUN = "config"  # configuration of the command that resumes
 _found: set[str] = set()  # folders of runs that were there before Hydra made them
 
 
@@ -136,7 +137,7 @@ def _run_checked(function: Callable[[DictConfig], object], config: DictConfig, c
         _end_if_unread(error)
         if not in_sweep():  # where sweep.Comparison tells it, and the other jobs continue
             _remove_bare_folder()
-            fail(error)
+            fail(error, resumes=config_name == RUN)
         raise
     except SystemExit as stop:
         # Lightning's, after it has shut down.
@@ -205,7 +206,7 @@ def _run_entry(entry: Callable[[], object], config_name: str) -> None:
         sys.exit(130)
     except Exception as error:
         _end_if_unread(error)
-        fail(error)
+        fail(error, resumes=config_name == RUN)
         raise
 
 

@@ -39,8 +39,13 @@ _OPTUNA = {
 _PLUGINS = {"hydra/sweeper/optuna": "search", "hydra/launcher/joblib": "sweep", "hydra/launcher/submitit": "sweep"}
 
 
-def explain(error: BaseException) -> str | None:
-    """Return the line that tells a user about an error, or None for a fault of the program (it keeps its traceback)."""
+def explain(error: BaseException, resumes: bool = True) -> str | None:
+    """Return the line that tells a user about an error, or None for a fault of the program (it keeps its traceback).
+
+    Args:
+        error: that was raised.
+        resumes: whether the command is a run, which resumes from its last checkpoint.
+    """
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in chain:
@@ -50,7 +55,7 @@ def explain(error: BaseException) -> str | None:
         if isinstance(cause, UserError):
             return advised(cause)
     for cause in chain:
-        line = _explain_cause(cause)
+        line = _explain_cause(cause, resumes)
         if line is not None:
             return line
     if isinstance(error, OverrideParseException):
@@ -83,7 +88,7 @@ def _meant(name: str, known: Iterable[str]) -> str:
     return f"{did_you_mean(name, names)}expected one of {', '.join(names)}"
 
 
-def _explain_cause(cause: BaseException) -> str | None:
+def _explain_cause(cause: BaseException, resumes: bool) -> str | None:
     """Return the line about one error of a chain, or None where it is none that a user can act on."""
     # By name: this module must not import torch.
     if type(cause).__name__ == "OutOfMemoryError":
@@ -96,10 +101,8 @@ def _explain_cause(cause: BaseException) -> str | None:
         return f"the memory is full ({cause}); lower data.batch_size, data.eval_batch_size, data.cache_mb or data.size"
     if isinstance(cause, OSError) and cause.errno in _DISK:
         where = f"{cause.filename}: " if cause.filename is not None else ""
-        return (
-            f"{where}can't be written or read ({os.strerror(cause.errno)}); {_DISK[cause.errno]}, then give "
-            "the same command again; a run resumes from its last checkpoint"
-        )
+        line = f"{where}can't be written or read ({os.strerror(cause.errno)}); {_DISK[cause.errno]}"
+        return f"{line}, then give the same command again{'; a run resumes from its last checkpoint' * resumes}"
     if type(cause).__name__ == "MisconfigurationException":
         return f"trainer: {cause}"
     if type(cause).__name__ in ("TerminatedWorkerError", "FailedJobError", "UncompletedJobError"):
@@ -113,9 +116,9 @@ def _explain_cause(cause: BaseException) -> str | None:
     return None
 
 
-def fail(error: BaseException) -> None:
-    """Print a user's error in one printable line and exit with code 2; return for any other error."""
-    line = explain(error)
+def fail(error: BaseException, resumes: bool = True) -> None:
+    """Print a user's error, as `explain` has it, in one printable line and exit with code 2; return for any other."""
+    line = explain(error, resumes)
     if line is not None:
         line = " ".join(line.split())
         print("error: " + "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)

@@ -21,6 +21,7 @@ from texture_ad.deploy.runtimes import FORMATS, FormatName, Precision, check_pac
 from texture_ad.errors import ParameterError
 from texture_ad.evaluation.calibration import Decision
 from texture_ad.evaluation.metrics import image_metrics
+from texture_ad.files import check_output_file
 from texture_ad.methods.base import AnomalyDetector
 from texture_ad.parameters import checked
 
@@ -112,6 +113,24 @@ def deciding_otherwise(found: Outputs, expected: Outputs, threshold: float, tole
 
 
 @checked
+def check_request(target: Path, format: FormatName, precision: Precision) -> None:
+    """Check all that needs no detector: the precision, the file's name and place, and the packages.
+
+    Raises:
+        ParameterError: one of them is wrong.
+    """
+    kind = FORMATS[format]
+    if precision not in kind.precisions:
+        raise ParameterError("precision", precision, f"format={format} has {', '.join(kind.precisions)}")
+    if target.suffix != kind.suffix:
+        raise ParameterError("output", target, f"expected a file named *{kind.suffix} with format={format}")
+    check_output_file(target)
+    check_packages("format", format, kind.packages)
+    if precision == "int8":
+        check_packages("precision", precision, ("nncf",))
+
+
+@checked
 @torch.no_grad()
 def export(
     detector: AnomalyDetector,
@@ -132,17 +151,12 @@ def export(
         decision: thresholds in the graph, None for the detector's own.
 
     Raises:
-        ParameterError: a package is missing, the method has no such graph, or the file says something else than the
+        ParameterError: `check_request` refuses, the method has no such graph, or the file says something else than the
             detector; nothing is written.
     """
+    check_request(target, format, precision)
     kind = FORMATS[format]
-    if precision not in kind.precisions:
-        raise ParameterError("precision", precision, f"format={format} has {', '.join(kind.precisions)}")
-    if target.suffix != kind.suffix or target.is_dir():
-        raise ParameterError("output", target, f"expected a file named *{kind.suffix} with format={format}")
-    check_packages("format", format, kind.packages)
     if precision == "int8":
-        check_packages("precision", precision, ("nncf",))
         _check_enough(photographs)
     if detector.geometry.tiled:
         problem = (
