@@ -27,11 +27,12 @@ from texture_ad.data.images import read_image, resize
 from texture_ad.deploy import notify
 from texture_ad.deploy.outputs import Wanted, watched_folder
 from texture_ad.deploy.results import Result
-from texture_ad.deploy.scorer import Photograph, Row, Scorer, find_files, find_images
+from texture_ad.deploy.scorer import COLUMNS, Photograph, Row, Scorer, find_files, find_images, require_images
 from texture_ad.deploy.scorer import predict as predict_files
 from texture_ad.deploy.watch import Arrivals, Rows, State, States, Stop, watch
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.evaluation.regions import Region
+from texture_ad.files import csv_text
 from texture_ad.methods import registry
 from texture_ad.methods.base import VERSION
 from texture_ad.methods.registry import load
@@ -254,6 +255,24 @@ def test_files_of_ours_beside_the_images_are_no_strangers(tmp_path):
     found = find_files(tmp_path, tmp_path)
     assert found.images == [tmp_path / "0.png", tmp_path / "batch/1.png"]
     assert found.others == [tmp_path / "batch/notes.txt"]
+
+
+def test_pictures_of_an_earlier_predict_are_no_photographs(tmp_path):
+    own = ["0.png", "batch/1.png", "masks/2.png", "batch/maps/3.png"]  # folders of the user's own
+    made = ["old/overlays/0.png.jpg", "old/masks/0.png.png", "old/maps/0.png.tiff", "old/anomaly_images/a/b/0.tiff"]
+    for name in (*own, *made):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "old/scores.csv").write_bytes(csv_text([COLUMNS]))
+    (tmp_path / "scores.csv").write_text("name,score\n")  # another's
+    found = find_files(tmp_path, tmp_path / "new")
+    assert found.images == sorted(tmp_path / name for name in own)
+    assert found.results == sorted(tmp_path / name for name in made)
+    arrivals = Arrivals(tmp_path, tmp_path / "new", 0)
+    arrivals.look(lambda _: False)
+    assert [*arrivals.look(lambda _: False)] == found.images
+    with pytest.raises(ParameterError, match=r"overlays: holds no image; 1 pictures are results of predict"):
+        require_images(tmp_path / "old/overlays", tmp_path / "new")
 
 
 def test_hidden_images_are_left_out_and_a_folder_that_is_gone_has_none(tmp_path):

@@ -154,6 +154,27 @@ def test_a_copy_counts_once(saved, folders, tmp_path, command):
     assert len(load(target).calibration_scores) == 30
 
 
+@pytest.mark.parametrize(("place", "stopped"), [(".", False), (".", True), ("predictions", False)])
+def test_pictures_that_predict_left_among_the_photographs_teach_nothing(
+    saved, folders, tmp_path, command, place, stopped
+):
+    for path in folders["new"][:20]:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    given = (f"detector={saved}", f"input={tmp_path}", f"output={tmp_path / place}", "masks=true", "maps=true")
+    assert command("predict", *given)[0] == 0
+    if stopped:
+        (tmp_path / "scores.csv").unlink()
+    target = saved.with_name("other.pt")
+    code, out, errors = command(
+        "update", f"detector={saved}", f"images={tmp_path}", f"output={target}", "overwrite=true"
+    )
+    assert code == 0, errors
+    assert (
+        f"note     60 files of {tmp_path} are results of predict, left out: {tmp_path / place}/maps/000.png.tiff" in out
+    )
+    assert "and 20 photographs of" in out and int(load(target).count) == 30 + 20
+
+
 def test_a_defect_among_good_photographs_is_named_and_the_threshold_that_it_lifts_told(
     saved, folders, tmp_path, command
 ):

@@ -46,9 +46,9 @@ def _photographs(detector: "AnomalyDetector", folder: Path) -> list["Tensor"]:
     from texture_ad.data.images import read_image
     from texture_ad.deploy.scorer import require_images
 
-    found = require_images(folder, folder / "overlays", "images")
-    if found.others:
-        print(f"note     {found.left_out(folder)}", flush=True)
+    found = require_images(folder, None, "images")
+    for sentence in found.left_out(folder):
+        print(f"note     {sentence}", flush=True)
     images = [torch.from_numpy(read_image(path, detector.reading)) for path in found.images[:MAX_PHOTOGRAPHS]]
     # Of more than 8 bits they are floats in 0..255; the graph takes bytes.
     return [image.round().to(torch.uint8).permute(2, 0, 1) for image in images]

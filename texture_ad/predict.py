@@ -40,10 +40,10 @@ def main(config: DictConfig) -> None:
     wanted = Wanted(**{name: config[name] for name in Wanted._fields})
     source = Path(config.input)
     output = Path(config.output)
-    found = Found([], []) if config.watch else require_images(source, output)
+    found = Found([], [], []) if config.watch else require_images(source, output)
     paths = found.images
-    if found.others:
-        print(f"note     {found.left_out(source)}", flush=True)
+    for sentence in found.left_out(source):
+        print(f"note     {sentence}", flush=True)
     if config.submission:
         check_distinct(paths)
     if config.watch:

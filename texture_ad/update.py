@@ -28,9 +28,9 @@ def main(config: DictConfig) -> None:
         raise ParameterError("output", target, "exists; give another file, or overwrite=true")
     check_output_file(target)  # not after minutes of work
     source = Path(config.images)
-    found = require_images(source, target, "images")
-    if found.others:
-        print(f"note     {found.left_out(source)}", flush=True)
+    found = require_images(source, None, "images")
+    for sentence in found.left_out(source):
+        print(f"note     {sentence}", flush=True)
     detector = load(before, config.device, config.allow)
     rates = (config.false_alarm_rate, config.pixel_false_alarm_rate)
     change = update(detector, source, found.images, config.batch_size, *rates)

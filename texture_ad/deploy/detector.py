@@ -200,8 +200,8 @@ def _find(photographs: str | PathLike | Sequence[str | PathLike]) -> tuple[Path,
     if isinstance(photographs, str | PathLike):
         source = Path(photographs)
         found = require_images(source, source / "overlays", "photographs")
-        if found.others:
-            warnings.warn(found.left_out(source), UserWarning, stacklevel=4)
+        for sentence in found.left_out(source):
+            warnings.warn(sentence, UserWarning, stacklevel=4)
         return source, found.images
     paths = [Path(path) for path in photographs or []]
     if not paths:

@@ -25,7 +25,7 @@ FOLDERS = {
     "anomaly_images_thresholded": "submission",
 }
 LISTS = {"regions.json": "regions", "coco.json": "regions"}
-
+SCORES = b"path,score,"  # as scores.csv begins
 
 WATCHED = "watched.json"  # beside a watched folder's scores.csv: which folder that is, and the states of its files
 
@@ -46,6 +46,15 @@ class Wanted(NamedTuple):
     maps: bool = False
     regions: bool = False
     submission: bool = False
+
+
+def holds_results(folder: Path) -> bool:
+    """Return whether `predict` wrote its results into a folder: no picture in those of FOLDERS is a photograph."""
+    try:
+        with open(folder / "scores.csv", "rb") as file:
+            return file.read(len(SCORES)) == SCORES
+    except OSError:
+        return False
 
 
 def written_at(output: Path, wanted: Wanted) -> dict[Path, int]:

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from texture_ad.data.drift import Unlike, brightness
 from texture_ad.data.images import header
-from texture_ad.data.layouts.files import Entry, Warn, is_image_entry, listed, scan_files, unread
+from texture_ad.data.layouts.files import Entry, Warn, images_below, is_image_entry, listed, scan_files, unread
 from texture_ad.data.pictures import Picture, read_scaled
 from texture_ad.deploy.outputs import (
     FOLDERS,
     Wanted,
     check_unwatched,
+    holds_results,
     left_before,
     write_files,
     write_regions,
@@ -123,38 +124,45 @@ class Found(NamedTuple):
 
     Attributes:
         images: those with the name of an image.
-        others: the rest.
+        others: the rest, but for results.
+        results: pictures that an earlier `predict` made.
     """
 
     images: list[Path]
     others: list[Path]
+    results: list[Path]
 
-    def left_out(self, source: Path) -> str:
-        """Return a sentence on the files of `source` that are no images, "" where there are none."""
-        return f"{len(self.others)} files of {source} are no images: {listed(self.others)}" if self.others else ""
+    def left_out(self, source: Path) -> Iterator[str]:
+        """Yield a sentence on each kind of files of `source` that are left out."""
+        for what, files in (("no images", self.others), ("results of predict, left out", self.results)):
+            if files:
+                yield f"{len(files)} files of {source} are {what}: {listed(files)}"
 
 
-def find_files(source: Path, output: Path) -> Found:
+def find_files(source: Path, output: Path | None) -> Found:
     """Return the files below `source` that are not hidden, or `source` itself; a folder that is gone has none.
 
     Those below `output` are left out, because they are our own; where it holds `source` itself, those of FOLDERS in it,
-    and of those directly in it all that are no images.
+    and of those directly in it all that are no images. Where an earlier `predict` wrote its results, pictures in those
+    of FOLDERS are results. Without an output they are so in `source`, too: a `predict` that was stopped leaves them
+    without its scores.csv.
 
     Raises:
         UserError: a folder that can't be read.
     """
     if source.is_file():
-        return Found([source], [])
-    target = output.resolve()
+        return Found([source], [], [])
+    target = output and output.resolve()
     resolved = cache(Path.resolve)
-    found = Found([], [])
-    for entry in _scan_foreign(source, output):
+    found = Found([], [], [])
+    results: set[Path] = set()
+    for entry in _scan_foreign(source, output, results=results):
         path = Path(entry.path)
         if is_image_entry(entry):
             found.images.append(path)
         elif resolved(path.parent) != target:
             found.others.append(path)
-    return Found(sorted(found.images), sorted(found.others))
+    return Found(sorted(found.images), sorted(found.others), sorted(results))
 
 
 def find_images(source: Path, output: Path) -> list[Path]:
@@ -167,22 +175,36 @@ def scan_images(source: Path, output: Path, warn: Warn) -> Iterator[Entry]:
     return filter(is_image_entry, _scan_foreign(source, output, warn))
 
 
-def _scan_foreign(source: Path, output: Path, warn: Warn | None = None) -> Iterator[Entry]:
-    """Yield the files below a folder that don't lie below `output`, or below FOLDERS in it where it holds `source`."""
-    target = output.resolve()
-    ours = {target}
-    if ours & {source.resolve(), *source.resolve().parents}:
-        ours = {target / name for name in FOLDERS}
+def _scan_foreign(
+    source: Path, output: Path | None, warn: Warn | None = None, results: set[Path] | None = None
+) -> Iterator[Entry]:
+    """Yield the files below a folder that `find_files` doesn't leave out; add pictures that are to `results`."""
+    root = source.resolve()
+    ours = set() if output is None else {output.resolve()}
+    if ours & {root, *root.parents}:
+        ours = {folder / name for folder in ours for name in FOLDERS}
 
     def is_ours(place: Path) -> bool:
         return not ours.isdisjoint((place, *place.parents))
 
-    for entry in scan_files(source, is_ours, warn) if os.path.isdir(source) else ():
-        if not (entry.is_symlink() and is_ours(Path(os.path.realpath(entry.path)).parent)):
+    def holds_pictures(place: Path) -> bool:
+        outputs = [folder.parent for folder in (place, *place.parents) if folder.name in FOLDERS]
+        return any((output is None and folder == root) or holds_results(folder) for folder in outputs)
+
+    def is_left_out(place: Path) -> bool:
+        return is_ours(place) or holds_pictures(place)
+
+    def leave_out(place: Path) -> bool:
+        if results is not None and not is_ours(place) and holds_pictures(place):
+            results.update(images_below(place))
+        return is_left_out(place)
+
+    for entry in scan_files(source, leave_out, warn) if os.path.isdir(source) else ():
+        if not (entry.is_symlink() and is_left_out(Path(os.path.realpath(entry.path)).parent)):
             yield entry
 
 
-def require_images(source: Path, output: Path, name: str = "input") -> Found:
+def require_images(source: Path, output: Path | None, name: str = "input") -> Found:
     """Return what `find_files` finds, at least one image.
 
     Args:
@@ -196,7 +218,8 @@ def require_images(source: Path, output: Path, name: str = "input") -> Found:
     check_source(source, name)
     found = find_files(source, output)
     if not found.images:
-        raise ParameterError(name, source, f"holds no image{unread(found.others)}")
+        results = f"; {len(found.results)} pictures are results of predict" if found.results else ""
+        raise ParameterError(name, source, f"holds no image{unread(found.others)}{results}")
     return found
 
 
