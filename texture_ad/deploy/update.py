@@ -82,8 +82,7 @@ def update(
     if detector.geometry.tiled:
         problem = "the detector cuts pictures into tiles and can't be updated; fit it again on all images"
         raise ParameterError("data.tile", min(detector.geometry.size), problem)
-    if type(detector).update is AnomalyDetector.update:  # which refuses, here before all photographs are read
-        detector.update([])
+    detector.check_updatable()  # before all photographs are read
     same = dict.fromkeys(path for group in copies(paths) for path in group[1:])
     paths = [path for path in paths if path not in same]
     if len(paths) < 2:

@@ -345,6 +345,14 @@ class AnomalyDetector(nn.Module, ABC):
     def measure(self, images: Tensor) -> Measurement:
         """Measure images, uint8 (B, 3, H, W)."""
 
+    def check_updatable(self) -> None:
+        """Check that `update` can add to what was learnt; a method that defines the one defines the other.
+
+        Raises:
+            ParameterError: the method, or its settings, keep too little to add to.
+        """
+        raise ParameterError("method", self.name, "can't be updated; fit it again on all images")
+
     def update(self, images: Iterable[Tensor]) -> None:
         """Add further normal images to what was learnt, without those of the fit.
 
@@ -352,9 +360,9 @@ class AnomalyDetector(nn.Module, ABC):
             images: batches, uint8 (B, 3, H, W) each, as `fill` returns them.
 
         Raises:
-            ParameterError: the method, or its settings, keep too little to add to.
+            ParameterError: by `check_updatable`.
         """
-        raise ParameterError("method", self.name, "can't be updated; fit it again on all images")
+        self.check_updatable()
 
     def standardise(self, parts: Tensor) -> None:
         """Bring the parts (N, P, h, w) of all calibration images to one scale."""

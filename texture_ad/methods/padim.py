@@ -78,6 +78,9 @@ class PaDiM(Baseline):
         nothing = torch.zeros((), dtype=torch.float64, device=self.mean.device)
         self._fit((batch["image"] for batch in batches), 0, nothing, nothing)
 
+    def check_updatable(self) -> None:
+        """Refuse nothing: mean, covariance and count are all that there is to add to."""
+
     @torch.no_grad()
     def update(self, images: Iterable[Tensor]) -> None:
         """Add further normal images to mean and covariance of every position."""

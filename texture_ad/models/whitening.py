@@ -135,6 +135,15 @@ class Whitening(nn.Module):
             self.basis.copy_(torch.block_diag(*(torch.linalg.eigh(layer[0])[1][:, -kept:] for layer, kept in found)))
         self.refit(patches(), pictures)
 
+    def check_updatable(self) -> None:
+        """Check that there is something for `update` to add to.
+
+        Raises:
+            ParameterError: mode "none", whose matrix holds no covariance.
+        """
+        if self.mode == "none":
+            raise ParameterError("mode", self.mode, "keeps no covariance to add to; fit again on all images")
+
     @torch.no_grad()
     def update(self, patches: Iterable[Tensor]) -> None:
         """Add the features (B, P, C) of further images to center and matrix, without those of the first ones.
@@ -142,10 +151,9 @@ class Whitening(nn.Module):
         The result is that of `refit` on all of them. Mean and basis stay.
 
         Raises:
-            ParameterError: mode "none", whose matrix holds no covariance to add to.
+            ParameterError: by `check_updatable`.
         """
-        if self.mode == "none":
-            raise ParameterError("mode", self.mode, "keeps no covariance to add to; fit again on all images")
+        self.check_updatable()
         self.refit(patches, known=self.moments())
 
     def moments(self) -> "_Moments":

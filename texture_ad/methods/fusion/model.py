@@ -228,6 +228,10 @@ class FusionModel(AnomalyDetector):
         # Not len(images): an exported graph would hold it as a constant.
         return Measurement(None, scores.view(images.shape[0], *grid, len(PARTS)).permute(0, 3, 1, 2))
 
+    def check_updatable(self) -> None:
+        """Check that the whitening can grow."""
+        self.whitening.check_updatable()
+
     def update(self, images: Iterable[Tensor]) -> None:
         """Add further normal images to the whitening; head, flow, dictionary and their trust stay as they are."""
         maps = (self.patch_features(batch.to(self.device)) for batch in images)
