@@ -196,3 +196,12 @@ def test_the_stages_train_in_a_trainer_of_ones_own(photographs, settings, tmp_pa
     assert torch.equal(saved.module.flow.center, detector.flow.center) and detector.flow.center.any()
     assert len(saved.predict(photographs / "test")) == 8
     sys.modules.pop("own_trainer")
+
+
+def test_a_fit_that_is_refused_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    for folder in ("new/run", "there/new/run", "there"):
+        with pytest.raises(texture_ad.UserError, match="no such folder"):
+            texture_ad.fit("nowhere", run_dir=folder)
+    assert [*tmp_path.rglob("*")] == [tmp_path / "there"]

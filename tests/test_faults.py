@@ -209,6 +209,9 @@ def test_one_training_image_is_too_few_and_two_are_enough(run, folder):
     (folder / "train/good/0.png").unlink()
     refused(run("run_dir=" + str(folder.parent / "other")), "1 normal images for training; at least 2 are needed")
     assert not (folder.parent / "other").exists()  # refused, a run leaves no folder
+    (folder.parent / "runs").mkdir()
+    refused(run("run_dir=" + str(folder.parent / "runs/a/b")), "1 normal images for training; at least 2 are needed")
+    assert not [*(folder.parent / "runs").iterdir()]  # nor one that it would lie in, but for one that was there
     (folder.parent / "own").mkdir()
     refused(run("run_dir=" + str(folder.parent / "own")), "1 normal images for training; at least 2 are needed")
     assert (folder.parent / "own").is_dir()  # but for one that was there

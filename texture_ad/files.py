@@ -1,4 +1,4 @@
-"""Write files that are either complete or absent."""
+"""Write files that are either complete or absent. Imports nothing heavy."""
 
 import csv
 import errno
@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import torch
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from texture_ad.errors import ParameterError, UserError
@@ -57,9 +56,23 @@ def save_atomic(path: Path, content: dict) -> None:
 
     torch.save on a file would hide a full disk behind another error.
     """
+    import torch
+
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_atomic(Path(path), buffer.getbuffer())
+
+
+def missing_folders(folder: Path) -> list[Path]:
+    """Return a folder and those that it lies in, as far as they are not there, the innermost first."""
+    return [place for place in (folder, *folder.parents) if not os.path.exists(place)]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove the folders that are empty, in this order."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def check_writable(folder: Path) -> None:
@@ -94,15 +107,13 @@ def check_output_folder(folder: Path) -> None:
 
 
 def _check_output(output: Path, folder: Path, kind: str) -> None:
-    missing = [place for place in (folder, *folder.parents) if not os.path.exists(place)]
+    missing = missing_folders(folder)
     try:
         check_writable(folder)
     except OSError as error:
         raise ParameterError("output", output, f"can't be written ({error.strerror}); give another {kind}") from error
     finally:
-        for place in missing:
-            with suppress(OSError):
-                place.rmdir()
+        remove_empty(missing)
 
 
 def content_digest(path: Path) -> bytes:

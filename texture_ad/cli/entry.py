@@ -27,12 +27,13 @@ from texture_ad.cli.plugins import register
 from texture_ad.cli.quoting import PATH_KEYS, check_kept, quote_paths
 from texture_ad.environment import is_allowed
 from texture_ad.errors import ParameterError, UserError
+from texture_ad.files import missing_folders, remove_empty
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # In a checkout conf/ lies beside the package, in an installed wheel inside it.
 CONF = str(next(p for p in (_PACKAGE.parent / "conf", _PACKAGE / "conf") if p.is_dir()))
 RUN = "config"  # configuration of the command that resumes
-_found: set[str] = set()  # folders of runs that were there before Hydra made them
+_missing: list[Path] = []  # folders that Hydra is about to make for a run, the innermost first
 
 
 def known_keys(config_name: str) -> set[str]:
@@ -149,21 +150,21 @@ def _run_checked(function: Callable[[DictConfig], object], config: DictConfig, c
 
 
 def note_folder(folder: str) -> None:
-    """Note a run's folder that is there already: where the run is refused, it is the user's and stays."""
-    if os.path.exists(folder):
-        _found.add(os.path.abspath(folder))
+    """Note which folders Hydra makes for a run: where it is refused, those that are there already stay."""
+    _missing[:] = missing_folders(Path(os.path.abspath(folder)))
 
 
 def _remove_bare_folder() -> None:
-    """Remove the folder that a run made and was refused in before it wrote anything but its overrides."""
+    """Remove the folders that a run made and was refused in before it wrote anything but its overrides."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    if str(folder) in _found or folder == Path.cwd():
+    if folder not in _missing:
         return
     if folder.is_dir() and [path.name for path in folder.iterdir()] in ([], ["hydra"]):
         for handler in logging.root.handlers[:]:
             if isinstance(handler, logging.FileHandler):  # Hydra's, which would open its file there
                 logging.root.removeHandler(handler)
         shutil.rmtree(folder, ignore_errors=True)
+        remove_empty(_missing[1:])
 
 
 def _stopped(what: str, code: int) -> NoReturn:

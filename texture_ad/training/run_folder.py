@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from texture_ad.errors import ParameterError
+from texture_ad.files import lock, missing_folders, remove_empty
 
 
 @contextmanager
 def prepared_folder(folder: Path) -> Iterator[None]:
     """Make a run folder ready, and keep other processes out of it.
 
-    Half-written files that a kill left are removed, and the log of the earlier part is kept under a number.
+    Half-written files that a kill left are removed, and the log of the earlier part is kept under a number. A run that
+    is refused before it writes anything leaves no folder that was not there.
 
     Raises:
         ParameterError: the folder can't be written.
         UserError: another process works there.
     """
-    from texture_ad.files import lock  # and torch, which must not be imported before a process has its share of cores
-
+    missing = missing_folders(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         held = lock(folder, "wait for its end, or give another run_dir", folder / "run.lock")
@@ -41,6 +42,7 @@ def prepared_folder(folder: Path) -> Iterator[None]:
             with suppress(OSError):
                 os.unlink(held.lock_file)
             held.release()
+        remove_empty(missing)  # none but those of a refused run is
 
 
 def check_fingerprint(folder: Path, fingerprint: str) -> None:
