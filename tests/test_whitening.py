@@ -3,6 +3,7 @@ import torch
 from helpers import make
 
 from texture_ad.errors import UserError
+from texture_ad.models.whitening import Whitening
 
 
 def noise(*shape):
@@ -142,6 +143,14 @@ def test_an_update_is_a_refit_on_all_images(mode, first, quarters):
     for name, buffer in expected.named_buffers():
         found = updated.get_buffer(name)
         assert torch.allclose(found, buffer, rtol=1e-3, atol=1e-3 * float(buffer.abs().max())), name
+
+
+def test_features_that_are_only_centred_and_scaled_need_no_ridge(monkeypatch):
+    monkeypatch.setattr(Whitening, "_ridge", lambda *_: pytest.fail("computed"))
+    patches = noise(20, 4, 6) + 3
+    features = fitted(make("whitening", channels=[6], mode="none"), patches)
+    centred = patches - patches.mean((0, 1))
+    assert torch.allclose(features, centred / centred.square().sum(2).mean().sqrt(), atol=1e-5)
 
 
 def test_features_that_are_only_centred_cannot_be_updated():

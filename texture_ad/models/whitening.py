@@ -164,8 +164,7 @@ class Whitening(nn.Module):
         squares = _outer(mean, self.kept)
         drawn = []  # towards the overall covariance, with a ridge
         for layer in _matrices(self.matrix.double() * self.energy, self.kept):
-            identity = torch.eye(layer.shape[1], dtype=layer.dtype, device=layer.device)
-            factor = torch.linalg.solve_triangular(layer.transpose(1, 2), identity, upper=False)
+            factor = _inverse(layer.transpose(1, 2))
             drawn.append(factor @ factor.transpose(1, 2))
         covariance = _flat(drawn)
         overall = covariance.mean(0) + own * squares.mean(0)
@@ -231,32 +230,45 @@ class Whitening(nn.Module):
     def _statistics(self, moments: "_Moments") -> tuple[Tensor, Tensor, Tensor]:
         """Return center, matrix before it is scaled, and the root mean square length of what they whiten."""
         own = moments.count / (moments.count + PRIOR)
-        overall = moments.overall()
-        ridge = self._ridge(overall)
         matrices = torch.empty_like(moments.outer)
         energies = []
+        whiten = self._whitener(moments.overall(), own)
         for part, found in zip(moments.split(POSITIONS), matrices.split(POSITIONS), strict=True):
             covariance = part.covariance()
-            drawn = torch.lerp(overall.expand_as(covariance), covariance, own) + ridge
-            energy = torch.zeros((), device=overall.device)
-            layers = (_matrices(x, self.kept) for x in (drawn, covariance, found))
-            for number, (towards, spread, whitening) in enumerate(zip(*layers, strict=True)):
-                identity = torch.eye(whitening.shape[1], device=overall.device)
-                if self.mode == "none":
-                    whitening.copy_(identity)
-                else:
-                    factor = torch.linalg.cholesky(towards)
-                    whitening.copy_(torch.linalg.solve_triangular(factor, identity, upper=False).transpose(1, 2))
+            found.copy_(whiten(covariance))
+            energy = torch.zeros((), device=found.device)
+            layers = (_matrices(x, self.kept) for x in (covariance, found))
+            for number, (spread, whitening) in enumerate(zip(*layers, strict=True)):
                 if number or not self.quarters:
                     energy = energy + (whitening * (spread @ whitening)).sum((1, 2))
             energies.append(energy)
         return own * moments.mean(), matrices, torch.cat(energies).mean().clamp(min=1e-12).sqrt()
 
+    def _whitener(self, overall: Tensor, own: float) -> Callable[[Tensor], Tensor]:
+        """Return what makes matrices (P, squares), before they are scaled, of covariances (P, squares).
+
+        Args:
+            overall: covariance (squares,) of all positions together.
+            own: how much a position's own covariance weighs, in [0, 1].
+        """
+        if self.mode == "none":
+            return lambda covariance: _flat([_identity(length, covariance) for length in self.kept]).expand_as(
+                covariance
+            )
+        ridge = self._ridge(overall)
+
+        def whiten(covariance: Tensor) -> Tensor:
+            drawn = torch.lerp(overall.expand_as(covariance), covariance, own) + ridge
+            factors = [torch.linalg.cholesky(layer) for layer in _matrices(drawn, self.kept)]
+            return _flat([_inverse(factor).transpose(1, 2) for factor in factors])
+
+        return whiten
+
     def _ridge(self, covariance: Tensor) -> Tensor:
         """Return what is added to a covariance (squares,): RIDGE of each layer's mean variance in all directions."""
         variances = [layer.diagonal().mean().clamp(min=1e-12) for layer in _matrices(covariance, self.kept)]
         pairs = zip(variances, self.kept, strict=True)
-        return _flat([RIDGE * variance * torch.eye(length, out=covariance.new_empty(0)) for variance, length in pairs])
+        return _flat([RIDGE * variance * _identity(length, covariance) for variance, length in pairs])
 
     @torch.no_grad()
     def cross_fitted(self, patches: Tensor, numbers: Tensor) -> Tensor:
@@ -298,6 +310,16 @@ class Whitening(nn.Module):
             x = (x - shift[:, None, None]).flatten(1, 2) @ whitening
             white.append(x.unflatten(1, (-1, copies)).flatten(2))
         return torch.cat(white, 2).transpose(0, 1).reshape(-1, self.width)
+
+
+def _identity(length: int, like: Tensor) -> Tensor:
+    """Return the matrix (l, l) that changes nothing, of the type and on the device of another tensor."""
+    return torch.eye(length, dtype=like.dtype, device=like.device)
+
+
+def _inverse(factor: Tensor) -> Tensor:
+    """Return the inverse of lower triangular matrices (..., l, l)."""
+    return torch.linalg.solve_triangular(factor, _identity(factor.shape[-1], factor), upper=False)
 
 
 def _matrices(flat: Tensor, lengths: Sequence[int]) -> list[Tensor]:
