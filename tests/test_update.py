@@ -3,6 +3,7 @@
 import copy
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,22 +157,21 @@ def test_a_copy_counts_once(saved, folders, tmp_path, command):
 
 @pytest.mark.parametrize(("place", "stopped"), [(".", False), (".", True), ("predictions", False)])
 def test_pictures_that_predict_left_among_the_photographs_teach_nothing(
-    saved, folders, tmp_path, command, place, stopped
+    saved, folders, tmp_path, command, monkeypatch, place, stopped
 ):
     for path in folders["new"][:20]:
         (tmp_path / path.name).write_bytes(path.read_bytes())
     given = (f"detector={saved}", f"input={tmp_path}", f"output={tmp_path / place}", "masks=true", "maps=true")
     assert command("predict", *given)[0] == 0
+    monkeypatch.chdir(tmp_path.parent)
     if stopped:
         (tmp_path / "scores.csv").unlink()
     target = saved.with_name("other.pt")
-    code, out, errors = command(
-        "update", f"detector={saved}", f"images={tmp_path}", f"output={target}", "overwrite=true"
-    )
+    images = tmp_path.name
+    code, out, errors = command("update", f"detector={saved}", f"images={images}", f"output={target}", "overwrite=true")
     assert code == 0, errors
-    assert (
-        f"note     60 files of {tmp_path} are results of predict, left out: {tmp_path / place}/maps/000.png.tiff" in out
-    )
+    first = Path(images, place, "maps/000.png.tiff")
+    assert f"note     60 files of {images} are results of predict, left out: {first}, " in out
     assert "and 20 photographs of" in out and int(load(target).count) == 30 + 20
 
 

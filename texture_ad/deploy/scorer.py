@@ -196,7 +196,8 @@ def _scan_foreign(
 
     def leave_out(place: Path) -> bool:
         if results is not None and not is_ours(place) and holds_pictures(place):
-            results.update(images_below(place))
+            shown = source / place.relative_to(root) if place.is_relative_to(root) else place
+            results.update(images_below(shown))
         return is_left_out(place)
 
     for entry in scan_files(source, leave_out, warn) if os.path.isdir(source) else ():
