@@ -325,6 +325,18 @@ def test_a_file_has_a_name_in_a_checkout_that_is_not_installed(engine, monkeypat
     assert engines.engine_file(engine, "onnx") == before
 
 
+def test_a_folder_that_cant_be_written_is_told_before_the_work_and_left_to_torch(saved, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(engines, "trace", lambda *_: pytest.fail("traced"))
+    file = tmp_path / "detector.pt"
+    file.write_bytes(saved.read_bytes())
+    (tmp_path / "detector.pt.engines").write_text("in the way")
+    told = r"engine=onnx: can't be made \(.*File exists.*\); use engine=torch"
+    with pytest.raises(UserError, match=told):
+        engines.use_engine(load(file), file, "onnx", 1)
+    assert re.match(f"torch, since {told}", engines.use_engine(load(file), file, "auto", engines.MANY))
+
+
 @pytest.fixture
 def made(engine, monkeypatch):
     """The file of the engine, of which a copy stands for each that would be made: that takes long."""

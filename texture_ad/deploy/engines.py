@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -112,10 +113,11 @@ def _opened(detector: AnomalyDetector, path: Path, name: str) -> bool:
 
 
 def _remove(detector: AnomalyDetector, path: Path) -> None:
-    """Remove a runtime's file, and let torch measure again."""
+    """Remove a runtime's file, as far as it can be, and let torch measure again."""
     vars(detector).pop("measure", None)
     for part in (path, path.with_suffix(".bin")):
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 def engine_file(file: Path, name: str) -> Path:
@@ -133,10 +135,10 @@ def _make(detector: AnomalyDetector, path: Path, name: str) -> None:
     """
     graph = MeasuringGraph(detector)
     try:
-        program = trace(graph, detector.geometry.size)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # before the tracing, which takes long
             made = Path(folder, path.name)
+            program = trace(graph, detector.geometry.size)
             FORMATS[name].write(program, graph.names(_measured(detector)), made, "fp32")
             _compare(detector, made, name)
             vars(detector).pop("measure")  # closes the file, which some systems can't rename while it is open
