@@ -178,7 +178,7 @@ def test_a_file_that_says_something_else_is_refused(saved, photographs, tmp_path
     other.whitening.mean += 0.02
     monkeypatch.setattr(exporting, "trace", lambda graph, size: trace(DecidingGraph(other, detector.decision()), size))
     with pytest.raises(UserError, match=r"precision=fp32: differs from the detector by .* nothing was written"):
-        exporting.export(detector, tmp_path / "graph.pt2", "torch_export", pixels_of(photographs))
+        exporting.export(detector, tmp_path / "new/folder/graph.pt2", "torch_export", pixels_of(photographs))
     assert not list(tmp_path.iterdir())
 
 

@@ -21,7 +21,7 @@ from texture_ad.deploy.runtimes import FORMATS, FormatName, Precision, check_pac
 from texture_ad.errors import ParameterError
 from texture_ad.evaluation.calibration import Decision
 from texture_ad.evaluation.metrics import image_metrics
-from texture_ad.files import check_output_file
+from texture_ad.files import check_output_file, missing_folders, remove_empty
 from texture_ad.methods.base import AnomalyDetector
 from texture_ad.parameters import checked
 
@@ -171,6 +171,7 @@ def export(
     outputs = tuple(expected)
     # The suffix says to OpenVINO what the file is.
     temporary = target.with_name(f"{target.name}.partial{kind.suffix}")
+    missing = missing_folders(target.parent)
     try:
         _write(detector, graph, outputs, format, precision, compared, temporary)
         run = kind.open(temporary, outputs, 0, 1)
@@ -184,6 +185,7 @@ def export(
     finally:
         for suffix in (".bin", kind.suffix):
             temporary.with_suffix(suffix).unlink(missing_ok=True)
+        remove_empty(missing)  # none but those of a refused file is
     return written
 
 
