@@ -257,6 +257,16 @@ def test_the_fingerprint_is_of_the_first_images_and_of_the_new_ones(saved, folde
     assert len({one.data_fingerprint for one in found}) == 4
 
 
+@pytest.mark.parametrize("source", [".", "../new", "../new/."])
+def test_the_folder_is_named_wherever_the_command_stands(saved, folders, monkeypatch, source):
+    monkeypatch.chdir(folders["new"][0].parent)
+    paths = folders["new"][:3]
+    found = extended(
+        load(saved).provenance, [header(path) for path in paths], torch.zeros(3, 2), Path(source), paths, 0.1, 0.2
+    )
+    assert found.data_source == "a test and 3 photographs of new"
+
+
 def test_what_cannot_grow_says_so(folders):
     detector = untrained_detector(SIZE)
     detector.read = lambda *_: pytest.fail("read")

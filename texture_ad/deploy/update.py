@@ -5,6 +5,7 @@ Order of reading: `update`, then `cross_fit`.
 
 import copy
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -185,7 +186,7 @@ def extended(
         digest.update(content_digest(path))
     return replace(
         provenance,
-        data_source=f"{provenance.data_source} and {len(paths)} photographs of {source.name}",
+        data_source=f"{provenance.data_source} and {len(paths)} photographs of {Path(os.path.abspath(source)).name}",
         data_fingerprint=digest.hexdigest()[:16],
         false_alarm_rate=false_alarm_rate,
         pixel_false_alarm_rate=pixel_false_alarm_rate,
