@@ -29,7 +29,17 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from experiments.maps import anomaly_maps
-from experiments.runs import Job, data_of, load_fusion, read_study, run_once, script, write_table
+from experiments.runs import (
+    Job,
+    check_overrides,
+    data_of,
+    load_fusion,
+    read_run,
+    read_study,
+    run_once,
+    script,
+    write_table,
+)
 from experiments.textures import find_textures, job
 from texture_ad.errors import UserError
 from texture_ad.evaluation.metrics import metrics_at_masks
@@ -380,6 +390,7 @@ def main() -> None:
         for seed in study.numbers("seeds")
         for texture in textures
     }
+    check_overrides(one for one in jobs.values() if not read_run(one))
     found: list[dict] = []
     failures: list[UserError] = []
     # Spawned: a process that was forked can't use a GPU that its parent has looked at.

@@ -15,7 +15,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from texture_ad.cli.compose import compose
+from texture_ad.cli.explain import explain
 from texture_ad.cli.naming import data_name, key_of
+from texture_ad.cli.quoting import quote_paths
 from texture_ad.cli.sweep import check_images
 from texture_ad.data.embedded import TEXTURES
 from texture_ad.errors import UserError
@@ -212,13 +215,28 @@ def run_once(job: Job) -> Metrics:
     Raises:
         UserError: the folder holds a run with other overrides, or the run failed; the end of its log says why.
     """
-    finished = job.folder / "finished.json"
-    if finished.is_file() and json.loads(finished.read_text(encoding="utf-8"))["overrides"] != job.overrides:
-        raise UserError(f"{job.folder}: holds a run with other overrides; give another folder by runs=FOLDER")
-    if not finished.is_file():
+    if not _is_finished(job):
         _call(job)
-        write_text(finished, json.dumps({"overrides": job.overrides}))
+        write_text(job.folder / "finished.json", json.dumps({"overrides": job.overrides}))
     return read_metrics(job.folder)
+
+
+def _is_finished(job: Job) -> bool:
+    """Return whether a run has been made.
+
+    Raises:
+        UserError: its folder holds a run with other overrides.
+    """
+    made = _made_with(job)
+    if made not in (None, job.overrides):
+        raise UserError(f"{job.folder}: holds a run with other overrides; give another folder by runs=FOLDER")
+    return made is not None
+
+
+def _made_with(job: Job) -> list[str] | None:
+    """Return the overrides of the finished run in a run's folder, None where there is none."""
+    finished = job.folder / "finished.json"
+    return json.loads(finished.read_text(encoding="utf-8"))["overrides"] if finished.is_file() else None
 
 
 def _call(job: Job) -> None:
@@ -235,10 +253,24 @@ def _call(job: Job) -> None:
 
 def read_run(job: Job) -> Metrics | None:
     """Return the metrics of a finished run, None where its folder holds none or one with other overrides."""
-    finished = job.folder / "finished.json"
-    if not finished.is_file() or json.loads(finished.read_text(encoding="utf-8"))["overrides"] != job.overrides:
-        return None
-    return read_metrics(job.folder)
+    return read_metrics(job.folder) if _made_with(job) == job.overrides else None
+
+
+def check_overrides(jobs: Iterable[Job]) -> None:
+    """Check that a configuration can be composed of the overrides of each run.
+
+    Raises:
+        UserError: one can't, which every run would tell one after the other; in the line that a single run has for it.
+    """
+    # What runs have in common is composed once; a study has read its seeds.
+    for overrides in dict.fromkeys(tuple(o for o in job.overrides if key_of(o) != "seed") for job in jobs):
+        try:
+            compose(quote_paths(list(overrides)))
+        except Exception as error:
+            line = explain(error)
+            if line is None:
+                raise
+            raise UserError(line) from error
 
 
 def kept_runs(jobs: Mapping[tuple, Job], names: Sequence[str], more: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -325,18 +357,21 @@ def run_all(jobs: Sequence[Job], workers: int, done: Callable[[], object] = lamb
     Args:
         jobs: the runs.
         workers: how many run at a time.
-        done: called after each run.
+        done: called after each run that is made now.
 
     Raises:
-        UserError: before any runs, if images changed since a run finished; after all others have run, if some failed:
-            the first one's reason.
+        UserError: before any runs, if an override can't be used, a folder holds a run with other overrides, or images
+            changed since a run finished; after all others have run, if some failed: the first one's reason.
     """
-    finished = [job for job in jobs if read_run(job)]
-    if len(finished) < len(jobs):  # else nothing new comes beside them, and their images may be gone
-        for job in finished:
-            check_images(job.folder, run_of(job.folder).config)
+    results = {job.folder: read_metrics(job.folder) for job in jobs if _is_finished(job)}
+    missing = [job for job in jobs if job.folder not in results]
+    check_overrides(missing)
+    for job in jobs:
+        if job.folder in results:
+            if missing:  # else nothing new comes beside it, and its images may be gone
+                check_images(job.folder, run_of(job.folder).config)
+            print(_line(job, results[job.folder]), flush=True)
     failures: list[UserError] = []
-    results: dict[Path, Metrics] = {}
     writing = threading.Lock()
 
     def one(job: Job) -> None:
@@ -351,7 +386,7 @@ def run_all(jobs: Sequence[Job], workers: int, done: Callable[[], object] = lamb
             done()
 
     with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(one, jobs))
+        list(pool.map(one, missing))
     if failures:
         raise UserError(f"{len(failures)} of {len(jobs)} runs failed, first: {failures[0]}")
     return [results[job.folder] for job in jobs]

@@ -19,7 +19,7 @@ from benchmarks import detecting, material
 from benchmarks.comparison import Row
 from benchmarks.results import regressions
 from experiments.mvtec import table as mvtec_table
-from experiments.runs import link_all, paper_rows, read_photograph_study, read_study
+from experiments.runs import Job, link_all, paper_rows, read_photograph_study, read_study, run_all
 from experiments.textures import WITHOUT, options
 from texture_ad.errors import UserError
 
@@ -172,6 +172,40 @@ def test_values_that_cannot_be_used_get_one_line_before_any_run(script, tmp_path
     done = script(name, f"root={texture.parent}", f"runs={tmp_path / 'runs'}", argument)
     assert done.returncode == 2 and f"error: {problem}" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["textures", "criterion", "update"])
+@pytest.mark.parametrize("argument", ["flow.blocs=4", "+flwo.blocks=4", "backbone=resnet81"])
+def test_an_override_that_no_run_takes_is_refused_once_in_the_line_of_a_single_run(
+    script, command, tmp_path, name, argument
+):
+    texture = few_photographs(tmp_path / "root" / "rug")
+    code, _, line = command("run", "data=folder", f"data.root={texture}", f"run_dir={tmp_path / 'run'}", argument)
+    assert code == 2 and "did you mean" in line
+    done = script(name, f"root={texture.parent}", f"runs={tmp_path / 'runs'}", argument)
+    assert done.returncode == 2 and done.stderr == line and "failed" not in done.stdout
+    assert not list(tmp_path.glob("runs/*/log.txt"))
+
+
+def test_a_run_that_is_finished_is_read_once(monkeypatch, tmp_path, capsys):
+    job = Job(tmp_path / "one", ["seed=0"])
+    job.folder.mkdir()
+    (job.folder / "finished.json").write_text(json.dumps({"overrides": job.overrides}))
+    (job.folder / "metrics.json").write_text(json.dumps({"data_source": "folder rug", "image_auroc": 0.5}))
+    read = []
+    actual = experiments.runs.read_metrics
+    monkeypatch.setattr(experiments.runs, "read_metrics", lambda folder: read.append(folder) or actual(folder))
+    assert run_all([job], 1) == [{"data_source": "folder rug", "image_auroc": 0.5}]
+    assert read == [job.folder] and capsys.readouterr().out == "folder rug: one: image_auroc 0.500\n"
+
+
+def test_a_folder_of_a_run_with_other_overrides_ends_a_study_before_its_runs(forked_runs, tmp_path):
+    held = Job(tmp_path / "held", ["seed=0"])
+    held.folder.mkdir()
+    (held.folder / "finished.json").write_text(json.dumps({"overrides": ["seed=1"]}))
+    with pytest.raises(UserError, match=r"held: holds a run with other overrides; give another folder by runs=FOLDER"):
+        run_all([Job(tmp_path / "first", ["seed=2"]), held], 1)
+    assert not (tmp_path / "first").exists()
 
 
 def test_methods_are_trained_longer(script, forked_runs, tmp_path):
