@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from texture_ad.cli.entry import CONF
 from texture_ad.cli.explain import explain
-from texture_ad.cli.quoting import LIST_KEYS, PATH_KEYS, quote_paths
+from texture_ad.cli.quoting import LIST_KEYS, PATH_KEYS, multirun_first, quote_paths
 
 NAMES = [
     "photos (1)",
@@ -86,6 +86,11 @@ def test_a_sweep_of_paths_and_a_path_with_a_comma(tmp_path):
     assert quote_paths(kept) == kept
     assert parsed(quote_paths(["-m", f"data.root={tmp_path}/a,b"])[1]) == f"{tmp_path}/a,b"
     assert parsed(quote_paths(["-m", "run_dir=x,y"])[1]) == "x,y"
+
+
+def test_a_sweep_may_be_asked_for_between_settings():
+    assert multirun_first(["b=1", "-m", "a=1,2"]) == ["-m", "b=1", "a=1,2"]
+    assert multirun_first(["b=1", "--cfg", "job", "a=1"]) == ["b=1", "--cfg", "job", "a=1"]
 
 
 # Keys of conf/ whose comments speak of files though their values are no paths.

@@ -29,7 +29,7 @@ from texture_ad.data.geometry import Shape
 from texture_ad.data.images import header
 from texture_ad.data.layouts import copies, listed
 from texture_ad.environment import available_memory, versions
-from texture_ad.errors import DivergenceError, ParameterError, UserError
+from texture_ad.errors import DivergenceError, ParameterError, UserError, did_you_mean
 from texture_ad.evaluation.calibration import FalseAlarmRate
 from texture_ad.evaluation.embedding import embed
 from texture_ad.evaluation.metrics import Predictions, image_metrics, prediction_metrics
@@ -85,7 +85,8 @@ def factory(group: str, options: Mapping[str, Any], **arguments: Any) -> Callabl
     known = inspect.signature(target).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         for name in options.keys() - known.keys():
-            problem = f"no such parameter; expected one of {', '.join(known.keys() - arguments.keys())}"
+            others = [parameter for parameter in known if parameter not in arguments]
+            problem = f"no such parameter; {did_you_mean(name, others)}expected one of {', '.join(others)}"
             raise ParameterError(f"{group}.{name}", options[name], problem)
     for name in options.keys() & arguments.keys():
         problem = "is made by the run itself; leave it out"

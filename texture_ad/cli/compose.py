@@ -11,9 +11,10 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from texture_ad.cli.entry import CONF, check_config
+from texture_ad.cli.conf import CONF
+from texture_ad.cli.entry import check_config
 from texture_ad.cli.plugins import register
-from texture_ad.cli.quoting import PLAIN, check_kept, quoted
+from texture_ad.cli.quoting import PLAIN, check_arguments, quoted
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
@@ -25,7 +26,7 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     Raises:
         UserError: an unknown key, one that is taken away (~KEY), or a class that neither conf/ nor `allow` names.
     """
-    check_kept(overrides)
+    check_arguments(overrides)
     # Who calls may be a program of Hydra's itself.
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()

@@ -1,4 +1,4 @@
-"""What the command lines share: where conf/ is, which keys and classes it may name, and how a run of Hydra begins.
+"""What the command lines share: which keys and classes conf/ may name, and how a run of Hydra begins.
 
 Imports nothing heavy.
 """
@@ -21,17 +21,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from texture_ad.cli import naming  # noqa: F401, makes conf/'s resolvers known
+from texture_ad.cli.conf import CONF
 from texture_ad.cli.explain import fail
 from texture_ad.cli.help import comments, explained
 from texture_ad.cli.plugins import register
-from texture_ad.cli.quoting import PATH_KEYS, check_kept, quote_paths
+from texture_ad.cli.quoting import PATH_KEYS, check_arguments, multirun_first, quote_paths
 from texture_ad.environment import is_allowed
-from texture_ad.errors import ParameterError, UserError
+from texture_ad.errors import ParameterError, UserError, did_you_mean
 from texture_ad.files import missing_folders, remove_empty
 
-_PACKAGE = Path(__file__).resolve().parents[1]
-# In a checkout conf/ lies beside the package, in an installed wheel inside it.
-CONF = str(next(p for p in (_PACKAGE.parent / "conf", _PACKAGE / "conf") if p.is_dir()))
 RUN = "config"  # configuration of the command that resumes
 _missing: list[Path] = []  # folders that Hydra is about to make for a run, the innermost first
 
@@ -86,7 +84,8 @@ def check_config(config: DictConfig, config_name: str) -> None:
     known = known_keys(config_name)
     unknown = sorted(set(map(str, config)) - known)
     if unknown:
-        raise UserError(f"{unknown[0]}: no such key; expected one of {', '.join(sorted(known))}")
+        hint = did_you_mean(unknown[0], known)
+        raise UserError(f"{unknown[0]}: no such key; {hint}expected one of {', '.join(sorted(known))}")
     allow = config.get("allow", [])
     if not (isinstance(allow, list | ListConfig) and all(isinstance(name, str) for name in allow)):
         raise ParameterError("allow", allow, "expected names of modules, such as [my_package.my_module]")
@@ -189,8 +188,8 @@ def _run_entry(entry: Callable[[], object], config_name: str) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         register()
-        check_kept(sys.argv[1:])
-        sys.argv[1:] = quote_paths(sys.argv[1:])
+        check_arguments(sys.argv[1:])
+        sys.argv[1:] = multirun_first(quote_paths(sys.argv[1:]))
         if {"--help", "-h"} & set(sys.argv[1:]):
             shown = StringIO()
             try:

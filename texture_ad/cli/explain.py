@@ -5,14 +5,17 @@ Imports nothing heavy.
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Iterable
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import Container
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from texture_ad.cli.advice import advised
-from texture_ad.cli.quoting import unreadable
+from texture_ad.cli.conf import choices_of
+from texture_ad.cli.quoting import several, unreadable
 from texture_ad.environment import to_install
 from texture_ad.errors import UserError, did_you_mean
 
@@ -31,11 +34,15 @@ _DISK = {
     errno.EMFILE: "raise the limit on open files",
 }
 _NO_TRIAL = "no trial of the search has finished; why, stands above and in error.txt of each"
-_OPTUNA = {
+_OF_LIBRARIES = {  # words of Hydra's and Optuna's errors
+    "Only one of --run, --multirun": "--multirun, --cfg and --info exclude each other; give one of them",
     "No trials are completed yet": _NO_TRIAL,  # a study in memory says so
     "Record does not exist": _NO_TRIAL,  # and one in a database so
     "does not support dynamic value space": "the study holds trials of another search; give another run_dir",
 }
+# Hydra's words.
+_SEVERAL = re.compile(r"Ambiguous value for argument '(.*)'\n1\.", re.DOTALL)
+_TWICE = re.compile(r"Multiple values for (\S+)\. |(\S+) appears more than once in the final defaults list")
 _PLUGINS = {"hydra/sweeper/optuna": "search", "hydra/launcher/joblib": "sweep", "hydra/launcher/submitit": "sweep"}
 
 
@@ -72,14 +79,33 @@ def _explain_setting(error: BaseException) -> str | None:
     """Return the line about a setting that is missing, or that conf/ doesn't have; None for any other error."""
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}: not given; give {error.full_key}=VALUE"
-    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
-        return f"{group}={choice}: no such choice; {_meant(choice, error.options)}"
-    if isinstance(error, ConfigKeyError | ConfigAttributeError) and error.parent_node:
-        line = f"{error.full_key}: no such key; {_meant(str(error.key), map(str, error.parent_node))}"
-        is_of_group = "." in str(error.full_key)  # whose class may take more, as Lightning's Trainer does
-        return f"{line}; or add one that its class takes with +{error.full_key}=" if is_of_group else line
+        options = error.options or choices_of(group)  # Hydra names none for one of a list, such as logger=[csv,wandb]
+        return f"{group}={choice}: no such choice; {_meant(choice, options)}" if group and options else None
+    if isinstance(error, ConfigKeyError | ConfigAttributeError) and error.parent_node is not None:
+        return _explain_key(str(error.full_key), error.parent_node)
+    if found := _SEVERAL.match(str(error)):
+        return several(found[1])
+    if found := _TWICE.match(str(error)):
+        group = found[1] or found[2]
+        return f"{group}: has a choice already; change it without a plus: {group}=CHOICE"
     return None
+
+
+def _explain_key(full_key: str, parent: Container) -> str | None:
+    """Return the line about a key that its parent doesn't have, None for one of Hydra's own where that is empty."""
+    above, _, key = full_key.rpartition(".")
+    if above == "logger" and key in choices_of(above):
+        return f"{full_key}: this logger is not chosen; give logger=[{','.join([*map(str, parent), key])}]"
+    if parent:
+        line = f"{full_key}: no such key; {_meant(key, map(str, parent))}"
+        # A group's class may take more, as Lightning's Trainer does.
+        return f"{line}; or add one that its class takes with +{full_key}=" if above else line
+    # OmegaConf has made room for the key where a single value was.
+    return (
+        None if above.startswith("hydra") else f"{full_key}: no such key; did you mean {above}? it has a single value"
+    )
 
 
 def _meant(name: str, known: Iterable[str]) -> str:
@@ -110,7 +136,7 @@ def _explain_cause(cause: BaseException, resumes: bool) -> str | None:
             "a job's process ended without a result, killed or out of memory; run fewer jobs side by side "
             "(hydra.launcher.n_jobs), then give the same command again: it does what is missing"
         )
-    for words, line in _OPTUNA.items():
+    for words, line in _OF_LIBRARIES.items():
         if words in str(cause):
             return line
     return None

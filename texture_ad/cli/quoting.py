@@ -31,11 +31,13 @@ PATH_KEYS = frozenset(
 )
 # Keys whose values may also be lists, of paths or of numbers; a number alone is none.
 LIST_KEYS = frozenset({"data.anomalous", "data.masks", "data.normal", "data.roi"})
+MULTIRUN = ("-m", "--multirun")
 # Texts that the grammar reads as they are: no words of its own, and no numbers such as .5.
 PLAIN = re.compile(r"(?!(true|false|nan|inf|null)$|\.[0-9])[A-Za-z_./][A-Za-z0-9_./-]*", re.IGNORECASE | re.ASCII)
 
 _PARTS = re.compile(r"""(?<![^,])\s*('[^']*'|"[^"]*"|[^,]+)\s*(?=,|$)""")  # between commas that are in no quotes
 _NUMBER = re.compile(r"-?[0-9.]+")
+_DASHED = re.compile(r"--?(?!(cfg|info|package)=)\w[\w.]+=")  # Hydra's own options beside these have a dash inside
 _FUNCTION = re.compile(r"\w+\(.*\)")
 
 
@@ -50,8 +52,18 @@ def quote_paths(arguments: list[str]) -> list[str]:
         >>> quote_paths(["data.root=photos (1)", "data.normal=[OK (1),good]", "seed=0,1"])
         ["data.root='photos (1)'", "data.normal=['OK (1)',good]", 'seed=0,1']
     """
-    sweep = any(argument in ("-m", "--multirun") for argument in arguments)
+    sweep = any(argument in MULTIRUN for argument in arguments)
     return [_quoted(argument, sweep) for argument in arguments]
+
+
+def multirun_first(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with Hydra's -m before all others: between settings argparse refuses what follows it.
+
+    Examples:
+        >>> multirun_first(["+experiment=wood", "-m", "seed=0,1"])
+        ['-m', '+experiment=wood', 'seed=0,1']
+    """
+    return sorted(arguments, key=lambda argument: argument not in MULTIRUN)
 
 
 def _quoted(argument: str, sweep: bool) -> str:
@@ -86,22 +98,38 @@ def quoted(text: str) -> str:
     return QuotedString(text=text, quote=Quote.single).with_quotes()
 
 
-def check_kept(arguments: Sequence[str]) -> None:
-    """Check that no argument takes a setting away, as Hydra's ~KEY does: each has to have a value.
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Check that each argument sets something: none takes a setting away, as Hydra's ~KEY does.
 
     Raises:
-        UserError: one does.
+        UserError: one has no key, dashes before it, or no path where one belongs; or it takes a setting away.
     """
     for argument in arguments:
+        key, equals, value = argument.lstrip("+").partition("=")
+        if equals and not key:
+            raise UserError(unreadable(argument))
+        if _DASHED.match(argument):
+            raise UserError(f"{argument}: no such option; a setting has no dashes: {argument.lstrip('-')}")
+        if equals and not value and key in PATH_KEYS:
+            problem = "no path is given; leave the key out, or give null for none (is a variable of the shell empty?)"
+            raise UserError(f"{argument}: {problem}")
         if argument.startswith("~") and not argument.startswith("~hydra"):
             problem = "a setting can't be taken away, only changed; give it a value, such as none or a weight of 0"
             raise UserError(f"{argument}: {problem}")
 
 
+def several(argument: str) -> str:
+    """Return how an argument has to be written whose value has commas, outside of a sweep."""
+    key, _, value = argument.partition("=")
+    text = shlex.quote(f"{key}={quoted(value)}")
+    ways = f"add -m to run each of them, or write {key}=[{value}] for a list, {text} for a text"
+    return f"{argument}: several values; {ways}"
+
+
 def unreadable(argument: str) -> str:
     """Return what is wrong with an argument that Hydra's grammar can't read, and how it has to be written."""
     key, equals, value = argument.partition("=")
-    if not equals:
+    if not (key.lstrip("+") and equals):
         return f"{argument}: expected KEY=VALUE"
     written = f"{key}={quoted(value)}"
     return f"{argument}: the value has characters with a meaning of their own; write it {shlex.quote(written)}"
