@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from texture_ad.cli.entry import CONF
 from texture_ad.cli.explain import explain
-from texture_ad.cli.quoting import LIST_KEYS, PATH_KEYS, multirun_first, quote_paths
+from texture_ad.cli.quoting import LIST_KEYS, NAME_KEYS, PATH_KEYS, multirun_first, quote_paths
 
 NAMES = [
     "photos (1)",
@@ -71,6 +71,22 @@ def test_a_place_is_taken_to_the_letter_and_a_list_of_places_by_the_grammar(name
         "it's",
     ]
     assert parsed(quote_paths(["data.roi=[1,2,30,40]"])[0]) == [1, 2, 30, 40]
+
+
+@pytest.mark.parametrize("name", ["2024_01", "2024", "01", "1.10", "1e3", "true", "nan", "photos (1)", "it's", "x=y"])
+@pytest.mark.parametrize("key", sorted(NAME_KEYS))
+def test_a_name_is_taken_as_typed(name, key):
+    assert str(parsed(quote_paths([f"{key}={name}"])[0])) == name
+    assert [str(value) for value in parsed(quote_paths([f"{key}=[{name},b]"])[0])] == [name, "b"]
+
+
+def test_names_with_commas_are_a_sweep_and_numbers_stay_as_they_were():
+    assert quote_paths(["data.category=a,b", "data.category=2024", "data.category=01"]) == [
+        "data.category=a,b",
+        "data.category=2024",
+        "data.category=01",
+    ]
+    assert quote_paths(["-m", "data.category=2024,01,1.10"])[1] == "data.category=2024,01,'1.10'"
 
 
 def test_what_is_no_path_stays(tmp_path):

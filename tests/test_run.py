@@ -127,6 +127,8 @@ def test_a_finished_stage_is_not_trained_again(carpet, process):
         (["data=mvtec"], "no data.root was given"),
         (["data.root=/nowhere"], "data.root=/nowhere: no such folder"),
         (["data=embedded", "data.category=carpte"], "did you mean carpet"),
+        (["data=embedded", "data.category=2024_01"], "data.category=2024_01: embedded data has carpet, "),
+        (["data=embedded", "data.category=1.10"], "data.category=1.10: embedded data has carpet, "),
         (["data.size=8"], "data.size=8"),
         (["flow.blocks=0"], "flow.blocks=0"),
         (["score.trust=-1"], "score.trust=-1"),

@@ -1,4 +1,4 @@
-"""Take paths on the command line to the letter: quote them as Hydra's grammar asks before it parses them.
+"""Take paths and names on the command line to the letter: quote them as Hydra's grammar asks before it parses them.
 
 Imports nothing heavy.
 """
@@ -31,26 +31,36 @@ PATH_KEYS = frozenset(
 )
 # Keys whose values may also be lists, of paths or of numbers; a number alone is none.
 LIST_KEYS = frozenset({"data.anomalous", "data.masks", "data.normal", "data.roi"})
+# Keys whose values are names, or lists of them: the grammar would read 2024_01 as 202401, and 1.10 as 1.1.
+_LOGGERS = {
+    "csv": ("name", "version"),
+    "tensorboard": ("name", "version"),
+    "mlflow": ("experiment_name", "run_name", "tracking_uri"),
+    "wandb": ("project", "entity", "group", "job_type", "name", "tags", "registry", "aliases"),
+}
+NAME_KEYS = frozenset(
+    {"name", "data.category"} | {f"logger.{kind}.{key}" for kind in _LOGGERS for key in _LOGGERS[kind]}
+)
 MULTIRUN = ("-m", "--multirun")
 # Texts that the grammar reads as they are: no words of its own, and no numbers such as .5.
 PLAIN = re.compile(r"(?!(true|false|nan|inf|null)$|\.[0-9])[A-Za-z_./][A-Za-z0-9_./-]*", re.IGNORECASE | re.ASCII)
 
 _PARTS = re.compile(r"""(?<![^,])\s*('[^']*'|"[^"]*"|[^,]+)\s*(?=,|$)""")  # between commas that are in no quotes
-_NUMBER = re.compile(r"-?[0-9.]+")
+_INTEGER = re.compile(r"-?[0-9]+")  # whose text is the one that was typed
 _DASHED = re.compile(r"--?(?!(cfg|info|package)=)\w[\w.]+=")  # Hydra's own options beside these have a dash inside
 _FUNCTION = re.compile(r"\w+\(.*\)")
 
 
 def quote_paths(arguments: list[str]) -> list[str]:
-    """Return the arguments of a command line with the values of keys that are paths in quotes.
+    """Return the arguments of a command line with the values of keys that are paths or names in quotes.
 
     Left as they are: null, interpolations (${...}), values in quotes, and in a sweep (-m) functions such as
     choice(a,b). Of a list each part is quoted, and so is each value of a sweep, unless they are together the name of
     something that exists. Where a run is written does not vary within a sweep.
 
     Examples:
-        >>> quote_paths(["data.root=photos (1)", "data.normal=[OK (1),good]", "seed=0,1"])
-        ["data.root='photos (1)'", "data.normal=['OK (1)',good]", 'seed=0,1']
+        >>> quote_paths(["data.root=photos (1)", "data.normal=[OK (1),good]", "data.category=2024_01", "seed=0,1"])
+        ["data.root='photos (1)'", "data.normal=['OK (1)',good]", "data.category='2024_01'", 'seed=0,1']
     """
     sweep = any(argument in MULTIRUN for argument in arguments)
     return [_quoted(argument, sweep) for argument in arguments]
@@ -69,12 +79,14 @@ def multirun_first(arguments: Sequence[str]) -> list[str]:
 def _quoted(argument: str, sweep: bool) -> str:
     key, equals, value = argument.partition("=")
     name = key.lstrip("+")
-    if name in LIST_KEYS and value.startswith("["):
+    if name in LIST_KEYS | NAME_KEYS and value.startswith("["):
         inner = value[1:-1]
         return argument if not value.endswith("]") or "[" in inner else f"{key}=[{_each_quoted(inner)}]"
-    if name == "data.roi" and value.isdigit():
+    if name in {"data.roi"} | NAME_KEYS and _INTEGER.fullmatch(value):
         return argument
-    if not equals or name not in PATH_KEYS | LIST_KEYS or _readable(value):
+    if not equals or name not in PATH_KEYS | LIST_KEYS | NAME_KEYS or _readable(value):
+        return argument
+    if name in NAME_KEYS and "," in value and not sweep:  # which Hydra asks about: a sweep, as a rule
         return argument
     if sweep and name != "run_dir" and "," in value and not Path(value).expanduser().exists():
         return argument if _FUNCTION.fullmatch(value) else f"{key}={_each_quoted(value)}"
@@ -82,9 +94,9 @@ def _quoted(argument: str, sweep: bool) -> str:
 
 
 def _each_quoted(values: str) -> str:
-    """Return values with commas between them, each in quotes but for numbers, plain paths and what is in quotes."""
+    """Return values with commas between them, each in quotes but for integers, plain paths and what is in quotes."""
     parts = [part.strip() for part in _PARTS.findall(values)]
-    return ",".join(part if _readable(part) or _NUMBER.fullmatch(part) else quoted(part) for part in parts)
+    return ",".join(part if _readable(part) or _INTEGER.fullmatch(part) else quoted(part) for part in parts)
 
 
 def _readable(value: str) -> bool:
