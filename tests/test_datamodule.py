@@ -9,6 +9,7 @@ from PIL import Image
 from texture_ad.cli.entry import CONF
 from texture_ad.data.batches import EpochShuffle
 from texture_ad.data.datamodule import TextureDataModule
+from texture_ad.data.mvtec import COUNTS
 from texture_ad.errors import ParameterError
 
 
@@ -113,6 +114,8 @@ def test_validation_pairs_normals_with_synthetic_defects(root):
 
 
 def test_source_is_named(root, monkeypatch, tmp_path):
+    assert make("data", root=str(root)).source_name == "folder carpet"  # a user's own, of another number of images
+    monkeypatch.setitem(COUNTS, "carpet", (11, 7))
     assert make("data", root=str(root)).source_name == "MVTec AD carpet"
     (tmp_path / "rug").symlink_to(root / "carpet")
     assert make("data", root=str(tmp_path), category="rug").source_name == "folder rug"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import few_photographs, make
-from miniatures import ANOMALOUS, MINIATURES, NORMAL, draw, mvtec, several, visa
+from miniatures import ANOMALOUS, MINIATURES, NORMAL, btad, draw, mvtec, several, visa
 from PIL import Image
 
 from texture_ad.data.datamodule import LayoutName
@@ -127,6 +127,23 @@ def test_a_layout_that_is_given_settles_which(tmp_path):
     assert len(scan(tmp_path, "flat").train) == 5
     with pytest.raises(UserError, match=r"has no Data/Images/Normal; layout=visa takes .*, Data/Masks/Anomaly$"):
         scan(tmp_path, "visa")
+
+
+@pytest.mark.parametrize(
+    ("built", "given", "sign", "count"), [("mvtec", "mvtec2", "train/good", 5), ("mvtec2", "mvtec", "test_public", 5)]
+)
+def test_a_layout_that_overlooks_the_test_images_of_another_is_refused(folders, built, given, sign, count):
+    with pytest.raises(
+        ParameterError, match=rf"finds no test images in .*, where {built} \(.*{sign}\) finds {count}; "
+    ):
+        scan(folders[built], given)
+
+
+def test_calibration_images_of_mvtec2_are_read_without_its_test_images(tmp_path):
+    several(tmp_path / "train/good", 6)
+    several(tmp_path / "validation/good", 2)
+    found = scan(tmp_path, "mvtec2")
+    assert (len(found.train), len(found.calibration), len(found.test)) == (6, 2, 0)
 
 
 @pytest.mark.parametrize(
@@ -458,12 +475,36 @@ def test_parameters_that_do_not_fit_are_named(folders, choice, options, message)
     assert message in str(error.value)
 
 
-def test_a_data_set_of_categories_has_its_own_name(folders):
+def test_a_data_set_of_categories_has_its_own_name(folders, tmp_path):
     root = str(folders["visa"].parent)
     names = [make("data", root=root, category=name).source_name for name in ("mvtec2", "visa", "flat")]
     assert names == ["MVTec AD 2 mvtec2", "VisA visa", "folder flat"]
+    for name, known in (("02", "BTAD 02"), ("rug", "folder rug")):
+        btad(tmp_path / name)
+        assert make("data", root=str(tmp_path), category=name).source_name == known
     found = make("data", ["data=folder"], table=str(folders["table"] / "images.csv"))
     assert (found.folder, found.source_name) == (folders["table"], "folder table")
+
+
+def test_a_category_of_the_source_folder_is_the_folder_in_a_root_without_a_layout_and_else_a_name(tmp_path):
+    mvtec(tmp_path / "rug")
+    mvtec(tmp_path / "mat")
+    chosen = {"root": str(tmp_path), "category": "rug"}
+    found = make("data", ["data=folder"], **chosen)
+    found.setup()
+    assert (found.folder, found.source_name, found.warnings) == (tmp_path / "rug", "folder rug", [])
+    named = make("data", ["data=folder"], root=str(tmp_path), category="rug", normal="mat/train")
+    assert (named.folder, named.source_name) == (tmp_path, "folder rug")
+    with pytest.raises(ParameterError, match="has no train/good"):
+        make("data", ["data=folder"], root=str(tmp_path), category="Rug")
+    several(tmp_path / "OK", 5)
+    found = make("data", ["data=folder"], **chosen)
+    found.setup()
+    assert found.folder == tmp_path and len(found.layout.train) == 5
+    assert (
+        f"all of {tmp_path} is read, and data.category=rug is a name for it; to read its folder of that name alone, "
+        f"give data.root={tmp_path / 'rug'}"
+    ) in found.warnings
 
 
 def run(command, folder, *arguments):

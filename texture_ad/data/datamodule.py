@@ -66,7 +66,7 @@ from texture_ad.data.layouts import (
     with_groups,
     with_test_images,
 )
-from texture_ad.data.mvtec import COUNTS
+from texture_ad.data.mvtec import is_published
 from texture_ad.data.pictures import Picture
 from texture_ad.data.roi import Area, Roi, counts, read_roi
 from texture_ad.errors import ParameterError, UserError, did_you_mean
@@ -80,6 +80,9 @@ DESCRIPTIONS = (".csv", ".md", ".pdf", ".txt")  # of files at the top of a folde
 LayoutName = Literal["auto", "mvtec", "mvtec2", "visa", "btad", "kolektorsdd2", "flat", "table"]
 
 
+BTAD = ("01", "02", "03")  # its categories
+
+
 def _locate_embedded(category: str | None) -> tuple[Path, str, str]:
     """Return `locate`'s answer for the embedded data."""
     if category is None or category not in embedded.TEXTURES:
@@ -88,17 +91,22 @@ def _locate_embedded(category: str | None) -> tuple[Path, str, str]:
     return embedded.ensure(category), category, f"embedded {category} (generated, not a benchmark)"
 
 
+def _has_layout(folder: Path) -> bool:
+    """Return whether a folder is that of one texture, by itself."""
+    return any(known.recognise(folder) for known in LAYOUTS.values())
+
+
 def _locate_category(folder: Path, category: str | None, layout: str) -> tuple[Path, str, str]:
     """Return `locate`'s answer for a category in a data set's folder."""
     name = str(category)
     if not (folder / name).is_dir():
-        if any(known.recognise(folder) for known in LAYOUTS.values()):
+        if _has_layout(folder):
             raise ParameterError("category", category, f"{folder} is itself the folder of one texture")
         present = sorted(p.name for p in folder.iterdir() if p.is_dir())
         holds = f"{folder} holds {', '.join(present) or 'no folder'}"
         raise ParameterError("category", category, f"{did_you_mean(category, present)}{holds}")
     layout = layout_name(folder / name, layout)
-    own = layout == "mvtec" and name not in COUNTS  # laid out as MVTec AD, but none of its categories
+    own = (layout == "mvtec" and not is_published(folder / name)) or (layout == "btad" and name not in BTAD)
     return folder / name, name, f"{'folder' if own else LAYOUTS[layout].title} {name}"
 
 
@@ -157,7 +165,7 @@ class TextureDataModule(L.LightningDataModule):
         source: "auto" (a data set where a root is given, else embedded), "mvtec" (MVTec AD or another data set with a
             folder for each category), "folder" or "embedded".
         root: the data set's folder, or for "folder" the category's own.
-        category: the texture; for "folder" a name, None for the folder's.
+        category: the texture; for "folder" a name, None for the folder's, or a folder in a root that has no layout.
         layout: of the category's folder; "auto" tells it from what the folder holds.
         table: for "folder", CSV file with a row for each image: path, label and, optional, mask, split and group.
         normal: for "folder", where normal images lie: a folder, a file or a glob below the root, or a list of them.
@@ -282,8 +290,17 @@ class TextureDataModule(L.LightningDataModule):
             if value is not None and source != "folder":
                 raise ParameterError(name, value, f"is for the source folder, not for {source}")
         self.folder, self.category, self.source_name = locate(source, root, category, layout, table)
+        self._overlooked = self._folder_named(category)
+        if self._overlooked and not _has_layout(self.folder):
+            self.folder, self._overlooked = self._overlooked, None
         self.layout_name = layout_name(self.folder, layout, table, self.places)
         self._ready = False
+
+    def _folder_named(self, category: str | None) -> Path | None:
+        """Return the folder in that of the source "folder" that is called as its category, if no places are given."""
+        if self.source != "folder" or self.table or any(self.places.values()):
+            return None
+        return next((path for path in self.folder.iterdir() if path.name == category and path.is_dir()), None)
 
     def setup(self, stage: str | None = None) -> None:
         """List, split and, where they fit into memory, decode the images; a second call does nothing.
@@ -315,6 +332,9 @@ class TextureDataModule(L.LightningDataModule):
         """
         self.layout = self._list_images(roi)
         self.warnings = [*self._about_left_out(), *self._read_headers()]
+        if self._overlooked:
+            whole = f"all of {self.folder} is read, and data.category={self.category} is a name for it"
+            self.warnings.append(f"{whole}; to read its folder of that name alone, give data.root={self._overlooked}")
         self.train_samples, self.calibration_samples = self._split_calibration()
         self.test_samples, without = check_masks(self.layout.test)
         self.warnings += self._without_mask(without)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 
-from texture_ad.data.layouts import scan
+from texture_ad.data.layouts import images_below, scan
 from texture_ad.errors import UserError
 
 # Images in (train, test) as published by Bergmann et al.
@@ -36,7 +36,14 @@ COUNTS = {
     "transistor": (213, 100),
     "zipper": (240, 151),
 }
+_SIDES = ("train/good", "test")
 MAX_UNPACKED = 20 * 2**30  # bytes; the whole data set has about 5 GiB
+
+
+def is_published(folder: Path) -> bool:
+    """Return whether a folder has the name of a category of MVTec AD, and as many images as were published of it."""
+    have = tuple(len(images_below(folder / side)) if (folder / side).is_dir() else 0 for side in _SIDES)
+    return COUNTS.get(folder.name) == have
 
 
 def _check_member(member: tarfile.TarInfo, archive: Path) -> tuple[str, PurePosixPath] | None:

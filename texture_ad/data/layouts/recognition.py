@@ -91,7 +91,7 @@ def scan(
         masks: places of masks.
 
     Raises:
-        ParameterError: parameters of another layout than the folder's.
+        ParameterError: parameters of another layout than the folder's, or a layout that overlooks its test images.
         UserError: the layout is not as described; the message names the first path that is wrong.
     """
     folder = Path(folder)
@@ -102,7 +102,23 @@ def scan(
     if name == "table":
         return enough(folder, _from_table(folder, table))
     found = flat(folder, **places) if name == "flat" else LAYOUTS[name].read(folder)
+    if not found.test and not any(places.values()):
+        _check_fits(folder, name)
     return enough(folder, with_left_out(found, files_below(folder)))
+
+
+def _check_fits(folder: Path, name: str) -> None:
+    """Check that a layout which finds no test images in a folder is that of the folder, or that no other finds some.
+
+    Raises:
+        ParameterError: another, which the folder has instead, does.
+    """
+    if LAYOUTS[name].recognise(folder):
+        return
+    for other, known in LAYOUTS.items():
+        if known.recognise(folder) and (tested := len(known.read(folder).test)):
+            problem = f"finds no test images in {folder}, where {other} ({known.sign}) finds {tested}; give that layout"
+            raise ParameterError("layout", name, problem)
 
 
 def layout_name(
