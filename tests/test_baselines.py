@@ -416,7 +416,7 @@ def test_a_trained_baseline_is_not_trained_again(folder, tmp_path, command):
         before = (tmp_path / "stage1/last.ckpt").stat().st_mtime_ns
         assert scores and before
     other = command("run", *of_method("dsebm", folder, tmp_path))
-    assert other[0] == 2 and "holds a run with" in other[2]
+    assert other[0] == 2 and "holds a run with method.name=ganomaly, not dsebm; give another run_dir" in other[2]
 
 
 def test_a_finished_run_without_checkpoints_is_not_written_over_by_other_settings(folder, tmp_path, command):

@@ -9,4 +9,4 @@ CONF = str(next(p for p in (_PACKAGE.parent / "conf", _PACKAGE / "conf") if p.is
 
 def choices_of(group: str) -> list[str]:
     """Return the choices of a group of conf/, none of a group that it doesn't have."""
-    return sorted(path.stem for path in (Path(CONF) / group).glob("*.yaml"))
+    return sorted(path.stem for path in (Path(CONF) / group).glob("*.yaml")) if group else []

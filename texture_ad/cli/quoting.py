@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
+from texture_ad.cli.conf import choices_of
 from texture_ad.errors import UserError
 
 # Keys whose values are paths, or texts with characters that the grammar has meanings for.
@@ -47,6 +48,7 @@ PLAIN = re.compile(r"(?!(true|false|nan|inf|null)$|\.[0-9])[A-Za-z_./][A-Za-z0-9
 
 _PARTS = re.compile(r"""(?<![^,])\s*('[^']*'|"[^"]*"|[^,]+)\s*(?=,|$)""")  # between commas that are in no quotes
 _INTEGER = re.compile(r"-?[0-9]+")  # whose text is the one that was typed
+_NO_NAME = re.compile(r"null|true|false|-?[0-9.]+", re.IGNORECASE)  # which Hydra ends at with a ValueError
 _DASHED = re.compile(r"--?(?!(cfg|info|package)=)\w[\w.]+=")  # Hydra's own options beside these have a dash inside
 _FUNCTION = re.compile(r"\w+\(.*\)")
 
@@ -114,7 +116,8 @@ def check_arguments(arguments: Sequence[str]) -> None:
     """Check that each argument sets something: none takes a setting away, as Hydra's ~KEY does.
 
     Raises:
-        UserError: one has no key, dashes before it, or no path where one belongs; or it takes a setting away.
+        UserError: one has no key, dashes before it, no path where one belongs, or for a group a value that is no name;
+            or it takes a setting away.
     """
     for argument in arguments:
         key, equals, value = argument.lstrip("+").partition("=")
@@ -125,6 +128,8 @@ def check_arguments(arguments: Sequence[str]) -> None:
         if equals and not value and key in PATH_KEYS:
             problem = "no path is given; leave the key out, or give null for none (is a variable of the shell empty?)"
             raise UserError(f"{argument}: {problem}")
+        if _NO_NAME.fullmatch(value) and (choices := choices_of(key)):
+            raise UserError(f"{argument}: no such choice; expected one of {', '.join(choices)}")
         if argument.startswith("~") and not argument.startswith("~hydra"):
             problem = "a setting can't be taken away, only changed; give it a value, such as none or a weight of 0"
             raise UserError(f"{argument}: {problem}")

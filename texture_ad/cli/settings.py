@@ -152,7 +152,8 @@ def check_same(folder: Path, config: DictConfig) -> None:
     except Exception as error:
         raise UserError(f"{folder / 'config.yaml'}: damaged; remove {folder} or give another run_dir") from error
     now = flatten(config)
-    for key in sorted(before.keys() | now.keys()):
+    # A name first: it chooses what the other settings of its group are.
+    for key in sorted(before.keys() | now.keys(), key=lambda key: (not key.endswith(".name"), key)):
         if influence(key).result and before.get(key) != now.get(key):
             problem = f"holds a run with {key}={before.get(key)}, not {now.get(key)}"
             advice = "give another run_dir, or remove this one to train anew"

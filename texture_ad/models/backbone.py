@@ -74,6 +74,8 @@ class Backbone(nn.Module):
         known = self.network.layers
         if frozen > len(known):
             raise ParameterError("frozen", frozen, f"expected an integer from 0 to {len(known)}")
+        if isinstance(layers, str | int):
+            raise ParameterError("layers", layers, f"expected a list; give [{layers}]")
         if not layers or not set(layers) <= set(known):
             raise ParameterError("layers", layers, f"{name} has {', '.join(known)}; choose at least one")
         ordered = sorted(set(layers), key=known.index)
