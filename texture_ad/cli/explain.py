@@ -34,7 +34,8 @@ _DISK = {
     errno.EMFILE: "raise the limit on open files",
 }
 _NO_TRIAL = "no trial of the search has finished; why, stands above and in error.txt of each"
-_OF_LIBRARIES = {  # words of Hydra's and Optuna's errors
+_OF_LIBRARIES = {  # words of Hydra's, joblib's and Optuna's errors
+    "n_jobs == 0 in Parallel": "hydra.launcher.n_jobs=0: expected at least 1, or -1 for a job on each core",
     "Only one of --run, --multirun": "--multirun, --cfg and --info exclude each other; give one of them",
     "No trials are completed yet": _NO_TRIAL,  # a study in memory says so
     "Record does not exist": _NO_TRIAL,  # and one in a database so
@@ -98,6 +99,8 @@ def _explain_key(full_key: str, parent: Container) -> str | None:
     above, _, key = full_key.rpartition(".")
     if above == "logger" and key in choices_of(above):
         return f"{full_key}: this logger is not chosen; give logger=[{','.join([*map(str, parent), key])}]"
+    if set(parent) == {"_target_"}:  # as Hydra's own launcher
+        return f"{full_key}: no such key, {above} has none; choose another by {above.replace('.', '/')}=CHOICE"
     if parent:
         line = f"{full_key}: no such key; {_meant(key, map(str, parent))}"
         # A group's class may take more, as Lightning's Trainer does.

@@ -116,8 +116,8 @@ def check_arguments(arguments: Sequence[str]) -> None:
     """Check that each argument sets something: none takes a setting away, as Hydra's ~KEY does.
 
     Raises:
-        UserError: one has no key, dashes before it, no path where one belongs, or for a group a value that is no name;
-            or it takes a setting away.
+        UserError: one has no key, dashes before it, no value where a path belongs, or for a group a value that is no
+            name; or it takes a setting away.
     """
     for argument in arguments:
         key, equals, value = argument.lstrip("+").partition("=")
@@ -126,8 +126,8 @@ def check_arguments(arguments: Sequence[str]) -> None:
         if _DASHED.match(argument):
             raise UserError(f"{argument}: no such option; a setting has no dashes: {argument.lstrip('-')}")
         if equals and not value and key in PATH_KEYS:
-            problem = "no path is given; leave the key out, or give null for none (is a variable of the shell empty?)"
-            raise UserError(f"{argument}: {problem}")
+            advice = f"give {key}=VALUE, or leave it out (is a variable of the shell empty?)"
+            raise UserError(f"{argument}: has no value; {advice}")
         if _NO_NAME.fullmatch(value) and (choices := choices_of(key)):
             raise UserError(f"{argument}: no such choice; expected one of {', '.join(choices)}")
         if argument.startswith("~") and not argument.startswith("~hydra"):
