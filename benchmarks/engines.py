@@ -107,7 +107,7 @@ def agreement(torchs: AnomalyDetector, other: AnomalyDetector, images: Tensor) -
     ]
     return {
         "other_decisions": int(((found.scores > threshold) != (expected.scores > threshold)).sum()),
-        "largest_difference": float(f"{largest_difference(*pairs):.1e}"),
+        "largest_difference": float(f"{largest_difference(pairs[0], pairs[1]):.1e}"),
     }
 
 

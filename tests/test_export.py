@@ -142,6 +142,7 @@ def test_a_few_pixels_of_the_maps_may_differ_and_no_score():
     other[0, 0, 4] += 1000
     more = exporting.largest_difference(expected | {"anomaly_maps": other}, expected)
     assert (few, more) == (0, pytest.approx(1000 / 3999))
+    assert exporting.largest_difference(expected | {"anomaly_maps": other}, expected, exporting.STRAY["fp16"]) == 0
     assert exporting.largest_difference(expected | {"anomaly_maps": maps / 0}, expected) == math.inf
     scores = expected["scores"] + torch.tensor([0.9] + 9 * [0.0])
     assert exporting.largest_difference(expected | {"scores": scores}, expected) == pytest.approx(0.1)
