@@ -16,12 +16,14 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from texture_ad.cli.compose import compose
+from texture_ad.cli.conf import choices_of
+from texture_ad.cli.entry import known_keys
 from texture_ad.cli.explain import explain
 from texture_ad.cli.naming import data_name, key_of
 from texture_ad.cli.quoting import quote_paths
 from texture_ad.cli.sweep import check_images
 from texture_ad.data.embedded import TEXTURES
-from texture_ad.errors import UserError
+from texture_ad.errors import UserError, did_you_mean
 from texture_ad.files import atomic_path, write_text
 from texture_ad.reporting.tables import markdown_table
 from texture_ad.training.run_folder import read_metrics
@@ -167,7 +169,7 @@ def read_keys(own: Mapping[str, Sequence[str]]) -> Study:
         finished run is not taken for one on other data.
 
     Raises:
-        UserError: an argument that is no pair.
+        UserError: an argument that is no pair, or whose key neither the study nor a run has.
     """
     found = {key: list(values) for key, values in own.items()}
     overrides = []
@@ -178,11 +180,25 @@ def read_keys(own: Mapping[str, Sequence[str]]) -> Study:
         if key in found:
             found[key] = value.split(",")
         else:
+            _check_key(key_of(argument), list(found))
             overrides.append(argument)
     given = any(override.startswith(("data=", "data.root=")) for override in overrides)
     if MVTEC in os.environ and "root" not in found and not given:
         overrides.append(f"data.root={os.environ[MVTEC]}")
     return Study(found, overrides)
+
+
+def _check_key(key: str, own: Sequence[str]) -> None:
+    """Check that a run has a key that is none of the study's own; those below a group are left to each run.
+
+    Raises:
+        UserError: it has not. A run would say so too, but knows no key of the study's that may be meant.
+    """
+    known = known_keys("config")
+    if key.isidentifier() and key not in known and not choices_of(key):
+        meant = did_you_mean(key, [*own, *known])
+        keys = f"the study's own keys are {', '.join(own)}, those of every run {', '.join(sorted(known))}"
+        raise UserError(f"{key}: no such key; {meant}{keys}")
 
 
 def read_photograph_study(name: str, **own: Sequence[str]) -> Study:

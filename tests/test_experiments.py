@@ -163,6 +163,13 @@ def test_bad_arguments_get_one_line(script, name):
         ("table1", "categories=carpet,bottle", "categories=bottle: the paper has figures of carpet, grid"),
         ("textures", "root=", "root=: no folder is given; give root=FOLDER"),
         ("textures", f"root={ROOT / 'docs'}", f"root={ROOT / 'docs'}: no folder in it holds train/good; give the"),
+        (
+            "textures",
+            "sedes=0",
+            "sedes: no such key; did you mean seeds? the study's own keys are seeds, workers, runs, ",
+        ),
+        ("few", "cuonts=4", "cuonts: no such key; did you mean counts? "),
+        ("textures", "+methds=padim", "methds: no such key; did you mean methods? "),
         ("mvtec", "root=", "root=: give the folder of MVTec AD, as make mvtec MVTEC_AD_ROOT=ROOT or root=ROOT"),
         *((name, "seeds=a", "seeds=a: expected numbers") for name in ("few", "update", "textures", "criterion")),
     ],
