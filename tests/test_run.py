@@ -172,6 +172,8 @@ def test_a_finished_stage_is_not_trained_again(carpet, process):
         ),
         (["run_dir="], "run_dir=: has no value; give run_dir=VALUE, or leave it out"),
         (["data.root="], "data.root=: has no value"),
+        (["name=null"], "name=null: expected a name"),
+        (["name="], "name=: expected a name"),
         (["+ablation=fusion"], "ablation=fusion: says what a sweep tries, and this is a single run; add -m"),
         (["+search=flow"], "search=flow: says what a sweep tries, and this is a single run; add -m"),
         (["flow.block=4"], "flow.block: no such key; did you mean blocks? expected one of blocks, clamp, "),

@@ -79,7 +79,7 @@ def check_config(config: DictConfig, config_name: str) -> None:
     """Check that a configuration holds only keys that conf/ names, and targets that conf/ names or `allow` permits.
 
     Raises:
-        UserError: another key or `_target_`, or null for a path that is needed.
+        UserError: another key or `_target_`, no name for a run, or null for a path that is needed.
     """
     known = known_keys(config_name)
     unknown = sorted(set(map(str, config)) - known)
@@ -90,6 +90,8 @@ def check_config(config: DictConfig, config_name: str) -> None:
     if not (isinstance(allow, list | ListConfig) and all(isinstance(name, str) for name in allow)):
         raise ParameterError("allow", allow, "expected names of modules, such as [my_package.my_module]")
     check_targets(config, allow)
+    if "name" in config and config.name in (None, ""):  # run folders are called by it
+        raise ParameterError("name", "null" if config.name is None else "", "expected a name")
     _check_paths(config, config_name)
 
 
