@@ -836,7 +836,9 @@ def test_an_output_that_cannot_be_written_is_told_before_the_detector_is_read(ph
     (tmp_path / "file").write_bytes(b"")
     code, _, errors = command("predict", "detector=none.pt", f"input={photographs}", f"output={tmp_path / 'file'}")
     assert code == 2
-    assert errors == f"error: output={tmp_path / 'file'}: can't be written (File exists); give another folder\n"
+    assert (
+        errors == f"error: output={tmp_path / 'file'}: can't be written (a file is in the way); give another folder\n"
+    )
     code, _, errors = command("predict", "detector=none.pt", f"input={photographs}", f"output={tmp_path / 'a/b'}")
     assert code == 2 and "detector=none.pt: no such file" in errors and not (tmp_path / "a").exists()
 

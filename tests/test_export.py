@@ -208,8 +208,8 @@ def test_bad_arguments_are_named(saved, command, arguments, message):
 
 UNWRITABLE = {
     "folder.onnx": "is a folder; give another file",
-    "file/a.onnx": "can't be written (File exists); give another file",
-    "file/b/a.onnx": "can't be written (Not a directory); give another file",
+    "file/a.onnx": "can't be written (a file is in the way); give another file",
+    "file/b/a.onnx": "can't be written (a file is in the way); give another file",
     "/proc/a/b/c.onnx": "can't be written (No such file or directory); give another file",
 }
 
@@ -332,7 +332,7 @@ def test_a_folder_that_cant_be_written_is_told_before_the_work_and_left_to_torch
     file = tmp_path / "detector.pt"
     file.write_bytes(saved.read_bytes())
     (tmp_path / "detector.pt.engines").write_text("in the way")
-    told = r"engine=onnx: can't be made \(.*File exists.*\); use engine=torch"
+    told = r"engine=onnx: can't be made \(.*a file is in the way.*\); use engine=torch"
     with pytest.raises(UserError, match=told):
         engines.use_engine(load(file), file, "onnx", 1)
     assert re.match(f"torch, since {told}", engines.use_engine(load(file), file, "auto", engines.MANY))

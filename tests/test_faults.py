@@ -256,10 +256,11 @@ def test_link_loops_end(run, folder):
     assert code == 0, errors
 
 
-@pytest.mark.parametrize("place", ["file/run", "/proc/run", "/proc/self/fd"])
+@pytest.mark.parametrize("place", ["file", "file/run", "/proc/run", "/proc/self/fd"])
 def test_a_run_folder_that_cant_be_written(run, tmp_path, place):
     (tmp_path / "file").write_text("in the way")
-    refused(run(f"run_dir={place if place.startswith('/') else tmp_path / place}"), "can't be written")
+    told = ["(a file is in the way)"] if place.startswith("file") else []
+    refused(run(f"run_dir={place if place.startswith('/') else tmp_path / place}"), "can't be written", *told)
 
 
 def test_a_full_disk_loses_nothing(folder, tmp_path):

@@ -263,7 +263,7 @@ def test_a_folder_that_a_cleaner_removed_is_made_anew(detector, photographs, tmp
         folder.write_bytes(b"")  # where none can be made
         status, headers, answer = post(port, body)
         assert status == 503 and headers["Retry-After"] == "10" and str(tmp_path) not in answer["error"]
-        assert "can't keep a photograph (File exists)" in answer["error"]
+        assert "can't keep a photograph (a file is in the way)" in answer["error"]
         assert ask(port, "GET", "/health")[0] == 503
         folder.unlink()
         assert ask(port, "GET", "/health")[0] == 200 and folder.stat().st_mode & 0o777 == 0o700

@@ -18,6 +18,18 @@ from texture_ad.errors import ParameterError, UserError
 UNLOCKABLE = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of file systems without locks, such as some of a network
 
 
+def reason(error: OSError) -> str:
+    """Return why the system refuses something, in words that say so where a file stands in a folder's place.
+
+    Examples:
+        >>> reason(FileExistsError(errno.EEXIST, "File exists"))
+        'a file is in the way'
+    """
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return "a file is in the way"
+    return str(error) if error.errno is None else os.strerror(error.errno)
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path` for a library to write to, and rename it to `path` at the end.
@@ -111,7 +123,7 @@ def _check_output(output: Path, folder: Path, kind: str) -> None:
     try:
         check_writable(folder)
     except OSError as error:
-        raise ParameterError("output", output, f"can't be written ({error.strerror}); give another {kind}") from error
+        raise ParameterError("output", output, f"can't be written ({reason(error)}); give another {kind}") from error
     finally:
         remove_empty(missing)
 

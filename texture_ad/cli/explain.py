@@ -4,7 +4,6 @@ Imports nothing heavy.
 """
 
 import errno
-import os
 import re
 import sys
 from collections.abc import Iterable
@@ -18,6 +17,7 @@ from texture_ad.cli.conf import choices_of
 from texture_ad.cli.quoting import several, unreadable
 from texture_ad.environment import to_install
 from texture_ad.errors import UserError, did_you_mean
+from texture_ad.files import reason
 
 _DISK = {
     errno.ENOSPC: "make room on the disk",
@@ -26,9 +26,9 @@ _DISK = {
     errno.EROFS: "give a folder that can be written",
     errno.EACCES: "give a folder that can be written",
     errno.EPERM: "give a folder that can be written",
-    errno.ENOTDIR: "give another path, a file is in the way",
+    errno.ENOTDIR: "give another path",
     errno.EISDIR: "give another path, a folder is in the way",
-    errno.EEXIST: "give another path, a file is in the way",
+    errno.EEXIST: "give another path",
     errno.ENOENT: "give a folder that can be written",
     errno.ENAMETOOLONG: "give a shorter path",
     errno.EMFILE: "raise the limit on open files",
@@ -130,7 +130,7 @@ def _explain_cause(cause: BaseException, resumes: bool) -> str | None:
         return f"the memory is full ({cause}); lower data.batch_size, data.eval_batch_size, data.cache_mb or data.size"
     if isinstance(cause, OSError) and cause.errno in _DISK:
         where = f"{cause.filename}: " if cause.filename is not None else ""
-        line = f"{where}can't be written or read ({os.strerror(cause.errno)}); {_DISK[cause.errno]}"
+        line = f"{where}can't be written or read ({reason(cause)}); {_DISK[cause.errno]}"
         return f"{line}, then give the same command again{'; a run resumes from its last checkpoint' * resumes}"
     if type(cause).__name__ == "MisconfigurationException":
         return f"trainer: {cause}"

@@ -17,7 +17,7 @@ from texture_ad.data.layouts.flat import ANOMALOUS, MASKS, NORMAL, plain
 from texture_ad.data.layouts.recognition import recognise
 from texture_ad.data.layouts.table import COLUMNS, label_of
 from texture_ad.errors import UserError
-from texture_ad.files import csv_text, write_atomic
+from texture_ad.files import csv_text, reason, write_atomic
 
 TABLE = "images.csv"
 
@@ -103,7 +103,7 @@ def write_table(folder: Path, table: Path) -> list[dict[str, str]]:
     try:
         write_atomic(table, text)
     except OSError as error:
-        raise UserError(f"{table}: can't be written ({error.strerror}); name another file") from error
+        raise UserError(f"{table}: can't be written ({reason(error)}); name another file") from error
     return rows
 
 

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from texture_ad.data.layouts import images_below, scan
 from texture_ad.errors import UserError
+from texture_ad.files import reason
 
 # Images in (train, test) as published by Bergmann et al.
 COUNTS = {
@@ -101,7 +102,7 @@ def _unpack(archive: Path, root: Path, work: Path) -> list[str]:
                 _write_member(tar, member, work / category / rest)
     except (tarfile.TarError, EOFError, OSError, LZMAError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the system's, which is not about the content
-            raise UserError(f"{archive}: can't be unpacked into {root} ({error.strerror})") from error
+            raise UserError(f"{archive}: can't be unpacked into {root} ({reason(error)})") from error
         raise UserError(f"{archive}: can't be unpacked ({error}); download it again") from error
     if not found:
         raise UserError(f"{archive}: holds no category of MVTec AD ({', '.join(COUNTS)})")
@@ -130,7 +131,7 @@ def _working_folder(root: Path) -> Iterator[Path]:
         root.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=".importing-", dir=root))
     except OSError as error:
-        problem = f"can't be written ({error.strerror}); give a folder that gets the categories"
+        problem = f"can't be written ({reason(error)}); give a folder that gets the categories"
         raise UserError(f"{root}: {problem}") from error
     try:
         yield work

@@ -31,7 +31,7 @@ from texture_ad.deploy.graph import MeasuringGraph, decided, trace
 from texture_ad.deploy.runtimes import FORMATS, check_packages
 from texture_ad.errors import ParameterError
 from texture_ad.evaluation.calibration import Decision
-from texture_ad.files import content_digest
+from texture_ad.files import content_digest, reason
 from texture_ad.methods.base import AnomalyDetector, Measurement
 
 EngineName = Literal["auto", "torch", "onnx", "openvino"]
@@ -105,8 +105,8 @@ def _opened(detector: AnomalyDetector, path: Path, name: str) -> bool:
     try:
         _open(detector, path, name)
     except Exception as error:  # each runtime has kinds of its own
-        reason = str(error).strip().partition("\n")[0]
-        print(f"note: {path}: damaged ({reason}); it is made anew", file=sys.stderr)
+        told = str(error).strip().partition("\n")[0]
+        print(f"note: {path}: damaged ({told}); it is made anew", file=sys.stderr)
         _remove(detector, path)
         return False
     return True
@@ -150,8 +150,9 @@ def _make(detector: AnomalyDetector, path: Path, name: str) -> None:
         _remove(detector, path)
         if isinstance(error, ParameterError):
             raise
-        reason = str(error).strip().partition("\n")[0]
-        raise ParameterError("engine", name, f"can't be made ({reason}); use engine=torch") from error
+        told = f"{error.filename}: {reason(error)}" if isinstance(error, OSError) and error.filename else str(error)
+        line = told.strip().partition("\n")[0]
+        raise ParameterError("engine", name, f"can't be made ({line}); use engine=torch") from error
 
 
 def _measured(detector: AnomalyDetector) -> Measurement:

@@ -20,7 +20,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from texture_ad.environment import cache_folder, versions
-from texture_ad.files import save_atomic
+from texture_ad.files import reason, save_atomic
 from texture_ad.models.backbone import Backbone
 from texture_ad.parameters import Positive, checked
 
@@ -149,7 +149,7 @@ class Cache:
     def _give_up(self, error: OSError) -> None:
         if not self.broken:
             print(
-                f"warning: {self.root}: can't be written ({error.strerror}); nothing new is shared between runs; set "
+                f"warning: {self.root}: can't be written ({reason(error)}); nothing new is shared between runs; set "
                 "TEXTURE_AD_CACHE to a folder with room",
                 file=sys.stderr,
             )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from texture_ad.errors import ParameterError
-from texture_ad.files import lock, missing_folders, remove_empty
+from texture_ad.files import lock, missing_folders, reason, remove_empty
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def prepared_folder(folder: Path) -> Iterator[None]:
             number = 1 + len(list(log.parent.glob("metrics_*.csv")))
             os.replace(log, log.with_name(f"metrics_{number}.csv"))
     except OSError as error:
-        problem = f"can't be written ({error.strerror}); give a writable folder"
+        problem = f"can't be written ({reason(error)}); give a writable folder"
         raise ParameterError("run_dir", folder, problem) from error
     try:
         yield

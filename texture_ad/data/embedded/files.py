@@ -14,6 +14,7 @@ from texture_ad.data.embedded.rendering import VERSION, render
 from texture_ad.data.embedded.textures import TEXTURES
 from texture_ad.environment import cache_folder
 from texture_ad.errors import UserError
+from texture_ad.files import reason
 
 TRAIN_GOOD = 100
 TEST_GOOD = 20
@@ -73,7 +74,7 @@ def _temporary_folder(parent: Path, cache: Path) -> Path:
         return Path(tempfile.mkdtemp(prefix=".building-", dir=parent))
     except OSError as error:
         raise UserError(
-            f"embedded data: cannot write the cache {cache} ({error.strerror}); set TEXTURE_AD_CACHE to a "
+            f"embedded data: cannot write the cache {cache} ({reason(error)}); set TEXTURE_AD_CACHE to a "
             "writable folder"
         ) from error
 

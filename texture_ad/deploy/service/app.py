@@ -43,6 +43,7 @@ from texture_ad.deploy.service.limits import (
 from texture_ad.deploy.service.worker import Worker
 from texture_ad.errors import UserError
 from texture_ad.evaluation.regions import enlarged_map
+from texture_ad.files import reason
 from texture_ad.reporting.tables import printable
 
 DECODERS = 2  # photographs that are decoded or drawn at a time: each may take a gigabyte
@@ -227,7 +228,7 @@ class Service:
             self._make_folder()
             yield path
         except OSError as error:
-            problem = f"the service can't keep a photograph ({error.strerror or error}); try again later"
+            problem = f"the service can't keep a photograph ({reason(error)}); try again later"
             raise Refusal(503, problem, RETRY) from error
         finally:
             with suppress(OSError):
