@@ -1,6 +1,7 @@
 """The commands that look before anything is trained: check, and import of a folder as a table."""
 
 import csv
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from helpers import composed
 from omegaconf import OmegaConf
 from PIL import Image
 
+from texture_ad.cli import checking
 from texture_ad.data import importing, inspection
 from texture_ad.data.images import Reading
 from texture_ad.data.inspection import File, copy_lines, described, inspect_files, near_duplicates
@@ -239,6 +241,26 @@ def test_check_refuses_a_folder_that_holds_another_run(folder, command, tmp_path
     (run / "metrics.json").write_text('{"data_fingerprint": "of other images"}')
     code, _, errors = command(*arguments)
     assert code == 2 and f"run_dir={run}: its images changed since" in errors
+
+
+def test_check_refuses_a_run_folder_that_cant_be_made(folder, command, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for place in ("file", "file/run"):
+        arguments = ["check", "data=folder", f"data.root={folder}", f"run_dir={tmp_path / place}"]
+        code, out, errors = command(*arguments)
+        assert code == 2 and errors.startswith(f"error: run_dir={tmp_path / place}: can't be written (")
+        assert len(errors.splitlines()) == 1 and out.endswith("refused  a run would be\n")
+    assert command(*arguments, f"run_dir={tmp_path / 'new/run'}")[0] == 0 and not (tmp_path / "new").exists()
+
+
+def test_a_full_disk_is_told_without_a_word_of_runs(folder, command, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "full", "place")
+
+    monkeypatch.setattr(checking, "build", full)
+    code, _, errors = command("check", "data=folder", f"data.root={folder}")
+    told = "place: can't be written or read (No space left on device); make room on the disk"
+    assert code == 2 and errors == f"error: {told}, then give the same command again\n"
 
 
 def test_a_table_of_a_known_folder_lists_what_the_folder_does(folder, capsys):

@@ -109,21 +109,25 @@ def check_output_file(path: Path) -> None:
     _check_output(path, path.parent, "file")
 
 
-def check_output_folder(folder: Path) -> None:
+def check_output_folder(folder: Path, name: str = "output") -> None:
     """Check that a command can write into its `output`, a folder, before the work; leave none behind.
+
+    Args:
+        folder: that is asked for.
+        name: of the parameter that asks for it.
 
     Raises:
         ParameterError: it can't.
     """
-    _check_output(folder, folder, "folder")
+    _check_output(folder, folder, "folder", name)
 
 
-def _check_output(output: Path, folder: Path, kind: str) -> None:
+def _check_output(output: Path, folder: Path, kind: str, name: str = "output") -> None:
     missing = missing_folders(folder)
     try:
         check_writable(folder)
     except OSError as error:
-        raise ParameterError("output", output, f"can't be written ({reason(error)}); give another {kind}") from error
+        raise ParameterError(name, output, f"can't be written ({reason(error)}); give another {kind}") from error
     finally:
         remove_empty(missing)
 

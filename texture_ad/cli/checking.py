@@ -18,6 +18,7 @@ from texture_ad.data.layouts.samples import read_marks
 from texture_ad.environment import to_install
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.evaluation.calibration import conformal_threshold, false_alarms, images_needed
+from texture_ad.files import check_output_folder
 from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.stages import make_stages
 from texture_ad.methods.registry import method_class
@@ -91,6 +92,7 @@ def _not_built(config: DictConfig, data: TextureDataModule) -> list[str]:
     run.data = data
     try:
         with hushed_libraries():
+            check_output_folder(run.folder, "run_dir")
             check_start(config)
             check_settings(config)
             check_fingerprint(run.folder, data.fingerprint)
@@ -101,7 +103,7 @@ def _not_built(config: DictConfig, data: TextureDataModule) -> list[str]:
             if isinstance(detector, FusionDetector):
                 make_stages(detector, run)
     except Exception as error:
-        line = explain(error)
+        line = explain(error, resumes=False)
         if line is None:
             raise
         return [line]
