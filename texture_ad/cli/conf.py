@@ -1,5 +1,6 @@
 """Where conf/ is, and which choices its groups have. Imports nothing heavy."""
 
+import re
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -10,3 +11,11 @@ CONF = str(next(p for p in (_PACKAGE.parent / "conf", _PACKAGE / "conf") if p.is
 def choices_of(group: str) -> list[str]:
     """Return the choices of a group of conf/, none of a group that it doesn't have."""
     return sorted(path.stem for path in (Path(CONF) / group).glob("*.yaml")) if group else []
+
+
+def is_list(key: str) -> bool:
+    """Return whether conf/ gives a setting a list: a key below a group, or one of the top."""
+    group, dot, _ = key.partition(".")
+    line = re.compile(rf"^\s*{re.escape(key.rpartition('.')[2])}: *\[", re.MULTILINE)
+    folder = Path(CONF, group) if dot else Path(CONF)
+    return any(line.search(path.read_text(encoding="utf-8")) for path in folder.glob("*.yaml"))

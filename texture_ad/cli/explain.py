@@ -44,6 +44,7 @@ _OF_LIBRARIES = {  # words of Hydra's, joblib's and Optuna's errors
 # Hydra's words.
 _SEVERAL = re.compile(r"Ambiguous value for argument '(.*)'\n1\.", re.DOTALL)
 _TWICE = re.compile(r"Multiple values for (\S+)\. |(\S+) appears more than once in the final defaults list")
+_NO_DEFAULT = re.compile(r"Could not override '([^'@]+)(@[^']*)?'\..* use (\+\S+)", re.DOTALL)
 _PLUGINS = {"hydra/sweeper/optuna": "search", "hydra/launcher/joblib": "sweep", "hydra/launcher/submitit": "sweep"}
 
 
@@ -83,11 +84,16 @@ def _explain_setting(error: BaseException) -> str | None:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         options = error.options or choices_of(group)  # Hydra names none for one of a list, such as logger=[csv,wandb]
-        return f"{group}={choice}: no such choice; {_meant(choice, options)}" if group and options else None
+        told = f"; {_meant(choice, options)}" if options else ""
+        return f"{group}={choice}: no such choice{told}" if group else None
     if isinstance(error, ConfigKeyError | ConfigAttributeError) and error.parent_node is not None:
         return _explain_key(str(error.full_key), error.parent_node)
     if found := _SEVERAL.match(str(error)):
         return several(found[1])
+    if (found := _NO_DEFAULT.match(str(error))) and choices_of(found[1]):
+        group, place, added = found.groups()
+        told = f"a group has one place; give {group}=CHOICE" if place else f"has no choice yet; give {added}"
+        return f"{group}{place or ''}: {told}"
     if found := _TWICE.match(str(error)):
         group = found[1] or found[2]
         return f"{group}: has a choice already; change it without a plus: {group}=CHOICE"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
-from texture_ad.cli.conf import choices_of
+from texture_ad.cli.conf import choices_of, is_list
 from texture_ad.errors import UserError
 
 # Keys whose values are paths, or texts with characters that the grammar has meanings for.
@@ -117,7 +117,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
 
     Raises:
         UserError: one has no key, dashes before it, no value where a path belongs, or for a group a value that is no
-            name; or it takes a setting away.
+            name; it sets what has no number in a list; or it takes a setting away.
     """
     for argument in arguments:
         key, equals, value = argument.lstrip("+").partition("=")
@@ -130,6 +130,9 @@ def check_arguments(arguments: Sequence[str]) -> None:
             raise UserError(f"{argument}: has no value; {advice}")
         if _NO_NAME.fullmatch(value) and (choices := choices_of(key)):
             raise UserError(f"{argument}: no such choice; expected one of {', '.join(choices)}")
+        above, _, last = key.rpartition(".")
+        if above and not last.isdecimal() and is_list(above):  # which OmegaConf ends at with a ValueError
+            raise UserError(f"{argument}: {above} is a list; give all of it: {above}=[...]")
         if argument.startswith("~") and not argument.startswith("~hydra"):
             problem = "a setting can't be taken away, only changed; give it a value, such as none or a weight of 0"
             raise UserError(f"{argument}: {problem}")
