@@ -227,6 +227,14 @@ def test_a_place_that_cant_be_written_is_told_before_the_work(tmp_path, command,
     assert code == 2 and "no such file; give the detector.pt" in errors and not (tmp_path / "a").exists()
 
 
+def test_a_folder_in_the_way_of_the_weights_is_told_before_the_work(tmp_path, command):
+    pytest.importorskip("openvino")
+    (tmp_path / "a.bin").mkdir()
+    arguments = ("format=openvino", f"output={tmp_path / 'a.xml'}")
+    code, _, errors = command("export", f"detector={tmp_path / 'missing.pt'}", *arguments)
+    assert code == 2 and errors == f"error: output={tmp_path / 'a.bin'}: is a folder; give another file\n"
+
+
 def test_int8_needs_photographs(saved, command, tmp_path):
     pytest.importorskip("nncf")
     pytest.importorskip("openvino")

@@ -125,6 +125,8 @@ def check_request(target: Path, format: FormatName, precision: Precision) -> Non
     if target.suffix != kind.suffix:
         raise ParameterError("output", target, f"expected a file named *{kind.suffix} with format={format}")
     check_output_file(target)
+    if format == "openvino":  # which writes the weights beside it
+        check_output_file(target.with_suffix(".bin"))
     check_packages("format", format, kind.packages)
     if precision == "int8":
         check_packages("precision", precision, ("nncf",))
