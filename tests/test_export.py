@@ -95,6 +95,9 @@ def test_the_file_decides_as_the_detector(saved, photographs, tmp_path, format, 
     assert code == 0, errors
     # Eight examples and an enlarged one, each once more with a defect.
     assert "scores, labels, anomaly_maps, masks" in out and "on 18 photographs" in out
+    decision = load(saved).decision()
+    told = f"{decision.threshold:.4g}, pixel threshold {decision.pixel_threshold:.4g}; {decision.promise()}"
+    assert out.splitlines()[-1] == f"decision threshold {told}"
     assert sorted(p.suffix for p in tmp_path.iterdir()) == (
         [".bin", ".xml"] if format == "openvino" else [target.suffix]
     )

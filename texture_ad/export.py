@@ -19,7 +19,7 @@ MAX_PHOTOGRAPHS = 64  # that the graph is compared on; reading and scoring more 
 
 @hydra_main("export")
 def main(config: DictConfig) -> None:
-    """Write the graph of the detector that the configuration names, and print what it takes and returns."""
+    """Write the graph of the detector that the configuration names, and print what it takes, returns and promises."""
     from texture_ad.deploy.export import check_request, example_photographs, export
     from texture_ad.deploy.runtimes import FORMATS, FormatName
     from texture_ad.methods.registry import load
@@ -37,6 +37,8 @@ def main(config: DictConfig) -> None:
         f"{written.photographs} photographs, half of them with synthetic defects, within {written.difference:.1e} of "
         f"the detector's range of scores{loss}"
     )
+    pixels = "" if decision.pixel_threshold is None else f", pixel threshold {decision.pixel_threshold:.4g}"
+    print(f"decision threshold {decision.threshold:.4g}{pixels}; {decision.promise()}")
 
 
 def _photographs(detector: "AnomalyDetector", folder: Path) -> list["Tensor"]:
