@@ -389,6 +389,8 @@ def test_the_record_of_a_watched_folder_is_of_that_folder_alone(predict, saved, 
         watched(other)
     code, _, errors, _ = predict(photographs)
     assert code == 2 and f"is the record of the watched folder {photographs}" in errors
+    code, _, errors, _ = predict(photographs, "detector=none.pt")  # before the detector is read
+    assert code == 2 and f"is the record of the watched folder {photographs}" in errors
     sound = (output / "watched.json").read_bytes()
     (output / "watched.json").write_text("{")
     code, _, errors, _ = predict(photographs)

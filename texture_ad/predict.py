@@ -19,7 +19,7 @@ def main(config: DictConfig) -> None:
     """Score the file or folder that the configuration names, once or as new files arrive."""
     from texture_ad.deploy.engines import FEW, EngineName, leave_cores, use_engine
     from texture_ad.deploy.notify import notifier
-    from texture_ad.deploy.outputs import Wanted, check_distinct
+    from texture_ad.deploy.outputs import Wanted, check_distinct, check_unwatched
     from texture_ad.deploy.scorer import Found, Scorer, predict, require_images
     from texture_ad.deploy.watch import check_endless, check_folder, watch
     from texture_ad.files import check_output_folder
@@ -49,6 +49,8 @@ def main(config: DictConfig) -> None:
     if config.watch:
         check_folder(source)
         check_endless(wanted)
+    else:
+        check_unwatched(output)
     check_output_folder(output)
     notify = notifier(config.webhook, config.mqtt)
     keep_freed_memory()
