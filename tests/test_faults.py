@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import texture_ad
+from texture_ad.api import fit
 from texture_ad.cli.explain import explain
 from texture_ad.data import mvtec
 from texture_ad.data.geometry import Geometry
@@ -215,6 +216,20 @@ def test_one_training_image_is_too_few_and_two_are_enough(run, folder):
     (folder.parent / "own").mkdir()
     refused(run("run_dir=" + str(folder.parent / "own")), "1 normal images for training; at least 2 are needed")
     assert (folder.parent / "own").is_dir()  # but for one that was there
+
+
+def test_settings_that_are_refused_once_the_data_are_read_leave_no_folder(run, folder, tmp_path):
+    (folder / "test/good/copy.png").write_bytes((folder / "train/good/0.png").read_bytes())  # listed in copies.csv
+    for setting in ("flow.blocks=-1", "density.lr=-1"):
+        refused(run("logger=csv", f"run_dir={tmp_path / 'runs/a'}", setting), setting)
+        assert not (tmp_path / "runs").exists()
+        with pytest.raises(UserError, match=setting):
+            fit(overrides=arguments(folder, tmp_path / "runs/b", *TINY, setting))
+        assert not (tmp_path / "runs").exists()
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/notes.txt").touch()
+    refused(run(f"run_dir={tmp_path / 'own'}", "flow.blocks=-1"), "flow.blocks=-1")
+    assert (tmp_path / "own/notes.txt").is_file()
 
 
 def test_copies_that_calibrate_are_warned_of(run, folder):

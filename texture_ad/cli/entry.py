@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import select
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
@@ -28,7 +27,8 @@ from texture_ad.cli.plugins import register
 from texture_ad.cli.quoting import PATH_KEYS, check_arguments, multirun_first, quote_paths
 from texture_ad.environment import is_allowed
 from texture_ad.errors import ParameterError, UserError, did_you_mean
-from texture_ad.files import missing_folders, remove_empty
+from texture_ad.files import missing_folders
+from texture_ad.training.run_folder import remove_refused
 
 RUN = "config"  # configuration of the command that resumes
 _missing: list[Path] = []  # folders that Hydra is about to make for a run, the innermost first
@@ -156,16 +156,11 @@ def note_folder(folder: str) -> None:
 
 
 def _remove_bare_folder() -> None:
-    """Remove the folders that a run made and was refused in before it wrote anything but its overrides."""
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    if folder not in _missing:
-        return
-    if folder.is_dir() and [path.name for path in folder.iterdir()] in ([], ["hydra"]):
+    """Remove the folders that a run made and was refused in before it trained."""
+    if Path(HydraConfig.get().runtime.output_dir) in _missing[:1] and remove_refused(_missing):
         for handler in logging.root.handlers[:]:
             if isinstance(handler, logging.FileHandler):  # Hydra's, which would open its file there
                 logging.root.removeHandler(handler)
-        shutil.rmtree(folder, ignore_errors=True)
-        remove_empty(_missing[1:])
 
 
 def _stopped(what: str, code: int) -> NoReturn:

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,35 @@ from typing import Any
 from texture_ad.errors import ParameterError
 from texture_ad.files import lock, missing_folders, reason, remove_empty
 
+# What a run writes before it trains; the log's is CSVLogger's.
+NOTES = {"config.yaml", "copies.csv", "hydra/hydra.yaml", "hydra/overrides.yaml", "logs/hparams.yaml"}
+
+
+def remove_refused(made: Sequence[Path]) -> bool:
+    """Remove the folders that a run made and was refused in, before it had more to keep than NOTES.
+
+    Args:
+        made: the run's folder, if it was not there, and those that it lies in, the innermost first.
+
+    Returns:
+        Whether the run's folder is gone.
+    """
+    if not made or not made[0].is_dir():
+        return False
+    files = {path.relative_to(made[0]).as_posix() for path in made[0].rglob("*") if not path.is_dir()}
+    if files - NOTES:
+        return False
+    shutil.rmtree(made[0], ignore_errors=True)
+    remove_empty(made[1:])
+    return True
+
 
 @contextmanager
 def prepared_folder(folder: Path) -> Iterator[None]:
     """Make a run folder ready, and keep other processes out of it.
 
     Half-written files that a kill left are removed, and the log of the earlier part is kept under a number. A run that
-    is refused before it writes anything leaves no folder that was not there.
+    is refused before it trains leaves no folder that was not there.
 
     Raises:
         ParameterError: the folder can't be written.
@@ -42,7 +65,7 @@ def prepared_folder(folder: Path) -> Iterator[None]:
             with suppress(OSError):
                 os.unlink(held.lock_file)
             held.release()
-        remove_empty(missing)  # none but those of a refused run is
+        remove_refused(missing)  # none but those of a refused run is
 
 
 def check_fingerprint(folder: Path, fingerprint: str) -> None:
