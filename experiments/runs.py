@@ -102,7 +102,7 @@ class Study:
         Raises:
             UserError: the command line gives what the study sets itself: the run would be another than it is called.
         """
-        keys = {key_of(override) for override in own}
+        keys = {"run_dir", *map(key_of, own)}
         for override in self.overrides:
             if key_of(override) in keys and override not in own:
                 names = ", ".join(self.own)

@@ -124,6 +124,9 @@ def test_what_a_study_sets_itself_is_not_overridden(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["a_study", "seed=7", "flow.blocks=2"])
     study = read_study("a")
     assert study.job(tmp_path, ["data.size=64"]).overrides == ["data.size=64", "seed=7", "flow.blocks=2"]
+    monkeypatch.setattr(sys, "argv", ["a_study", "run_dir=elsewhere"])
+    with pytest.raises(UserError, match="run_dir=elsewhere: the study sets run_dir itself"):
+        read_study("a").job(tmp_path, [])
     with pytest.raises(UserError, match="seed=7: the study sets seed itself; its own keys are seeds, workers"):
         study.job(tmp_path, ["seed=0"])
 
