@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from texture_ad.cli.entry import CONF
 from texture_ad.cli.explain import explain
-from texture_ad.cli.quoting import LIST_KEYS, NAME_KEYS, PATH_KEYS, multirun_first, quote_paths
+from texture_ad.cli.quoting import LIST_KEYS, NAME_KEYS, PATH_KEYS, check_arguments, multirun_first, quote_paths
 
 NAMES = [
     "photos (1)",
@@ -107,6 +107,11 @@ def test_a_sweep_of_paths_and_a_path_with_a_comma(tmp_path):
 def test_a_sweep_may_be_asked_for_between_settings():
     assert multirun_first(["b=1", "-m", "a=1,2"]) == ["-m", "b=1", "a=1,2"]
     assert multirun_first(["b=1", "--cfg", "job", "a=1"]) == ["b=1", "--cfg", "job", "a=1"]
+
+
+def test_hydras_own_options_pass():
+    short = ["-cd=conf", "-cn=config", "-cp=conf", "-c=job", "-i=all", "-p=data"]
+    check_arguments([*short, "--config-dir=conf", "--cfg=job", "--info=all", "--package=data", "--multirun"])
 
 
 # Keys of conf/ whose comments speak of files though their values are no paths.

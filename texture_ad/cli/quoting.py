@@ -49,7 +49,7 @@ PLAIN = re.compile(r"(?!(true|false|nan|inf|null)$|\.[0-9])[A-Za-z_./][A-Za-z0-9
 _PARTS = re.compile(r"""(?<![^,])\s*('[^']*'|"[^"]*"|[^,]+)\s*(?=,|$)""")  # between commas that are in no quotes
 _INTEGER = re.compile(r"-?[0-9]+")  # whose text is the one that was typed
 _NO_NAME = re.compile(r"null|true|false|-?[0-9.]+", re.IGNORECASE)  # which Hydra ends at with a ValueError
-_DASHED = re.compile(r"--?(?!(cfg|info|package)=)\w[\w.]+=")  # Hydra's own options beside these have a dash inside
+_DASHED = re.compile(r"--?(?!(cfg|info|package|c[dnp])=)\w[\w.]+=")  # Hydra's other options have a dash inside
 _FUNCTION = re.compile(r"\w+\(.*\)")
 
 
