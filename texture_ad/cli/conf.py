@@ -13,6 +13,13 @@ def choices_of(group: str) -> list[str]:
     return sorted(path.stem for path in (Path(CONF) / group).glob("*.yaml")) if group else []
 
 
+def has_default(group: str) -> bool:
+    """Return whether a run has a choice of a group without being given one."""
+    return (
+        re.search(rf"^  - {re.escape(group)}:", Path(CONF, "config.yaml").read_text("utf-8"), re.MULTILINE) is not None
+    )
+
+
 def is_list(key: str) -> bool:
     """Return whether conf/ gives a setting a list: a key below a group, or one of the top."""
     group, dot, _ = key.partition(".")

@@ -13,7 +13,7 @@ from omegaconf import Container
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from texture_ad.cli.advice import advised
-from texture_ad.cli.conf import choices_of
+from texture_ad.cli.conf import choices_of, has_default
 from texture_ad.cli.quoting import several, unreadable
 from texture_ad.environment import to_install
 from texture_ad.errors import UserError, did_you_mean
@@ -96,6 +96,8 @@ def _explain_setting(error: BaseException) -> str | None:
         return f"{group}{place or ''}: {told}"
     if found := _TWICE.match(str(error)):
         group = found[1] or found[2]
+        if choices_of(group) and not has_default(group):
+            return f"{group}: is given twice; give one of them, or both as +{group}=[ONE,OTHER]"
         return f"{group}: has a choice already; change it without a plus: {group}=CHOICE"
     return None
 

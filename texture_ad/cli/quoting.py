@@ -48,7 +48,7 @@ PLAIN = re.compile(r"(?!(true|false|nan|inf|null)$|\.[0-9])[A-Za-z_./][A-Za-z0-9
 
 _PARTS = re.compile(r"""(?<![^,])\s*('[^']*'|"[^"]*"|[^,]+)\s*(?=,|$)""")  # between commas that are in no quotes
 _INTEGER = re.compile(r"-?[0-9]+")  # whose text is the one that was typed
-_NO_NAME = re.compile(r"null|true|false|-?[0-9.]+", re.IGNORECASE)  # which Hydra ends at with a ValueError
+_NO_NAME = re.compile(r"null|true|false|nan|inf|-?[0-9.]+", re.IGNORECASE)  # which Hydra ends at with a traceback
 _DASHED = re.compile(r"--?(?!(cfg|info|package|c[dnp])=)\w[\w.]+=")  # Hydra's other options have a dash inside
 _FUNCTION = re.compile(r"\w+\(.*\)")
 
@@ -128,7 +128,8 @@ def check_arguments(arguments: Sequence[str]) -> None:
         if equals and not value and key in PATH_KEYS:
             advice = f"give {key}=VALUE, or leave it out (is a variable of the shell empty?)"
             raise UserError(f"{argument}: has no value; {advice}")
-        if _NO_NAME.fullmatch(value) and (choices := choices_of(key)):
+        names = map(str.strip, value.strip("[]").split(","))
+        if any(map(_NO_NAME.fullmatch, names)) and (choices := choices_of(key.partition("@")[0])):
             raise UserError(f"{argument}: no such choice; expected one of {', '.join(choices)}")
         above, _, last = key.rpartition(".")
         if above and not last.isdecimal() and is_list(above):  # which OmegaConf ends at with a ValueError
