@@ -15,6 +15,7 @@ from omegaconf import ListConfig
 from texture_ad.cli.compose import as_overrides, compose
 from texture_ad.cli.experiment import check_start, start
 from texture_ad.cli.explain import explain
+from texture_ad.cli.quoting import quote_paths
 from texture_ad.deploy.detector import Detector, load
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.training.resources import keep_freed_memory
@@ -62,7 +63,7 @@ def fit(
         raise ParameterError("data.root", data["root"], f"stands beside the photographs {photographs}; leave one out")
     found = [] if photographs is None else ["data=folder", *as_overrides({"data.root": photographs})]
     quiet = [] if progress else ["trainer.enable_progress_bar=false"]
-    all_overrides = [*found, *as_overrides(named | settings), *quiet, *overrides]
+    all_overrides = [*found, *as_overrides(named | settings), *quiet, *quote_paths(list(overrides))]
     try:
         config = compose(all_overrides)
         devices = config.trainer.devices
