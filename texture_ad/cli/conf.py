@@ -15,9 +15,7 @@ def choices_of(group: str) -> list[str]:
 
 def has_default(group: str) -> bool:
     """Return whether a run has a choice of a group without being given one."""
-    return (
-        re.search(rf"^  - {re.escape(group)}:", Path(CONF, "config.yaml").read_text("utf-8"), re.MULTILINE) is not None
-    )
+    return f"\n  - {group}:" in Path(CONF, "config.yaml").read_text(encoding="utf-8")
 
 
 def is_list(key: str) -> bool:
