@@ -85,8 +85,8 @@ def test_wide_areas_are_raised_as_counting_every_neighbourhood_says(shape):
     if shape == (24, 30):
         changed = (found.numpy() > maps + 0.01).mean((1, 2))
         assert changed[0] < 0.02 < changed[2] < 0.9
-    for limit in (0.0, 2.0):
-        nowhere = raise_areas(torch.from_numpy(maps), torch.tensor(limit), torch.tensor(limit))
+    for limits in ((0.0, 0.0), (2.0, 2.0), (0.5, 0.2)):
+        nowhere = raise_areas(torch.from_numpy(maps), *map(torch.tensor, limits))
         assert np.array_equal(nowhere.numpy(), maps)
 
 

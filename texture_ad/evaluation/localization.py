@@ -94,7 +94,8 @@ def raise_areas(patch_maps: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """Return patch maps (B, h, w) in which positions of wide areas count as at least `upper`.
 
     Such a position lies above `lower`, as most of the AREA x AREA positions around it do, as far as they are on the
-    map. Nothing jumps, so that runtimes whose last digits differ raise alike. Equal limits raise nothing.
+    map. Nothing jumps, so that runtimes whose last digits differ raise alike. Where `upper` does not lie above
+    `lower`, nothing is raised.
     """
     above = ((patch_maps - lower) / (RAMP * (upper - lower)).clamp(min=1e-6)).clamp(0, 1)
     share = F.avg_pool2d(above[:, None], AREA, 1, AREA // 2, count_include_pad=False)[:, 0]
