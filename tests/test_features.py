@@ -11,6 +11,7 @@ from helpers import make, tiny_backbone, untrained_detector
 from scipy.stats import t as student
 
 from texture_ad.data.geometry import Geometry
+from texture_ad.data.roi import Roi
 from texture_ad.methods.base import Measurement, enlarge
 from texture_ad.methods.fusion.density import paste_all
 from texture_ad.methods.fusion.detector import FusionDetector
@@ -234,6 +235,28 @@ def test_wide_areas_are_marked_whole_and_no_score_changes():
     inside = (0, slice(20, 52), slice(20, 52))
     assert (found.anomaly_maps[inside] > detector.pixel_threshold).all()
     assert (without.anomaly_maps[inside] < detector.pixel_threshold).all()
+
+
+def test_what_lies_outside_the_region_of_interest_changes_no_limit_and_raises_nothing():
+    inside = torch.zeros(64, 64, dtype=torch.bool)
+    inside[:, :32] = True
+    calibration = torch.randn(20, 4, 24, 24, generator=torch.Generator().manual_seed(0))
+    found = []
+    for beyond in (0.0, 90.0):
+        detector = untrained_detector(gaussian_weight=1.0, trust=0, raise_areas=True)
+        detector.roi = Roi(inside)
+        parts = calibration.clone()
+        parts[:, :, :, 12:] = beyond
+        detector.calibrate_on([(Measurement(None, parts), (64, 64))], 0.05, 0.2)
+        parts[:, :, :, :12] = torch.linspace(-2, 30, 24)[:, None]  # a defect of which some is raised
+        limits = detector.area_limits.clone()
+        maps = detector.predict(Measurement(None, parts), (64, 64)).anomaly_maps
+        detector.area_limits.zero_()
+        plain = detector.predict(Measurement(None, parts), (64, 64)).anomaly_maps
+        found.append((limits, detector.pixel_threshold, maps, plain))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+    assert (maps > plain + 0.1)[:, inside].any()
 
 
 def test_calibrating_again_on_another_scale_forgets_the_areas_of_the_last():
