@@ -5,7 +5,6 @@ Order of reading: `create_app`, then `Service.predict`, which follows one photog
 
 import asyncio
 import base64
-import errno
 import io
 import itertools
 import math
@@ -244,7 +243,7 @@ class Service:
         folder = self.scorer.root
         folder.mkdir(0o700, parents=True, exist_ok=True)
         if folder.lstat().st_uid != self._owner:
-            raise PermissionError(errno.EPERM, "its temporary folder is another user's")
+            raise PermissionError("its temporary folder is another user's")
 
     async def _in_decoder(self, function: Callable, *arguments: object) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self.decoders, function, *arguments)
