@@ -218,6 +218,7 @@ def test_check_refuses_settings_of_the_data(folder, command, argument, words):
         (["cache=foo"], "error: cache=foo: expected one of sweep, always, never"),
         (["cache=always", "cache_gb=-1"], "error: cache_gb=-1: expected a number above 0"),
         (["pruning=median"], "error: pruning: cuts trials of a search"),
+        (["+ablation=fusion"], "error: ablation=fusion: says what a sweep tries, and this is a single run; add -m"),
         (["logger=[csv,mlflow]", "+logger.mlflow.url=x"], "error: logger.mlflow.url=x: no such parameter"),
     ],
 )

@@ -31,7 +31,6 @@ def run_experiment(config: DictConfig) -> float:
     Raises:
         UserError: input that can't be worked with.
     """
-    _check_swept()
     # Hydra's: in a sweep the job's own, in DDP's further processes that of rank zero.
     folder = Path(HydraConfig.get().runtime.output_dir)
     config.run_dir = str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
@@ -45,18 +44,6 @@ def run_experiment(config: DictConfig) -> float:
     note_overrides(folder)
     start(config, HydraConfig.get().overrides.task, in_sweep())
     return read_objective(folder)
-
-
-def _check_swept() -> None:
-    """Check that what a sweep is to try is not given to a single run, which would try none of it.
-
-    Raises:
-        UserError: it is.
-    """
-    for group in ("ablation", "search"):
-        if group in HydraConfig.get().runtime.choices and not in_sweep():
-            choice = HydraConfig.get().runtime.choices[group]
-            raise UserError(f"{group}={choice}: says what a sweep tries, and this is a single run; add -m")
 
 
 def note_overrides(folder: Path) -> None:
@@ -78,8 +65,13 @@ def check_start(config: DictConfig) -> None:
     """Check that an experiment can start in its folder, or resume there.
 
     Raises:
-        UserError: its folder holds a run of other settings, the cache's are out of range, or there is nothing to prune.
+        UserError: its folder holds a run of other settings, the cache's are out of range, there is nothing to prune, or
+            it is a single run and was given what a sweep is to try, of which it would try nothing.
     """
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    for group in ("ablation", "search"):
+        if group in choices and not in_sweep():
+            raise UserError(f"{group}={choices[group]}: says what a sweep tries, and this is a single run; add -m")
     check("cache", config.cache, Literal["sweep", "always", "never"])
     check("cache_gb", config.cache_gb, Positive)
     searching = in_sweep() and is_search(HydraConfig.get().sweeper)
