@@ -35,12 +35,12 @@ def facts(**changes):
             "layers": ["layer1"],
             "weights": "pretrained",
         },
-        "cross_fit": False,
         "data": {"size": 64, "tile": None},
     }
     given = {
         "metrics": metrics,
         "config": config,
+        "cross_fit": False,
         "command": "texture-ad run",
         "train": [Path(f"{i}.png") for i in range(3)],
         "calibration": [Sample(Path("4.png")), Sample(Path("5.png"))],

@@ -180,13 +180,14 @@ def test_check_tells_what_is_seen_and_what_may_be_expected(folder, command):
     for path in folder.rglob("*.png"):
         save(path, np.tile(np.asarray(Image.open(path)), (1, 4)))
     arguments = ["check", "data=folder", f"data.root={folder}"]
-    out = command(*arguments, "data.size=32")[1]
+    out = command(*arguments, "data.size=32", "cross_fit=false")[1]
     assert "seen     256 x 64 px as 128 x 32 px, 2.0 times smaller; data.tile=64 cuts strips into tiles" in out
     assert "expected of normal images 50.0% (" in out and "by 1 calibration images; cross_fit=true calibrates on" in out
     assert "data.tile" not in command(*arguments, "data.size=32", "method=padim")[1]
-    out = command(*arguments, "data.tile=64", "cross_fit=true")[1]
-    assert "\nseen " not in out and "expected" not in out
-    out = command(*arguments, "data.size=64", "false_alarm_rate=0.5")[1]
+    out = command(*arguments, "data.tile=64")[1]
+    assert "\nseen " not in out
+    assert "expected of normal images 14.3% (" in out and "by 6 calibration images, cross-fitted\n" in out
+    out = command(*arguments, "data.size=64", "false_alarm_rate=0.5", "pixel_false_alarm_rate=0.5")[1]
     assert "\nseen " not in out and "by 1 calibration images\n" in out
     for path in folder.rglob("*.png"):
         save(path, np.tile(np.asarray(Image.open(path)), (3, 1)))

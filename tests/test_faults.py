@@ -238,7 +238,7 @@ def test_copies_that_calibrate_are_warned_of(run, folder):
         (path.parent / f"again {path.name}").write_bytes(path.read_bytes())
     code, out, errors = run("run_dir=" + str(folder.parent / "other"))
     assert code == 0, errors
-    assert "warning: 2 calibration images are copies of each other or of training images: " in out
+    assert "warning: 12 calibration images are copies of each other or of training images: " in out
     assert "more new images than promised" in out
 
 

@@ -60,6 +60,7 @@ TINY = (
     "dictionary.nonzeros=2",
     "detection.epochs=3",
     "trainer.max_epochs=2",
+    "cross_fit=false",
     "trainer.enable_progress_bar=true",
 )
 

@@ -26,7 +26,9 @@ def data(tmp_path_factory):
 
 def fitted(data, folder, *more):
     """A run after its second step, and its detector."""
-    overrides = arguments(data, folder, "logger=none", "trainer.max_epochs=1", "detection.epochs=1", *more)
+    overrides = arguments(
+        data, folder, "logger=none", "trainer.max_epochs=1", "detection.epochs=1", "cross_fit=false", *more
+    )
     with initialize_config_dir(CONF, version_base="1.3"):
         run = pipeline.Run(compose("config", overrides), folder)
     with prepared_folder(folder):

@@ -2,18 +2,20 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import skimage.data
 import torch
-from helpers import baseline, tiny_backbone
+from helpers import baseline, composed, tiny_backbone
 from PIL import Image
 
 from texture_ad.data.layouts import Sample, calibration_folds, split_calibration
 from texture_ad.evaluation.calibration import conformal_threshold, false_alarms
 from texture_ad.methods.padim import PaDiM
 from texture_ad.methods.registry import load
+from texture_ad.pipeline import cross_fits
 
 SIDE = 64  # pixels
 
@@ -71,6 +73,24 @@ def test_folds_leave_groups_undivided():
     assert calibration_folds(samples[:2], 1, 0) == [samples[:2]]  # one group
 
 
+@pytest.mark.parametrize(
+    ("images", "own", "overrides", "expected"),
+    [
+        (18, 0, [], True),
+        (19, 0, [], False),  # as many as 0.05 needs
+        (19, 0, ["false_alarm_rate=0.04"], True),
+        (9, 0, ["false_alarm_rate=0.1"], False),
+        (9, 0, ["false_alarm_rate=0.1", "pixel_false_alarm_rate=0.05"], True),
+        (5, 5, [], False),  # the data set's own
+        (5, 5, ["cross_fit=true"], True),
+        (18, 0, ["cross_fit=false"], False),
+    ],
+)
+def test_too_few_calibration_images_are_cross_fitted(images, own, overrides, expected):
+    data = SimpleNamespace(calibration_samples=[None] * images, layout=SimpleNamespace(calibration=[None] * own))
+    assert cross_fits(composed(*overrides), data) is expected
+
+
 def padim():
     torch.manual_seed(0)
     backbone = tiny_backbone("efficientnet_lite0", ["block2", "block3"], "pretrained").eval()
@@ -121,12 +141,12 @@ def test_a_run_calibrates_on_images_that_each_detector_has_not_seen(tmp_path, co
     options += ["backbone=resnet18", "backbone.weights=none", "backbone.layers=[layer1]", "method.channels=12"]
     options += [f"backbone.min_size={SIDE}"]
     found = {}
-    for cross_fit in ("true", "false"):
+    for cross_fit in ("auto", "false"):
         folder = tmp_path / cross_fit
         code, out, errors = command("run", "data=folder", f"run_dir={folder}", f"cross_fit={cross_fit}", *options)
         assert code == 0, errors
         found[cross_fit] = out
-        if cross_fit == "true":
+        if cross_fit == "auto":
             seen = [(fitted, torch.cat(kept[:1])) for fitted, kept in zip(learnt, held_out, strict=True)]
     # Every normal image was scored once, by a detector that was fitted on all the others but for its fold.
     assert [len(kept) for _, kept in seen] == [6, 6, 6, 6, 4]
@@ -134,14 +154,16 @@ def test_a_run_calibrates_on_images_that_each_detector_has_not_seen(tmp_path, co
         both = torch.cat([fitted, kept]).flatten(1)
         assert len(both) == 28 and len(both.unique(dim=0)) == 28
     assert len(torch.cat([kept for _, kept in seen]).flatten(1).unique(dim=0)) == 28
-    detector, plain = (load(tmp_path / name / "detector.pt") for name in ("true", "false"))
+    detector, plain = (load(tmp_path / name / "detector.pt") for name in ("auto", "false"))
     # The detector is the same, and its own calibration images have the same scores.
     assert torch.equal(detector.whitening, plain.whitening) and torch.equal(detector.examples, plain.examples)
     assert torch.equal(detector.calibration_scores[:6], plain.calibration_scores)
     told = detector.decision().false_alarms
     assert told.images == 28 and told.expected == pytest.approx(1 / 29)
-    assert not (tmp_path / "true/folds").exists()
-    assert "by 28 calibration images" in found["true"] and "advice" not in found["true"]
+    assert not (tmp_path / "auto/folds").exists()
+    assert "by 28 calibration images" in found["auto"] and "advice" not in found["auto"]
+    told_first = "cross-fit 6 calibration images are too few for the false-alarm rates: all 28 normal images calibrate"
+    assert told_first in found["auto"] and "cross-fit" not in found["false"]
     assert "advice   cross_fit=true calibrates on all 28 normal images" in found["false"]
     new = torch.from_numpy(
         np.stack([np.asarray(Image.open(p)) for p in sorted((tmp_path / "data/test/good").iterdir())])

@@ -39,7 +39,14 @@ from texture_ad.training.pruning import MedianPruning
 from texture_ad.training.resources import take_share
 
 KILLS = 8 if os.environ.get("TEXTURE_AD_LONG") else 1
-QUICK = ("pictures=false", "logger=none", "trainer.max_epochs=1", "detection.epochs=1", "cutpaste=none")
+QUICK = (
+    "pictures=false",
+    "logger=none",
+    "trainer.max_epochs=1",
+    "detection.epochs=1",
+    "cutpaste=none",
+    "cross_fit=false",
+)
 
 
 @pytest.fixture(scope="module")

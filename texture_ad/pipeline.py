@@ -30,7 +30,7 @@ from texture_ad.data.images import header
 from texture_ad.data.layouts import copies, listed
 from texture_ad.environment import available_memory, versions
 from texture_ad.errors import DivergenceError, ParameterError, UserError, did_you_mean
-from texture_ad.evaluation.calibration import FalseAlarmRate
+from texture_ad.evaluation.calibration import FalseAlarmRate, images_needed
 from texture_ad.evaluation.embedding import embed
 from texture_ad.evaluation.metrics import Predictions, image_metrics, prediction_metrics
 from texture_ad.files import csv_text, write_atomic, write_text
@@ -145,6 +145,11 @@ class Run:
     resumed: bool = False
 
     @property
+    def cross_fit(self) -> bool:
+        """Return whether all normal images calibrate; see `cross_fits`."""
+        return cross_fits(self.config, self.data)
+
+    @property
     def seed(self) -> int:
         """Return the run's seed."""
         return self.config.seed
@@ -234,8 +239,9 @@ def check_settings(config: DictConfig) -> None:
     for name in ("false_alarm_rate", "pixel_false_alarm_rate"):
         check(name, config[name], FalseAlarmRate)
     check("examples", config.examples, NonNegativeInt)
-    for name in ("cross_fit", "pictures"):
-        check(name, config[name], bool)
+    check("pictures", config.pictures, bool)
+    if config.cross_fit not in ("auto", True, False):
+        raise ParameterError("cross_fit", config.cross_fit, "expected auto, true or false")
 
 
 def prepare_data(run: Run) -> None:
@@ -277,7 +283,7 @@ def prepare_data(run: Run) -> None:
 def _warn_of_copies(run: Run) -> None:
     tested = {sample.path for sample in run.data.layout.test}
     calibrating = {sample.path for sample in run.data.calibration_samples}
-    if run.config.cross_fit:
+    if run.cross_fit:
         calibrating |= {sample.path for sample in run.data.train_samples}
     found = []
     doubled = []
@@ -359,11 +365,11 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
     """
     start = run.clock()
     measured = _measure_calibration(run, detector)
-    others = list(_cross_fit(run)) if run.config.cross_fit else []
+    others = list(_cross_fit(run)) if run.cross_fit else []
     rates = (run.config.false_alarm_rate, run.config.pixel_false_alarm_rate)
     detector.calibrate_on(measured, *rates, others, gather)
     normal = detector.calibration_scores
-    if run.config.cross_fit:  # those of the training images' folds are not the detector's own
+    if run.cross_fit:  # those of the training images' folds are not the detector's own
         normal = gather(torch.cat([detector.conclude(*one).scores for one in measured]))
     run.metrics["fit_seconds"] = run.metrics.get("fit_seconds", 0) + run.clock() - start
     if run.resumed:
@@ -378,7 +384,7 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
     run.metrics |= {
         "synthetic_auroc": synthetic["image_auroc"],
         "threshold_origin": f"for a false-alarm rate of {run.config.false_alarm_rate:g}"
-        + (", cross-fitted" if run.config.cross_fit else ""),
+        + (", cross-fitted" if run.cross_fit else ""),
         "threshold_promise": decision.promise(),
         "expected_false_alarms": decision.false_alarms._asdict(),
         "versions": versions(),
@@ -414,6 +420,12 @@ def _cross_fit(run: Run) -> Iterator[tuple[Measurement, Shape]]:
     All are fitted as the run's is: to them these images are as new as its calibration images are to the run's.
     """
     folder = run.folder / "folds"
+    if run.config.cross_fit == "auto":
+        print(
+            f"cross-fit {len(run.data.calibration_samples)} calibration images are too few for the false-alarm rates: "
+            f"all {len(run.data.normal_samples)} normal images calibrate; cross_fit=false fits once, and promises less",
+            flush=True,
+        )
     for number, data in enumerate(run.data.other_folds(), 1):
         print(f"fold     {number}, {len(data.calibration_samples)} of the training images held out", flush=True)
         settings = {**run.stage1_settings, "fold": number}
@@ -498,7 +510,7 @@ def report(run: Run, detector: AnomalyDetector, predictions: Predictions | None)
     print(f"decision {run.metrics['threshold_promise']}")
     if "false_alarm_warning" in run.metrics:
         print(f"warning: {run.metrics['false_alarm_warning']}", flush=True)
-    if not run.config.cross_fit and detector.decision().images_needed:
+    if not run.cross_fit and detector.decision().images_needed:
         print(f"advice   {cross_fit_advice(run.data)}")
     if predictions is not None:
         print(f"report   {run.folder / 'report.html'}")
@@ -507,10 +519,21 @@ def report(run: Run, detector: AnomalyDetector, predictions: Predictions | None)
     print(f"next     python -m texture_ad.predict detector={detector_file} input=FILE_OR_FOLDER")
 
 
+def cross_fits(config: DictConfig, data: TextureDataModule) -> bool:
+    """Return whether all normal images calibrate, each by a detector that was fitted without it.
+
+    With `cross_fit=auto` where those held out are too few for the rates that are asked for. Calibration images that
+    the data set names are its owner's choice: these alone calibrate.
+    """
+    if config.cross_fit != "auto":
+        return bool(config.cross_fit)
+    needed = images_needed(min(config.false_alarm_rate, config.pixel_false_alarm_rate))
+    return not data.layout.calibration and len(data.calibration_samples) < needed
+
+
 def cross_fit_advice(data: TextureDataModule) -> str:
     """Return what is told where too few images calibrate for the rate that is asked for."""
-    count = len(data.layout.train + data.layout.calibration)
-    return f"cross_fit=true calibrates on all {count} normal images, and fits longer"
+    return f"cross_fit=true calibrates on all {len(data.normal_samples)} normal images, and fits longer"
 
 
 def write_cards(run: Run, detector: AnomalyDetector) -> list[Card]:
@@ -518,6 +541,7 @@ def write_cards(run: Run, detector: AnomalyDetector) -> list[Card]:
     facts = Facts(
         metrics=run.metrics | {"threshold": float(detector.threshold)},
         config=OmegaConf.to_container(run.config, resolve=True),  # type: ignore[arg-type]
+        cross_fit=run.cross_fit,
         command=run.command,
         train=run.data.training_pictures,
         calibration=run.data.calibration_samples,

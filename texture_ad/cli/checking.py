@@ -22,7 +22,7 @@ from texture_ad.files import check_output_folder
 from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.stages import make_stages
 from texture_ad.methods.registry import method_class
-from texture_ad.pipeline import Run, build, check_settings, cross_fit_advice, make
+from texture_ad.pipeline import Run, build, check_settings, cross_fit_advice, cross_fits, make
 from texture_ad.training.run_folder import check_fingerprint
 
 LARGE = 3.0  # times smaller, or times longer than wide, from which on tiles are advised
@@ -143,11 +143,12 @@ def _print_seen(data: TextureDataModule, files: list[File], config: DictConfig) 
 
 def _print_expected(data: TextureDataModule, config: DictConfig) -> None:
     """Print which share of normal images the calibration images promise, and what would let more of them calibrate."""
-    if config.cross_fit:  # by the folds' scores, which only a fit gives
-        return
-    scores = torch.arange(float(len(data.calibration_samples)))
+    cross_fit = cross_fits(config, data)
+    scores = torch.arange(float(len(data.normal_samples if cross_fit else data.calibration_samples)))
     told = false_alarms(scores, conformal_threshold(scores, config.false_alarm_rate))
     line = f"of normal images {told} above the threshold, by {len(scores)} calibration images"
-    if len(scores) < images_needed(config.false_alarm_rate):
+    if cross_fit:
+        line += ", cross-fitted"
+    elif len(scores) < images_needed(config.false_alarm_rate):
         line += f"; {cross_fit_advice(data)}"
     print(f"expected {line}")

@@ -376,9 +376,14 @@ class TextureDataModule(L.LightningDataModule):
             told.append("Images of one group are all training, all calibration or all test images.")
         return [*told, "Test images took no part in training or calibration."]
 
+    @property
+    def normal_samples(self) -> list[Sample]:
+        """Return the images that train or calibrate."""
+        return self.layout.train + self.layout.calibration
+
     def other_folds(self) -> "Iterator[TextureDataModule]":
         """Yield this data with other calibration images, until each normal image was one once; all else is the same."""
-        normal = self.layout.train + self.layout.calibration
+        normal = self.normal_samples
         rest = [sample for sample in normal if sample not in self.calibration_samples]
         for fold in calibration_folds(rest, len(self.calibration_samples), self.seed):
             other = copy.copy(self)

@@ -55,6 +55,7 @@ class Facts:
     Attributes:
         metrics: what metrics.json holds.
         config: resolved, as plain values.
+        cross_fit: whether the training images calibrate as well.
         command: for the shell, repeats the run.
         train: files of the training images, and which frame of each.
         calibration: images.
@@ -70,6 +71,7 @@ class Facts:
 
     metrics: Mapping[str, Any]
     config: Mapping[str, Any]
+    cross_fit: bool
     command: str
     train: Sequence[tuple[Path, int]]
     calibration: Sequence[Sample]
@@ -159,7 +161,7 @@ def _trained_on(facts: Facts) -> list[str]:
 def _calibrated_by(facts: Facts) -> list[str]:
     metrics = facts.metrics
     images = f"{len(facts.calibration)} calibration images: other photographs without defects, held out of training"
-    if facts.config["cross_fit"]:
+    if facts.cross_fit:
         images += (
             f", and by the {len(facts.train)} training images, each scored by a detector that was fitted without it"
         )
