@@ -617,7 +617,8 @@ class AnomalyDetector(nn.Module, ABC):
             measured: by `measure_all`.
             false_alarm_rate: share of normal images above the threshold.
             pixel_false_alarm_rate: share of them with a pixel above the pixel threshold.
-            others: by detectors that were fitted likewise to other images; these set the thresholds too, but no scale.
+            others: by detectors that were fitted likewise to other images; these set thresholds and the limits
+                of wide areas too, but no scale.
             gather: returns the rows of all processes.
 
         Raises:
@@ -640,8 +641,11 @@ class AnomalyDetector(nn.Module, ABC):
             self.calibrate(scores, maxima if len(maxima) else None, false_alarm_rate, pixel_false_alarm_rate)
 
         set_thresholds()
-        if mapped and self.limit_areas(gather(torch.cat([maps.amax((1, 2)) for maps, _ in fused]))):
-            set_thresholds()
+        if mapped:
+            mapped += [(one.parts, size) for one, size in others if one.parts is not None]
+            peaks = torch.cat([self.fuse(self._inside(*one)).amax((1, 2)) for one in mapped])
+            if self.limit_areas(gather(peaks)):
+                set_thresholds()
 
     def _counted(self, parts: Tensor, size: Shape) -> Tensor:
         """Return the values (P, n) of the positions that count, of what was measured of images or of a picture."""
