@@ -4,7 +4,8 @@
     python -m experiments.few root=FOLDER counts=4,16 methods=fusion,patchcore seeds=0 workers=2
 
 Of each texture's training images `counts` are drawn at random, by seed, the same for all methods; every test image
-tests. No figure here chooses anything: the table is written and not read.
+tests. Each run fits once: no figure of the tables depends on a threshold. No figure here chooses anything: the table is
+written and not read.
 
 Own keys: root, textures, methods, counts, seeds, workers, runs (folder of the links and runs), output (without suffix:
 .json and .md are written). Every other key=value goes to each run. The output grows with every run; a finished run is
@@ -61,7 +62,9 @@ def main() -> None:
         few = folder / "images" / f"{count}-seed{seed}" / texture
         link_few(study.root / texture, count, seed, few)
         for method in study["methods"]:
-            jobs[count, texture, method, seed] = job(study, folder / f"{count}-images", few, method, seed)
+            jobs[count, texture, method, seed] = job(
+                study, folder / f"{count}-images", few, method, seed, "cross_fit=false"
+            )
 
     def write() -> str:
         found = [

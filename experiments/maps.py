@@ -6,8 +6,8 @@
 Own keys: root, textures, methods, seeds, upsamplings, sigmas (pixels at a shorter side of 224; 0 for none), workers,
 runs (folder of the runs), output (without suffix: .json and .md are written). Every other key=value goes to each run.
 Each detector is fitted once, its patch maps are measured once, and every setting works on these. A run's figures are
-kept in its folder as maps.json and not computed again. The pixel threshold comes from calibration images alone, at the
-run's own rate, and counts in images above the detector's own threshold. No figure here chooses anything.
+kept in its folder as maps.json and not computed again. The pixel threshold comes from the calibration images held
+out, at the run's own rate, and counts in images above the detector's own threshold. No figure here chooses anything.
 """
 
 import json

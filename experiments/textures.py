@@ -45,16 +45,16 @@ def options(method: str) -> list[str]:
     return ["method=fusion", *WITHOUT[method]] if method in WITHOUT else [f"method={method}"]
 
 
-def job(study: Study, runs: Path, texture: Path, method: str, seed: int) -> Job:
-    """Return the run of a method on a texture, in a folder of its own in `runs`."""
+def job(study: Study, runs: Path, texture: Path, method: str, seed: int, *more: str) -> Job:
+    """Return the run of a method on a texture, with `more` overrides of the study's, in its own folder in `runs`."""
     folder = runs / f"{texture.name}-{method.replace('-', 'without_')}-seed{seed}"
-    return study.job(folder, ["data=folder", f"data.root={texture}", f"seed={seed}", *options(method)])
+    return study.job(folder, ["data=folder", f"data.root={texture}", f"seed={seed}", *options(method), *more])
 
 
-def jobs_of(study: Study) -> dict[tuple[str, str, int], Job]:
-    """Return the run of every texture, method and seed that a study's own keys name."""
+def jobs_of(study: Study, *more: str) -> dict[tuple[str, str, int], Job]:
+    """Return the run of every texture, method and seed that a study's own keys name, with `more` overrides."""
     return {
-        (texture, method, seed): job(study, study.runs, study.root / texture, method, seed)
+        (texture, method, seed): job(study, study.runs, study.root / texture, method, seed, *more)
         for seed in study.numbers("seeds")
         for texture in find_textures(study.root, study["textures"])
         for method in study["methods"]
