@@ -25,7 +25,8 @@ def train(photographs: Path, folder: Path, *overrides: str, **options: object) -
         overrides: of the configuration, such as "flow.blocks=4".
         options: of every lightning.Trainer.
     """
-    settings = {"data": "folder", "data.root": photographs, "run_dir": folder}
+    # Folds, which calibrate where photographs are few, would be fitted as a run's are, not as here.
+    settings = {"data": "folder", "data.root": photographs, "run_dir": folder, "cross_fit": False}
     config = compose([*as_overrides(settings), *overrides])
     L.seed_everything(config.seed, workers=True)
     run = Run(config, folder)
