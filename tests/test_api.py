@@ -201,6 +201,12 @@ def test_the_stages_train_in_a_trainer_of_ones_own(photographs, settings, tmp_pa
     sys.modules.pop("own_trainer")
 
 
+@pytest.mark.parametrize("group", ["ablation", "search"])
+def test_what_only_a_sweep_tries_is_refused(tmp_path, group):
+    with pytest.raises(texture_ad.UserError, match=f"{group}=flow.*a sweep tries, and this is a single run"):
+        texture_ad.fit(tmp_path, overrides=[f"+{group}=flow{'_depth' * (group == 'ablation')}"])
+
+
 def test_a_fit_that_is_refused_leaves_no_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()

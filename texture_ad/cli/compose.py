@@ -13,8 +13,10 @@ from omegaconf import DictConfig
 
 from texture_ad.cli.conf import CONF
 from texture_ad.cli.entry import check_config
+from texture_ad.cli.naming import key_of
 from texture_ad.cli.plugins import register
 from texture_ad.cli.quoting import PLAIN, check_arguments, quoted
+from texture_ad.errors import UserError
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
@@ -24,9 +26,13 @@ def compose(overrides: Sequence[str]) -> DictConfig:
         overrides: as on the command line, each "key=value".
 
     Raises:
-        UserError: an unknown key, one that is taken away (~KEY), or a class that neither conf/ nor `allow` names.
+        UserError: an unknown key, one that is taken away (~KEY), what only a sweep tries, or a class that neither conf/
+            nor `allow` names.
     """
     check_arguments(overrides)
+    for override in overrides:
+        if key_of(override) in ("ablation", "search"):
+            raise UserError(f"{override}: says what a sweep tries, and this is a single run; leave it out")
     # Who calls may be a program of Hydra's itself.
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
