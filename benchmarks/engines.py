@@ -33,7 +33,7 @@ from texture_ad.deploy.runtimes import FORMATS
 from texture_ad.deploy.scorer import Scorer, find_images, predict
 from texture_ad.files import write_text
 from texture_ad.methods.base import AnomalyDetector
-from texture_ad.methods.fusion.model import FusionModel
+from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.registry import load
 from texture_ad.models.backbone import flatten_patches
 from texture_ad.models.flow import negative_log_likelihood
@@ -149,7 +149,7 @@ def predict_quietly(detector: AnomalyDetector, files: list[Path], overlays: Path
 
 
 @torch.no_grad()
-def shares(detector: FusionModel, paths: list[Path], images: Tensor) -> dict[str, float]:
+def shares(detector: FusionDetector, paths: list[Path], images: Tensor) -> dict[str, float]:
     """Return the share of one thread's time of each part of scoring and drawing photographs at once, by torch."""
     torch.set_num_threads(1)
     features = detector.patch_features(images)
@@ -195,7 +195,7 @@ def main() -> None:
     images = detector.read(*paths)
     if not isinstance(images, Tensor):
         raise SystemExit(f"{args.detector}: cuts photographs into tiles; give a detector of whole images")
-    if not isinstance(detector, FusionModel):
+    if not isinstance(detector, FusionDetector):
         raise SystemExit(f"{args.detector}: of method={detector.name}; give one of method=fusion")
     found: dict[str, Any] = {
         "machine": results.machine(),

@@ -44,7 +44,7 @@ from experiments.textures import find_textures, job
 from texture_ad.errors import UserError
 from texture_ad.evaluation.metrics import metrics_at_masks
 from texture_ad.files import save_atomic
-from texture_ad.methods.fusion.model import FLOW, PARTS, FusionModel
+from texture_ad.methods.fusion.detector import FLOW, PARTS, FusionDetector
 from texture_ad.reporting.tables import markdown_table
 
 LEFT_OUT = tuple(f"-{part}" for part in PARTS)
@@ -256,7 +256,7 @@ def map_metrics(folder: Path, maps: Maps) -> dict[str, dict[str, Any]]:
     found = {}
     for name in ("default", *LEFT_OUT):
         parts = patch_maps(maps.test, every[name].weights(maps))
-        made = anomaly_maps(parts, data.geometry.size, FusionModel.upsampling, 0.0)
+        made = anomaly_maps(parts, data.geometry.size, FusionDetector.upsampling, 0.0)
         found[name] = {"aupro_05": metrics_at_masks(made, masks)["aupro_05"]}
     return found
 

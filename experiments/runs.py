@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from texture_ad.data.datamodule import TextureDataModule
     from texture_ad.data.layouts.samples import Sample
-    from texture_ad.methods.fusion.model import FusionModel
+    from texture_ad.methods.fusion.detector import FusionDetector
     from texture_ad.pipeline import Run
 
 MVTEC = "MVTEC_AD_ROOT"  # environment variable of MVTec AD's folder
@@ -322,17 +322,17 @@ def data_of(folder: Path) -> "TextureDataModule":
     return data
 
 
-def load_fusion(folder: Path, device: str = "cpu") -> "FusionModel":
+def load_fusion(folder: Path, device: str = "cpu") -> "FusionDetector":
     """Return the detector of a run of the fusion.
 
     Raises:
         UserError: the run is of another method.
     """
-    from texture_ad.methods.fusion.model import FusionModel
+    from texture_ad.methods.fusion.detector import FusionDetector
     from texture_ad.methods.registry import load
 
     detector = load(folder / "detector.pt", device)
-    if not isinstance(detector, FusionModel):
+    if not isinstance(detector, FusionDetector):
         raise UserError(f"{folder}: holds a detector of method={detector.name}; this experiment is of method=fusion")
     return detector
 

@@ -239,7 +239,7 @@ def test_patches_are_scored_alike_in_slices_and_all_at_once(monkeypatch):
     maps = detector.patch_features(torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8))
     patches = flatten_patches(maps)
     whole = detector.patch_scores(patches)
-    monkeypatch.setattr("texture_ad.methods.fusion.model.SLICE", 5 * patches.shape[1])
+    monkeypatch.setattr("texture_ad.methods.fusion.detector.SLICE", 5 * patches.shape[1])
     for a, b in zip(whole.T, detector.patch_scores(patches).T, strict=True):
         assert len(a) == len(patches) and torch.allclose(a, b, atol=1e-4)
 

@@ -15,8 +15,8 @@ from texture_ad.data.batches import SEED_STEP
 from texture_ad.data.cutpaste import chips, cutpaste
 from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.errors import ParameterError
+from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.features import KeptFeatures, TrainingFeatures
-from texture_ad.methods.fusion.model import FusionModel
 from texture_ad.models.backbone import flatten_patches
 from texture_ad.models.flow import negative_log_likelihood
 from texture_ad.parameters import Count, Positive, Range, checked
@@ -89,7 +89,7 @@ class Density(L.LightningModule):
 
     def __init__(
         self,
-        detector: FusionModel,
+        detector: FusionDetector,
         features: TrainingFeatures,
         lr: Positive,
         batch: Annotated[int, Range(4)],
@@ -115,7 +115,7 @@ class Density(L.LightningModule):
         detector.backbone.requires_grad_(False)
 
     @property
-    def detector(self) -> FusionModel:
+    def detector(self) -> FusionDetector:
         """Return the detector whose parts are trained."""
         return self._detector[0]
 

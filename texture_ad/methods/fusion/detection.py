@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.features import TrainingFeatures
-from texture_ad.methods.fusion.model import FusionModel
 from texture_ad.models.dictionary import initial_atoms, update_atoms
 from texture_ad.parameters import Count, NonNegativeInt, Positive, Range, checked
 from texture_ad.training.distributed import gather
@@ -40,7 +40,7 @@ class Detection(L.LightningModule):
 
     def __init__(
         self,
-        detector: FusionModel,
+        detector: FusionDetector,
         features: TrainingFeatures,
         lambda1: Positive,
         iterations: Count,

@@ -1,7 +1,6 @@
 """Look into a trained detector: features before and after each learnt step, and crops that use each atom most."""
 
-from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -9,36 +8,18 @@ import torch.nn.functional as F
 from scipy.sparse import csc_matrix
 from torch import Tensor
 
-from texture_ad.data.geometry import Geometry
-from texture_ad.data.layouts import Sample
-from texture_ad.methods.fusion.model import FusionModel
+from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.models.backbone import Backbone, flatten_patches
 from texture_ad.models.sparse import omp_spams
+
+if TYPE_CHECKING:
+    from texture_ad.data.datamodule import TextureDataModule
 
 IMAGES = 32  # that are looked at, about
 POSITIONS = 16  # of each class from each image, for t-SNE
 ATOMS = 64
 CROPS = 4  # of each atom
 CROP_CELLS = 3  # cells of the patch map that a crop is wide
-
-
-class EvaluationImages(Protocol):
-    """Describe what `sample_features` needs of the data."""
-
-    has_masks: bool
-    test_samples: list[Sample]
-
-    def test_batch(self, numbers: list[int]) -> dict[str, Tensor]:
-        """Return the test images of these numbers with their labels and masks."""
-
-
-class TrainingImages(Protocol):
-    """Describe what `atom_crops` needs of the data."""
-
-    geometry: Geometry
-
-    def normal_dataloader(self) -> Iterable[dict[str, Tensor]]:
-        """Return batches of the normal training images in fixed order."""
 
 
 def patch_labels(masks: Tensor, labels: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -63,7 +44,7 @@ def patch_labels(masks: Tensor, labels: Tensor, grid: tuple[int, int]) -> Tensor
 
 @torch.no_grad()
 def sample_features(
-    pretrained: Backbone | None, detector: FusionModel, data: EvaluationImages, seed: int
+    pretrained: Backbone | None, detector: FusionDetector, data: "TextureDataModule", seed: int
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Return patch features of the test images before and after each learnt step.
 
@@ -105,7 +86,7 @@ def _evenly(count: int) -> list[int]:
 
 
 def _features_of_each_step(
-    backbones: dict[str, Backbone], detector: FusionModel, images: Tensor
+    backbones: dict[str, Backbone], detector: FusionDetector, images: Tensor
 ) -> tuple[dict[str, Tensor], tuple[int, int]]:
     """Return a step's name to the features (B h w, C) of all positions, and (h, w)."""
     quarters = detector.whitening.quarters
@@ -146,7 +127,7 @@ class _Codes(NamedTuple):
 
 @torch.no_grad()
 def atom_crops(
-    detector: FusionModel, data: TrainingImages, num_atoms: int = ATOMS, num_crops: int = CROPS
+    detector: FusionDetector, data: "TextureDataModule", num_atoms: int = ATOMS, num_crops: int = CROPS
 ) -> AtomCrops:
     """Return crops of training images that use the most used atoms most, one crop from an image.
 
@@ -164,7 +145,7 @@ def atom_crops(
     return AtomCrops(crops, chosen, [float(codes.usage[k]) for k in chosen])
 
 
-def _codes(detector: FusionModel, data: TrainingImages) -> _Codes:
+def _codes(detector: FusionDetector, data: "TextureDataModule") -> _Codes:
     images: list[np.ndarray] = []
     weights: list[np.ndarray] = []
     positions: list[np.ndarray] = []
@@ -188,7 +169,7 @@ def _codes(detector: FusionModel, data: TrainingImages) -> _Codes:
     return _Codes(images, np.stack(weights), np.stack(positions), used / count, grid)
 
 
-def _absolute_codes(detector: FusionModel, patches: Tensor) -> csc_matrix:
+def _absolute_codes(detector: FusionDetector, patches: Tensor) -> csc_matrix:
     """Return the absolute codes of patch features (N, C), a sparse matrix (K, N)."""
     dictionary = detector.dictionary
     features = detector.dictionary_features(detector.whitening(patches)).cpu()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from texture_ad.methods.fusion.model import FusionModel
+from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.models.backbone import flatten_patches
 from texture_ad.parameters import NonNegativeInt, checked
 from texture_ad.training.cache import digest
@@ -30,7 +30,7 @@ class TrainingFeatures:
         ParameterError: a parameter out of its range.
     """
 
-    def __init__(self, detector: FusionModel, memory_mb: NonNegativeInt):
+    def __init__(self, detector: FusionDetector, memory_mb: NonNegativeInt):
         self.detector = detector
         self.budget = memory_mb * 2**20
         self.kept: dict[int, Tensor] = {}

@@ -11,8 +11,8 @@ from torchmetrics.classification import BinaryAUROC
 
 from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.evaluation.localization import image_scores, top_positions
+from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.features import TrainingFeatures
-from texture_ad.methods.fusion.model import FusionModel
 from texture_ad.methods.fusion.pretext import Pretext
 from texture_ad.models.backbone import flatten_patches
 from texture_ad.models.flow import negative_log_likelihood
@@ -62,7 +62,7 @@ class Representation(L.LightningModule):
 
     def __init__(
         self,
-        detector: FusionModel,
+        detector: FusionDetector,
         pretext: Pretext,
         features: TrainingFeatures,
         lr: Positive,

@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
@@ -11,8 +11,8 @@ from texture_ad.errors import ParameterError
 from texture_ad.methods.base import Fitting
 from texture_ad.methods.fusion.density import Density
 from texture_ad.methods.fusion.detection import Detection
+from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.features import TrainingFeatures
-from texture_ad.methods.fusion.model import FusionModel
 from texture_ad.methods.fusion.representation import Representation
 from texture_ad.training.cache import FeatureCache
 from texture_ad.training.callbacks import LoaderTime, StopDivergence
@@ -28,22 +28,13 @@ class StopEarly(EarlyStopping):
         trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
 
 
-class Stages(NamedTuple):
-    """Hold what a fit trains, and the training images' features.
+def make_stages(
+    detector: FusionDetector, fitting: Fitting
+) -> tuple[TrainingFeatures, Density | Representation, Detection | None]:
+    """Return what a fit trains, all of it before any trains, so that no refusal costs training.
 
-    Attributes:
-        features: of both stages.
-        first: trains the representation.
-        second: trains the dictionary, None where it has no weight.
-    """
-
-    features: TrainingFeatures
-    first: Density | Representation
-    second: Detection | None
-
-
-def make_stages(detector: FusionModel, fitting: Fitting) -> Stages:
-    """Return both stages of a detector's fit; all of them before the first trains, so that no refusal costs training.
+    Returns:
+        The training images' features, stage 1, and stage 2: None where the dictionary has no weight.
 
     Raises:
         ParameterError: a setting out of its range, or one that does not go with a backbone that learns.
@@ -52,28 +43,26 @@ def make_stages(detector: FusionModel, fitting: Fitting) -> Stages:
     pretext = fitting.make("cutpaste", dim=len(detector.whitening.mean))
     second = fitting.make("detection", detector=detector, features=features) if detector.weight("dictionary") else None
     if pretext.task == "none":
-        return Stages(features, fitting.make("density", detector=detector, features=features), second)
+        return features, fitting.make("density", detector=detector, features=features), second
     if detector.weight("head"):
         problem = "expected 0 where the backbone learns CutPaste itself"
         raise ParameterError("head_weight", detector.weight("head"), problem)
     if detector.flow.dim != detector.whitening.length:
         problem = "expected 0 where the backbone learns: the likelihood of all its layers chooses its weights"
         raise ParameterError("flow.first", detector.flow.first, problem)
-    first = fitting.make("representation", detector=detector, pretext=pretext, features=features)
-    return Stages(features, first, second)
+    return features, fitting.make("representation", detector=detector, pretext=pretext, features=features), second
 
 
-def fit_stages(detector: FusionModel, fitting: Fitting) -> dict[str, float]:
+def fit_stages(detector: FusionDetector, fitting: Fitting) -> dict[str, float]:
     """Fit a detector in two stages; return what stage 1 took and reached."""
     features, first, second = make_stages(detector, fitting)
     start = fitting.clock()
-    if isinstance(first, Density):
-        metrics = train_density(first, detector, fitting)
-    else:
-        metrics = train_representation(first, detector, fitting)
+    metrics = _train_stage1(first, detector, fitting)
     metrics["stage1_seconds"] = fitting.clock() - start
     if fitting.cache is not None:
         detector.feature_cache = FeatureCache(fitting.cache, detector.backbone, detector.whitening.quarters)
+    elif isinstance(first, Density):
+        detector.feature_cache = first.calibration_features
     if second is not None:
         train_dictionary(second, detector, features, fitting)
     features.clear()
@@ -81,31 +70,21 @@ def fit_stages(detector: FusionModel, fitting: Fitting) -> dict[str, float]:
     return metrics
 
 
-def train_density(module: Density, detector: FusionModel, fitting: Fitting) -> dict[str, float]:
-    """Train stage 1 on a backbone that stays as it is; leave the weights that make calibration patches likeliest."""
-    taught = "the flow, and the head by CutPaste" if module.taught else "the flow"
-    print(f"stage 1  representation: {taught}", flush=True)
-    stop = StopEarly("val/nll", patience=module.patience)
-    metrics = _train_stage1(module, detector, fitting, "val/nll", "min", [stop])
-    detector.feature_cache = module.calibration_features
-    return metrics
+def _train_stage1(module: Density | Representation, detector: FusionDetector, fitting: Fitting) -> dict[str, float]:
+    """Train a module of stage 1, or take it from the cache; leave the weights that were best by what is monitored.
 
-
-def train_representation(module: Representation, detector: FusionModel, fitting: Fitting) -> dict[str, float]:
-    """Train stage 1 with a backbone that learns; leave the weights that scored best on synthetic defects."""
-    print("stage 1  representation: CutPaste and the flow", flush=True)
-    return _train_stage1(module, detector, fitting, "val/auroc", "max", [])
-
-
-def _train_stage1(
-    module: Density | Representation,
-    detector: FusionModel,
-    fitting: Fitting,
-    monitor: str,
-    mode: Literal["min", "max"],
-    callbacks: list[L.Callback],
-) -> dict[str, float]:
-    """Train a module of stage 1, or take it from the cache; leave the weights that were best by what is monitored."""
+    That is the likelihood of calibration patches, and for a backbone that learns the AUROC on synthetic defects.
+    """
+    monitor: str
+    mode: Literal["min", "max"]
+    callbacks: list[L.Callback] = []
+    if isinstance(module, Density):
+        print(f"stage 1  representation: the flow{', and the head by CutPaste' * module.taught}", flush=True)
+        monitor, mode = "val/nll", "min"
+        callbacks.append(StopEarly(monitor, patience=module.patience))
+    else:
+        print("stage 1  representation: CutPaste and the flow", flush=True)
+        monitor, mode = "val/auroc", "max"
     folder = fitting.folder / "stage1"
     best = ModelCheckpoint(folder, "best", monitor=monitor, mode=mode, enable_version_counter=False)
     pruning = (
@@ -153,7 +132,7 @@ def _load_best(module: Density | Representation, folder: Path) -> None:
         module.load_state_dict(checkpoint["state_dict"])
 
 
-def train_dictionary(module: Detection, detector: FusionModel, features: TrainingFeatures, fitting: Fitting) -> None:
+def train_dictionary(module: Detection, detector: FusionDetector, features: TrainingFeatures, fitting: Fitting) -> None:
     """Train stage 2."""
     print("stage 2  detection: the dictionary", flush=True)
     folder = fitting.folder / "stage2"
