@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.comparison import by_turns
 from experiments.anomalib_run import check_installed, exported, score
-from experiments.runs import Job, read_study, run_all, script, write_table
+from experiments.runs import Job, grouped, read_study, run_all, script, write_table
 from experiments.textures import finished_runs, jobs_of
 from texture_ad.data.geometry import Shape
 from texture_ad.deploy.engines import FASTEST, use_engine
@@ -127,8 +127,7 @@ def rows(runs: Sequence[dict], seconds: Mapping[str, Mapping]) -> list[dict]:
         seconds: of an image by texture and method, then by engine and batch size.
     """
     found = []
-    for texture, method in dict.fromkeys((run["texture"], run["method"]) for run in runs):
-        own = [run for run in runs if (run["texture"], run["method"]) == (texture, method)]
+    for (texture, method), own in grouped(runs, "texture", "method").items():
         row: dict = {"texture": texture, "method": method}
         for key in ACCURACY + COSTS:
             row[METRICS[key].heading] = [run[key] for run in own if run[key] is not None] or None
@@ -136,10 +135,9 @@ def rows(runs: Sequence[dict], seconds: Mapping[str, Mapping]) -> list[dict]:
         for name in (_engine_and_batch(engine, count) for engine in ENGINES for count in BATCHES):
             row[f"processor ms an image, {name}"] = round(1000 * measured[name], 1) if name in measured else None
         found.append(row)
-    textures = dict.fromkeys(row["texture"] for row in found)
-    for method in dict.fromkeys(row["method"] for row in found):
-        own = [row for row in found if row["method"] == method]
-        if len(own) == len(textures) > 1:
+    count = len(grouped(found, "texture"))
+    for (method,), own in grouped(found, "method").items():
+        if len(own) == count > 1:
             values = {key: [one[key] for one in own] for key in own[0] if key not in ("texture", "method")}
             means = {key: fmean(map(_mean, one)) if None not in one else None for key, one in values.items()}
             found.append({"texture": f"mean of {len(own)}", "method": method} | means)
@@ -186,7 +184,7 @@ def main() -> None:
     keep_freed_memory()
     for texture in dict.fromkeys(texture for texture, _, _ in jobs):
         of_texture = {key: one for key, one in jobs.items() if key[0] == texture}
-        run_all(list(of_texture.values()), study.workers, write)
+        run_all(of_texture, study.workers, write)
         first = {key: one for key, one in of_texture.items() if key[2] == study.numbers("seeds")[0]}
         seconds[texture] = seconds_by_turns(first, study.runs / f"{texture}-seconds.json")
         write()

@@ -7,7 +7,7 @@ Own keys: methods, sizes, seeds, workers, runs (folder of the runs), output (wit
 Every other key=value goes to each run. The output grows with every run; a finished run is not repeated.
 """
 
-from experiments.runs import data_of_overrides, kept_runs, read_photograph_study, run_all, script, write_table
+from experiments.runs import data_of_overrides, grouped, kept_runs, read_photograph_study, run_all, script, write_table
 from texture_ad.methods.registry import METHODS
 from texture_ad.reporting.metrics import METRICS
 
@@ -17,11 +17,7 @@ ALSO_KEPT = ("image_ap", "test_seconds_per_image", "peak_memory_mb")
 
 def table(runs: list[dict]) -> list[dict]:
     """Return one row for each size and method, its metrics as lists over the seeds."""
-    order = list(dict.fromkeys(run["method"] for run in runs))
-    groups = sorted({(run["size"], order.index(run["method"])) for run in runs})
-    return [
-        row([run for run in runs if (run["size"], run["method"]) == (size, order[method])]) for size, method in groups
-    ]
+    return [row(group) for _, group in sorted(grouped(runs, "size", "method").items(), key=lambda one: one[0][0])]
 
 
 def row(runs: list[dict]) -> dict:
@@ -53,7 +49,7 @@ def main() -> None:
         runs = kept_runs(jobs, ("method", "size", "seed"), ALSO_KEPT)
         return write_table(study.output, runs, table(runs))
 
-    run_all(list(jobs.values()), study.workers, write)
+    run_all(jobs, study.workers, write)
     print(write())
 
 

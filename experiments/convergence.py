@@ -53,7 +53,7 @@ def main() -> None:
         for category in study["categories"]
         for factor in study["factors"]
     }
-    run_all(list(jobs.values()), study.workers)
+    run_all(jobs, study.workers)
     runs = kept_runs(jobs, ("category", "method", "factor", "seed"))
     aurocs: dict[tuple, list[float]] = {}
     for run in runs:

@@ -33,6 +33,7 @@ from experiments.runs import (
     Job,
     check_overrides,
     data_of,
+    grouped,
     load_fusion,
     read_run,
     read_study,
@@ -278,24 +279,20 @@ def evaluate(run: Job, draws: int) -> dict[str, Any]:
     }
 
 
-def leave_one_out(found: Sequence[dict], textures: Sequence[str], title: str, of: str, metric: str) -> list[dict]:
+def leave_one_out(found: Sequence[dict], title: str, of: str, metric: str) -> list[dict]:
     """Return a row for each texture, then the mean: a metric with all parts, and the loss without each.
 
     Args:
-        found: from `evaluate`.
-        textures: in order.
+        found: from `evaluate`, texture by texture.
         title: of the table, that of the metric.
         of: key of what was found in which the metric stands by the names of variants.
         metric: its key there.
     """
-    rows: list[dict] = []
-    for texture in textures:
-        runs = [r[of] for r in found if r["texture"] == texture and r[of]]
-        if runs:
-            rows.append(
-                {title: texture, "default": [v["default"][metric] for v in runs]}
-                | {name: [v["default"][metric] - v[name][metric] for v in runs] for name in LEFT_OUT}
-            )
+    rows = []
+    for (texture,), group in grouped((r for r in found if r[of]), "texture").items():
+        runs = [r[of] for r in group]
+        row = {title: texture, "default": [v["default"][metric] for v in runs]}
+        rows.append(row | {name: [v["default"][metric] - v[name][metric] for v in runs] for name in LEFT_OUT})
     return with_mean(rows, title)
 
 
@@ -311,14 +308,14 @@ def paired(rows: Sequence[dict]) -> str:
     return "\n".join(lines)
 
 
-def correlations(found: Sequence[dict], textures: Sequence[str]) -> list[dict]:
+def correlations(found: Sequence[dict]) -> list[dict]:
     """Return Spearman's rank correlation over the variants of each criterion with the test, a list over the seeds."""
-    rows: list[dict] = []
-    for texture in textures:
-        of = [r["variants"] for r in found if r["texture"] == texture]
-        if of:
-            names = [name for name in of[0]["default"] if name != "test"]
-            rows.append({"rank correlation": texture} | {name: [_correlation(v, name) for v in of] for name in names})
+    rows = []
+    for (texture,), group in grouped(found, "texture").items():
+        names = [name for name in group[0]["variants"]["default"] if name != "test"]
+        rows.append(
+            {"rank correlation": texture} | {name: [_correlation(r["variants"], name) for r in group] for name in names}
+        )
     return with_mean(rows, "rank correlation")
 
 
@@ -328,17 +325,13 @@ def _correlation(of: dict[str, dict[str, float]], name: str) -> float:
     return 0.0 if constant else float(spearmanr(test, other).statistic)
 
 
-def chosen(found: Sequence[dict], textures: Sequence[str]) -> list[dict]:
+def chosen(found: Sequence[dict]) -> list[dict]:
     """Return a row for each texture, then the mean: the default beside weights chosen with and without labels."""
     names = ("by synthetic AUROC", "by synthetic distance", "oracle")
-    rows: list[dict] = []
-    for texture in textures:
-        of = [r for r in found if r["texture"] == texture]
-        if of:
-            rows.append(
-                {"weights": texture, "default": [r["variants"]["default"]["test"] for r in of]}
-                | {name: [r["weightings"][name] for r in of] for name in names}
-            )
+    rows = []
+    for (texture,), group in grouped(found, "texture").items():
+        row = {"weights": texture, "default": [r["variants"]["default"]["test"] for r in group]}
+        rows.append(row | {name: [r["weightings"][name] for r in group] for name in names})
     return with_mean(rows, "weights")
 
 
@@ -352,29 +345,28 @@ def with_mean(rows: list[dict], title: str) -> list[dict]:
 
 def all_variants(found: Sequence[dict]) -> list[dict]:
     """Return a row for each variant: every figure, averaged over the seeds of each texture, then over textures."""
-    rows = []
-    for name in variants():
-        of: dict[str, list[dict[str, float]]] = {}
-        for r in found:
-            of.setdefault(r["texture"], []).append(r["variants"][name])
-        keys = next(iter(of.values()))[0]
-        rows.append({"variant": name} | {k: fmean(fmean(v[k] for v in values) for values in of.values()) for k in keys})
-    return rows
+    groups = grouped(found, "texture").values()
+
+    def mean(name: str, key: str) -> float:
+        return fmean(fmean(r["variants"][name][key] for r in group) for group in groups)
+
+    keys = found[0]["variants"]["default"]
+    return [{"variant": name} | {key: mean(name, key) for key in keys} for name in variants()]
 
 
 def write(output: Path, found: Sequence[dict], textures: Sequence[str]) -> str:
     """Write all tables, and return them as text."""
     ordered = sorted(found, key=lambda r: (textures.index(r["texture"]), r["seed"]))
-    losses = leave_one_out(ordered, textures, "image AUROC", "variants", "test")
-    located = leave_one_out(ordered, textures, "AUPRO at 0.05", "maps", "aupro_05")
+    losses = leave_one_out(ordered, "image AUROC", "variants", "test")
+    located = leave_one_out(ordered, "AUPRO at 0.05", "maps", "aupro_05")
     below = [
         paired(losses),
         markdown_table(located),
         paired(located),
         "Rank correlation of label-free criteria with the test image AUROC, over all variants:",
-        markdown_table(correlations(ordered, textures)),
+        markdown_table(correlations(ordered)),
         "Weights chosen on a grid, by synthetic defects or (oracle) by the test labels:",
-        markdown_table(chosen(ordered, textures)),
+        markdown_table(chosen(ordered)),
         "All variants, means over textures:",
         markdown_table(all_variants(ordered)),
     ]

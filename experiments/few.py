@@ -17,7 +17,7 @@ from itertools import product
 from pathlib import Path
 from statistics import fmean
 
-from experiments.runs import draw, link_samples, read_study, run_all, script, write_table
+from experiments.runs import draw, grouped, link_samples, read_study, run_all, script, write_table
 from experiments.textures import find_textures, finished_runs, job, table
 from texture_ad.data.layouts import scan
 from texture_ad.errors import UserError
@@ -39,14 +39,12 @@ def link_few(texture: Path, count: int, seed: int, folder: Path) -> None:
 def by_count(runs: Sequence[dict], methods: Sequence[str], key: str) -> list[dict]:
     """Return a row for each number of images: a metric of each method, a list over seeds of means over textures."""
     rows = []
-    for count in dict.fromkeys(run["count"] for run in runs):
+    for (count,), of in grouped(runs, "count").items():
+        groups = grouped((run for run in of if run[key] is not None), "method", "seed")
+        means = {which: fmean(run[key] for run in group) for which, group in groups.items()}
         row: dict = {"training images": str(count)}
         for method in methods:
-            of: dict[int, list[float]] = {}
-            for run in runs:
-                if (run["count"], run["method"]) == (count, method) and run[key] is not None:
-                    of.setdefault(run["seed"], []).append(run[key])
-            row[method] = [fmean(values) for values in of.values()] or None
+            row[method] = [mean for (name, _), mean in means.items() if name == method] or None
         rows.append(row)
     return rows
 
@@ -80,7 +78,7 @@ def main() -> None:
             )
         return write_table(study.output, found, by_count(found, study["methods"], "image_auroc"), "\n\n".join(below))
 
-    run_all(list(jobs.values()), study.workers, write)
+    run_all(jobs, study.workers, write)
     print(write())
 
 

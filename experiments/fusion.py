@@ -11,7 +11,7 @@ from statistics import mean
 
 from scipy.stats import spearmanr
 
-from experiments.runs import data_of_overrides, kept_runs, read_photograph_study, run_all, script, write_table
+from experiments.runs import data_of_overrides, grouped, kept_runs, read_photograph_study, run_all, script, write_table
 
 REPRESENTATIONS = {
     "frozen": ["cutpaste=none", "trainer.max_epochs=8"],
@@ -29,20 +29,12 @@ SCORES = {
     "all of these": [*LEARNT],
 }
 MEASURED = {"test": "image_auroc", "synthetic": "synthetic_auroc"}
-Option = tuple[str, str]  # representation and score
-
-
-def by_option(runs: list[dict]) -> dict[Option, list[dict]]:
-    """Return the runs of each option, one for each seed."""
-    groups: dict[Option, list[dict]] = {}
-    for run in runs:
-        groups.setdefault((run["representation"], run["score"]), []).append(run)
-    return groups
+OPTION = ("representation", "score")  # what runs of one seed differ in
 
 
 def table(runs: list[dict]) -> list[dict]:
     """Return a row for each representation on test images and on synthetic defects, scores as lists over the seeds."""
-    groups = by_option(runs)
+    groups = grouped(runs, *OPTION)
     source = runs[0]["data_source"]
     return [
         {"image AUROC on": name, "representation": representation}
@@ -55,7 +47,7 @@ def table(runs: list[dict]) -> list[dict]:
 
 def agreement(runs: list[dict]) -> str:
     """Return how far synthetic defects rank the options as the test images do, both averaged over the seeds."""
-    groups = by_option(runs)
+    groups = grouped(runs, *OPTION)
     test, synthetic = ([mean(run[key] for run in group) for group in groups.values()] for key in MEASURED.values())
     chosen = max(range(len(synthetic)), key=synthetic.__getitem__)
     return (
@@ -80,10 +72,10 @@ def main() -> None:
     }
 
     def write() -> str:
-        runs = kept_runs(jobs, ("representation", "score", "seed"))
+        runs = kept_runs(jobs, (*OPTION, "seed"))
         return write_table(study.output, runs, table(runs), agreement(runs))
 
-    run_all(list(jobs.values()), study.workers, write)
+    run_all(jobs, study.workers, write)
     print(write())
 
 

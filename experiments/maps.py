@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.runs import data_of, read_study, run_all, script, write_table
+from experiments.runs import data_of, grouped, read_study, run_all, script, write_table
 from experiments.textures import jobs_of
 from texture_ad.errors import UserError
 from texture_ad.evaluation.calibration import conformal_threshold
@@ -95,11 +95,8 @@ def judge(folder: Path, settings: Sequence[tuple[Upsampling, float]]) -> list[di
 def table(found: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     """Return a row for each method and setting: a metric of each texture, a list over seeds, and the mean of all."""
     rows = []
-    for method, upsampling, sigma in dict.fromkeys((f["method"], f["upsampling"], f["sigma"]) for f in found):
-        own = [f for f in found if (f["method"], f["upsampling"], f["sigma"]) == (method, upsampling, sigma)]
-        of: dict[str, list[float]] = {}
-        for f in own:
-            of.setdefault(f["texture"], []).append(f[name])
+    for (method, upsampling, sigma), own in grouped(found, "method", "upsampling", "sigma").items():
+        of = {texture: [f[name] for f in values] for (texture,), values in grouped(own, "texture").items()}
         mean = fmean(fmean(values) for values in of.values())
         rows.append({name: method, "upsampling": upsampling, "sigma": f"{sigma:g}", **of, "mean": mean})
     return rows
@@ -121,7 +118,7 @@ def main() -> None:
     upsamplings = [known for known in get_args(Upsampling) if known in study["upsamplings"]]
     settings = list(product(upsamplings, study.numbers("sigmas", float)))
     jobs = jobs_of(study)
-    run_all(list(jobs.values()), study.workers)
+    run_all(jobs, study.workers)
     found = []
     for (texture, method, seed), job in jobs.items():
         for one in judge(job.folder, settings):

@@ -61,7 +61,7 @@ def main() -> None:
         below = f"Images in {study.root.name}:\n\n{markdown_table(other_metrics(runs, study['methods']))}"
         return write_table(study.output, runs, table(runs, study["methods"], textures), below)
 
-    run_all(list(jobs.values()), study.workers, write)
+    run_all(jobs, study.workers, write)
     print(write())
 
 

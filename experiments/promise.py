@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.runs import link_all, read_study, run_all, script, write_table
+from experiments.runs import grouped, link_all, read_study, run_all, script, write_table
 from experiments.textures import find_textures
 from texture_ad.data.layouts import scan
 
@@ -67,13 +67,10 @@ def main() -> None:
             options = ["data=folder", f"data.root={drawn}", f"seed={seed}", override]
             jobs[texture, count, way, seed] = study.job(study.runs / f"{name}-{way.replace(' ', '_')}", options)
     found = []
-    metrics = run_all(list(jobs.values()), study.workers)
-    for key, one in zip(jobs, metrics, strict=True):
+    for key, one in run_all(jobs, study.workers).items():
         about = dict(zip(("texture", "count", "way", "seed"), key, strict=True))
         found.append(about | {"found": one["false_positive_rate"], **one["expected_false_alarms"]})
-    groups = dict.fromkeys((one["texture"], one["count"], one["way"]) for one in found)
-    rows = [row([one for one in found if (one["texture"], one["count"], one["way"]) == group]) for group in groups]
-    print(write_table(study.output, found, rows))
+    print(write_table(study.output, found, list(map(row, grouped(found, "texture", "count", "way").values()))))
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def main() -> None:
         for category in study["categories"]
         for seed in study.numbers("seeds")
     }
-    run_all(list(jobs.values()), study.workers)
+    run_all(jobs, study.workers)
     runs = kept_runs(jobs, ("category", "seed"))
     for run, job in zip(runs, jobs.values(), strict=True):
         run["curve"] = curve(job.folder)

@@ -142,7 +142,7 @@ def main() -> None:
         for texture in find_textures(study.root, study["textures"])
         for augmentation in study["augmentations"]
     }
-    run_all(list(jobs.values()), study.workers)
+    run_all(jobs, study.workers)
     results: list[dict[str, Any]] = [
         {
             "texture": texture,

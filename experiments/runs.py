@@ -8,12 +8,12 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from texture_ad.cli.compose import compose
 from texture_ad.cli.conf import choices_of
@@ -41,6 +41,7 @@ QUIET = ("pictures=false", "logger=none", "trainer.enable_progress_bar=false")
 SHOWN = ("image_auroc", "pixel_auroc", "aupro")  # on a finished run's line
 KEPT = ("data_source", "data_fingerprint", *SHOWN, "synthetic_auroc", "fit_seconds")  # in a table's JSON
 
+Key = TypeVar("Key", bound=Hashable)
 Metrics = dict[str, Any]  # what metrics.json holds; `fit_seconds` is None if the run was resumed
 
 
@@ -289,6 +290,14 @@ def check_overrides(jobs: Iterable[Job]) -> None:
             raise UserError(line) from error
 
 
+def grouped(rows: Iterable[dict], *keys: str) -> dict[tuple, list[dict]]:
+    """Return dicts by the values that they have under some keys, in the order of their first appearance."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return groups
+
+
 def kept_runs(jobs: Mapping[tuple, Job], names: Sequence[str], more: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Return what a table's JSON keeps of each finished run.
 
@@ -367,11 +376,11 @@ def link_samples(samples: "Iterable[Sample]", texture: Path, folder: Path) -> No
     link_all({folder / path.relative_to(texture): path for path in paths}, folder)
 
 
-def run_all(jobs: Sequence[Job], workers: int, done: Callable[[], object] = lambda: None) -> list[Metrics]:
+def run_all(jobs: Mapping[Key, Job], workers: int, done: Callable[[], object] = lambda: None) -> dict[Key, Metrics]:
     """Make all runs, print a line for each, and return their metrics.
 
     Args:
-        jobs: the runs.
+        jobs: the runs, by what tells each from the others.
         workers: how many run at a time.
         done: called after each run that is made now.
 
@@ -379,25 +388,24 @@ def run_all(jobs: Sequence[Job], workers: int, done: Callable[[], object] = lamb
         UserError: before any runs, if an override can't be used, a folder holds a run with other overrides, or images
             changed since a run finished; after all others have run, if some failed: the first one's reason.
     """
-    results = {job.folder: read_metrics(job.folder) for job in jobs if _is_finished(job)}
-    missing = [job for job in jobs if job.folder not in results]
-    check_overrides(missing)
-    for job in jobs:
-        if job.folder in results:
-            if missing:  # else nothing new comes beside it, and its images may be gone
-                check_images(job.folder, run_of(job.folder).config)
-            print(_line(job, results[job.folder]), flush=True)
+    results = {key: read_metrics(job.folder) for key, job in jobs.items() if _is_finished(job)}
+    missing = [key for key in jobs if key not in results]
+    check_overrides(jobs[key] for key in missing)
+    for key, found in results.items():
+        if missing:  # else nothing new comes beside it, and its images may be gone
+            check_images(jobs[key].folder, run_of(jobs[key].folder).config)
+        print(_line(jobs[key], found), flush=True)
     failures: list[UserError] = []
     writing = threading.Lock()
 
-    def one(job: Job) -> None:
+    def one(key: Key) -> None:
         try:
-            found = results[job.folder] = run_once(job)
+            results[key] = run_once(jobs[key])
         except UserError as error:
             failures.append(error)
             print(f"failed   {error}", flush=True)
             return
-        print(_line(job, found), flush=True)
+        print(_line(jobs[key], results[key]), flush=True)
         with writing:  # one table is written by one thread at a time
             done()
 
@@ -405,7 +413,7 @@ def run_all(jobs: Sequence[Job], workers: int, done: Callable[[], object] = lamb
         list(pool.map(one, missing))
     if failures:
         raise UserError(f"{len(failures)} of {len(jobs)} runs failed, first: {failures[0]}")
-    return [results[job.folder] for job in jobs]
+    return {key: results[key] for key in jobs}
 
 
 def _line(job: Job, metrics: Metrics) -> str:
@@ -469,7 +477,7 @@ def paper_table(name: str, methods: Mapping[str, tuple[list[str], Sequence[float
         for category in study["categories"]
         for label, (options, _) in methods.items()
     }
-    run_all(list(jobs.values()), study.workers)
+    run_all(jobs, study.workers)
     printed = {label: dict(zip(TEXTURES, figures, strict=True)) for label, (_, figures) in methods.items()}
     runs = kept_runs(jobs, ("category", "method", "seed"))
     print(write_table(study.output, runs, paper_rows(study["categories"], printed, runs)))

@@ -124,7 +124,7 @@ def main() -> None:
         for seed in study.numbers("seeds")
         for kind, options in data.items()
     }
-    run_all(list(jobs.values()), study.workers)
+    run_all(jobs, study.workers)
     results = kept_runs(jobs, ("images", "seed"))
     for run, job in zip(results, jobs.values(), strict=True):
         if run["images"] == "strips":

@@ -15,7 +15,7 @@ from statistics import fmean
 
 from scipy.stats import wilcoxon
 
-from experiments.runs import Job, Study, kept_runs, read_study, run_all, script, write_table
+from experiments.runs import Job, Study, grouped, kept_runs, read_study, run_all, script, write_table
 from texture_ad.errors import UserError
 from texture_ad.evaluation.spread import mean_ranks
 from texture_ad.reporting.metrics import METRICS
@@ -118,11 +118,8 @@ def _mean(runs: Sequence[dict], method: str, key: str) -> float | None:
 
 def _means_by_texture(runs: Sequence[dict], method: str, key: str) -> dict[str, float]:
     """Return the mean of a method's metric over the seeds of each texture that has it, in the unit of its heading."""
-    of: dict[str, list[float]] = {}
-    for r in runs:
-        if r["method"] == method and r.get(key) is not None:
-            of.setdefault(r["texture"], []).append(METRICS[key].scale * r[key])
-    return {texture: fmean(values) for texture, values in of.items()}
+    own = grouped((r for r in runs if r["method"] == method and r.get(key) is not None), "texture")
+    return {texture: fmean(METRICS[key].scale * r[key] for r in group) for (texture,), group in own.items()}
 
 
 def paired(runs: Sequence[dict], methods: Sequence[str]) -> str:
@@ -157,7 +154,7 @@ def main() -> None:
         below = [markdown_table(other_metrics(runs, study["methods"])), paired(runs, study["methods"])]
         return write_table(study.output, runs, first, "\n\n".join([*below, *(markdown_table(rows) for rows in others)]))
 
-    run_all(list(jobs.values()), study.workers, write)
+    run_all(jobs, study.workers, write)
     print(write())
 
 

@@ -61,9 +61,7 @@ def main() -> None:
         for kind, data in (("half", halves / "half"), ("all", study.root / texture)):
             options = ["data=folder", f"data.root={data}", f"seed={seed}"]
             jobs[texture, seed, kind] = study.job(study.runs / f"{texture}-{kind}-seed{seed}", options)
-    measured: dict[tuple[str, int, str], dict[str, Any]] = dict(
-        zip(jobs, run_all(list(jobs.values()), study.workers), strict=True)
-    )
+    measured = run_all(jobs, study.workers)
     for (texture, seed, kind), job in jobs.items():
         if kind == "half":
             rest = study.runs / "halves" / f"{texture}-seed{seed}" / "rest"

@@ -114,10 +114,10 @@ def test_tables_say_what_a_part_adds_and_how_a_criterion_ranks():
         for t in ("a", "b")
         for s in (0, 1)
     ]
-    *rows, mean = leave_one_out(found, ["a", "b"], "image AUROC", "variants", "test")
+    *rows, mean = leave_one_out(found, "image AUROC", "variants", "test")
     assert [row["image AUROC"] for row in rows] == ["a", "b"] and mean["default"] == 1
     assert mean["-dictionary"] > 0.2 > abs(mean["-head"])
-    ranked = correlations(found, ["a", "b"])
+    ranked = correlations(found)
     assert (
         ranked[0]["synthetic positions"] == ranked[1]["synthetic positions"] and ranked[0]["synthetic AUROC"][0] > 0.3
     )

@@ -206,7 +206,7 @@ def test_a_run_that_is_finished_is_read_once(monkeypatch, tmp_path, capsys):
     read = []
     actual = experiments.runs.read_metrics
     monkeypatch.setattr(experiments.runs, "read_metrics", lambda folder: read.append(folder) or actual(folder))
-    assert run_all([job], 1) == [{"data_source": "folder rug", "image_auroc": 0.5}]
+    assert run_all({"one": job}, 1) == {"one": {"data_source": "folder rug", "image_auroc": 0.5}}
     assert read == [job.folder] and capsys.readouterr().out == "folder rug: one: image_auroc 0.500\n"
 
 
@@ -215,7 +215,7 @@ def test_a_folder_of_a_run_with_other_overrides_ends_a_study_before_its_runs(for
     held.folder.mkdir()
     (held.folder / "finished.json").write_text(json.dumps({"overrides": ["seed=1"]}))
     with pytest.raises(UserError, match=r"held: holds a run with other overrides; give another folder by runs=FOLDER"):
-        run_all([Job(tmp_path / "first", ["seed=2"]), held], 1)
+        run_all({"first": Job(tmp_path / "first", ["seed=2"]), "held": held}, 1)
     assert not (tmp_path / "first").exists()
 
 
