@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from texture_ad.data.drift import training_statistics
 from texture_ad.data.images import Reading, header, read_image, training_levels
@@ -66,6 +66,17 @@ def test_frames_alpha_orientation_and_white_as_zero(tmp_path):
     with pytest.raises(UnidentifiedImageError):
         Image.open(path)
     assert np.allclose(found[..., 0], 255 * (1 - VALUES[..., 0]), atol=0.01)
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_a_turned_picture_is_the_plain_one_turned_also_by_the_limits_of_its_type(orientation, tmp_path):
+    pixels = (VALUES * 65535).astype(np.uint32)
+    for name, number in (("plain", 1), ("turned", orientation)):
+        tifffile.imwrite(tmp_path / name, pixels, photometric="rgb", extratags=[(274, "H", 1, number, True)])
+    plain = Image.fromarray(read_image(tmp_path / "plain").round().astype(np.uint8))
+    plain.getexif()[274] = orientation
+    assert np.array_equal(read_image(tmp_path / "turned").round(), ImageOps.exif_transpose(plain))
+    assert header(tmp_path / "turned").shape == ImageOps.exif_transpose(plain).size[::-1]
 
 
 def test_what_neither_reader_can_open_is_refused_in_one_line(tmp_path):

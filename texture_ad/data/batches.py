@@ -7,12 +7,12 @@ samples. Of whole pictures that the detector cuts into tiles, `image` is a list 
 from collections.abc import Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby, pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import Dataset, RandomSampler, Sampler
+from torch.utils.data import Dataset, RandomSampler, Sampler, SequentialSampler
 
 from texture_ad.data.augmentation import Augmentation
 from texture_ad.data.geometry import Geometry, Shape
@@ -310,16 +310,7 @@ class EpochShuffle(RandomSampler):
         self.generator.manual_seed(self.seed * SEED_STEP + epoch)
 
 
-class Order(Protocol):
-    """Describe what gives the images of an epoch in order: their indices, and how many they are."""
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        ...
-
-    def __iter__(self) -> Iterator[int]:
-        """Return the images' indices in order."""
-        ...
+Order = SequentialSampler | EpochShuffle | range  # gives the indices of an epoch's images
 
 
 class SharedBatches(Sampler[list[int]]):

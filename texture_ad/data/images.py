@@ -44,6 +44,8 @@ MIN_SIDE = 4
 ORIENTATION = 0x0112  # of EXIF
 BITS = 0x0102  # a sample has, of TIFF
 TURNED = (5, 6, 7, 8)  # orientations that swap width and height
+UPSIDE_DOWN = (3, 4, 7, 8)  # that then turn the rows round
+MIRRORED = (2, 3, 6, 7)  # and the columns
 MAX_GREY = 0.05  # of a mask's pixels between black and white: soft edges, not a picture
 MAX_CLASSES = 16  # values of a mask that may be the numbers of classes
 EVEN = 0.2  # share of a mask's grey pixels like both neighbours from which on grey is a number, not a soft edge
@@ -181,9 +183,7 @@ def _read_tiff(path: Path, frame: int, frames: Frames) -> Image.Image | np.ndarr
             image = Image.fromarray(values)
             image.getexif()[ORIENTATION] = page.orientation
             return ImageOps.exif_transpose(image)
-        if page.orientation == 1:
-            return values
-        return _turned_planes(values, page.orientation) if values.ndim == 3 else _turned(values, page.orientation)
+        return _turned(values, page.orientation)
 
 
 def count_frames(image: Image.Image) -> int:
@@ -195,11 +195,7 @@ def _decode(path: Path, image: Image.Image, frame: int) -> Image.Image | np.ndar
     """Return an opened image, turned as EXIF says; of a deep one its values."""
     deep = is_deep(image)
     if deep and image.mode in ("RGB", "RGBA", "LA"):
-        orientation = image.getexif().get(ORIENTATION, 1)
-        values = _colour_values(path, image, frame)
-        if orientation == 1:
-            return values
-        return _turned_planes(values, orientation).astype(np.uint16)
+        return _turned(_colour_values(path, image, frame), image.getexif().get(ORIENTATION, 1))
     image.load()
     ImageOps.exif_transpose(image, in_place=True)  # a copy would forget its format
     return np.asarray(image) if deep else image
@@ -227,15 +223,11 @@ def _colour_values(path: Path, image: Image.Image, frame: int) -> np.ndarray:
 
 
 def _turned(values: np.ndarray, orientation: int) -> np.ndarray:
-    """Return values (H, W), as float32, turned as EXIF's orientation says."""
-    image = Image.fromarray(values.astype(np.float32))
-    image.getexif()[ORIENTATION] = orientation
-    return np.asarray(ImageOps.exif_transpose(image))
-
-
-def _turned_planes(values: np.ndarray, orientation: int) -> np.ndarray:
-    """Return values (H, W, C), as float32, turned as EXIF's orientation says."""
-    return np.stack([_turned(values[..., c], orientation) for c in range(values.shape[2])], -1)
+    """Return values (H, W) or (H, W, C) turned as EXIF's orientation says."""
+    turned = values.swapaxes(0, 1) if orientation in TURNED else values
+    down = -1 if orientation in UPSIDE_DOWN else 1
+    across = -1 if orientation in MIRRORED else 1
+    return np.ascontiguousarray(turned[::down, ::across])
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,10 @@ def rows_of(layout: Layout, folder: Path) -> list[dict[str, str]]:
         layout: of a folder.
         folder: that paths are relative to.
     """
-    sides = {"train": layout.train, "calibration": layout.calibration, "test": layout.test}
     return [
-        _row(folder, sample, "" if layout.undivided else side) for side, samples in sides.items() for sample in samples
+        _row(folder, sample, "" if layout.undivided else side)
+        for side, samples in layout.sides.items()
+        for sample in samples
     ]
 
 

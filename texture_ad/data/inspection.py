@@ -110,12 +110,8 @@ def without_unusable(layout: Layout, frames: Frames, roi: Roi | None = None) -> 
     unusable = dict.fromkeys(file.path for file in found if file.problem)
     if not unusable:
         return layout
-    train, calibration, test = (
-        [sample for sample in samples if sample.path not in unusable]
-        for samples in (layout.train, layout.calibration, layout.test)
-    )
-    left_out = layout.left_out | {"unusable images": list(unusable)}
-    return replace(layout, train=train, calibration=calibration, test=test, left_out=left_out)
+    kept = layout.map_sides(lambda samples: [sample for sample in samples if sample.path not in unusable])
+    return replace(kept, left_out=layout.left_out | {"unusable images": list(unusable)})
 
 
 def perceptual_hash(pixels: np.ndarray) -> np.ndarray:

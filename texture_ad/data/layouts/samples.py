@@ -2,10 +2,11 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -89,9 +90,18 @@ class Layout:
     undivided: bool = False
 
     @property
+    def sides(self) -> dict[str, list[Sample]]:
+        """Return the images by the names of the attributes that hold them."""
+        return {"train": self.train, "calibration": self.calibration, "test": self.test}
+
+    @property
     def samples(self) -> list[Sample]:
         """Return all images."""
         return self.train + self.calibration + self.test
+
+    def map_sides(self, change: Callable[[list[Sample]], list[Sample]]) -> "Layout":
+        """Return a layout with what `change` returns of the images of each side."""
+        return replace(self, train=change(self.train), calibration=change(self.calibration), test=change(self.test))
 
 
 def with_left_out(layout: Layout, files: Iterable[Path]) -> Layout:
@@ -126,10 +136,7 @@ def with_frames(layout: Layout) -> Layout:
             for frame in range(count)
         ]
 
-    def all_of(samples: list[Sample]) -> list[Sample]:
-        return [frame for sample in samples for frame in split(sample)]
-
-    return replace(layout, train=all_of(layout.train), calibration=all_of(layout.calibration), test=all_of(layout.test))
+    return layout.map_sides(lambda samples: list(chain(*map(split, samples))))
 
 
 def mask_marks(samples: list[Sample]) -> list[bool]:
@@ -196,7 +203,7 @@ def fingerprint(layout: Layout, folder: Path, others: Iterable[Path] = ()) -> st
     """
     digest_of = cache(content_digest)  # a file is read once, not once for each of its frames
     total = hashlib.sha256()
-    for side, samples in (("train", layout.train), ("calibration", layout.calibration), ("test", layout.test)):
+    for side, samples in layout.sides.items():
         for sample in samples:
             total.update(os.fsencode(f"{side} {sample.kind} {sample.below(folder)}"))
             for path in filter(None, (sample.path, sample.mask)):

@@ -44,12 +44,7 @@ def with_groups(layout: Layout, group: str | None, folder: Path) -> Layout:
     if missing:
         raise ParameterError("group", group, f"is not found in the names of {len(missing)} images: {listed(missing)}")
 
-    def grouped(samples: list[Sample]) -> list[Sample]:
-        return [replace(sample, group=found(sample)) for sample in samples]
-
-    return replace(
-        layout, train=grouped(layout.train), calibration=grouped(layout.calibration), test=grouped(layout.test)
-    )
+    return layout.map_sides(lambda samples: [replace(sample, group=found(sample)) for sample in samples])
 
 
 def draw(
