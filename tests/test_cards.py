@@ -78,6 +78,12 @@ def test_the_model_card_states_the_runs_facts():
         assert fact in text, fact
 
 
+def test_both_cards_tell_which_images_calibrate():
+    told = "each scored by a detector that was fitted without it"
+    for card in (model_card, data_card):
+        assert told in markdown(card(facts(cross_fit=True))) and told not in markdown(card(facts()))
+
+
 def test_limits_follow_the_facts():
     alone = markdown(model_card(facts(test=[], uses_spams=False, uses_backbone=False, copies=0)))
     assert "is unknown" in alone and "SPAMS" not in alone and "backbone's weights" not in alone

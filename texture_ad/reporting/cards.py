@@ -114,8 +114,11 @@ def data_card(facts: Facts) -> Card:
     counts = {"training (normal)": len(facts.train), "calibration (normal)": len(facts.calibration)}
     counts |= {f"test: {kind}": count for kind, count in kinds.items()}
     counts |= {f"used for nothing: {what}": count for what, count in facts.left_out.items()}
+    told = [f"Their fingerprint is {metrics['data_fingerprint']}.", *facts.division]
+    if facts.cross_fit:
+        told.append("The training images calibrate as well, each scored by a detector that was fitted without it.")
     sections = [
-        Section("Images", [f"Their fingerprint is {metrics['data_fingerprint']}.", *facts.division], counts),
+        Section("Images", told, counts),
         Section("Test images", _test_images(facts)),
         Section("Appearance", *_appearance(facts)),
         Section("Not known to the run", _unknown(metrics)),
