@@ -1,6 +1,9 @@
 """What a threshold promises, held against new normal images: simulated, real textures, held out and cross-fitted."""
 
+import gc
 import os
+import signal
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +14,10 @@ import torch
 from helpers import baseline, composed, tiny_backbone
 from PIL import Image
 
+from texture_ad.data import batches
 from texture_ad.data.layouts import Sample, calibration_folds, split_calibration
 from texture_ad.evaluation.calibration import conformal_threshold, false_alarms
+from texture_ad.methods.ganomaly import GANomaly
 from texture_ad.methods.padim import PaDiM
 from texture_ad.methods.registry import load
 from texture_ad.pipeline import cross_fits
@@ -76,6 +81,7 @@ def test_folds_leave_groups_undivided():
 @pytest.mark.parametrize(
     ("images", "own", "overrides", "expected"),
     [
+        (1, 0, [], False),  # two photographs in all, of which each would be scored by the other
         (18, 0, [], True),
         (19, 0, [], False),  # as many as 0.05 needs
         (19, 0, ["false_alarm_rate=0.04"], True),
@@ -87,7 +93,11 @@ def test_folds_leave_groups_undivided():
     ],
 )
 def test_too_few_calibration_images_are_cross_fitted(images, own, overrides, expected):
-    data = SimpleNamespace(calibration_samples=[None] * images, layout=SimpleNamespace(calibration=[None] * own))
+    data = SimpleNamespace(
+        calibration_samples=[None] * images,
+        normal_samples=[None] * 2 * images,
+        layout=SimpleNamespace(calibration=[None] * own),
+    )
     assert cross_fits(composed(*overrides), data) is expected
 
 
@@ -124,19 +134,25 @@ def test_a_run_calibrates_on_images_that_each_detector_has_not_seen(tmp_path, co
         Image.fromarray(crop).save(path)
     learnt = []
     held_out = []
-    learn, measure_all = PaDiM.learn, PaDiM.measure_all
+    decoded = []
+    learn, measure_all, load_sample = PaDiM.learn, PaDiM.measure_all, batches.load_sample
 
-    def learning(self, batches):
-        learnt.append(torch.cat([batch["image"] for batch in batches]))
+    def learning(self, normal):
+        learnt.append(torch.cat([batch["image"] for batch in normal]))
         held_out.append([])
-        learn(self, batches)
+        learn(self, normal)
 
     def measuring(self, images):
         held_out[-1].append(images)
         return measure_all(self, images)
 
+    def loading(sample, *arguments):
+        decoded.append(sample.path)
+        return load_sample(sample, *arguments)
+
     monkeypatch.setattr(PaDiM, "learn", learning)
     monkeypatch.setattr(PaDiM, "measure_all", measuring)
+    monkeypatch.setattr(batches, "load_sample", loading)
     options = [f"data.root={tmp_path / 'data'}", f"data.size={SIDE}", "pictures=false", "logger=none", "method=padim"]
     options += ["backbone=resnet18", "backbone.weights=none", "backbone.layers=[layer1]", "method.channels=12"]
     options += [f"backbone.min_size={SIDE}"]
@@ -148,6 +164,8 @@ def test_a_run_calibrates_on_images_that_each_detector_has_not_seen(tmp_path, co
         found[cross_fit] = out
         if cross_fit == "auto":
             seen = [(fitted, torch.cat(kept[:1])) for fitted, kept in zip(learnt, held_out, strict=True)]
+            tested = [path for path in decoded if path.is_relative_to(tmp_path / "data/test")]
+            assert len(tested) == len(set(tested)) == 36  # not once more for each fold
     # Every normal image was scored once, by a detector that was fitted on all the others but for its fold.
     assert [len(kept) for _, kept in seen] == [6, 6, 6, 6, 4]
     for fitted, kept in seen:
@@ -162,11 +180,63 @@ def test_a_run_calibrates_on_images_that_each_detector_has_not_seen(tmp_path, co
     assert told.images == 28 and told.expected == pytest.approx(1 / 29)
     assert not (tmp_path / "auto/folds").exists()
     assert "by 28 calibration images" in found["auto"] and "advice" not in found["auto"]
+    assert "a little too narrow" in found["auto"] and "too narrow" not in found["false"]
     told_first = "cross-fit 6 calibration images are too few for the false-alarm rates: all 28 normal images calibrate"
-    assert told_first in found["auto"] and "cross-fit" not in found["false"]
+    assert f"{told_first}: 4 more fits follow the first" in found["auto"] and "cross-fit" not in found["false"]
+    assert found["auto"].index(told_first) < found["auto"].index("fit      padim")  # while there is time to stop it
+    assert [line for line in found["auto"].splitlines() if line.startswith("fold")] == [
+        f"fold     {number} of 4: {count} of the training images are held out"
+        for number, count in enumerate((6, 6, 6, 4), 1)
+    ]
     assert "advice   cross_fit=true calibrates on all 28 normal images" in found["false"]
     new = torch.from_numpy(
         np.stack([np.asarray(Image.open(p)) for p in sorted((tmp_path / "data/test/good").iterdir())])
     )
     above = float((detector(new[:, None].expand(-1, 3, -1, -1)).scores > detector.threshold).float().mean())
     assert above <= told.high
+
+
+@pytest.fixture
+def trained_on_twelve(tmp_path, command):
+    """Return a function that runs a method that Lightning trains, on twelve images, two of which are held out."""
+    for number, crop in enumerate(crops("gravel")[:14]):
+        path = tmp_path / ("data/train/good" if number < 12 else "data/test/good") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(crop).save(path)
+    options = [f"data.root={tmp_path / 'data'}", f"data.size={SIDE}", "method=ganomaly", "method.epochs=1"]
+    options += ["method.input_size=32", "method.width=4", f"run_dir={tmp_path / 'run'}", "pictures=false"]
+    return lambda *more: command("run", "data=folder", *options, *more)
+
+
+def test_a_folds_detector_is_gone_before_the_next_is_fitted(trained_on_twelve, monkeypatch):
+    fitted = []
+
+    def learning(self, _):
+        fitted.append(weakref.ref(self))
+        alive.append(sum(detector() is not None for detector in fitted))
+
+    alive = []
+    monkeypatch.setattr(GANomaly, "learn", learning)
+    gc.disable()  # it would come by at times
+    try:
+        code, _, errors = trained_on_twelve()
+    finally:
+        gc.enable()
+    assert code == 0, errors
+    assert alive == [1, 2, 2, 2, 2, 2]  # the run's own, and that of the fold
+
+
+def test_a_run_that_ends_after_its_folds_fits_none_again(trained_on_twelve, monkeypatch, tmp_path):
+    steps = []
+    step = GANomaly.training_step
+    monkeypatch.setattr(GANomaly, "training_step", lambda self, *given: steps.append(self) or step(self, *given))
+    with monkeypatch.context() as patched:
+        patched.setattr("texture_ad.pipeline.write_results", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        assert trained_on_twelve()[0] == 130
+    assert len({id(one) for one in steps}) == 6
+    first = (tmp_path / "run/detector.pt").read_bytes()
+    steps.clear()
+    code, out, errors = trained_on_twelve()
+    assert code == 0, errors
+    assert not steps and out.count("fold ") == 5
+    assert (tmp_path / "run/detector.pt").read_bytes() == first and not (tmp_path / "run/folds").exists()

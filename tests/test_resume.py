@@ -74,7 +74,7 @@ def test_killed_runs_end_as_undisturbed_ones(data, undisturbed, tmp_path):
     reference, seconds = undisturbed
     rng = printed_random()
     kills = 0
-    moments = ["stage1/last.ckpt", "stage2/last.ckpt", "detector.pt", "scores.csv"]
+    moments = ["stage1/last.ckpt", "folds/2/stage1/last.ckpt", "stage2/last.ckpt", "detector.pt", "scores.csv"]
     while kills < KILLS:
         run_dir = tmp_path / f"run{kills}"
         # Two kills a run: one at a moment that matters, one at any moment.

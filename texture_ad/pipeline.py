@@ -4,6 +4,7 @@
 on the test images and reports. Each step is a function below; what they share is a `Run`.
 """
 
+import gc
 import inspect
 import json
 import shlex
@@ -27,7 +28,7 @@ from texture_ad.data.datamodule import TextureDataModule
 from texture_ad.data.drift import brightness, training_statistics
 from texture_ad.data.geometry import Shape
 from texture_ad.data.images import header
-from texture_ad.data.layouts import copies, listed
+from texture_ad.data.layouts import Sample, copies, listed
 from texture_ad.environment import available_memory, versions
 from texture_ad.errors import DivergenceError, ParameterError, UserError, did_you_mean
 from texture_ad.evaluation.calibration import FalseAlarmRate, images_needed
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from optuna.trial import Trial
 
 MUCH = 2**30  # bytes of statistics from which on they are told beforehand
+FOLDS = "folds"  # folder in the run's, for checkpoints of the cross-fit until the run is finished
 MOMENT_TILES = 400  # training tiles, at most, that teach a detector the moments of tiles
 
 
@@ -263,6 +265,8 @@ def prepare_data(run: Run) -> None:
     if data.reading.levels is not None:
         print("levels   black is {:g}, white {:g} in images of more than 8 bits".format(*data.reading.levels))
     print(f"run      {run.folder}", flush=True)
+    if run.cross_fit:
+        print(f"cross-fit {_cross_fit_told(run)}", flush=True)
     if is_rank_zero():
         for warning in data.warnings:
             print(f"warning: {warning}", flush=True)
@@ -278,6 +282,18 @@ def prepare_data(run: Run) -> None:
         "test_images_drawn": data.draws_test,
         "seed": run.seed,
     }
+
+
+def _cross_fit_told(run: Run) -> str:
+    """Return how many normal images calibrate and what that takes, and with `cross_fit=auto` why."""
+    data = run.data
+    told = (
+        f"all {len(data.normal_samples)} normal images calibrate: {len(data.other_folds())} more fits follow the first"
+    )
+    if run.config.cross_fit != "auto":
+        return told
+    few = f"{len(data.calibration_samples)} calibration images are too few for the false-alarm rates"
+    return f"{few}: {told}; cross_fit=false fits once, and promises less"
 
 
 def _warn_of_copies(run: Run) -> None:
@@ -385,7 +401,8 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
         "synthetic_auroc": synthetic["image_auroc"],
         "threshold_origin": f"for a false-alarm rate of {run.config.false_alarm_rate:g}"
         + (", cross-fitted" if run.cross_fit else ""),
-        "threshold_promise": decision.promise(),
+        "threshold_promise": decision.promise()
+        + ("; cross-fitted scores make the intervals a little too narrow" if run.cross_fit else ""),
         "expected_false_alarms": decision.false_alarms._asdict(),
         "versions": versions(),
         "threads": torch.get_num_threads(),
@@ -419,22 +436,26 @@ def _cross_fit(run: Run) -> Iterator[tuple[Measurement, Shape]]:
 
     All are fitted as the run's is: to them these images are as new as its calibration images are to the run's.
     """
-    folder = run.folder / "folds"
-    if run.config.cross_fit == "auto":
-        print(
-            f"cross-fit {len(run.data.calibration_samples)} calibration images are too few for the false-alarm rates: "
-            f"all {len(run.data.normal_samples)} normal images calibrate; cross_fit=false fits once, and promises less",
-            flush=True,
-        )
-    for number, data in enumerate(run.data.other_folds(), 1):
-        print(f"fold     {number}, {len(data.calibration_samples)} of the training images held out", flush=True)
-        settings = {**run.stage1_settings, "fold": number}
-        other = replace(run, folder=folder / str(number), stage1_settings=settings, trial=None, loggers=[], metrics={})
-        other.data = data
-        L.seed_everything(run.seed, workers=True, verbose=False)
-        yield from _measure_calibration(other, fit(other))
-    if is_rank_zero() and folder.is_dir():
-        shutil.rmtree(folder)
+    folds = run.data.other_folds()
+    for number, fold in enumerate(folds, 1):
+        print(f"fold     {number} of {len(folds)}: {len(fold)} of the training images are held out", flush=True)
+        yield from _measure_fold(run, number, fold)
+        gc.collect()  # Lightning's trainers and what they fitted hold each other
+
+
+def _measure_fold(run: Run, number: int, fold: list[Sample]) -> list[tuple[Measurement, Shape]]:
+    """Return what a detector measures of training images that it was fitted without."""
+    other = replace(
+        run,
+        folder=run.folder / FOLDS / str(number),
+        stage1_settings={**run.stage1_settings, "fold": number},
+        trial=None,
+        loggers=[],
+        metrics={},
+    )
+    other.data = run.data.with_calibration(fold)
+    L.seed_everything(run.seed, workers=True, verbose=False)
+    return _measure_calibration(other, fit(other))
 
 
 def _examples(run: Run) -> Tensor:
@@ -507,6 +528,7 @@ def report(run: Run, detector: AnomalyDetector, predictions: Predictions | None)
     except BaseException:  # the same command is to log what is missing
         finished.unlink()
         raise
+    shutil.rmtree(run.folder / FOLDS, ignore_errors=True)  # not before: what is resumed needs no other fit
     print(f"decision {run.metrics['threshold_promise']}")
     if "false_alarm_warning" in run.metrics:
         print(f"warning: {run.metrics['false_alarm_warning']}", flush=True)
@@ -523,17 +545,21 @@ def cross_fits(config: DictConfig, data: TextureDataModule) -> bool:
     """Return whether all normal images calibrate, each by a detector that was fitted without it.
 
     With `cross_fit=auto` where those held out are too few for the rates that are asked for. Calibration images that
-    the data set names are its owner's choice: these alone calibrate.
+    the data set names are its owner's choice: these alone calibrate. Two images would be scored by each other, which
+    tells no more than one score.
     """
     if config.cross_fit != "auto":
         return bool(config.cross_fit)
     needed = images_needed(min(config.false_alarm_rate, config.pixel_false_alarm_rate))
-    return not data.layout.calibration and len(data.calibration_samples) < needed
+    return not data.layout.calibration and len(data.normal_samples) > 2 and len(data.calibration_samples) < needed
 
 
 def cross_fit_advice(data: TextureDataModule) -> str:
     """Return what is told where too few images calibrate for the rate that is asked for."""
-    return f"cross_fit=true calibrates on all {len(data.normal_samples)} normal images, and fits longer"
+    count = len(data.normal_samples)
+    if count == 2:
+        return "with more photographs without defects all of them calibrate"
+    return f"cross_fit=true calibrates on all {count} normal images, and fits longer"
 
 
 def write_cards(run: Run, detector: AnomalyDetector) -> list[Card]:

@@ -148,7 +148,7 @@ def _print_expected(data: TextureDataModule, config: DictConfig) -> None:
     told = false_alarms(scores, conformal_threshold(scores, config.false_alarm_rate))
     line = f"of normal images {told} above the threshold, by {len(scores)} calibration images"
     if cross_fit:
-        line += ", cross-fitted"
+        line += f", cross-fitted by {len(data.other_folds())} more fits"
     elif len(scores) < images_needed(config.false_alarm_rate):
         line += f"; {cross_fit_advice(data)}"
     print(f"expected {line}")

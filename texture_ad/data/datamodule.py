@@ -381,16 +381,23 @@ class TextureDataModule(L.LightningDataModule):
         """Return the images that train or calibrate."""
         return self.layout.train + self.layout.calibration
 
-    def other_folds(self) -> "Iterator[TextureDataModule]":
-        """Yield this data with other calibration images, until each normal image was one once; all else is the same."""
-        normal = self.normal_samples
-        rest = [sample for sample in normal if sample not in self.calibration_samples]
-        for fold in calibration_folds(rest, len(self.calibration_samples), self.seed):
-            other = copy.copy(self)
-            other.calibration_samples = fold
-            other.train_samples = [sample for sample in normal if sample not in fold]
-            other._make_batches()
-            yield other
+    def other_folds(self) -> list[list[Sample]]:
+        """Return the training images in folds, each about as many as the calibration images."""
+        training = self._normal_but(self.calibration_samples)
+        return calibration_folds(training, len(self.calibration_samples), self.seed)
+
+    def with_calibration(self, samples: list[Sample]) -> "TextureDataModule":
+        """Return this data with other calibration images, and all other normal images for training."""
+        other = copy.copy(self)
+        other.calibration_samples = samples
+        other.train_samples = self._normal_but(samples)
+        other._make_normal_batches()
+        return other
+
+    def _normal_but(self, samples: Iterable[Sample]) -> list[Sample]:
+        """Return the normal images without these."""
+        left_out = set(samples)
+        return [sample for sample in self.normal_samples if sample not in left_out]
 
     def _about_left_out(self) -> Iterator[str]:
         """Yield a sentence about each kind of file that is used for nothing."""
@@ -482,6 +489,15 @@ class TextureDataModule(L.LightningDataModule):
 
     def _make_batches(self) -> None:
         """Make the data sets of training, calibration and test images."""
+        self._make_normal_batches()
+        self._test: Images = (
+            PictureBatches(self.test_samples, self.geometry, reading=self.reading)
+            if self.geometry.tiled
+            else ImageBatches(self.test_samples, self.geometry.size, self._calibration.in_memory, reading=self.reading)
+        )
+
+    def _make_normal_batches(self) -> None:
+        """Make the data sets of training and calibration images."""
         held_out = self.calibration_samples
         if self.geometry.tiled:
             self.train_samples = self._tiles(self.train_samples, self.max_tiles)
@@ -501,11 +517,6 @@ class TextureDataModule(L.LightningDataModule):
             self.train_samples = self.train_samples * (1 + self.augmentation.copies)
         self._calibration = learnt(held_out)
         self._validation = WithSyntheticDefects(self._calibration, self.seed)
-        self._test: Images = (
-            PictureBatches(self.test_samples, self.geometry, reading=self.reading)
-            if self.geometry.tiled
-            else ImageBatches(self.test_samples, size, in_memory, reading=self.reading)
-        )
 
     def _tiles(self, samples: list[Sample], most: int) -> list[Sample]:
         """Return tiles of pictures as samples, `most` of them drawn at random where there are more, in order."""
