@@ -132,6 +132,18 @@ def test_results_draw_themselves_in_a_notebook(fitted, photographs, tmp_path):
     assert detector.predict(odd, keep_maps=False)[0].mask is None
 
 
+def test_a_third_verdict_as_on_the_command_line(fitted, photographs, tmp_path):
+    detector, _ = fitted
+    path = sorted((photographs / "test/good").iterdir())[0]
+    with Image.open(path) as photograph:
+        photograph.point(lambda level: level // 4).save(tmp_path / "dark.png")
+    with pytest.warns(UserWarning, match="they are labelled unsure"):
+        (dark,) = detector.predict(tmp_path, unsure=True)
+    assert dark.label == dark.to_dict()["label"] == "unsure" and dark.to_dict()["anomalous"] is dark.anomalous
+    with pytest.warns(UserWarning, match="their scores may mean little"):
+        assert detector.predict(tmp_path)[0].label in ("normal", "anomalous")
+
+
 def test_silence_is_silence_and_warnings_are_pythons(fitted, photographs, settings, tmp_path, capfd):
     """With a test image that is a copy of a training image, which every run warns of."""
     assert fitted[1] == []

@@ -220,7 +220,7 @@ def test_results_of_a_batch():
     assert (x + width / 2, y + height / 2) == (20, 6) and region.peak <= 3  # in pixels of the photograph
     assert defect.mask.sum() == region.area == round(defect.area * 16 * 32)
     told = json.loads(json.dumps(defect.to_dict()))
-    assert told["label"] == "anomalous" and told["regions"][0]["box"] == list(region.box)
+    assert told["label"] == "anomalous" and told["anomalous"] is True and told["regions"][0]["box"] == list(region.box)
     assert Result("c", error="no image").label == ""
 
 

@@ -770,6 +770,7 @@ def test_another_threshold_and_all_files(predict, photographs, tmp_path):
     folder = tmp_path / "out"
     told = json.loads((folder / "regions.json").read_text())
     assert (told[0]["name"], told[0]["size"], told[0]["regions"][0]["box"]) == ("0.png", [80, 90], [0, 0, 90, 80])
+    assert (told[0]["threshold"], told[0]["anomalous"], told[0]["label"]) == (-1000, True, "anomalous")
     coco = json.loads((folder / "coco.json").read_text())
     assert [a["image_id"] for a in coco["annotations"]] == [i["id"] for i in coco["images"]] == [1, 2, 3, 4, 5]
     place = Path(*photographs.parts[-2:])

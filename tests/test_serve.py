@@ -119,6 +119,7 @@ def test_the_answer_is_the_detectors(port, detector, photographs):
         expected = detector(detector.read(path))
         status, _, answer = post(port, path.read_bytes(), f"/predict?name={name}%20%3C&mask=true&map=true")
         assert status == 200 and answer["label"] == label and answer["name"] == f"{name} <"
+        assert answer["anomalous"] == (label == "anomalous")
         assert answer["score"] == pytest.approx(float(expected.scores[0]), rel=1e-4)
         assert answer["size"] == [160, 180] and (answer["level"] > 0.5) == (label == "anomalous")
         mask, levels = decoded(answer["mask"]), decoded(answer["map"])
@@ -189,12 +190,10 @@ def test_health_metrics_and_the_detectors_description(port, detector, photograph
     assert about["pixel_threshold"] == pytest.approx(float(detector.pixel_threshold))
     status, _, content = ask(port, "POST", "/predict?masks=true", (photographs / "d.png").read_bytes())
     assert status == 422 and json.loads(content)["error"].startswith("masks: no such parameter")
-    assert json.loads(ask(port, "GET", "/openapi.json")[2])["paths"].keys() == {
-        "/predict",
-        "/health",
-        "/detector",
-        "/metrics",
-    }
+    paths = json.loads(ask(port, "GET", "/openapi.json")[2])["paths"]
+    assert paths.keys() == {"/predict", "/health", "/detector", "/metrics"}
+    refused = paths["/predict"]["post"]["responses"]["default"]["content"]["application/json"]["schema"]
+    assert refused["required"] == ["error"] and "422" not in paths["/predict"]["post"]["responses"]
 
 
 def test_all_that_the_page_names_is_served(port):
@@ -237,6 +236,22 @@ def test_bad_requests_are_told_what_is_wrong(port, body, kind, status, problem, 
         and "/" not in answer["error"].replace("image/", "").replace("text/", "").replace("application/", "")
     )
     assert post(port, (photographs / "a.png").read_bytes())[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "problem"),
+    [
+        ("POST", "/predict?mask=ja", 422, "mask: Input should be a valid boolean"),
+        ("POST", f"/predict?name={'x' * 256}", 422, "name: String should have at most 255 characters"),
+        ("GET", "/predict", 405, "GET /predict: Method Not Allowed; GET /openapi.json lists what is answered"),
+        ("POST", "/predictions", 404, "POST /predictions: Not Found; GET /openapi.json lists"),
+    ],
+)
+def test_every_refusal_has_the_same_form(port, method, path, status, problem):
+    found, headers, content = ask(port, method, path, b"" if method == "POST" else None, Content_Type="image/png")
+    assert found == status and json.loads(content).keys() == {"error"}
+    assert json.loads(content)["error"].startswith(problem)
+    assert status != 405 or headers["Allow"] == "POST"
 
 
 def test_a_slow_request_is_given_up_and_a_full_house_says_so(detector, photographs, tmp_path):
@@ -348,8 +363,9 @@ def test_others_reach_it_with_a_token_alone(host, saved, command):
     code, _, errors = command("serve", f"detector={saved}", f"host='{host}'")
     assert code == 2 and f"token=None: host={host} can be reached from other machines" in errors
     check_token(host, TOKEN)
-    with pytest.raises(ParameterError, match="at least 16 characters"):
-        check_token(host, "short")
+    for token, found in (("short", "has too few characters"), ("", "is empty")):
+        with pytest.raises(ParameterError, match=f"{found}; expected at least 16, from .* TEXTURE_AD_TOKEN"):
+            check_token(host, token)
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,7 @@ class Detector:
         photographs: str | PathLike | Sequence[str | PathLike],
         batch_size: Count = 32,
         keep_maps: bool = True,
+        unsure: bool = False,
         **decision: Any,
     ) -> Results:
         """Score photographs, as `texture-ad predict` does: same code, same digits.
@@ -171,6 +172,7 @@ class Detector:
             photographs: a folder, which is searched through, a file, or a list of files.
             batch_size: images that are scored together.
             keep_maps: keep anomaly maps, masks and panels; without them a large folder takes less memory.
+            unsure: label a photograph that is unlike the training images neither normal nor anomalous.
             decision: instead of the detector's own, such as `threshold` or `false_alarm_rate`; see
                 AnomalyDetector.decision.
 
@@ -181,7 +183,8 @@ class Detector:
             UserError: no such file or folder, no image in it, or an argument out of its range.
         """
         source, paths = _find(photographs)
-        scorer = Scorer(self.module, source, None, self.module.decision(**decision), keep_maps=keep_maps)
+        chosen = self.module.decision(**decision)
+        scorer = Scorer(self.module, source, None, chosen, unsure=unsure, keep_maps=keep_maps)
         found = [result for batch in score_in_batches(scorer, paths, batch_size) for result in batch]
         told = list(scorer.warnings())
         if scorer.failed:

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from texture_ad.deploy.results import Result
+from texture_ad.deploy.results import Result, message
 from texture_ad.errors import ParameterError, UserError
+from texture_ad.evaluation.calibration import Decision
 from texture_ad.evaluation.regions import enlarged_map
 from texture_ad.files import atomic_path, write_text
 
@@ -166,9 +167,10 @@ def write_map(path: Path, anomaly_map: np.ndarray) -> None:
         tifffile.imwrite(temporary, anomaly_map.clip(-limit, limit).astype(np.float16), compression="zlib")
 
 
-def write_regions(results: Sequence[Result], output: Path) -> None:
-    """Write regions.json, the results as `Result.to_dict` has them, and coco.json."""
-    write_text(output / "regions.json", json.dumps([result.to_dict() for result in results], indent=1) + "\n")
+def write_regions(results: Sequence[Result], decision: Decision, output: Path) -> None:
+    """Write regions.json, the results as a webhook gets them, and coco.json."""
+    told = [message(result, decision) for result in results]
+    write_text(output / "regions.json", json.dumps(told, indent=1) + "\n")
     write_text(output / "coco.json", json.dumps(coco(results), indent=1) + "\n")
 
 

@@ -99,6 +99,7 @@ class Result:
         return {
             "name": self.name,
             "label": self.label,
+            "anomalous": self.anomalous,
             "score": self.score,
             "level": self.level,
             "size": self.size,

@@ -479,7 +479,7 @@ def predict(scorer: Scorer, paths: list[Path], output: Path, batch_size: Count) 
     results = [result for batch in batches for result in batch]
     write_atomic(output / "scores.csv", csv_text([COLUMNS, *(row(result, scorer.decision) for result in results)]))
     if scorer.wanted.regions:
-        write_regions(results, output)
+        write_regions(results, scorer.decision, output)
     scorer.report()
     left = left_before(output, scorer.wanted, present)
     if left:

@@ -18,9 +18,11 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from texture_ad import __version__
@@ -59,6 +61,16 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+REFUSED: dict[int | str, dict[str, Any]] = {
+    "default": {
+        "description": "Refused: what was wrong, and what to do",
+        "content": {
+            "application/json": {
+                "schema": {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
+            }
+        },
+    }
+}
 HEADERS = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
 
@@ -335,7 +347,9 @@ def create_app(service: Service) -> FastAPI:
         await asyncio.get_running_loop().run_in_executor(None, service.close)
 
     # Its own pages of documentation would fetch scripts from elsewhere.
-    app = FastAPI(title="texture_ad", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="texture_ad", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, responses=REFUSED
+    )
 
     @app.middleware("http")
     async def guard(request: Request, answer: Callable) -> Response:
@@ -354,6 +368,16 @@ def create_app(service: Service) -> FastAPI:
     @app.exception_handler(Refusal)
     async def refuse(_: Request, error: Refusal) -> JSONResponse:
         return refused(error)
+
+    @app.exception_handler(HTTPException)
+    async def unknown(request: Request, error: HTTPException) -> JSONResponse:
+        problem = f"{request.method} {request.url.path}: {error.detail}; GET /openapi.json lists what is answered"
+        return JSONResponse({"error": problem}, error.status_code, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        return refused(Refusal(422, f"{first['loc'][-1]}: {first['msg']}"))
 
     @app.exception_handler(ClientDisconnect)
     async def gone(*_: object) -> JSONResponse:

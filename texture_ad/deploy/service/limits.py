@@ -102,7 +102,9 @@ def check_token(host: str, token: str | None) -> None:
         problem = f"host={host} can be reached from other machines, which then need a token"
         raise ParameterError("token", token, f"{problem}; set TEXTURE_AD_TOKEN to a secret")
     if token is not None and len(token) < MIN_TOKEN:
-        raise ParameterError("token", "...", f"expected at least {MIN_TOKEN} characters")
+        found = "has too few characters" if token else "is empty"
+        problem = f"{found}; expected at least {MIN_TOKEN}, from token= or the variable TEXTURE_AD_TOKEN"
+        raise ParameterError("token", "...", problem)
 
 
 def authorise(header: str | None, token: str | None) -> None:
