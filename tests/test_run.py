@@ -169,6 +169,7 @@ def test_a_finished_stage_is_not_trained_again(carpet, process):
         (["+ablation=fusion", "+ablation=fusion"], "ablation: is given twice; give one of them, or both as +abl"),
         (["=3"], "=3: expected KEY=VALUE"),
         (["--seed=3"], "--seed=3: no such option; a setting has no dashes: seed=3"),
+        (["--seed", "3"], "--seed: no such option; a setting has no dashes: seed=VALUE"),
         (["-m", "--cfg", "job"], "--multirun, --cfg and --info exclude each other; give one of them"),
         (["hydra.launcher.n_jobs=2"], "hydra.launcher.n_jobs: no such key, hydra.launcher has none; choose another by"),
         (

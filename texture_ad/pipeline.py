@@ -538,7 +538,7 @@ def report(run: Run, detector: AnomalyDetector, predictions: Predictions | None)
         print(f"report   {run.folder / 'report.html'}")
     print(f"detector {run.folder / 'detector.pt'}")
     detector_file = shlex.quote(str(run.folder / "detector.pt"))
-    print(f"next     python -m texture_ad.predict detector={detector_file} input=FILE_OR_FOLDER")
+    print(f"next     texture-ad predict detector={detector_file} input=FILE_OR_FOLDER")
 
 
 def cross_fits(config: DictConfig, data: TextureDataModule) -> bool:

@@ -24,7 +24,7 @@ ADVICE = (
     (
         "data.root",
         "no such folder",
-        "give the folder of your images; MVTec AD is imported by python -m texture_ad.data.mvtec ARCHIVE ROOT",
+        "give the folder of your images; MVTec AD is imported by texture-ad import ARCHIVE ROOT",
     ),
     ("data.category", "the folder of one texture", "add data=folder"),
     (

@@ -50,6 +50,7 @@ _PARTS = re.compile(r"""(?<![^,])\s*('[^']*'|"[^"]*"|[^,]+)\s*(?=,|$)""")  # bet
 _INTEGER = re.compile(r"-?[0-9]+")  # whose text is the one that was typed
 _NO_NAME = re.compile(r"null|true|false|nan|inf|-?[0-9.]+", re.IGNORECASE)  # which Hydra ends at with a traceback
 _DASHED = re.compile(r"--?(?!(cfg|info|package|c[dnp])=)\w[\w.]+=")  # Hydra's other options have a dash inside
+_WORD = re.compile(r"--(?!(help|version|cfg|resolve|package|run|multirun|info)$)(\w[\w.]+)")  # without a value
 _EMPTY = ("", "''", '""')  # the latter from Python
 _FUNCTION = re.compile(r"\w+\(.*\)")
 
@@ -126,6 +127,8 @@ def check_arguments(arguments: Sequence[str]) -> None:
             raise UserError(unreadable(argument))
         if _DASHED.match(argument):
             raise UserError(f"{argument}: no such option; a setting has no dashes: {argument.lstrip('-')}")
+        if word := _WORD.fullmatch(argument):
+            raise UserError(f"{argument}: no such option; a setting has no dashes: {word[2]}=VALUE")
         if equals and value in _EMPTY and key in PATH_KEYS:
             advice = f"give {key}=VALUE, or leave it out (is a variable of the shell empty?)"
             raise UserError(f"{argument}: has no value; {advice}")

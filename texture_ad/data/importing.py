@@ -114,9 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     Args:
         argv: the arguments, without the program's name; None for those of the process.
     """
-    parser = argparse.ArgumentParser(
-        "python -m texture_ad.data.importing", description="List images in a table, or unpack MVTec AD."
-    )
+    parser = argparse.ArgumentParser("texture-ad import", description="List images in a table, or unpack MVTec AD.")
     parser.add_argument("source", type=Path, help="folder with images, or a downloaded archive of MVTec AD")
     parser.add_argument(
         "target",

@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
     Args:
         argv: the arguments, without the program's name; None for those of the process.
     """
-    parser = argparse.ArgumentParser("python -m texture_ad.data.mvtec", description="Import a downloaded MVTec AD.")
+    parser = argparse.ArgumentParser("texture-ad import", description="Import a downloaded MVTec AD.")
     parser.add_argument("archive", type=Path, help="mvtec_anomaly_detection.tar.xz, or one category's .tar.xz")
     parser.add_argument("root", type=Path, help="folder that gets one subfolder a category")
     args = parser.parse_args(argv)
@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     # This is a door as well, which speaks of the command line's keys.
-    print(f"next: python -m texture_ad.run data.category={names[0]} data.root={shlex.quote(str(args.root))}")
+    print(f"next: texture-ad run data.category={names[0]} data.root={shlex.quote(str(args.root))}")
     return 0
 
 

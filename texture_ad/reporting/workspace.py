@@ -1,4 +1,4 @@
-"""Make a W&B workspace and report that compare runs and sweeps: `python -m texture_ad.reporting.workspace TEAM`.
+"""Make a W&B workspace and report that compare runs and sweeps: `texture-ad workspace TEAM`.
 
 Needs a key, a server and `pip install ".[wandb]"`. Runs are grouped by group (the sweep) and job type (the setting
 without its seed), as `texture_ad.reporting.loggers.wandb` names them: every line and bar is a mean over seeds.
@@ -106,7 +106,7 @@ def _save(team: str, project: str, group: str | None) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Read the command line, save the workspace and the report, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="texture_ad.reporting.workspace", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="texture-ad workspace", description=__doc__.split("\n\n")[0])
     parser.add_argument("team", help="W&B's entity")
     parser.add_argument("--project", default="texture_ad")
     parser.add_argument("--group", help="a sweep's name; the report is then of this sweep alone")
