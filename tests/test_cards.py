@@ -67,7 +67,7 @@ def test_the_model_card_states_the_runs_facts():
     for fact in (
         "3 photographs without defects",
         "0123456789abcdef",
-        "The threshold, 2.5, is set for a false-alarm rate of 0.05 by 2 calibration images",
+        "The threshold, 2.5, is set for a false-alarm rate of 0.05 by 2 calibration images: other photographs",
         "of normal images 33.3% are expected",
         "On 1 normal and 2 anomalous test images.",
         "0.750",
@@ -76,6 +76,9 @@ def test_the_model_card_states_the_runs_facts():
         "texture-ad run",
     ):
         assert fact in text, fact
+    text = markdown(model_card(facts(cross_fit=True)))
+    assert "by all 5 photographs without defects, each scored by a detector that was fitted without it." in text
+    assert "held out of training" not in text
 
 
 def test_both_cards_tell_which_images_calibrate():

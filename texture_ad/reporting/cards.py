@@ -163,11 +163,11 @@ def _trained_on(facts: Facts) -> list[str]:
 
 def _calibrated_by(facts: Facts) -> list[str]:
     metrics = facts.metrics
-    images = f"{len(facts.calibration)} calibration images: other photographs without defects, held out of training"
     if facts.cross_fit:
-        images += (
-            f", and by the {len(facts.train)} training images, each scored by a detector that was fitted without it"
-        )
+        count = len(facts.train) + len(facts.calibration)
+        images = f"all {count} photographs without defects, each scored by a detector that was fitted without it"
+    else:
+        images = f"{len(facts.calibration)} calibration images: other photographs without defects, held out of training"
     return [
         f"The threshold, {metrics['threshold']:.4g}, is set {metrics['threshold_origin']} by {images}. No test image "
         "took part.",
