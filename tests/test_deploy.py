@@ -619,6 +619,23 @@ def test_a_watched_folder_that_goes_and_comes_back_is_told_and_what_failed_meanw
     assert "lies on another file system than before" in look()[1] and look()[1] == ""
 
 
+def test_a_watched_folder_says_once_of_each_kind_of_file_that_it_is_no_image(tmp_path, capsys):
+    output = tmp_path / "in"  # which our own files are in
+    (output / "batch").mkdir(parents=True)
+    for name in ("scores.csv", "watched.json", "batch/a.raw", "0.png"):
+        (output / name).write_bytes(b"")
+    arrivals = Arrivals(output, output, 0)
+    arrivals.look(lambda _: False)
+    raw = output / "batch/a.raw"
+    assert capsys.readouterr().err == f"note: files *.raw are no images and are left out, first {raw}\n"
+    for name in ("b.raw", "c"):
+        (output / "batch" / name).write_bytes(b"")
+    assert [*arrivals.look(lambda _: False)] == [output / "0.png"]
+    assert capsys.readouterr().err == (
+        f"note: files without a suffix are no images and are left out, first {output / 'batch/c'}\n"
+    )
+
+
 @pytest.mark.parametrize(("settle", "looks"), [(0, [1]), (0.5, [1]), (2.5, [3]), (3, [3])])
 def test_a_file_rests_as_long_as_is_asked_for_before_it_is_scored(tmp_path, settle, looks):
     moments = iter(map(float, range(8)))

@@ -33,7 +33,7 @@ from texture_ad.training.run_folder import check_fingerprint, read_metrics
 
 NOTE = (
     "Mean ± sample standard deviation over seeds. Times and memory are those of a run that shares nothing; of "
-    "a job that was killed and resumed, those of its last part."
+    "a job that was killed and resumed, the training time is not known, and the memory is that of its last part."
 )
 
 RANK = "mean rank"

@@ -156,7 +156,7 @@ def find_files(source: Path, output: Path | None) -> Found:
     resolved = cache(Path.resolve)
     found = Found([], [], [])
     results: set[Path] = set()
-    for entry in _scan_foreign(source, output, results=results):
+    for entry in scan_foreign(source, output, results=results):
         path = Path(entry.path)
         if is_image_entry(entry):
             found.images.append(path)
@@ -170,15 +170,13 @@ def find_images(source: Path, output: Path) -> list[Path]:
     return find_files(source, output).images
 
 
-def scan_images(source: Path, output: Path, warn: Warn) -> Iterator[Entry]:
-    """Yield the entries of the images that `find_files` finds in a folder, in no order; `warn` as in `scan_files`."""
-    return filter(is_image_entry, _scan_foreign(source, output, warn))
-
-
-def _scan_foreign(
+def scan_foreign(
     source: Path, output: Path | None, warn: Warn | None = None, results: set[Path] | None = None
 ) -> Iterator[Entry]:
-    """Yield the files below a folder that `find_files` doesn't leave out; add pictures that are to `results`."""
+    """Yield the files below a folder that `find_files` doesn't leave out, in no order; `warn` as in `scan_files`.
+
+    Pictures that it leaves out are added to `results`.
+    """
     root = source.resolve()
     ours = set() if output is None else {output.resolve()}
     if ours & {root, *root.parents}:

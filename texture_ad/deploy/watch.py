@@ -15,10 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from texture_ad.data.layouts.files import Entry, Warn, has_image_name, is_image_entry
 from texture_ad.deploy.notify import Tell
 from texture_ad.deploy.outputs import WATCHED, Wanted, watched_folder
 from texture_ad.deploy.results import message
-from texture_ad.deploy.scorer import COLUMNS, Row, Scorer, check_source, row, scan_images
+from texture_ad.deploy.scorer import COLUMNS, Row, Scorer, check_source, row, scan_foreign
 from texture_ad.deploy.stream import Stream, write_report
 from texture_ad.errors import ParameterError, UserError
 from texture_ad.files import csv_text, lock, write_text
@@ -234,7 +235,8 @@ def states(paths: Iterable[str]) -> Iterator[tuple[str, State]]:
 class Arrivals:
     """Look for the files of a folder that are to be scored: new ones, and those that changed since, once they rest.
 
-    One line on stderr says of the folder that it went or came back, and of one below it that it can't be read.
+    One line on stderr says of the folder that it went or came back, of one below it that it can't be read, and of the
+    first file of each kind that is no image.
 
     Args:
         folder: that is looked through, with all folders below it.
@@ -254,6 +256,7 @@ class Arrivals:
         self.taken: dict[str, State] = {}
         self._device = _device(folder)
         self._problems: set[str] = set()
+        self._no_images: set[str] = set()  # suffixes of files that were told to be none
         self._resting: dict[str, tuple[State, float]] = {}  # the others: their state, and the look that first saw it
 
     def look(
@@ -272,7 +275,7 @@ class Arrivals:
             self.taken = {path: state for path, state in self.taken.items() if has_score(Path(path))}
         problems: list[UserError] = []
         resting = {}
-        for path, state in states(entry.path for entry in scan_images(self.folder, self.output, problems.append)):
+        for path, state in states(entry.path for entry in self._images(problems.append)):
             taken = self.taken.get(path)
             if taken is None and (taken := state_before(Path(path))) is not None:
                 self.taken[path] = taken
@@ -286,6 +289,22 @@ class Arrivals:
         settled = [path for path, (_, since) in resting.items() if since < now and now - since >= self.settle]
         self.taken |= {path: resting[path][0] for path in settled}
         return dict(sorted((Path(path), resting[path][0]) for path in settled))
+
+    def _images(self, warn: Warn) -> Iterator[Entry]:
+        """Yield the entries of the folder's images, and say of the first file of each other kind that it is none."""
+        for entry in scan_foreign(self.folder, self.output, warn):
+            if is_image_entry(entry):
+                yield entry
+            elif not has_image_name(entry.name):
+                self._say_left_out(Path(entry.path))
+
+    def _say_left_out(self, path: Path) -> None:
+        """Say once of each suffix that files with it are left out, but for those directly in the output, our own."""
+        if path.suffix in self._no_images or path.parent.resolve() == self.output.resolve():
+            return
+        self._no_images.add(path.suffix)
+        kind = f"files *{path.suffix}" if path.suffix else "files without a suffix"
+        print(f"note: {kind} are no images and are left out, first {path}", file=sys.stderr, flush=True)
 
     def _device_changed(self) -> bool:
         """Return, and say, whether the folder went, came back or lies on another file system than at the last look."""
