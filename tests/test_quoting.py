@@ -47,6 +47,19 @@ def test_a_path_is_taken_to_the_letter(name, key):
     assert quote_paths([argument]) == [argument]
 
 
+@pytest.mark.parametrize("key", ["detector", "input", "output", "images", "run_dir", "backbone.weights"])
+def test_the_home_of_the_user_is_meant_by_a_tilde_as_in_a_shell(key, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "it's me"))
+    for sweep in ([], ["-m"]):
+        argument = quote_paths([f"{key}=~/a b.pt", *sweep])[0]
+        assert parsed(argument) == str(tmp_path / "it's me/a b.pt")
+    assert [parsed(quote_paths([f"{key}={name}"])[0]) for name in ("a~", "~no such user/a")] == [
+        "a~",
+        "~no such user/a",
+    ]
+    assert parsed(quote_paths(["token=~/a"])[0]) == "~/a"
+
+
 @given(st.text(min_size=1, max_size=9))
 @example("NULL")
 @example("True")

@@ -3,6 +3,7 @@
 Imports nothing heavy.
 """
 
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -30,6 +31,8 @@ PATH_KEYS = frozenset(
         "webhook",
     }
 )
+# Those in whose values ~ is the user's home, which not every shell puts there; those of `data` do so themselves.
+HOME_KEYS = frozenset({"backbone.weights", "detector", "images", "input", "output", "run_dir"})
 # Keys whose values may also be lists, of paths or of numbers; a number alone is none.
 LIST_KEYS = frozenset({"data.anomalous", "data.masks", "data.normal", "data.roi"})
 # Keys whose values are names, or lists of them: the grammar would read 2024_01 as 202401, and 1.10 as 1.1.
@@ -94,7 +97,7 @@ def _quoted(argument: str, sweep: bool) -> str:
         return argument
     if sweep and name != "run_dir" and "," in value and not Path(value).expanduser().exists():
         return argument if _FUNCTION.fullmatch(value) else f"{key}={_each_quoted(value)}"
-    return f"{key}={quoted(value)}"
+    return f"{key}={quoted(os.path.expanduser(value) if name in HOME_KEYS else value)}"
 
 
 def _each_quoted(values: str) -> str:
