@@ -1,5 +1,6 @@
 """The report of a watched stream: its control charts against simulated streams, its page, its memory over restarts."""
 
+import base64
 import errno
 import io
 import json
@@ -208,6 +209,8 @@ def receiver():
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             taken.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            if "Authorization" in self.headers:
+                taken.append(self.headers["Authorization"])
             self.send_response(500 if self.path == "/broken" else 200)
             self.end_headers()
 
@@ -226,6 +229,13 @@ def test_a_web_hook_gets_every_result(receiver):
         for i in range(3):
             tell({"name": f"{i}.png", "score": i / 2})
     assert taken == [{"name": f"{i}.png", "score": i / 2} for i in range(3)]
+
+
+def test_a_web_hook_gets_a_user_and_a_password_as_a_broker_does(receiver):
+    url, taken = receiver
+    with notifier(url.replace("//", "//line:p%40ss@") + "/results", None) as tell:
+        tell({"name": "0.png"})
+    assert taken == [{"name": "0.png"}, "Basic " + base64.b64encode(b"line:p@ss").decode()]
 
 
 def test_what_a_receiver_does_not_take_is_counted_and_stops_nothing(receiver, capsys):

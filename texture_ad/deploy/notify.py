@@ -4,6 +4,7 @@ A message is news, not a record: scores.csv is. What can't be delivered is count
 waits for a receiver.
 """
 
+import base64
 import json
 import queue
 import sys
@@ -41,15 +42,23 @@ def _split(name: str, url: str) -> SplitResult:
 def webhook(url: str) -> Send:
     """Return a function that posts a JSON message to a URL.
 
+    Args:
+        url: http://[USER:PASSWORD@]HOST[:PORT]/PATH, or https:// for TLS.
+
     Raises:
         ParameterError: no URL of HTTP.
     """
     where = _split("webhook", url)
     if where.scheme not in ("http", "https") or not where.hostname:
         raise ParameterError("webhook", where.hostname or "URL", "expected a URL as http://HOST/PATH")
+    target = where._replace(netloc=where.netloc.rpartition("@")[2]).geturl()  # urllib takes USER:PASSWORD for a host
+    headers = {"Content-Type": "application/json"}
+    if where.username is not None:
+        credentials = f"{unquote(where.username)}:{unquote(where.password or '')}"
+        headers["Authorization"] = f"Basic {base64.b64encode(credentials.encode()).decode()}"
 
     def send(content: bytes) -> None:
-        request = urllib.request.Request(url, content, {"Content-Type": "application/json"})
+        request = urllib.request.Request(target, content, headers)
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
             answer.read(1024)
 
