@@ -6,8 +6,9 @@
 Own keys: root, textures, methods, seeds, upsamplings, sigmas (pixels at a shorter side of 224; 0 for none), workers,
 runs (folder of the runs), output (without suffix: .json and .md are written). Every other key=value goes to each run.
 Each detector is fitted once, its patch maps are measured once, and every setting works on these. A run's figures are
-kept in its folder as maps.json and not computed again. The pixel threshold comes from the calibration images held
-out, at the run's own rate, and counts in images above the detector's own threshold. No figure here chooses anything.
+kept in its folder as maps.json and not computed again. Both thresholds come from the calibration images held out, that
+of pixels anew for each setting, at the run's own rates (cross_fit=false: maps of folds are not kept). No figure here
+chooses anything.
 """
 
 import json
@@ -111,13 +112,12 @@ def main() -> None:
         methods=["fusion", "padim", "patchcore"],
         upsamplings=["bilinear", "bicubic"],
         sigmas=["0", "1", "2", "4", "6"],
-        runs=["runs/experiments/textures"],
     )
     if unknown := set(study["upsamplings"]) - set(get_args(Upsampling)):
         raise UserError(f"upsamplings={','.join(sorted(unknown))}: expected {' or '.join(get_args(Upsampling))}")
     upsamplings = [known for known in get_args(Upsampling) if known in study["upsamplings"]]
     settings = list(product(upsamplings, study.numbers("sigmas", float)))
-    jobs = jobs_of(study)
+    jobs = jobs_of(study, "cross_fit=false")
     run_all(jobs, study.workers)
     found = []
     for (texture, method, seed), job in jobs.items():
