@@ -147,9 +147,15 @@ def test_the_log_of_the_earlier_part_is_kept(data, tmp_path):
     assert seconds_of_fit(tmp_path / "run") is None  # of which the last part alone could be told
 
 
-@pytest.mark.parametrize("by", ["itself", "Lightning"])
-def test_ctrl_c_ends_in_one_line(data, tmp_path, command, monkeypatch, by):
+@pytest.mark.parametrize(
+    ("by", "advised"), [("itself", False), ("itself after a checkpoint", True), ("Lightning", True)]
+)
+def test_ctrl_c_ends_in_one_line(data, tmp_path, command, monkeypatch, by, advised):
     def start(*_):
+        if by == "itself after a checkpoint":
+            (tmp_path / "run/stage1").mkdir(parents=True)
+            for name in ("config.yaml", "stage1/last.ckpt"):
+                (tmp_path / "run" / name).touch()
         try:
             raise KeyboardInterrupt
         except KeyboardInterrupt:
@@ -160,6 +166,7 @@ def test_ctrl_c_ends_in_one_line(data, tmp_path, command, monkeypatch, by):
     monkeypatch.setattr("texture_ad.cli.experiment.start", start)
     code, _, errors = command("run", *arguments(data, tmp_path / "run"))
     assert code == 130 and errors.startswith("error: stopped by Ctrl-C") and len(errors.splitlines()) == 1
+    assert ("the same run_dir resumes from the last checkpoint" in errors) == advised
 
 
 def test_sigterm_stops_with_advice_and_the_run_resumes(data, undisturbed, tmp_path):

@@ -28,7 +28,7 @@ from texture_ad.cli.quoting import PATH_KEYS, check_arguments, multirun_first, q
 from texture_ad.environment import is_allowed
 from texture_ad.errors import ParameterError, UserError, did_you_mean
 from texture_ad.files import missing_folders
-from texture_ad.training.run_folder import remove_refused
+from texture_ad.training.run_folder import holds_run, remove_refused
 
 RUN = "config"  # configuration of the command that resumes
 _missing: list[Path] = []  # folders that Hydra is about to make for a run, the innermost first
@@ -140,6 +140,10 @@ def _run_checked(function: Callable[[DictConfig], object], config: DictConfig, c
         if not in_sweep():  # where sweep.Comparison tells it, and the other jobs continue
             _remove_bare_folder()
             fail(error, resumes=config_name == RUN)
+        raise
+    except KeyboardInterrupt:
+        if config_name == RUN and not in_sweep() and holds_run(Path(HydraConfig.get().runtime.output_dir)):
+            _stopped("Ctrl-C", 130)
         raise
     except SystemExit as stop:
         # Lightning's, after it has shut down.
