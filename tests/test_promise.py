@@ -13,6 +13,7 @@ import skimage.data
 import torch
 from helpers import baseline, composed, tiny_backbone
 from PIL import Image
+from torch import nn
 
 from texture_ad.data import batches
 from texture_ad.data.layouts import Sample, calibration_folds, split_calibration
@@ -21,6 +22,7 @@ from texture_ad.methods.ganomaly import GANomaly
 from texture_ad.methods.padim import PaDiM
 from texture_ad.methods.registry import load
 from texture_ad.pipeline import cross_fits
+from texture_ad.training.resources import collect_garbage
 
 SIDE = 64  # pixels
 
@@ -180,9 +182,9 @@ def test_a_run_calibrates_on_images_that_each_detector_has_not_seen(tmp_path, co
     assert told.images == 28 and told.expected == pytest.approx(1 / 29)
     assert not (tmp_path / "auto/folds").exists()
     assert "by 28 calibration images" in found["auto"] and "advice" not in found["auto"]
-    assert "a little too narrow" in found["auto"] and "too narrow" not in found["false"]
+    assert "make the intervals too narrow" in found["auto"] and "too narrow" not in found["false"]
     told_first = "cross-fit 6 calibration images are too few for the false-alarm rates: all 28 normal images calibrate"
-    assert f"{told_first}: 4 more fits follow the first" in found["auto"] and "cross-fit" not in found["false"]
+    assert f"{told_first}, and 4 more fits follow the first" in found["auto"] and "cross-fit" not in found["false"]
     assert found["auto"].index(told_first) < found["auto"].index("fit      padim")  # while there is time to stop it
     assert [line for line in found["auto"].splitlines() if line.startswith("fold")] == [
         f"fold     {number} of 4: {count} of the training images are held out"
@@ -226,7 +228,17 @@ def test_a_folds_detector_is_gone_before_the_next_is_fitted(trained_on_twelve, m
     assert alive == [1, 2, 2, 2, 2, 2]  # the run's own, and that of the fold
 
 
-def test_a_run_that_ends_after_its_folds_fits_none_again(trained_on_twelve, monkeypatch, tmp_path):
+def test_a_ctrl_c_while_a_fold_is_freed_is_not_lost():
+    one, other = nn.Module(), nn.Module()
+    one.other, other.other = [other], [one]
+    gone = weakref.ref(one, lambda _: os.kill(os.getpid(), signal.SIGINT))
+    del one, other
+    with pytest.raises(KeyboardInterrupt):
+        collect_garbage()
+    assert gone() is None
+
+
+def test_a_run_that_is_resumed_after_its_folds_fits_none_again(trained_on_twelve, monkeypatch, tmp_path):
     steps = []
     step = GANomaly.training_step
     monkeypatch.setattr(GANomaly, "training_step", lambda self, *given: steps.append(self) or step(self, *given))
@@ -238,5 +250,10 @@ def test_a_run_that_ends_after_its_folds_fits_none_again(trained_on_twelve, monk
     steps.clear()
     code, out, errors = trained_on_twelve()
     assert code == 0, errors
-    assert not steps and out.count("fold ") == 5
+    assert not steps and "12 normal images calibrate, by the scores that detector.pt holds" in out
     assert (tmp_path / "run/detector.pt").read_bytes() == first and not (tmp_path / "run/folds").exists()
+    (tmp_path / "run/detector.pt").write_bytes(b"damaged")
+    code, out, errors = trained_on_twelve()
+    assert code == 0, errors
+    assert len({id(one) for one in steps}) == 5  # the run's own has its checkpoint
+    assert (tmp_path / "run/detector.pt").read_bytes() == first

@@ -4,7 +4,6 @@
 on the test images and reports. Each step is a function below; what they share is a `Run`.
 """
 
-import gc
 import inspect
 import json
 import shlex
@@ -39,7 +38,7 @@ from texture_ad.methods.base import AnomalyDetector, Measurement, Provenance
 from texture_ad.methods.evaluation import Evaluation
 from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.explain import atom_crops, sample_features
-from texture_ad.methods.registry import method_class
+from texture_ad.methods.registry import load, method_class
 from texture_ad.models.backbone import Backbone
 from texture_ad.parameters import NonNegativeInt, Range, check, takes_text
 from texture_ad.reporting import charts, panels
@@ -49,14 +48,13 @@ from texture_ad.reporting.results import write_results
 from texture_ad.reporting.tables import metrics_table
 from texture_ad.training.cache import Cache, digest
 from texture_ad.training.distributed import check_processes, gather, is_rank_zero
-from texture_ad.training.resources import compute_in_float32, peak_memory, reset_peak_memory
+from texture_ad.training.resources import collect_garbage, compute_in_float32, peak_memory, reset_peak_memory
 from texture_ad.training.run_folder import check_fingerprint, holds_run, prepared_folder, read_metrics
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
 MUCH = 2**30  # bytes of statistics from which on they are told beforehand
-FOLDS = "folds"  # folder in the run's, for checkpoints of the cross-fit until the run is finished
 MOMENT_TILES = 400  # training tiles, at most, that teach a detector the moments of tiles
 
 
@@ -131,6 +129,7 @@ class Run:
         metrics: what metrics.json will hold.
         copies: how many test images are copies of training images.
         resumed: whether the folder held a run already.
+        earlier: image scores and maps' maxima that a run in the folder cross-fitted, None where there are none.
     """
 
     config: DictConfig
@@ -145,6 +144,7 @@ class Run:
     metrics: dict[str, Any] = field(default_factory=dict)
     copies: int = 0
     resumed: bool = False
+    earlier: tuple[Tensor, Tensor] | None = None
 
     @property
     def cross_fit(self) -> bool:
@@ -266,6 +266,7 @@ def prepare_data(run: Run) -> None:
         print("levels   black is {:g}, white {:g} in images of more than 8 bits".format(*data.reading.levels))
     print(f"run      {run.folder}", flush=True)
     if run.cross_fit:
+        run.earlier = _earlier_scores(run)
         print(f"cross-fit {_cross_fit_told(run)}", flush=True)
     if is_rank_zero():
         for warning in data.warnings:
@@ -284,15 +285,29 @@ def prepare_data(run: Run) -> None:
     }
 
 
+def _earlier_scores(run: Run) -> tuple[Tensor, Tensor] | None:
+    """Return what set the thresholds of a detector of these settings and images, None where the folder has none."""
+    path = run.folder / "detector.pt"
+    if not run.resumed or not path.is_file():
+        return None
+    try:
+        found = load(path, allow=list(run.config.allow))
+    except ParameterError:  # of another version, or damaged: it is made anew
+        return None
+    if found.provenance is None or found.provenance.data_fingerprint != run.data.fingerprint:
+        return None
+    return found.calibration_scores, found.calibration_maxima
+
+
 def _cross_fit_told(run: Run) -> str:
     """Return how many normal images calibrate and what that takes, and with `cross_fit=auto` why."""
-    data = run.data
-    told = (
-        f"all {len(data.normal_samples)} normal images calibrate: {len(data.other_folds())} more fits follow the first"
-    )
+    told = f"all {len(run.data.normal_samples)} normal images calibrate"
+    if run.earlier is not None:
+        return f"{told}, by the scores that detector.pt holds"
+    told += f", and {len(run.data.other_folds())} more fits follow the first"
     if run.config.cross_fit != "auto":
         return told
-    few = f"{len(data.calibration_samples)} calibration images are too few for the false-alarm rates"
+    few = f"{len(run.data.calibration_samples)} calibration images are too few for the false-alarm rates"
     return f"{few}: {told}; cross_fit=false fits once, and promises less"
 
 
@@ -381,12 +396,15 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
     """
     start = run.clock()
     measured = _measure_calibration(run, detector)
-    others = list(_cross_fit(run)) if run.cross_fit else []
+    others = list(_cross_fit(run)) if run.cross_fit and run.earlier is None else []
     rates = (run.config.false_alarm_rate, run.config.pixel_false_alarm_rate)
     detector.calibrate_on(measured, *rates, others, gather)
     normal = detector.calibration_scores
     if run.cross_fit:  # those of the training images' folds are not the detector's own
         normal = gather(torch.cat([detector.conclude(*one).scores for one in measured]))
+    if run.earlier is not None:
+        scores, maxima = (values.to(detector.device) for values in run.earlier)
+        detector.calibrate(scores, maxima if len(maxima) else None, *rates)
     run.metrics["fit_seconds"] = run.metrics.get("fit_seconds", 0) + run.clock() - start
     if run.resumed:
         earlier = read_metrics(run.folder)
@@ -402,13 +420,14 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
         "threshold_origin": f"for a false-alarm rate of {run.config.false_alarm_rate:g}"
         + (", cross-fitted" if run.cross_fit else ""),
         "threshold_promise": decision.promise()
-        + ("; cross-fitted scores make the intervals a little too narrow" if run.cross_fit else ""),
+        + ("; cross-fitted scores make the intervals too narrow" if run.cross_fit else ""),
         "expected_false_alarms": decision.false_alarms._asdict(),
         "versions": versions(),
         "threads": torch.get_num_threads(),
     }
     if is_rank_zero():
         detector.save(run.folder / "detector.pt")
+        shutil.rmtree(run.folder / "folds", ignore_errors=True)  # a run that is resumed takes the detector's scores
 
 
 def _measure_calibration(run: Run, detector: AnomalyDetector) -> list[tuple[Measurement, Shape]]:
@@ -440,14 +459,14 @@ def _cross_fit(run: Run) -> Iterator[tuple[Measurement, Shape]]:
     for number, fold in enumerate(folds, 1):
         print(f"fold     {number} of {len(folds)}: {len(fold)} of the training images are held out", flush=True)
         yield from _measure_fold(run, number, fold)
-        gc.collect()  # Lightning's trainers and what they fitted hold each other
+        collect_garbage()
 
 
 def _measure_fold(run: Run, number: int, fold: list[Sample]) -> list[tuple[Measurement, Shape]]:
     """Return what a detector measures of training images that it was fitted without."""
     other = replace(
         run,
-        folder=run.folder / FOLDS / str(number),
+        folder=run.folder / "folds" / str(number),
         stage1_settings={**run.stage1_settings, "fold": number},
         trial=None,
         loggers=[],
@@ -528,7 +547,6 @@ def report(run: Run, detector: AnomalyDetector, predictions: Predictions | None)
     except BaseException:  # the same command is to log what is missing
         finished.unlink()
         raise
-    shutil.rmtree(run.folder / FOLDS, ignore_errors=True)  # not before: what is resumed needs no other fit
     print(f"decision {run.metrics['threshold_promise']}")
     if "false_alarm_warning" in run.metrics:
         print(f"warning: {run.metrics['false_alarm_warning']}", flush=True)

@@ -4,6 +4,7 @@ Each system has a part of what is asked for here. What it lacks is left out, and
 """
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import re
@@ -11,6 +12,7 @@ import sys
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from threading import Thread
 
 _MIB = 2**20
 _TRIM_THRESHOLD = -1  # glibc's malloc.h
@@ -22,6 +24,17 @@ _PROCESS = Path("/proc/self")  # Linux's account of this process
 def _say_once(line: str) -> None:
     """Print a line on stderr, once in a process."""
     print(line, file=sys.stderr, flush=True)
+
+
+def collect_garbage() -> None:
+    """Free objects that hold each other, such as Lightning's trainers and what they fitted.
+
+    In a thread of its own: a Ctrl-C in the callback of an object that goes would be printed and forgotten, and Python
+    tells the main thread alone of signals.
+    """
+    collector = Thread(target=gc.collect)
+    collector.start()
+    collector.join()
 
 
 def keep_freed_memory() -> None:
