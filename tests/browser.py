@@ -1,6 +1,5 @@
 """A headless Chromium for tests, spoken to through its own pipe: no driver and no port."""
 
-import base64
 import itertools
 import json
 import os
@@ -96,7 +95,3 @@ class Browser:
         answer = self.call("Runtime.evaluate", expression=script, returnByValue=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
-
-    def screenshot(self, path: Path, whole: bool = False) -> None:
-        picture = self.call("Page.captureScreenshot", captureBeyondViewport=whole)
-        path.write_bytes(base64.b64decode(picture["data"]))

@@ -4,12 +4,13 @@ import importlib
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from forked import run_module
-from helpers import environment, untrained_detector
+from helpers import environment, few_photographs, untrained_detector
 from PIL import Image
 
 from texture_ad.data.geometry import Geometry
@@ -65,6 +66,12 @@ def process() -> Callable[..., subprocess.CompletedProcess]:
         return run_module(f"texture_ad.{module}", *arguments, env=environment(**env))
 
     return call
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a few of the embedded photographs, which no test changes."""
+    return few_photographs(tmp_path_factory.mktemp("data") / "carpet")
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """What several tests share: parts made with the configuration's defaults, an untrained detector, small data sets."""
 
+import csv
 import os
 import random
 from collections.abc import Sequence
@@ -163,6 +164,17 @@ def arguments(data: Path, run_dir: Path | str, *more: str) -> list[str]:
         "trainer.accelerator=cpu",
         *more,
     ]
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file, each a column's name to its value."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def read_scores(path: Path) -> dict[str, float]:
+    """Return the score of each image in a scores.csv, by its path."""
+    return {row["path"]: float(row["score"]) for row in read_rows(path)}
 
 
 def repeatable(metrics: dict) -> dict:

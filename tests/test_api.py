@@ -1,6 +1,5 @@
 """The Python API: the run and the digits of the command line, results that draw and save themselves, and silence."""
 
-import csv
 import logging
 import os
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import arguments, few_photographs, repeatable
+from helpers import arguments, few_photographs, read_rows, repeatable
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from PIL import Image
@@ -49,18 +48,13 @@ def fitted(photographs, settings, tmp_path_factory):
     return detector, [str(w.message) for w in told if w.filename.endswith(("api.py", "test_api.py", "contextlib.py"))]
 
 
-def rows(folder):
-    with (folder / "scores.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 def test_fit_runs_as_the_command_line_does(fitted, photographs, settings, command, tmp_path):
     detector, _ = fitted
     code, _, errors = command(
         "run", "data=folder", f"data.root={photographs}", f"run_dir={tmp_path}", "seed=3", *settings
     )
     assert code == 0, errors
-    assert rows(detector.folder) == rows(tmp_path)  # to the last digit
+    assert read_rows(detector.folder / "scores.csv") == read_rows(tmp_path / "scores.csv")  # to the last digit
     again = texture_ad.load(tmp_path / "detector.pt")
     assert repeatable(detector.metrics) == repeatable(again.metrics)
     ours, theirs = detector.module.state_dict(), again.module.state_dict()

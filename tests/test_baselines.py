@@ -1,7 +1,6 @@
 """The baselines: each against an independent reference, and all of them through the real command lines."""
 
 import contextlib
-import csv
 import io
 import json
 import os
@@ -10,7 +9,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from helpers import arguments, baseline, composed, tiny_backbone
+from helpers import arguments, baseline, composed, read_scores, tiny_backbone
 from omegaconf import OmegaConf
 from PIL import Image
 from scipy.spatial.distance import mahalanobis
@@ -373,11 +372,6 @@ def of_method(name, folder, run_dir):
     """Arguments of a quick run of a method; the settings of fusion's parts are left alone."""
     layers = "backbone.layers=[layer1,layer2]"
     return arguments(folder, run_dir, f"method={name}", layers, "data.eval_batch_size=32", *QUICK.get(name, []))
-
-
-def read_scores(path):
-    with open(path, newline="") as source:
-        return {row["path"]: float(row["score"]) for row in csv.DictReader(source)}
 
 
 @pytest.mark.parametrize("name", NAMES)

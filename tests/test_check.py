@@ -1,13 +1,12 @@
 """The commands that look before anything is trained: check, and import of a folder as a table."""
 
-import csv
 import errno
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
-from helpers import composed
+from helpers import composed, read_rows
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -309,8 +308,7 @@ def test_a_table_of_any_folder_is_to_be_edited(tmp_path, capsys):
     save(tmp_path / "photos/roll 2/NG/e.png", noise(0))
     save(tmp_path / "photos/roll 2/NG/e_GT.png", noise(0))
     assert importing.main([str(tmp_path / "photos"), str(tmp_path / "own.csv")]) == 0
-    with open(tmp_path / "own.csv", encoding="utf-8") as file:
-        rows = {row["path"]: (row["label"], row["mask"], row["split"]) for row in csv.DictReader(file)}
+    rows = {row["path"]: (row["label"], row["mask"], row["split"]) for row in read_rows(tmp_path / "own.csv")}
     assert rows == {
         "roll 1/NG/b.png": ("anomalous", "roll 1/masks/b_mask.png", ""),
         "roll 1/OK/a.png": ("good", "", ""),

@@ -1,6 +1,5 @@
 """The console command: by itself, and installed into an environment of its own."""
 
-import csv
 import os
 import subprocess
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from forked import run_module
-from helpers import environment
+from helpers import environment, read_rows
 
 from texture_ad import __version__
 from texture_ad.cli.main import COMMANDS, Command, main, start
@@ -161,8 +160,7 @@ def test_the_installed_command_runs_and_predicts_from_another_folder(call, tmp_p
         "trainer.enable_progress_bar=false",
         "pictures=false",
     )
-    with (tmp_path / "run/scores.csv").open(newline="") as source:
-        assert len(list(csv.DictReader(source))) == 68
+    assert len(read_rows(tmp_path / "run/scores.csv")) == 68
     image = ensure("carpet") / "test/good/000.png"
     out = call("texture-ad", "predict", "detector=run/detector.pt", f"input={image}", "output=found")
     assert "of 1 images" in out

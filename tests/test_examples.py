@@ -1,7 +1,6 @@
 """The notebooks: executed as a newcomer would, one after the other in one kernel, and every cell shows what its text
 promises."""
 
-import csv
 import json
 import os
 import re
@@ -12,7 +11,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-from helpers import environment
+from helpers import environment, read_rows
 from jupyter_client import KernelManager
 from nbclient import NotebookClient
 from nbformat import NotebookNode
@@ -148,8 +147,7 @@ def test_results_are_a_table_and_the_files_of_predict(executed, folder):
     folder = folder / "first_run"
     names = sorted(path.name for path in (folder / "photographs").iterdir())
     assert re.findall(r"<td>(\w+\.png)</td>", html) == names and len(names) == 8
-    with (folder / "predictions" / "scores.csv").open(encoding="utf-8", newline="") as file:
-        rows = {row["path"]: row for row in csv.DictReader(file)}
+    rows = {row["path"]: row for row in read_rows(folder / "predictions" / "scores.csv")}
     name, score, threshold = re.search(
         r"(\S+) is anomalous: score (\S+), threshold (\S+)", printed(cells["regions"])
     ).groups()

@@ -69,6 +69,18 @@ def forked_runs(monkeypatch):
     monkeypatch.setattr(experiments.runs, "subprocess", SimpleNamespace(run=run, STDOUT=subprocess.STDOUT))
 
 
+@pytest.fixture
+def study(script, forked_runs, tmp_path):
+    """Return a function for a study whose runs are in `tmp_path`: what it writes of them, and its tables."""
+
+    def call(name: str, *args: str) -> tuple[list[dict], str]:
+        done = script(name, f"runs={tmp_path / 'runs'}", f"output={tmp_path / name}", *args)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads((tmp_path / f"{name}.json").read_text()), (tmp_path / f"{name}.md").read_text()
+
+    return call
+
+
 def benchmark(name: str, *args: str) -> subprocess.CompletedProcess:
     return run_module(f"benchmarks.{name}", *args, env=environment(), cwd=ROOT)
 
@@ -219,68 +231,34 @@ def test_a_folder_of_a_run_with_other_overrides_ends_a_study_before_its_runs(for
     assert not (tmp_path / "first").exists()
 
 
-def test_methods_are_trained_longer(script, forked_runs, tmp_path):
+def test_methods_are_trained_longer(study, script, tmp_path):
     few_photographs(tmp_path / "root/carpet")
-    args = [
-        f"data.root={tmp_path / 'root'}",
-        "methods=patch_svdd",
-        "factors=0.05,0.1",
-        "categories=carpet",
-        "seeds=0",
-        f"runs={tmp_path / 'runs'}",
-        f"output={tmp_path / 'longer'}",
-        "data.size=64",
-        "method.pairs=1",
-        "method.stride=32",
-    ]
-    done = script("convergence", *args)
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = {run["epochs"]: run["image_auroc"] for run in json.loads((tmp_path / "longer.json").read_text())}
+    own = ("methods=patch_svdd", "factors=0.05,0.1", "categories=carpet", "seeds=0")
+    quick = ("data.size=64", "method.pairs=1", "method.stride=32")
+    runs, text = study("convergence", f"data.root={tmp_path / 'root'}", *own, *quick)
+    found = {run["epochs"]: run["image_auroc"] for run in runs}
     assert found.keys() == {1, 2}
     row = f"| patch_svdd, 20 epochs | carpet   | {found[1]:.3f} | {found[2]:.3f} |"
-    assert [line.split() for line in (tmp_path / "longer.md").read_text().splitlines()][-1] == row.split()
+    assert text.splitlines()[-1].split() == row.split()
     assert (tmp_path / "runs/carpet-patch_svdd-x0.1-seed0/detector.pt").is_file()
     done = script("convergence", "methods=padim")
     assert done.returncode == 2 and "error: methods=padim: it has no method.epochs" in done.stderr
 
 
-def test_the_papers_protocol_has_a_row_and_a_curve_for_each_run(script, forked_runs, tmp_path):
+def test_the_papers_protocol_has_a_row_and_a_curve_for_each_run(study, tmp_path):
     few_photographs(tmp_path / "root/carpet")
-    args = [
-        f"data.root={tmp_path / 'root'}",
-        "categories=carpet",
-        "seeds=0,1",
-        f"runs={tmp_path / 'runs'}",
-        f"output={tmp_path / 'protocol'}",
-        *QUICK,
-        "trainer.max_epochs=3",
-        "whitening.components=8",
-    ]
-    done = script("protocol", *args)
-    assert done.returncode == 0, done.stdout + done.stderr
-    runs = json.loads((tmp_path / "protocol.json").read_text())
+    quick = (*QUICK, "trainer.max_epochs=3", "whitening.components=8")
+    runs, text = study("protocol", f"data.root={tmp_path / 'root'}", "categories=carpet", "seeds=0,1", *quick)
     assert [run["seed"] for run in runs] == [0, 1] and all(len(run["curve"]) == 3 for run in runs)
-    text = (tmp_path / "protocol.md").read_text()
     assert "mean of epochs 3 to 3" in text and f"{max(runs[0]['curve']):.3f}" in text
     assert (tmp_path / "protocol.png").stat().st_size > 0
 
 
-def test_textures_are_compared_with_their_mean_and_rank(script, forked_runs, tmp_path):
+def test_textures_are_compared_with_their_mean_and_rank(study, script, tmp_path):
     for name in ("rug", "mat"):
         few_photographs(tmp_path / "root" / name)
-    args = [
-        f"root={tmp_path / 'root'}",
-        "methods=fusion,padim",
-        "seeds=0",
-        f"runs={tmp_path / 'runs'}",
-        f"output={tmp_path / 'textures'}",
-        *QUICK,
-    ]
-    done = script("textures", *args)
-    assert done.returncode == 0, done.stdout + done.stderr
-    runs = json.loads((tmp_path / "textures.json").read_text())
+    runs, text = study("textures", f"root={tmp_path / 'root'}", "methods=fusion,padim", "seeds=0", *QUICK)
     assert {(r["texture"], r["method"]) for r in runs} == {(t, m) for t in ("rug", "mat") for m in ("fusion", "padim")}
-    text = (tmp_path / "textures.md").read_text()
     means = [line for line in text.splitlines() if line.startswith("| mean of 2")]
     for line, key in zip(means, ("image_auroc", "aupro", "aupro_05", "seg_f1"), strict=True):
         assert f"{sum(r[key] for r in runs if r['method'] == 'fusion') / 2:.3f}" in line
@@ -290,28 +268,19 @@ def test_textures_are_compared_with_their_mean_and_rank(script, forked_runs, tmp
     assert done.returncode == 2 and "no such folder" in done.stderr
 
 
-def test_methods_are_compared_on_the_same_few_photographs(script, forked_runs, tmp_path):
+def test_methods_are_compared_on_the_same_few_photographs(study, script, tmp_path):
     texture = few_photographs(tmp_path / "root" / "rug")
-    args = [
-        f"root={texture.parent}",
-        "methods=one_nn",
-        "counts=4,6",
-        "seeds=0",
-        f"runs={tmp_path / 'runs'}",
-        f"output={tmp_path / 'few'}",
-    ]
-    done = script("few", *args, *SMALL)
-    assert done.returncode == 0, done.stdout + done.stderr
-    runs = json.loads((tmp_path / "few.json").read_text())
+    own = (f"root={texture.parent}", "methods=one_nn", "seeds=0")
+    runs, text = study("few", *own, "counts=4,6", *SMALL)
     assert [(r["count"], r["method"]) for r in runs] == [(4, "one_nn"), (6, "one_nn")]
     drawn = [
         {path.resolve() for path in (tmp_path / "runs" / "images" / f"{count}-seed0" / "rug" / "train").rglob("*.png")}
         for count in (4, 6)
     ]
     assert list(map(len, drawn)) == [4, 6] and drawn[0] < drawn[1] < set((texture / "train" / "good").iterdir())
-    rows = " ".join((tmp_path / "few.md").read_text().split())
+    rows = " ".join(text.split())
     assert all(f"| {run['count']} | {run['image_auroc']:.3f} |" in rows for run in runs)
-    done = script("few", *args[:-1], f"output={tmp_path / 'more'}", "counts=99", *SMALL)
+    done = script("few", *own, f"runs={tmp_path / 'runs'}", f"output={tmp_path / 'more'}", "counts=99", *SMALL)
     assert done.returncode == 2 and "training images, counts= wants 99" in done.stderr
 
 

@@ -1,6 +1,5 @@
 """A detector as a file for other runtimes, and other runtimes as engines of predict: the same decisions or none."""
 
-import csv
 import math
 import re
 import shutil
@@ -11,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from helpers import untrained_detector
+from helpers import read_rows, untrained_detector
 from PIL import Image, ImageOps
 
 from texture_ad.data.geometry import Geometry
@@ -297,10 +296,6 @@ def test_a_detector_without_examples_asks_for_photographs(saved, photographs, tm
 # --- engines of predict -------------------------------------------------------------------------------
 
 
-def rows(path):
-    return list(csv.DictReader(path.open(newline="")))
-
-
 @pytest.fixture(scope="module")
 def engine(saved, tmp_path_factory):
     """The detector's file, with the file of an engine beside it."""
@@ -376,7 +371,7 @@ def test_an_engine_is_made_once_and_decides_as_torch(saved, made, photographs, t
         assert torch.get_num_threads() == (2 if name == "torch" else 1)
     torch.set_num_threads(before)
     assert "engine   torch" in outputs[0] and "is made from" in outputs[1] and "is made from" not in outputs[2]
-    expected, first, second = (rows(tmp_path / str(number) / "scores.csv") for number in range(3))
+    expected, first, second = (read_rows(tmp_path / str(number) / "scores.csv") for number in range(3))
     assert first == second and {row["anomalous"] for row in expected} == {"0", "1"}
     for found, right in zip(first, expected, strict=True):
         assert found["anomalous"] == right["anomalous"]

@@ -1,7 +1,6 @@
 """Every bad input has its message and exit code; nothing is lost and nothing goes on in silence."""
 
 import compileall
-import csv
 import math
 import os
 import resource
@@ -17,7 +16,7 @@ import pytest
 import torch
 import yaml
 from forked import Forked, run_module
-from helpers import arguments, composed, environment
+from helpers import arguments, composed, environment, read_rows, read_scores
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -159,8 +158,7 @@ def test_every_mode_and_name_is_worked_with(run, folder, tmp_path):
         noise(99).save(sink, "PNG")
     code, _, errors = run("pictures=true")
     assert code == 0, errors
-    with open(tmp_path / "run/scores.csv", newline="", encoding="utf-8") as source:
-        found = {Path(row["path"]).name for row in csv.DictReader(source)}
+    found = {Path(path).name for path in read_scores(tmp_path / "run/scores.csv")}
     assert set(names) <= found and "\\udcff\\udcfe.png" in found
 
 
@@ -247,7 +245,7 @@ def test_copies_are_warned_of_and_listed(run, folder, tmp_path):
         (folder / f"test/good/copy{i}.png").write_bytes((folder / f"train/good/{i}.png").read_bytes())
     code, out, _ = run()
     assert code == 0 and "warning: 6 test images are copies of training images" in out
-    listed = list(csv.DictReader((tmp_path / "run/copies.csv").open()))
+    listed = read_rows(tmp_path / "run/copies.csv")
     assert [Path(row["test"]).name for row in listed] == [f"copy{i}.png" for i in range(6)]
 
 

@@ -57,13 +57,13 @@ def test_the_header_knows_how_a_picture_is_shown(tmp_path):
     assert header(tmp_path / "straight.png").shape == (20, 40)
 
 
-def wide_photographs(root, count=10):
+def wide_photographs(root):
     """Return a folder of pictures of 100 x 50 pixels, but for one of 50 x 50."""
     generator = np.random.default_rng(0)
     for name in ("train/good", "test/good", "test/hole"):
         folder = root / name
         folder.mkdir(parents=True)
-        for i in range(count if name == "train/good" else 2):
+        for i in range(10 if name == "train/good" else 2):
             pixels = generator.integers(90, 110, (50, 50 if name == "train/good" and i == 3 else 100, 3), np.uint8)
             if "hole" in name:
                 pixels[20:34, 70:90] = 255

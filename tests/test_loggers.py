@@ -1,7 +1,6 @@
 """Loggers through the real command line; what W&B's client wrote offline is read back."""
 
 import contextlib
-import csv
 import json
 import os
 import re
@@ -15,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
-from helpers import arguments, composed
+from helpers import arguments, composed, read_scores
 from omegaconf import OmegaConf
 from PIL import Image
 from wandb_file import records
@@ -142,9 +141,9 @@ def test_wandb_offline_holds_everything_and_several_log_at_once(run, tmp_path, m
     assert all(str(run_dir) in place for found_files in files.values() for place in found_files.values())
     table = json.loads(Path(files["testimages"]["test/images.table.json"]).read_text())
     rows = {row[0]: row for row in table["data"]}
-    scores = {r["path"]: r for r in csv.DictReader((run_dir / "scores.csv").open(newline=""))}
+    scores = read_scores(run_dir / "scores.csv")
     assert rows.keys() == scores.keys() and f"test/good/{HOSTILE}" in rows
-    assert all(abs(rows[k][3] - float(scores[k]["score"])) < 1e-6 for k in rows)
+    assert all(abs(rows[k][3] - scores[k]) < 1e-6 for k in rows)
     assert all(row[-1]["_type"] == "image-file" and row[-1]["path"] in files["testimages"] for row in table["data"])
     roc = json.loads(Path(files["testroc_table"]["test/roc_table.table.json"]).read_text())
     assert roc["data"][0] == [0, 0] and roc["data"][-1] == [1, 1]

@@ -16,17 +16,17 @@ from texture_ad.evaluation.metrics import pixel_metrics, prediction_metrics
 from texture_ad.files import content_digest
 
 
-def grey(path, seed=0, high=256, size=40):
+def grey(path, seed=0, high=256):
     """Save noise of `high` levels, as 16-bit where they need it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = np.uint8 if high <= 256 else np.uint16
-    Image.fromarray(np.random.default_rng(seed).integers(0, high, (size, size)).astype(kind)).save(path)
+    Image.fromarray(np.random.default_rng(seed).integers(0, high, (40, 40)).astype(kind)).save(path)
     return path
 
 
-def mask(path, value=255, size=40):
+def mask(path, value=255):
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.zeros((size, size), np.uint8)
+    pixels = np.zeros((40, 40), np.uint8)
     pixels[10:20, 10:20] = value
     Image.fromarray(pixels).save(path)
 

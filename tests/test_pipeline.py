@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import arguments, few_photographs, make
+from helpers import arguments, make
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
@@ -17,11 +17,6 @@ from texture_ad.methods.registry import load
 from texture_ad.models.backbone import Backbone
 from texture_ad.reporting.results import write_results
 from texture_ad.training.run_folder import prepared_folder
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return few_photographs(tmp_path_factory.mktemp("data") / "carpet")
 
 
 def fitted(data, folder, *more):

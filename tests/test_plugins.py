@@ -1,6 +1,5 @@
 """Methods of installed packages, and classes of a user's own: the example plugin installed as its page says."""
 
-import csv
 import importlib
 import json
 import subprocess
@@ -9,7 +8,7 @@ from pathlib import Path
 from urllib.error import URLError
 
 import pytest
-from helpers import arguments, environment, few_photographs, untrained_detector
+from helpers import arguments, environment, few_photographs, read_scores, untrained_detector
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
@@ -164,7 +163,7 @@ def test_a_backbone_of_ones_own_is_fitted_saved_loaded_and_exported(photographs,
         assert not target.exists()
         code, _, errors = command(command_name, *given, allow)
         assert code == 0, errors
-    scores = {row["path"]: float(row["score"]) for row in csv.DictReader((tmp_path / "predict.pt2/scores.csv").open())}
+    scores = read_scores(tmp_path / "predict.pt2/scores.csv")
     again = texture_ad.load(file, allow=["own_backbone"]).predict(photographs / "test")
     assert {result.name: result.score for result in again} == pytest.approx(scores, rel=1e-5)
 

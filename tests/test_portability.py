@@ -1,7 +1,6 @@
 """What Windows and macOS lack is hidden, and the commands still work; a line says what is left out."""
 
 import ast
-import csv
 import json
 import signal
 import subprocess
@@ -10,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import arguments, environment, few_photographs
+from helpers import arguments, environment, read_scores
 
 import texture_ad
 from texture_ad import environment as environment_module
@@ -63,11 +62,6 @@ NO_LOCK = "scores.csv is not locked: this system has no file locks"
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return few_photographs(tmp_path_factory.mktemp("data") / "carpet")
-
-
-@pytest.fixture(scope="module")
 def done(data, tmp_path_factory):
     """A run, a prediction and a watched folder on such a system: for each its folder, stdout and stderr."""
     folders = {name: tmp_path_factory.mktemp(name) for name in ("run", "predict", "watch")}
@@ -109,9 +103,8 @@ def test_a_run_leaves_out_the_memory_and_says_so(done):
 
 
 def test_predict_scores_as_the_run_did(done):
-    expected, found = (csv.DictReader((done[name][0] / "scores.csv").open()) for name in ("run", "predict"))
-    expected = {r["path"]: float(r["score"]) for r in expected}
-    found = {f"test/{r['path']}": float(r["score"]) for r in found}
+    expected, scores = (read_scores(done[name][0] / "scores.csv") for name in ("run", "predict"))
+    found = {f"test/{path}": score for path, score in scores.items()}
     assert found.keys() == expected.keys()
     assert max(abs(found[k] - expected[k]) / max(1, abs(expected[k])) for k in found) < 1e-5
 

@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 from forked import Forked, run_module
-from helpers import arguments, environment, few_photographs, printed_random, repeatable
+from helpers import arguments, environment, few_photographs, printed_random, read_rows, repeatable
 
 from texture_ad.deploy.scorer import Row
 from texture_ad.deploy.watch import HEADER, Rows
@@ -20,11 +20,6 @@ from texture_ad.training.run_folder import prepared_folder
 
 KILLS = 24 if os.environ.get("TEXTURE_AD_LONG") else 4
 MARKS = ("stage 1", "stage 2", "stage1/last.ckpt", "stage2/last.ckpt", "detector.pt", "scores.csv", "overlays")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return few_photographs(tmp_path_factory.mktemp("data") / "carpet")
 
 
 def finish(data, run_dir, *more, **env):
@@ -242,7 +237,7 @@ def watching(detector, folder, output):
 
 def rows(output):
     path = output / "scores.csv"
-    return list(csv.DictReader(path.open(newline=""))) if path.exists() else []
+    return read_rows(path) if path.exists() else []
 
 
 def wait_rows(output, count, process):

@@ -1,6 +1,5 @@
 """The region of interest: what lies outside changes nothing that is learnt, scored or drawn; what lies inside does."""
 
-import csv
 import json
 import signal
 from types import SimpleNamespace
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from helpers import arguments, baseline, make, tiny_backbone, untrained_detector
+from helpers import arguments, baseline, make, read_rows, tiny_backbone, untrained_detector
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -360,7 +359,7 @@ def test_a_watched_folder_leaves_out_what_lies_outside(with_roi, tmp_path, monke
 
     scorer = Scorer(with_roi.detector, with_roi.folder, tmp_path, wanted=Wanted(pictures=True, masks=True, maps=True))
     watch(scorer, with_roi.folder, tmp_path, batch_size=2, interval=0.01, tell=tell)
-    rows = {row.pop("path"): row for row in csv.DictReader((tmp_path / "scores.csv").open())}
+    rows = {row.pop("path"): row for row in read_rows(tmp_path / "scores.csv")}
     assert rows["own.png"] == rows["outside.png"] != rows["inside.png"]
     assert [rows[name]["label"] for name in ("outside.png", "inside.png")] == ["normal", "anomalous"]
     for name, found in (("outside", False), ("inside", True)):

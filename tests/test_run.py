@@ -1,6 +1,5 @@
 """Whole runs through the real command lines, on embedded data and, where named, on real photographs."""
 
-import csv
 import json
 import os
 import re
@@ -9,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import arguments, few_photographs
+from helpers import arguments, few_photographs, read_rows, read_scores
 from miniatures import mvtec
 from PIL import Image
 
@@ -42,7 +41,7 @@ def test_run_folder_is_complete_and_names_its_source(carpet):
     assert 0 < metrics["stage1_loader_share"] < 0.5
     assert 0 <= metrics["image_auroc"] <= 1 and 0 <= metrics["aupro"] <= 1
     assert "generated" in metrics["data_source"] and "generated" in out
-    rows = list(csv.DictReader((folder / "scores.csv").open()))
+    rows = read_rows(folder / "scores.csv")
     assert len(rows) == 68 and all("generated" in r["source"] for r in rows)
     assert len(list((folder / "overlays").rglob("*.jpg"))) == 68
     for name in ("detector.pt", "config.yaml", "scores.png", "roc_pr.png", "logs/metrics.csv"):
@@ -58,7 +57,7 @@ def test_same_seed_same_digits(carpet, tmp_path, process):
 
 def test_predict_gives_the_runs_scores(carpet, tmp_path, process):
     folder, _ = carpet
-    rows = {r["path"]: float(r["score"]) for r in csv.DictReader((folder / "scores.csv").open())}
+    rows = read_scores(folder / "scores.csv")
     from texture_ad.data.embedded import ensure
 
     done = process(
@@ -69,7 +68,7 @@ def test_predict_gives_the_runs_scores(carpet, tmp_path, process):
         "batch_size=7",
     )
     assert done.returncode == 0, done.stderr
-    found = {f"test/{r['path']}": float(r["score"]) for r in csv.DictReader((tmp_path / "scores.csv").open())}
+    found = {f"test/{path}": score for path, score in read_scores(tmp_path / "scores.csv").items()}
     assert found.keys() == rows.keys()
     # Other batches than the run's: the last bits differ.
     assert max(abs(found[k] - rows[k]) / max(1, abs(rows[k])) for k in rows) < 1e-5

@@ -69,11 +69,11 @@ def saved(detector, tmp_path_factory):
 
 
 @contextlib.contextmanager
-def served(detector, folder, token=None, tell=lambda _: None, **limits):
+def served(detector, folder, token=None, **limits):
     """A service in a thread of this process; its port."""
     given = {"max_mb": 0.3, "max_pixels": 100_000, "max_requests": 8, "rate": None, "timeout": 5, **limits}
     scorer = Scorer(detector, folder, None, keep_maps=True)
-    app = create_app(Service(scorer, Limits(**given), token, "127.0.0.1", 4, tell))
+    app = create_app(Service(scorer, Limits(**given), token, "127.0.0.1", 4, lambda _: None))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     with listen("127.0.0.1", 0) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -209,9 +209,9 @@ def test_all_that_the_page_names_is_served(port):
 # --- refusals -----------------------------------------------------------------------------------------
 
 
-def picture(width, height, kind="PNG"):
+def picture(width, height):
     content = io.BytesIO()
-    Image.new("RGB", (width, height), (90, 90, 90)).save(content, kind)
+    Image.new("RGB", (width, height), (90, 90, 90)).save(content, "PNG")
     return content.getvalue()
 
 

@@ -1,6 +1,5 @@
 """Sweeps by the real command line: folders, failures, repetition, kills, launchers; several processes as one run."""
 
-import csv
 import json
 import os
 import re
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from forked import Forked, run_module
-from helpers import arguments, environment, few_photographs, printed_random, repeatable
+from helpers import arguments, environment, printed_random, read_rows, repeatable
 from joblib.externals.loky import get_reusable_executor
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf
@@ -49,23 +48,14 @@ QUICK = (
 )
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return few_photographs(tmp_path_factory.mktemp("data") / "carpet")
-
-
 def call(data, folder, *more, cache, **env):
     env = environment(TEXTURE_AD_CACHE=str(cache), **env)
     return run_module("texture_ad.run", *arguments(data, folder, *QUICK, *more), env=env)
 
 
-def rows(path):
-    return list(csv.DictReader(path.open(newline="")))
-
-
 def digits(folder):
     """The sweep's tables without what is measured anew each time, and every job's scores."""
-    tables = [[repeatable(row) for row in rows(folder / name)] for name in ("jobs.csv", "comparison.csv")]
+    tables = [[repeatable(row) for row in read_rows(folder / name)] for name in ("jobs.csv", "comparison.csv")]
     return tables, {p.parent.name: p.read_text() for p in folder.glob("*/scores.csv")}
 
 
@@ -94,8 +84,8 @@ def test_a_failed_job_is_told_and_leaves_the_others_whole(sweep):
 
 def test_the_comparison_is_that_of_the_jobs_and_names_its_data(sweep):
     folder, _, done, _ = sweep
-    jobs = rows(folder / "jobs.csv")
-    table = rows(folder / "comparison.csv")
+    jobs = read_rows(folder / "jobs.csv")
+    table = read_rows(folder / "comparison.csv")
     assert len(jobs) == 6 and [row["dictionary.nonzeros"] for row in table] == ["1", "3"]
     for row in table:
         found = [
@@ -174,7 +164,7 @@ def launch(data, folder, launcher, *more):
     call = arguments(data, folder / "sweep", *QUICK, f"hydra/launcher={launcher}", *more, "-m")
     done = run_module("texture_ad.run", *call, env=env)
     assert "Traceback" not in done.stderr, done.stderr
-    return done, {row["dictionary.nonzeros"]: row for row in rows(folder / "sweep/jobs.csv")}
+    return done, {row["dictionary.nonzeros"]: row for row in read_rows(folder / "sweep/jobs.csv")}
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +183,7 @@ def test_a_search_of_six_trials_in_two_processes(data, tmp_path, command, monkey
     code, out, errors = command("run", *call)
     get_reusable_executor().shutdown()
     assert code == 0, errors
-    jobs = rows(folder / "jobs.csv")
+    jobs = read_rows(folder / "jobs.csv")
     share = max(1, len(os.sched_getaffinity(0)) // 2)
     assert [job["threads"] for job in jobs] == [str(share)] * 6
     assert len(list(tmp_path.glob("cache/shared/stage1-*.pt"))) == 1
@@ -378,7 +368,7 @@ def test_two_processes_end_as_one_does(data, tmp_path):
         assert done.returncode == 0, done.stderr
         for line, count in (("run      ", 1), ("stage 1", 4), ("stage 2", 4), ("fold ", 3), ("detector ", 1)):
             assert sum(text.startswith(line) for text in done.stdout.splitlines()) == count, done.stdout
-    one, two = (rows(tmp_path / name / "scores.csv") for name in ("one", "two"))
+    one, two = (read_rows(tmp_path / name / "scores.csv") for name in ("one", "two"))
     assert [row["path"] for row in one] == [row["path"] for row in two]
     assert [float(row["score"]) for row in two] == pytest.approx([float(row["score"]) for row in one], abs=0.002)
     one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
@@ -523,7 +513,7 @@ def test_settings_have_a_mean_and_a_mean_rank_over_textures(tmp_path):
     assert means["2"]["image_auroc"] == pytest.approx([0.705]) and means["2"]["data.category"] == "mean of 2"
     text = write_comparison(tmp_path, jobs)
     assert "mean of 2" in text and "mean rank" in text and "1.75" in text
-    assert [row["mean rank"] for row in rows(tmp_path / "comparison.csv")][-3:] == ["2.0", "1.75", "2.25"]
+    assert [row["mean rank"] for row in read_rows(tmp_path / "comparison.csv")][-3:] == ["2.0", "1.75", "2.25"]
     assert not means_over_textures(*compare(jobs[:6]))
     for one in jobs:
         del one["metrics"]["image_auroc"]  # without test images there is no rank

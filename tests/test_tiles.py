@@ -1,14 +1,12 @@
 """Pictures of any size cut into tiles: where tiles lie, how their maps are joined, and whole runs on strips."""
 
-import csv
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import arguments, baseline, make, untrained_detector
+from helpers import arguments, baseline, make, read_rows, read_scores, untrained_detector
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -371,14 +369,9 @@ def test_a_run_on_strips_finds_and_locates_the_spots(tmp_path, command, method):
         "predict", f"detector={tmp_path / 'run/detector.pt'}", f"input={data / 'test'}", f"output={tmp_path / 'out'}"
     )
     assert code == 0, errors
-    scores = [
-        {
-            Path(row["path"]).name + Path(row["path"]).parent.name: float(row["score"])
-            for row in csv.DictReader(file.open())
-        }
-        for file in (tmp_path / "run/scores.csv", tmp_path / "out/scores.csv")
-    ]
-    assert scores[0] == pytest.approx(scores[1], rel=1e-4) and len(scores[0]) == 6
+    expected, before = (read_scores(tmp_path / name / "scores.csv") for name in ("run", "out"))
+    assert {f"test/{path}": score for path, score in before.items()} == pytest.approx(expected, rel=1e-4)
+    assert len(expected) == 6
     # The shorter strip is stretched where it is shown; nothing is where it is measured.
     assert "differ in size" in errors or "differ in size" in out
     # One that can't be scored costs no other its row.
@@ -387,9 +380,8 @@ def test_a_run_on_strips_finds_and_locates_the_spots(tmp_path, command, method):
         "predict", f"detector={tmp_path / 'run/detector.pt'}", f"input={data / 'test'}", f"output={tmp_path / 'again'}"
     )
     assert code == 2 and "1 of 7 images could not be scored, first: " in errors
-    found = {row["path"]: row for row in csv.DictReader((tmp_path / "again/scores.csv").open())}
+    found = {row["path"]: row for row in read_rows(tmp_path / "again/scores.csv")}
     assert "the detector knows strips" in found.pop("good/high.png")["warning"]
-    before = {row["path"]: float(row["score"]) for row in csv.DictReader((tmp_path / "out/scores.csv").open())}
     assert {path: float(row["score"]) for path, row in found.items()} == pytest.approx(before, rel=1e-4)
 
 

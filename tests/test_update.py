@@ -267,18 +267,18 @@ def test_the_folder_is_named_wherever_the_command_stands(saved, folders, monkeyp
     assert found.data_source == "a test and 3 photographs of new"
 
 
-def test_what_cannot_grow_says_so(folders):
-    detector = untrained_detector(SIZE)
-    detector.read = lambda *_: pytest.fail("read")
-    with pytest.raises(ParameterError, match="mode=none: keeps no covariance to add to; fit again on all images"):
-        update(detector, folders["new"][0].parent, folders["new"], 64, 0.05)
-
-
-def test_a_method_that_cannot_grow_says_so_before_photographs_are_read(folders):
-    detector = baseline("patchcore", tiny_backbone("resnet18", ["layer1"]).eval(), size=SIZE)
-    detector.read = lambda *_: pytest.fail("read")
-    with pytest.raises(ParameterError, match="method=patchcore: can't be updated; fit it again on all images"):
-        update(detector, folders["new"][0].parent, folders["new"], 64, 0.05)
+def test_what_cannot_grow_says_so_before_photographs_are_read(folders):
+    tiled = untrained_detector(SIZE)
+    tiled.set_geometry(Geometry((SIZE, SIZE), 8, (2 * SIZE, 2 * SIZE)))
+    patchcore = baseline("patchcore", tiny_backbone("resnet18", ["layer1"]).eval(), size=SIZE)
+    for detector, problem in (
+        (untrained_detector(SIZE), "mode=none: keeps no covariance to add to; fit again on all images"),
+        (patchcore, "method=patchcore: can't be updated; fit it again on all images"),
+        (tiled, "cuts pictures into tiles and can't be updated"),
+    ):
+        detector.read = lambda *_: pytest.fail("read")
+        with pytest.raises(ParameterError, match=problem):
+            update(detector, folders["new"][0].parent, folders["new"], 64, 0.05)
 
 
 def test_either_of_two_statistics(folders):
@@ -289,10 +289,3 @@ def test_either_of_two_statistics(folders):
     both = either(dark, light)
     for level, found in ((74, {"brightness"}), (76, set()), (120, set()), (174, set()), (176, {"brightness"})):
         assert differences(both, header(folders["fit"][0]), torch.tensor([float(level), 20])).keys() == found
-
-
-def test_a_detector_of_tiles_says_so(folders):
-    detector = untrained_detector(SIZE)
-    detector.set_geometry(Geometry((SIZE, SIZE), 8, (2 * SIZE, 2 * SIZE)))
-    with pytest.raises(ParameterError, match="cuts pictures into tiles and can't be updated"):
-        update(detector, folders["new"][0].parent, folders["new"], 64, 0.05)
