@@ -30,7 +30,7 @@ from experiments.runs import script
 from texture_ad.deploy.engines import EngineName, leave_cores, use_engine
 from texture_ad.deploy.export import largest_difference
 from texture_ad.deploy.runtimes import FORMATS
-from texture_ad.deploy.scorer import Scorer, find_images, predict
+from texture_ad.deploy.scorer import Scorer, find_files, predict
 from texture_ad.files import write_text
 from texture_ad.methods.base import AnomalyDetector
 from texture_ad.methods.fusion.detector import FusionDetector
@@ -121,7 +121,7 @@ def folder_seconds(file: Path, paths: list[Path], quick: bool) -> dict[str, Any]
         for number in range(100 if quick else 1000):
             path = paths[number % len(paths)]
             (source / f"{number:04d}{path.suffix}").symlink_to(path.resolve())
-        files = find_images(source, Path(temporary, "out"))
+        files = find_files(source, Path(temporary, "out")).images
         for name, detector in detectors(file).items():
             (plain,), (drawn,) = by_turns(
                 partial(predict_quietly, detector, files, None, Path(temporary, "out")),
@@ -190,7 +190,7 @@ def seconds_of(function: Callable[[], object]) -> float:
 def main() -> None:
     """Measure, and write the results."""
     args = arguments()
-    paths = find_images(args.folder, args.folder / "overlays")[:32]
+    paths = find_files(args.folder, args.folder / "overlays").images[:32]
     detector = load(args.detector)
     images = detector.read(*paths)
     if not isinstance(images, Tensor):

@@ -36,7 +36,7 @@ import torch
 
 from benchmarks.soak import is_flat, latency_result, memory_result, resident
 from experiments.runs import script
-from texture_ad.deploy.scorer import Scorer, find_images
+from texture_ad.deploy.scorer import Scorer, find_files
 from texture_ad.files import write_text
 from texture_ad.methods.registry import load
 
@@ -266,7 +266,7 @@ class Clients:
 def expected_scores(detector: Path, folder: Path) -> list[tuple[bytes, float]]:
     """Return bytes and score of each photograph of a folder that the service takes, without a service."""
     scorer = Scorer(load(detector), folder, None)
-    paths = [path for path in find_images(folder, folder / "none") if path.stat().st_size < MAX_MB * 1e6]
+    paths = [path for path in find_files(folder, folder / "none").images if path.stat().st_size < MAX_MB * 1e6]
     results = [scorer.score([path], scorer.read([path]))[0] for path in paths]
     return [(path.read_bytes(), result.score) for path, result in zip(paths, results, strict=True) if result.score]
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from experiments.runs import script
-from texture_ad.deploy.scorer import Scorer, find_images
+from texture_ad.deploy.scorer import Scorer, find_files
 from texture_ad.files import write_text
 from texture_ad.methods.registry import load
 
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("soak.json"))
     args = parser.parse_args()
     scorer = Scorer(load(args.detector), args.folder, None)
-    paths = find_images(args.folder, args.output.with_suffix(""))
+    paths = find_files(args.folder, args.output.with_suffix("")).images
     seconds, memory = measure(scorer, paths, args.count)
     result = {
         "predictions": args.count,

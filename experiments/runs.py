@@ -97,7 +97,7 @@ class Study:
         self.single(key)
         return self.numbers(key, kind, least)[0]
 
-    def job(self, folder: Path, own: Sequence[str], module: str = "texture_ad.run") -> "Job":
+    def job(self, folder: Path, own: Sequence[str]) -> Job:
         """Return a run with the study's own overrides for it, and then those of the command line.
 
         Raises:
@@ -108,7 +108,7 @@ class Study:
             if key_of(override) in keys and override not in own:
                 names = ", ".join(self.own)
                 raise UserError(f"{override}: the study sets {key_of(override)} itself; its own keys are {names}")
-        return Job(folder, [*own, *self.overrides], module)
+        return Job(folder, [*own, *self.overrides])
 
     @property
     def root(self) -> Path:

@@ -21,7 +21,7 @@ import torch
 from experiments.runs import data_of, draw, link_samples, read_study, run_all, script, write_table
 from experiments.textures import find_textures
 from texture_ad.data.layouts import scan
-from texture_ad.deploy.scorer import find_images
+from texture_ad.deploy.scorer import find_files
 from texture_ad.deploy.update import update
 from texture_ad.evaluation.metrics import image_metrics
 from texture_ad.files import write_text
@@ -43,7 +43,7 @@ def updated(run: Path, rest: Path) -> dict[str, Any]:
     path = run / "updated.json"
     if not path.is_file():
         detector = load(run / "detector.pt", "cpu")
-        update(detector, rest, find_images(rest, rest / "none"), 32)
+        update(detector, rest, find_files(rest, rest / "none").images, 32)
         with torch.no_grad():
             found = [(detector(batch["image"]).scores, batch["label"]) for batch in data_of(run).test_dataloader()]
         scores, labels = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))

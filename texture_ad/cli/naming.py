@@ -10,13 +10,15 @@ from omegaconf import OmegaConf
 
 from texture_ad.cli.settings import influence
 
+LONGEST = 100  # characters of a name that stands for settings
 
-def slug(text: str, longest: int = 100) -> str:
+
+def slug(text: str) -> str:
     """Return `text` as a file's name: odd characters become _, and a long name ends in a digest of the full text."""
     name = re.sub(r"[^\w.,=+-]+", "_", text, flags=re.ASCII).strip("_.") or "_"
-    if len(name) <= longest:
+    if len(name) <= LONGEST:
         return name
-    return f"{name[: longest - 9]}-{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
+    return f"{name[: LONGEST - 9]}-{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
 
 
 def data_name(source: str, root: str | None, category: str | None, table: str | None = None) -> str:

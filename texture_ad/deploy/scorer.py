@@ -165,11 +165,6 @@ def find_files(source: Path, output: Path | None) -> Found:
     return Found(sorted(found.images), sorted(found.others), sorted(results))
 
 
-def find_images(source: Path, output: Path) -> list[Path]:
-    """Return the images that `find_files` finds."""
-    return find_files(source, output).images
-
-
 def scan_foreign(
     source: Path, output: Path | None, warn: Warn | None = None, results: set[Path] | None = None
 ) -> Iterator[Entry]:

@@ -1,4 +1,4 @@
-"""Write what a run leaves in its folder about the test images: scores, pictures, report and metrics."""
+"""Write what a run leaves in its folder about the test images: scores, pictures and report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
