@@ -180,7 +180,7 @@ def test_a_run_calibrates_on_images_that_each_detector_has_not_seen(tmp_path, co
     assert torch.equal(detector.calibration_scores[:6], plain.calibration_scores)
     told = detector.decision().false_alarms
     assert told.images == 28 and told.expected == pytest.approx(1 / 29)
-    assert not (tmp_path / "auto/folds").exists()
+    assert {path.name for path in (tmp_path / "auto/folds").iterdir()} == {"1.pt", "2.pt", "3.pt", "4.pt"}
     assert "by 28 calibration images" in found["auto"] and "advice" not in found["auto"]
     assert "make the intervals too narrow" in found["auto"] and "too narrow" not in found["false"]
     told_first = "cross-fit 6 calibration images are too few for the false-alarm rates: all 28 normal images calibrate"
@@ -250,10 +250,10 @@ def test_a_run_that_is_resumed_after_its_folds_fits_none_again(trained_on_twelve
     steps.clear()
     code, out, errors = trained_on_twelve()
     assert code == 0, errors
-    assert not steps and "12 normal images calibrate, by the scores that detector.pt holds" in out
-    assert (tmp_path / "run/detector.pt").read_bytes() == first and not (tmp_path / "run/folds").exists()
-    (tmp_path / "run/detector.pt").write_bytes(b"damaged")
+    assert not steps and "fold     " not in out
+    assert (tmp_path / "run/detector.pt").read_bytes() == first
+    (tmp_path / "run/folds/2.pt").unlink()
     code, out, errors = trained_on_twelve()
     assert code == 0, errors
-    assert len({id(one) for one in steps}) == 5  # the run's own has its checkpoint
+    assert len({id(one) for one in steps}) == 1 and "fold     2 of 5: 2 of the training images are held out" in out
     assert (tmp_path / "run/detector.pt").read_bytes() == first

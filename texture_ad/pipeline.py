@@ -33,12 +33,12 @@ from texture_ad.errors import DivergenceError, ParameterError, UserError, did_yo
 from texture_ad.evaluation.calibration import FalseAlarmRate, images_needed
 from texture_ad.evaluation.embedding import embed
 from texture_ad.evaluation.metrics import Predictions, image_metrics, prediction_metrics
-from texture_ad.files import csv_text, write_atomic, write_text
+from texture_ad.files import csv_text, save_atomic, write_atomic, write_text
 from texture_ad.methods.base import AnomalyDetector, Measurement, Provenance
 from texture_ad.methods.evaluation import Evaluation
 from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.explain import atom_crops, sample_features
-from texture_ad.methods.registry import load, method_class
+from texture_ad.methods.registry import method_class
 from texture_ad.models.backbone import Backbone
 from texture_ad.parameters import NonNegativeInt, Range, check, takes_text
 from texture_ad.reporting import charts, panels
@@ -47,7 +47,7 @@ from texture_ad.reporting.loggers import log_results, log_settings, open_loggers
 from texture_ad.reporting.results import write_results
 from texture_ad.reporting.tables import metrics_table
 from texture_ad.training.cache import Cache, digest
-from texture_ad.training.distributed import check_processes, gather, is_rank_zero
+from texture_ad.training.distributed import check_processes, gather, is_alone, is_rank_zero
 from texture_ad.training.resources import collect_garbage, compute_in_float32, peak_memory, reset_peak_memory
 from texture_ad.training.run_folder import check_fingerprint, holds_run, prepared_folder, read_metrics
 
@@ -129,7 +129,6 @@ class Run:
         metrics: what metrics.json will hold.
         copies: how many test images are copies of training images.
         resumed: whether the folder held a run already.
-        earlier: image scores and maps' maxima that a run in the folder cross-fitted, None where there are none.
     """
 
     config: DictConfig
@@ -144,7 +143,6 @@ class Run:
     metrics: dict[str, Any] = field(default_factory=dict)
     copies: int = 0
     resumed: bool = False
-    earlier: tuple[Tensor, Tensor] | None = None
 
     @property
     def cross_fit(self) -> bool:
@@ -266,7 +264,6 @@ def prepare_data(run: Run) -> None:
         print("levels   black is {:g}, white {:g} in images of more than 8 bits".format(*data.reading.levels))
     print(f"run      {run.folder}", flush=True)
     if run.cross_fit:
-        run.earlier = _earlier_scores(run)
         print(f"cross-fit {_cross_fit_told(run)}", flush=True)
     if is_rank_zero():
         for warning in data.warnings:
@@ -285,25 +282,9 @@ def prepare_data(run: Run) -> None:
     }
 
 
-def _earlier_scores(run: Run) -> tuple[Tensor, Tensor] | None:
-    """Return what set the thresholds of a detector of these settings and images, None where the folder has none."""
-    path = run.folder / "detector.pt"
-    if not run.resumed or not path.is_file():
-        return None
-    try:
-        found = load(path, allow=list(run.config.allow))
-    except ParameterError:  # of another version, or damaged: it is made anew
-        return None
-    if found.provenance is None or found.provenance.data_fingerprint != run.data.fingerprint:
-        return None
-    return found.calibration_scores, found.calibration_maxima
-
-
 def _cross_fit_told(run: Run) -> str:
     """Return how many normal images calibrate and what that takes, and with `cross_fit=auto` why."""
     told = f"all {len(run.data.normal_samples)} normal images calibrate"
-    if run.earlier is not None:
-        return f"{told}, by the scores that detector.pt holds"
     told += f", and {len(run.data.other_folds())} more fits follow the first"
     if run.config.cross_fit != "auto":
         return told
@@ -396,15 +377,12 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
     """
     start = run.clock()
     measured = _measure_calibration(run, detector)
-    others = list(_cross_fit(run)) if run.cross_fit and run.earlier is None else []
+    others = list(_cross_fit(run, detector.device)) if run.cross_fit else []
     rates = (run.config.false_alarm_rate, run.config.pixel_false_alarm_rate)
     detector.calibrate_on(measured, *rates, others, gather)
     normal = detector.calibration_scores
     if run.cross_fit:  # those of the training images' folds are not the detector's own
         normal = gather(torch.cat([detector.conclude(*one).scores for one in measured]))
-    if run.earlier is not None:
-        scores, maxima = (values.to(detector.device) for values in run.earlier)
-        detector.calibrate(scores, maxima if len(maxima) else None, *rates)
     run.metrics["fit_seconds"] = run.metrics.get("fit_seconds", 0) + run.clock() - start
     if run.resumed:
         earlier = read_metrics(run.folder)
@@ -427,7 +405,6 @@ def calibrate(run: Run, detector: AnomalyDetector) -> None:
     }
     if is_rank_zero():
         detector.save(run.folder / "detector.pt")
-        shutil.rmtree(run.folder / "folds", ignore_errors=True)  # a run that is resumed takes the detector's scores
 
 
 def _measure_calibration(run: Run, detector: AnomalyDetector) -> list[tuple[Measurement, Shape]]:
@@ -450,23 +427,35 @@ def _learn_tile_moments(run: Run, detector: AnomalyDetector) -> None:
         detector.learn_tile_moments(measured)
 
 
-def _cross_fit(run: Run) -> Iterator[tuple[Measurement, Shape]]:
+def _cross_fit(run: Run, device: torch.device) -> Iterator[tuple[Measurement, Shape]]:
     """Yield what is measured of the training images, each by a detector that was fitted without its fold.
 
-    All are fitted as the run's is: to them these images are as new as its calibration images are to the run's.
+    All are fitted as the run's is: to them these images are as new as its calibration images are to the run's. What one
+    process measured stays in the run's folder, so that the same command again fits no fold twice.
     """
     folds = run.data.other_folds()
     for number, fold in enumerate(folds, 1):
+        folder = run.folder / "folds" / str(number)
+        path = folder.with_suffix(".pt")
+        if path.is_file() and is_alone():
+            kept = torch.load(path, map_location=device, weights_only=True)
+            yield from ((Measurement(*one), tuple(size)) for one, size in kept["measured"])
+            continue
         print(f"fold     {number} of {len(folds)}: {len(fold)} of the training images are held out", flush=True)
-        yield from _measure_fold(run, number, fold)
+        measured = _measure_fold(run, number, fold, folder)
         collect_garbage()
+        if is_alone():
+            save_atomic(path, {"measured": [(tuple(one), tuple(size)) for one, size in measured]})
+        if is_rank_zero():
+            shutil.rmtree(folder, ignore_errors=True)  # a baseline has none
+        yield from measured
 
 
-def _measure_fold(run: Run, number: int, fold: list[Sample]) -> list[tuple[Measurement, Shape]]:
-    """Return what a detector measures of training images that it was fitted without."""
+def _measure_fold(run: Run, number: int, fold: list[Sample], folder: Path) -> list[tuple[Measurement, Shape]]:
+    """Return what a detector, fitted in a folder of its own, measures of training images that it was fitted without."""
     other = replace(
         run,
-        folder=run.folder / "folds" / str(number),
+        folder=folder,
         stage1_settings={**run.stage1_settings, "fold": number},
         trial=None,
         loggers=[],
