@@ -252,6 +252,9 @@ def test_a_run_that_is_resumed_after_its_folds_fits_none_again(trained_on_twelve
     assert code == 0, errors
     assert not steps and "fold     " not in out
     assert (tmp_path / "run/detector.pt").read_bytes() == first
+    (tmp_path / "run/folds/2.pt").write_bytes(b"damaged")
+    code, _, errors = trained_on_twelve()
+    assert code == 2 and "folds/2.pt: not a checkpoint of this program, or damaged; remove it" in errors
     (tmp_path / "run/folds/2.pt").unlink()
     code, out, errors = trained_on_twelve()
     assert code == 0, errors

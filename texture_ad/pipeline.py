@@ -33,7 +33,7 @@ from texture_ad.errors import DivergenceError, ParameterError, UserError, did_yo
 from texture_ad.evaluation.calibration import FalseAlarmRate, images_needed
 from texture_ad.evaluation.embedding import embed
 from texture_ad.evaluation.metrics import Predictions, image_metrics, prediction_metrics
-from texture_ad.files import csv_text, save_atomic, write_atomic, write_text
+from texture_ad.files import csv_text, write_atomic, write_text
 from texture_ad.methods.base import AnomalyDetector, Measurement, Provenance
 from texture_ad.methods.evaluation import Evaluation
 from texture_ad.methods.fusion.detector import FusionDetector
@@ -47,6 +47,7 @@ from texture_ad.reporting.loggers import log_results, log_settings, open_loggers
 from texture_ad.reporting.results import write_results
 from texture_ad.reporting.tables import metrics_table
 from texture_ad.training.cache import Cache, digest
+from texture_ad.training.checkpoints import AtomicCheckpoints
 from texture_ad.training.distributed import check_processes, gather, is_alone, is_rank_zero
 from texture_ad.training.resources import collect_garbage, compute_in_float32, peak_memory, reset_peak_memory
 from texture_ad.training.run_folder import check_fingerprint, holds_run, prepared_folder, read_metrics
@@ -434,18 +435,19 @@ def _cross_fit(run: Run, device: torch.device) -> Iterator[tuple[Measurement, Sh
     process measured stays in the run's folder, so that the same command again fits no fold twice.
     """
     folds = run.data.other_folds()
+    files = AtomicCheckpoints()
     for number, fold in enumerate(folds, 1):
         folder = run.folder / "folds" / str(number)
         path = folder.with_suffix(".pt")
         if path.is_file() and is_alone():
-            kept = torch.load(path, map_location=device, weights_only=True)
+            kept = files.load_checkpoint(path, map_location=device)
             yield from ((Measurement(*one), tuple(size)) for one, size in kept["measured"])
             continue
         print(f"fold     {number} of {len(folds)}: {len(fold)} of the training images are held out", flush=True)
         measured = _measure_fold(run, number, fold, folder)
         collect_garbage()
         if is_alone():
-            save_atomic(path, {"measured": [(tuple(one), tuple(size)) for one, size in measured]})
+            files.save_checkpoint({"measured": [(tuple(one), tuple(size)) for one, size in measured]}, path)
         if is_rank_zero():
             shutil.rmtree(folder, ignore_errors=True)  # a baseline has none
         yield from measured

@@ -32,7 +32,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
             return super().load_checkpoint(path, map_location or (lambda storage, _: storage), weights_only=True)
         except Exception as error:
             raise UserError(
-                f"{path}: not a checkpoint of this program, or damaged; remove it to train the stage anew"
+                f"{path}: not a checkpoint of this program, or damaged; remove it, and what it holds is made anew"
             ) from error
 
 
