@@ -228,6 +228,15 @@ def test_a_folds_detector_is_gone_before_the_next_is_fitted(trained_on_twelve, m
     assert alive == [1, 2, 2, 2, 2, 2]  # the run's own, and that of the fold
 
 
+@pytest.fixture
+def interruptible():
+    """Let SIGINT interrupt, also where the tests were started in the background of a script, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_ctrl_c_while_a_fold_is_freed_is_not_lost():
     one, other = nn.Module(), nn.Module()
     one.other, other.other = [other], [one]
@@ -238,6 +247,7 @@ def test_a_ctrl_c_while_a_fold_is_freed_is_not_lost():
     assert gone() is None
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_run_that_is_resumed_after_its_folds_fits_none_again(trained_on_twelve, monkeypatch, tmp_path):
     steps = []
     step = GANomaly.training_step
