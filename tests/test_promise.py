@@ -238,12 +238,16 @@ def interruptible():
 
 @pytest.mark.usefixtures("interruptible")
 def test_a_ctrl_c_while_a_fold_is_freed_is_not_lost():
-    one, other = nn.Module(), nn.Module()
-    one.other, other.other = [other], [one]
-    gone = weakref.ref(one, lambda _: os.kill(os.getpid(), signal.SIGINT))
-    del one, other
-    with pytest.raises(KeyboardInterrupt):
-        collect_garbage()
+    gc.disable()  # it might come by earlier, in any thread, and interrupt more than this test
+    try:
+        one, other = nn.Module(), nn.Module()
+        one.other, other.other = [other], [one]
+        gone = weakref.ref(one, lambda _: os.kill(os.getpid(), signal.SIGINT))
+        del one, other
+        with pytest.raises(KeyboardInterrupt):
+            collect_garbage()
+    finally:
+        gc.enable()
     assert gone() is None
 
 
