@@ -8,12 +8,14 @@ import gc
 import multiprocessing
 import os
 import re
+import signal
 import sys
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from threading import Thread
+from threading import current_thread, main_thread
 
+STOPPING = (signal.SIGINT, signal.SIGTERM)  # signals that end a run
 _MIB = 2**20
 _TRIM_THRESHOLD = -1  # glibc's malloc.h
 _MMAP_THRESHOLD = -3
@@ -29,12 +31,20 @@ def _say_once(line: str) -> None:
 def collect_garbage() -> None:
     """Free objects that hold each other, such as Lightning's trainers and what they fitted.
 
-    In a thread of its own: a Ctrl-C in the callback of an object that goes would be printed and forgotten, and Python
-    tells the main thread alone of signals.
+    A signal waits until the end: a Ctrl-C in the callback of an object that goes would be printed and forgotten.
     """
-    collector = Thread(target=gc.collect)
-    collector.start()
-    collector.join()
+    if current_thread() is not main_thread():  # which alone is told of signals
+        gc.collect()
+        return
+    waiting: list[int] = []
+    handlers = {number: signal.signal(number, lambda number, _: waiting.append(number)) for number in STOPPING}
+    try:
+        gc.collect()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    for caught in dict.fromkeys(waiting):
+        signal.raise_signal(caught)
 
 
 def keep_freed_memory() -> None:
