@@ -2,10 +2,10 @@
 
 import gc
 import os
-import signal
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,7 +13,6 @@ import skimage.data
 import torch
 from helpers import baseline, composed, tiny_backbone
 from PIL import Image
-from torch import nn
 
 from texture_ad.data import batches
 from texture_ad.data.layouts import Sample, calibration_folds, split_calibration
@@ -22,7 +21,6 @@ from texture_ad.methods.ganomaly import GANomaly
 from texture_ad.methods.padim import PaDiM
 from texture_ad.methods.registry import load
 from texture_ad.pipeline import cross_fits
-from texture_ad.training.resources import collect_garbage
 
 SIDE = 64  # pixels
 
@@ -228,36 +226,12 @@ def test_a_folds_detector_is_gone_before_the_next_is_fitted(trained_on_twelve, m
     assert alive == [1, 2, 2, 2, 2, 2]  # the run's own, and that of the fold
 
 
-@pytest.fixture
-def interruptible():
-    """Let SIGINT interrupt, also where the tests were started in the background of a script, which ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
-def test_a_ctrl_c_while_a_fold_is_freed_is_not_lost():
-    gc.disable()  # it might come by earlier, in any thread, and interrupt more than this test
-    try:
-        one, other = nn.Module(), nn.Module()
-        one.other, other.other = [other], [one]
-        gone = weakref.ref(one, lambda _: os.kill(os.getpid(), signal.SIGINT))
-        del one, other
-        with pytest.raises(KeyboardInterrupt):
-            collect_garbage()
-    finally:
-        gc.enable()
-    assert gone() is None
-
-
-@pytest.mark.usefixtures("interruptible")
 def test_a_run_that_is_resumed_after_its_folds_fits_none_again(trained_on_twelve, monkeypatch, tmp_path):
     steps = []
     step = GANomaly.training_step
     monkeypatch.setattr(GANomaly, "training_step", lambda self, *given: steps.append(self) or step(self, *given))
     with monkeypatch.context() as patched:
-        patched.setattr("texture_ad.pipeline.write_results", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        patched.setattr("texture_ad.pipeline.write_results", Mock(side_effect=KeyboardInterrupt))
         assert trained_on_twelve()[0] == 130
     assert len({id(one) for one in steps}) == 6
     first = (tmp_path / "run/detector.pt").read_bytes()
