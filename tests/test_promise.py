@@ -2,6 +2,8 @@
 
 import gc
 import os
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -224,6 +226,28 @@ def test_a_folds_detector_is_gone_before_the_next_is_fitted(trained_on_twelve, m
         gc.enable()
     assert code == 0, errors
     assert alive == [1, 2, 2, 2, 2, 2]  # the run's own, and that of the fold
+
+
+CTRL_C = """
+import gc, os, signal, weakref
+from torch import nn
+from texture_ad.training.resources import collect_garbage
+signal.signal(signal.SIGINT, signal.default_int_handler)
+gc.disable()
+one, other = nn.Module(), nn.Module()
+one.other, other.other = [other], [one]
+gone = weakref.ref(one, lambda _: os.kill(os.getpid(), signal.SIGINT))
+del one, other
+try:
+    collect_garbage()
+except KeyboardInterrupt:
+    print("interrupted", gone() is None)
+"""
+
+
+def test_a_ctrl_c_while_a_fold_is_freed_is_not_lost():
+    done = subprocess.run([sys.executable, "-c", CTRL_C], capture_output=True, text=True)
+    assert done.stdout == "interrupted True\n", done.stderr
 
 
 def test_a_run_that_is_resumed_after_its_folds_fits_none_again(trained_on_twelve, monkeypatch, tmp_path):

@@ -241,7 +241,7 @@ def check_settings(config: DictConfig) -> None:
         check(name, config[name], FalseAlarmRate)
     check("examples", config.examples, NonNegativeInt)
     check("pictures", config.pictures, bool)
-    if config.cross_fit not in ("auto", True, False):
+    if config.cross_fit != "auto" and not isinstance(config.cross_fit, bool):
         raise ParameterError("cross_fit", config.cross_fit, "expected auto, true or false")
 
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from texture_ad.cli.conf import CONF
 from texture_ad.cli.entry import check_config
-from texture_ad.cli.naming import key_of
+from texture_ad.cli.naming import SWEPT, key_of
 from texture_ad.cli.plugins import register
 from texture_ad.cli.quoting import PLAIN, check_arguments, quoted
 from texture_ad.errors import UserError
@@ -31,7 +31,7 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     """
     check_arguments(overrides)
     for override in overrides:
-        if key_of(override) in ("ablation", "search"):
+        if key_of(override) in SWEPT:
             raise UserError(f"{override}: says what a sweep tries, and this is a single run; leave it out")
     # Who calls may be a program of Hydra's itself.
     outer = GlobalHydra.instance().hydra

@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from texture_ad.cli.entry import in_sweep
-from texture_ad.cli.naming import key_of
+from texture_ad.cli.naming import SWEPT, key_of
 from texture_ad.cli.settings import check_same, stage1_settings, unused
 from texture_ad.cli.sweep import OBJECTIVE, check_images, finished, is_search
 from texture_ad.errors import UserError
@@ -69,7 +69,7 @@ def check_start(config: DictConfig) -> None:
             it is a single run and was given what a sweep is to try, of which it would try nothing.
     """
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
-    for group in ("ablation", "search"):
+    for group in SWEPT:
         if group in choices and not in_sweep():
             raise UserError(f"{group}={choices[group]}: says what a sweep tries, and this is a single run; add -m")
     check("cache", config.cache, Literal["sweep", "always", "never"])

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from texture_ad.cli.settings import influence
 
+SWEPT = ("ablation", "search")  # groups that say what a sweep tries
 LONGEST = 100  # characters of a name that stands for settings
 
 

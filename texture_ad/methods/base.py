@@ -642,9 +642,9 @@ class AnomalyDetector(nn.Module, ABC):
 
         set_thresholds()
         if mapped:
-            mapped += [(one.parts, size) for one, size in others if one.parts is not None]
-            peaks = torch.cat([self.fuse(self._inside(*one)).amax((1, 2)) for one in mapped])
-            if self.limit_areas(gather(peaks)):
+            patch_maps = [maps for maps, _ in fused]
+            patch_maps += [self.fuse(self._inside(one.parts, size)) for one, size in others if one.parts is not None]
+            if self.limit_areas(gather(torch.cat([maps.amax((1, 2)) for maps in patch_maps]))):
                 set_thresholds()
 
     def _counted(self, parts: Tensor, size: Shape) -> Tensor:

@@ -37,7 +37,9 @@ def collect_garbage() -> None:
         gc.collect()
         return
     waiting: list[int] = []
-    handlers = {number: signal.signal(number, lambda number, _: waiting.append(number)) for number in STOPPING}
+    # A handler that is not Python's own is None, and couldn't be put back.
+    ours = [number for number in STOPPING if signal.getsignal(number) is not None]
+    handlers = {number: signal.signal(number, lambda number, _: waiting.append(number)) for number in ours}
     try:
         gc.collect()
     finally:
