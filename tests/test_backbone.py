@@ -149,6 +149,31 @@ def test_weights_come_from_a_local_file(tmp_path):
         of_timm("resnet18", ["layer2"], str(tmp_path / "w.pt"))
 
 
+def test_weights_may_lack_the_classifier_that_no_layer_needs(tmp_path):
+    torch.manual_seed(1)
+    net = get_model("resnet18").eval()
+    stripped = {name: tensor for name, tensor in net.state_dict().items() if not name.startswith("fc.")}
+    torch.save(stripped, tmp_path / "stripped.pt")
+    images = torch.rand(1, 3, 64, 64)
+    network = open_network("texture_ad", "resnet18", str(tmp_path / "stripped.pt"))
+    network.choose([1], 0)
+    with torch.no_grad():
+        expected = net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(images)))))
+        assert torch.allclose(network(images)[0], expected, rtol=1e-4, atol=1e-5)
+    torch.save({name: tensor for name, tensor in stripped.items() if name != "conv1.weight"}, tmp_path / "less.pt")
+    torch.save(stripped | {"more.weight": torch.zeros(1)}, tmp_path / "more.pt")
+    torch.save(list(stripped.values()), tmp_path / "list.pt")
+    torch.save({"state_dict": stripped}, tmp_path / "inside.pt")
+    for file, problem in {
+        "less.pt": 'Missing key.* "conv1.weight"',
+        "more.pt": 'Unexpected key.* "more.weight"',
+        "list.pt": "'dict' and 'list'",
+        "inside.pt": 'Missing key.* "conv1.weight"',
+    }.items():
+        with pytest.raises(ParameterError, match=rf"weights=.*{file}: not a state dict of this backbone \(.*{problem}"):
+            open_network("texture_ad", "resnet18", str(tmp_path / file))
+
+
 @pytest.mark.parametrize(
     ("name", "layers", "problem"),
     [

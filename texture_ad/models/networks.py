@@ -9,6 +9,7 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal
 
 import torch
@@ -164,7 +165,9 @@ def open_network(library: Library, name: str, weights: str) -> Network:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    first, *more = str(error).strip().splitlines() or [type(error).__name__]
+    # What torch says first of a state dict that doesn't fit is only that more follows.
+    return shorten(more[0] if more and first.endswith(":") else first, 160, placeholder=" …")
 
 
 # --- this package's choice ------------------------------------------------------------------------------
@@ -250,11 +253,16 @@ BACKBONES: dict[str, Callable[[bool], tuple[nn.Module, Cut]]] = {
 }
 
 
+CLASSIFIERS = ("classifier.", "fc.")
+
+
 def _load(net: nn.Module, file: Path) -> None:
-    """Load a file of tensors into a network that has exactly these."""
+    """Load a file of tensors into a network that has exactly these; the classifier, which no layer needs, may lack."""
+    state = _read(file)
+    classifier = {name: tensor for name, tensor in net.state_dict().items() if name.startswith(CLASSIFIERS)}
     try:
-        net.load_state_dict(_read(file))
-    except RuntimeError as error:
+        net.load_state_dict(classifier | state)
+    except (RuntimeError, TypeError) as error:
         problem = f"not a state dict of this backbone ({_first_line(error)}); give the file that is published for it"
         raise ParameterError("weights", file, problem) from error
 
