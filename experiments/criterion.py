@@ -176,7 +176,10 @@ def simplex(count: int, step: float) -> list[tuple[float, ...]]:
 
 
 def weightings(maps: Maps) -> dict[str, Any]:
-    """Return what the best weights by test labels (the oracle) and by synthetic defects reach on the test images."""
+    """Return what the best weights by test labels (the oracle) and by synthetic defects reach on the test images.
+
+    "grid" is the test image AUROC of all weights, in the order of `simplex`.
+    """
     tried = []
     for weights in simplex(len(PARTS), STEP):
         found = criteria(maps, Variant(partial(_fixed, weights=weights)))
@@ -187,6 +190,7 @@ def weightings(maps: Maps) -> dict[str, Any]:
         "oracle weights": [round(w, 3) for w in best[3]],
         "by synthetic AUROC": max(tried, key=lambda t: (t[1], t[2]))[0],
         "by synthetic distance": max(tried, key=lambda t: t[2])[0],
+        "grid": [round(t[0], 5) for t in tried],
     }
 
 
@@ -328,11 +332,22 @@ def _correlation(of: dict[str, dict[str, float]], name: str) -> float:
 def chosen(found: Sequence[dict]) -> list[dict]:
     """Return a row for each texture, then the mean: the default beside weights chosen with and without labels."""
     names = ("by synthetic AUROC", "by synthetic distance", "oracle")
+    groups = {texture: group for (texture,), group in grouped(found, "texture").items()}
     rows = []
-    for (texture,), group in grouped(found, "texture").items():
+    for texture, group in groups.items():
         row = {"weights": texture, "default": [r["variants"]["default"]["test"] for r in group]}
+        others = [other for name, other in groups.items() if name != texture]
+        if others:
+            row["by the other textures"] = by_others(group, others)
         rows.append(row | {name: [r["weightings"][name] for r in group] for name in names})
     return with_mean(rows, "weights")
+
+
+def by_others(group: Sequence[dict], others: Sequence[Sequence[dict]]) -> list[float]:
+    """Return what a texture's runs reach with the weights that are the best on the other textures' test images."""
+    means = [torch.tensor([r["weightings"]["grid"] for r in other]).mean(0) for other in others]
+    best = int(torch.stack(means).mean(0).argmax())
+    return [r["weightings"]["grid"][best] for r in group]
 
 
 def with_mean(rows: list[dict], title: str) -> list[dict]:
@@ -365,7 +380,8 @@ def write(output: Path, found: Sequence[dict], textures: Sequence[str]) -> str:
         paired(located),
         "Rank correlation of label-free criteria with the test image AUROC, over all variants:",
         markdown_table(correlations(ordered)),
-        "Weights chosen on a grid, by synthetic defects or (oracle) by the test labels:",
+        "Weights chosen on a grid: by the test labels of the other textures, by synthetic defects, or (oracle) by the"
+        " test labels:",
         markdown_table(chosen(ordered)),
         "All variants, means over textures:",
         markdown_table(all_variants(ordered)),

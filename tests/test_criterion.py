@@ -11,6 +11,7 @@ from helpers import untrained_detector
 from experiments.criterion import (
     Maps,
     Variant,
+    chosen,
     correlations,
     criteria,
     fused_weights,
@@ -21,6 +22,7 @@ from experiments.criterion import (
     patch_maps,
     simplex,
     variants,
+    weightings,
 )
 from texture_ad.data.geometry import Geometry
 from texture_ad.evaluation.localization import image_scores, top_positions
@@ -121,5 +123,16 @@ def test_tables_say_what_a_part_adds_and_how_a_criterion_ranks():
     assert (
         ranked[0]["synthetic positions"] == ranked[1]["synthetic positions"] and ranked[0]["synthetic AUROC"][0] > 0.3
     )
+    # On the only other texture another part tells the defects: what is best there is worse here than the oracle.
+    other = maps_with_defects(0)
+    pair = [
+        {"texture": name, "variants": {"default": criteria(m, variants()["default"])}, "weightings": weightings(m)}
+        for name, m in (("a", maps), ("b", other))
+    ]
+    first, second, mean = chosen(pair)
+    best = [w for w, test in zip(simplex(4, 0.1), pair[1]["weightings"]["grid"], strict=True) if test == 1]
+    assert first["by the other textures"] == [criteria(maps, Variant(lambda _: best[0]))["test"]]
+    assert first["oracle"] == second["oracle"] == [1] and mean["by the other textures"] < 1
+    assert "by the other textures" not in chosen(pair[:1])[0]
     alone = Variant(lambda _: only(maps, ["dictionary"]))
     assert criteria(maps, alone)["test"] == 1
