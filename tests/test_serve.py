@@ -31,6 +31,7 @@ from texture_ad.methods.registry import load
 pytest.importorskip("fastapi")
 uvicorn = pytest.importorskip("uvicorn")
 
+from texture_ad.deploy.service.answers import Answer, Description  # noqa: E402
 from texture_ad.deploy.service.app import Service, create_app  # noqa: E402
 from texture_ad.deploy.service.limits import Limits, RateLimit, Refusal, check_host, check_token  # noqa: E402
 from texture_ad.deploy.service.server import listen  # noqa: E402
@@ -194,6 +195,22 @@ def test_health_metrics_and_the_detectors_description(port, detector, photograph
     assert paths.keys() == {"/predict", "/health", "/detector", "/metrics"}
     refused = paths["/predict"]["post"]["responses"]["default"]["content"]["application/json"]["schema"]
     assert refused["required"] == ["error"] and "422" not in paths["/predict"]["post"]["responses"]
+
+
+def test_answers_have_the_form_that_is_published(port, photographs):
+    published = json.loads(ask(port, "GET", "/openapi.json")[2])
+    for method, path, form in (("post", "/predict", Answer), ("get", "/detector", Description)):
+        schema = published["paths"][path][method]["responses"]["200"]["content"]["application/json"]["schema"]
+        assert schema == {"$ref": f"#/components/schemas/{form.__name__}"}
+        assert published["components"]["schemas"][form.__name__]["properties"].keys() == form.model_fields.keys()
+    assert published["components"]["schemas"]["Region"]["required"] == ["box", "area", "peak", "centre"]
+    content = (photographs / "d.png").read_bytes()
+    for query in ("", "?name=d&mask=true&map=true"):
+        # Strict: a form that said less, more or another type than the answer would be refused.
+        told = ask(port, "POST", f"/predict{query}", content, Content_Type="image/png")[2]
+        answer = Answer.model_validate_json(told, strict=True)
+        assert answer.label == "anomalous" and (answer.mask is None) == (answer.map is None) == (not query)
+    assert Description.model_validate_json(ask(port, "GET", "/detector")[2], strict=True).method
 
 
 def test_all_that_the_page_names_is_served(port):

@@ -31,6 +31,7 @@ from texture_ad.deploy.notify import Tell
 from texture_ad.deploy.outputs import as_bytes
 from texture_ad.deploy.results import Result, message
 from texture_ad.deploy.scorer import Content, Scorer
+from texture_ad.deploy.service.answers import Answer, Description
 from texture_ad.deploy.service.limits import (
     Limits,
     RateLimit,
@@ -389,7 +390,8 @@ def create_app(service: Service) -> FastAPI:
 
     body = {"required": True, "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}
 
-    @app.post("/predict", openapi_extra={"requestBody": body})
+    # Answers are described, not made, by these forms: to check each would cost time.
+    @app.post("/predict", openapi_extra={"requestBody": body}, response_model=None, responses={200: {"model": Answer}})
     async def predict(
         request: Request,
         name: Annotated[str, Query(max_length=255, description="of the photograph, returned as it is")] = "",
@@ -408,7 +410,7 @@ def create_app(service: Service) -> FastAPI:
         service.check_health()
         return {"status": "ok"}
 
-    @app.get("/detector")
+    @app.get("/detector", response_model=None, responses={200: {"model": Description}})
     async def detector(request: Request) -> dict[str, Any]:
         """Describe the detector and its threshold."""
         authorise(request.headers.get("authorization"), service.token)
