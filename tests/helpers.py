@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from filelock import FileLock
@@ -125,6 +126,13 @@ def untrained_detector(
     )
     detector.provenance = Provenance("a test", "test", "0" * 16, 0, 0.05, 0.2, {}, statistics)
     return detector.requires_grad_(False)
+
+
+def scored_on_meta(detector: AnomalyDetector, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Score on torch's meta device, where nothing is computed, but a tensor that was left on the CPU is refused."""
+    monkeypatch.setattr("texture_ad.evaluation.localization._check_maps", lambda maps: None)  # which asks for values
+    prediction = detector.to("meta")(images.to("meta"))
+    assert prediction.scores.is_meta and (prediction.anomaly_maps is None or prediction.anomaly_maps.is_meta)
 
 
 def few_photographs(root: Path) -> Path:

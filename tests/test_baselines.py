@@ -9,7 +9,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from helpers import arguments, baseline, composed, read_scores, tiny_backbone
+from helpers import arguments, baseline, composed, read_scores, scored_on_meta, tiny_backbone
 from omegaconf import OmegaConf
 from PIL import Image
 from scipy.spatial.distance import mahalanobis
@@ -375,7 +375,7 @@ def of_method(name, folder, run_dir):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_run_and_predict(name, folder, tmp_path, command):
+def test_run_and_predict(name, folder, tmp_path, command, monkeypatch):
     run_dir = tmp_path / "run"
     output = tmp_path / "predictions"
     code, _, errors = command("run", *of_method(name, folder, run_dir))
@@ -400,6 +400,7 @@ def test_run_and_predict(name, folder, tmp_path, command):
         assert score == pytest.approx(expected[f"test/{path}"], rel=1e-5, abs=1e-5)
     content = torch.load(run_dir / "detector.pt", weights_only=True)
     assert content["method"] == name and content["geometry"]["size"] == [64, 64]
+    scored_on_meta(load(run_dir / "detector.pt"), textures(2), monkeypatch)
 
 
 def test_a_trained_baseline_is_not_trained_again(folder, tmp_path, command):
