@@ -193,6 +193,31 @@ def test_a_single_training_image_is_the_most_normal_one(backbone, images, name):
     assert scores.isfinite().all() and (scores[0] < scores[1:]).all()
 
 
+@torch.no_grad()
+def rectified_backbone(loader, still, margin):
+    """Return a backbone as AlexNet's own weights make it: channels that are zero all over the training images.
+
+    They answer to what lies this far beyond what those images hold.
+    """
+    torch.manual_seed(0)
+    backbone = tiny_backbone("alexnet", ["conv1"]).eval()
+    convolution = backbone.network.stages[0][0]
+    convolution.bias[:still] += 10  # so that none is rectified meanwhile
+    highest = torch.cat([backbone(batch["image"])[0] for batch in loader]).amax((0, 2, 3))
+    convolution.bias[:still] -= highest[:still] + margin
+    return backbone
+
+
+@pytest.mark.parametrize("name", ["one_nn", "oc_svm"])
+def test_a_channel_that_is_zero_in_all_training_images_does_not_decide_alone(loader, images, name):
+    answering, still = (rectified_backbone(loader, 12, margin) for margin in (0.15, 10))
+    seen, found = (torch.from_numpy(features(answering, x)) for x in (torch.cat([b["image"] for b in loader]), images))
+    # The answers are weak: a sixteenth of what the other channels vary by.
+    assert not seen[:, :12].any() and 0 < found[:, :12].max() < 0.06 * seen[:, 12:].std(0).mean()
+    scores, expected = (fitted(baseline(name, backbone), loader)(images).scores for backbone in (answering, still))
+    assert torch.allclose(scores, expected, rtol=0.01, atol=0.15)
+
+
 def test_sparse_coding_finds_what_its_atoms_cant_explain(loader):
     detector = fitted(baseline("sparse_coding", num_atoms=48, nonzeros=3), loader)
     assert torch.allclose(detector.atoms.norm(dim=1), torch.ones(48), atol=1e-5)

@@ -10,6 +10,10 @@ from texture_ad.models.backbone import Backbone
 
 Batches = Iterable[dict[str, Tensor]]
 
+# Up to a fifth of AlexNet's rectified features are zero in all images of a texture. Divided by next to nothing, one
+# answer would decide alone.
+STILL = 0.01  # of the features' deviation (root mean square): what each is taken to vary at least
+
 
 def image_features(backbone: Backbone, images: Tensor) -> Tensor:
     """Return the deepest layer averaged over all positions, (B, C), of images uint8 (B, 3, H, W)."""
@@ -17,8 +21,14 @@ def image_features(backbone: Backbone, images: Tensor) -> Tensor:
 
 
 def deviations(x: Tensor) -> Tensor:
-    """Return the standard deviation of each feature, (C,), of images (N, C); 1 for a single image, which has none."""
-    return x.std(0).clamp(min=1e-6) if len(x) > 1 else torch.ones_like(x[0])
+    """Return the standard deviation of each feature, (C,), of images (N, C), at least STILL of what they vary by.
+
+    Of a single image, which has none, it is 1.
+    """
+    if len(x) == 1:
+        return torch.ones_like(x[0])
+    std = x.std(0)
+    return std.clamp(min=STILL * std.square().mean().sqrt()).clamp(min=1e-6)
 
 
 def distances(x: Tensor, bank: Tensor) -> Tensor:
