@@ -120,6 +120,13 @@ def test_patchcore_by_its_equations(backbone, loader, images):
         assert float(scores[i]) == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("options", [{"neighbors": 1, "coreset": 0.01}, {"coreset": 1e-6}])
+def test_patchcore_without_a_crowd_scores_by_the_distance(backbone, loader, images, options):
+    detector = fitted(baseline("patchcore", backbone, **options), loader)
+    scores, maps = measured(detector, images)
+    assert torch.equal(scores, maps.amax((1, 2))) and (scores > 0).all()
+
+
 def test_patchcore_in_parts_is_as_large(backbone, loader):
     whole = fitted(baseline("patchcore", backbone), loader)
     parts = fitted(baseline("patchcore", backbone, max_patches=1000), loader)

@@ -48,7 +48,7 @@ class PatchCore(Baseline):
         last: deepest layers of the backbone's chosen ones that are used; all where there are fewer.
         neighborhood: positions on a side that are averaged into a patch feature, odd.
         coreset: share of the patches that is kept.
-        neighbors: memories round the nearest one that re-weight the score.
+        neighbors: memories round the nearest one that re-weight the score; 1 leaves it as it is.
         max_patches: held at once; beyond, they are reduced to their core set first.
         seed: of the projection and the first patch.
 
@@ -119,6 +119,8 @@ class PatchCore(Baseline):
         counting = self.counting(grid)
         counted = maps if counting is None else maps.masked_fill(~counting, -torch.inf)
         highest, position = counted.flatten(1).max(1)
+        if min(self.settings["neighbors"], len(self.memory)) == 1:  # no crowd: the weight would be 0 for every image
+            return Measurement(highest, maps[:, None])
         rows = torch.arange(images.shape[0], device=x.device)
         around = nearest(
             self.memory[indices.view(images.shape[0], -1)[rows, position]], self.memory, self.settings["neighbors"]
