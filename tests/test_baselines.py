@@ -193,11 +193,20 @@ def test_oc_svm_is_scikit_learns(backbone, loader, images):
     assert np.allclose(detector(images).scores, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["one_nn", "oc_svm"])
+@pytest.mark.parametrize("name", ["one_nn", "oc_svm", "cutpaste"])
 def test_a_single_training_image_is_the_most_normal_one(backbone, images, name):
     detector = fitted(baseline(name, backbone), [{"image": images[:1]}])
     scores = detector(images).scores
     assert scores.isfinite().all() and (scores[0] < scores[1:]).all()
+
+
+@pytest.mark.parametrize("name", ["one_nn", "oc_svm"])
+def test_copies_of_a_training_image_leave_scores_their_scale(backbone, images, name):
+    single, copies = (
+        fitted(baseline(name, backbone), [{"image": images[:1].repeat(count, 1, 1, 1)}])(images).scores
+        for count in (1, 7)
+    )
+    assert copies[0] < copies[1:].min() < copies[1:].max() < 100 * single.max()
 
 
 @torch.no_grad()

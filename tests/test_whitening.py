@@ -71,6 +71,15 @@ def test_a_layer_that_never_changes_is_no_obstacle():
     assert features.isfinite().all() and features[..., :4].std() > 0.1
 
 
+@pytest.mark.parametrize("copies", [1, 7])
+def test_images_that_are_all_alike_leave_the_length_of_new_ones_near_1(copies):
+    """Where each position varies by nothing, a new image's features were a million times too long."""
+    whitening = make("whitening", channels=[6, 9])
+    fitted(whitening, noise(1, 40, 15).repeat(copies, 1, 1))
+    new = torch.randn(50, 40, 15, generator=torch.Generator().manual_seed(1))
+    assert 0.5 < float(whitening(new.flatten(0, 1)).square().sum(1).mean()) < 10
+
+
 def test_the_stream_may_be_cut_anywhere():
     patches = noise(50, 4, 5)
     first = make("whitening", channels=[5])

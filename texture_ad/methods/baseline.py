@@ -23,12 +23,13 @@ def image_features(backbone: Backbone, images: Tensor) -> Tensor:
 def deviations(x: Tensor) -> Tensor:
     """Return the standard deviation of each feature, (C,), of images (N, C), at least STILL of what they vary by.
 
-    Of a single image, which has none, it is 1.
+    Of a single image, or of copies of one, which have none, it is 1.
     """
-    if len(x) == 1:
-        return torch.ones_like(x[0])
-    std = x.std(0)
-    return std.clamp(min=STILL * std.square().mean().sqrt()).clamp(min=1e-6)
+    std = x.std(0) if len(x) > 1 else torch.zeros_like(x[0])
+    spread = std.square().mean().sqrt()
+    if spread <= 1e-6 * x.abs().max():
+        return torch.ones_like(std)
+    return std.clamp(min=STILL * spread)
 
 
 def distances(x: Tensor, bank: Tensor) -> Tensor:

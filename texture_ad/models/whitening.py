@@ -18,6 +18,9 @@ PRIOR = 8  # images: how much the statistics of all positions weigh at each sing
 POSITIONS = 64  # whose matrices are computed at a time
 FITTING = 16  # matrices of each position that a fit holds at once, with those of its folds
 FOLDS = 3  # of the training images, for whitening each by statistics of the others
+# The positions of a single image, or of copies of one, vary by nothing: length is then what the covariance makes of it
+# that theirs are drawn towards, 1 in each direction.
+ALIKE = 1e-5  # of that squared length, below which positions vary by nothing
 QUARTERS = 4  # of a position, in which the finest layer has vectors of its own
 
 
@@ -242,7 +245,10 @@ class Whitening(nn.Module):
                 if number or not self.quarters:
                     energy = energy + (whitening * (spread @ whitening)).sum((1, 2))
             energies.append(energy)
-        return own * moments.mean(), matrices, torch.cat(energies).mean().clamp(min=1e-12).sqrt()
+        energy = torch.cat(energies).mean()
+        if self.mode != "none" and energy < ALIKE * self.length:
+            energy = energy.new_tensor(self.length)
+        return own * moments.mean(), matrices, energy.clamp(min=1e-12).sqrt()
 
     def _whitener(self, overall: Tensor, own: float) -> Callable[[Tensor], Tensor]:
         """Return what makes matrices (P, squares), before they are scaled, of covariances (P, squares).
