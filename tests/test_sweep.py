@@ -238,6 +238,7 @@ def test_a_trial_that_lags_behind_is_pruned_and_still_measured(data, tmp_path, c
     for rate in rates:
         study.enqueue_trial({"density.lr": rate})
     more = ("trainer.max_epochs=6", "density.patience=9", "density.epoch_steps=10", "pictures=false", "flow.blocks=2")
+    more += ("backbone.scale=unit",)  # by which the two higher rates learn alike
     search = ("hydra/sweeper=optuna", "hydra.sweeper.direction=maximize", "hydra.sweeper.n_jobs=1")
     search += (f"hydra.sweeper.storage=sqlite:///{folder}/study.db", "hydra.sweeper.study_name=flow")
     search += (f"density.lr=choice({','.join(map(str, rates))})", "hydra.sweeper.n_trials=3", "cache=always")
