@@ -252,6 +252,15 @@ def test_quarters_of_a_position_are_the_finest_layers_own(size):
     assert torch.allclose(quarters.mean((1, 2)), rest[:, :24], atol=1e-5)
 
 
+@pytest.mark.parametrize("scale", ["none", "unit", "root"])
+def test_a_position_at_which_every_channel_is_rectified_stays_zero_in_half_precision(scale):
+    backbone = tiny_backbone("resnet18", ["layer1"], scale=scale)
+    maps = torch.ones(1, 64, 2, 2, dtype=torch.float16)
+    maps[..., 0, 0] = 0
+    found = backbone._scaled(maps)
+    assert not found[..., 0, 0].any() and torch.isfinite(found).all() and (found[..., 1, 1] > 0).all()
+
+
 def test_a_finer_layer_of_odd_sides_has_quarters_too():
     backbone = tiny_backbone("efficientnet_lite0", ["block2", "block4"], grid="block4").eval()
     maps = backbone(torch.randint(0, 256, (1, 3, 68, 76), dtype=torch.uint8))

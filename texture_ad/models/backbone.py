@@ -16,6 +16,7 @@ from texture_ad.models.slices import in_slices
 from texture_ad.parameters import Count, NonNegativeInt, Range, arguments_of, checked
 
 SLICE = 2**18  # pixels of the images in a slice
+LEAST = 1e-6  # length that vectors are taken to have at least; half precision knows none much smaller
 
 
 @checked
@@ -142,9 +143,9 @@ class Backbone(nn.Module):
     def _scaled(self, m: Tensor) -> Tensor:
         """Return a layer's map (B, C, h, w) with the length of its vectors changed as `scale` says."""
         if self.scale == "unit":
-            return F.normalize(m, dim=1)
+            return F.normalize(m, dim=1, eps=LEAST)
         if self.scale == "root":
-            return m / m.norm(dim=1, keepdim=True).clamp(min=1e-6).sqrt()
+            return m / m.norm(dim=1, keepdim=True).clamp(min=LEAST).sqrt()
         return m
 
     def extract(self, images: Tensor, quarters: bool = False) -> Tensor:
