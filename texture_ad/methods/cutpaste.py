@@ -91,9 +91,7 @@ class CutPaste(Baseline, L.LightningModule):
         self.mean.copy_(torch.from_numpy(x.mean(0)))
         if len(x) > 1:  # of a single image the precision would be 0, and with it every score
             # Shrunk, for there may be fewer images than features.
-            density = LedoitWolf().fit(x)
-            self.mean.copy_(torch.from_numpy(density.location_))
-            self.precision.copy_(torch.from_numpy(density.precision_))
+            self.precision.copy_(torch.from_numpy(LedoitWolf().fit(x).precision_))
 
     def measure(self, images: Tensor) -> Measurement:
         """Measure images, uint8 (B, 3, H, W)."""
