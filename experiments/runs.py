@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from texture_ad.cli.compose import compose
 from texture_ad.cli.conf import choices_of
 from texture_ad.cli.entry import known_keys
-from texture_ad.cli.explain import explain
+from texture_ad.cli.explain import explain, fail
 from texture_ad.cli.naming import data_name, key_of
 from texture_ad.cli.quoting import quote_paths
 from texture_ad.cli.sweep import check_images
@@ -531,9 +531,9 @@ def figure_run(name: str) -> tuple[Path, Metrics, Path]:
 
 
 def script(main: Callable[[], None]) -> None:
-    """Run a script's main function; end bad input in one line and exit code 2."""
+    """Run a script's main function; end bad input, and what can't be read or written, in one line and exit code 2."""
     try:
         main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    except Exception as error:
+        fail(error, resumes=False)
+        raise

@@ -203,6 +203,17 @@ def test_values_that_cannot_be_used_get_one_line_before_any_run(script, tmp_path
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("key", ["runs", "output"])
+def test_a_place_that_cannot_be_written_ends_a_study_in_one_line(script, forked_runs, tmp_path, key):
+    texture = few_photographs(tmp_path / "root" / "rug")
+    (tmp_path / "file").touch()
+    places = {"runs": tmp_path / "runs", "output": tmp_path / "output"} | {key: tmp_path / "file" / key}
+    args = (f"root={texture.parent}", "methods=padim", "seeds=0", *(f"{name}={place}" for name, place in places.items()))
+    done = script("textures", *args, *SMALL)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"error: {tmp_path / 'file'}" in done.stderr and "a file is in the way" in done.stderr
+
+
 @pytest.mark.parametrize("name", ["textures", "criterion", "update"])
 @pytest.mark.parametrize("argument", ["flow.blocs=4", "+flwo.blocks=4", "backbone=resnet81"])
 def test_an_override_that_no_run_takes_is_refused_once_in_the_line_of_a_single_run(
