@@ -12,6 +12,7 @@ import pytest
 import torch
 from forked import Forked, run_module
 from helpers import arguments, environment, few_photographs, printed_random, read_rows, repeatable
+from torchvision.models import get_model
 
 from texture_ad.deploy.scorer import Row
 from texture_ad.deploy.watch import HEADER, Rows
@@ -132,6 +133,19 @@ def test_changed_images_end_a_resumed_run(tmp_path, command):
     image.write_bytes(next((data / "test/good").iterdir()).read_bytes())
     code, _, errors = command("run", *arguments(data, tmp_path / "run", "cache=never"))
     assert code == 2 and f"{data}: its images changed since this run's last checkpoint" in errors
+
+
+def test_changed_weights_of_the_backbone_end_a_run_that_is_repeated(data, tmp_path, command):
+    weights = tmp_path / "weights.pt"
+    torch.manual_seed(0)
+    torch.save(get_model("resnet18").state_dict(), weights)
+    run = arguments(data, tmp_path / "run", f"backbone.weights={weights}", "cache=never", "pictures=false")
+    assert command("run", *run)[0] == 0
+    before = results(tmp_path / "run")
+    torch.save(get_model("resnet18").state_dict(), weights)
+    code, _, errors = command("run", *run)
+    assert code == 2 and "backbone.weights: they changed since this run's last checkpoint" in errors
+    assert results(tmp_path / "run") == before
 
 
 def test_the_log_of_the_earlier_part_is_kept(data, tmp_path):
