@@ -163,11 +163,13 @@ def test_weights_may_lack_the_classifier_that_no_layer_needs(tmp_path):
     torch.save({name: tensor for name, tensor in stripped.items() if name != "conv1.weight"}, tmp_path / "less.pt")
     torch.save(stripped | {"more.weight": torch.zeros(1)}, tmp_path / "more.pt")
     torch.save(list(stripped.values()), tmp_path / "list.pt")
+    torch.save(dict(enumerate(stripped.values())), tmp_path / "numbers.pt")
     torch.save({"state_dict": stripped}, tmp_path / "inside.pt")
     for file, problem in {
         "less.pt": 'Missing key.* "conv1.weight"',
         "more.pt": 'Unexpected key.* "more.weight"',
         "list.pt": "'dict' and 'list'",
+        "numbers.pt": "'int' object",
         "inside.pt": 'Missing key.* "conv1.weight"',
     }.items():
         with pytest.raises(ParameterError, match=rf"weights=.*{file}: not a state dict of this backbone \(.*{problem}"):

@@ -262,7 +262,7 @@ def _load(net: nn.Module, file: Path) -> None:
     classifier = {name: tensor for name, tensor in net.state_dict().items() if name.startswith(CLASSIFIERS)}
     try:
         net.load_state_dict(classifier | state)
-    except (RuntimeError, TypeError) as error:
+    except (AttributeError, RuntimeError, TypeError) as error:  # the first of keys that are no names
         problem = f"not a state dict of this backbone ({_first_line(error)}); give the file that is published for it"
         raise ParameterError("weights", file, problem) from error
 
