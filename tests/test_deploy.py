@@ -706,6 +706,12 @@ def test_hostile_detectors_are_refused(saved, tmp_path, monkeypatch, kind):
     assert not (tmp_path / "harmed").exists()
 
 
+def test_a_detector_whose_tensors_are_another_s_says_which(saved, tmp_path):
+    altered(saved, tmp_path / "detector.pt", lambda c: c["state"].update(center=torch.zeros(3)))
+    with pytest.raises(UserError, match=r'damaged \(Unexpected key.* "center"'):
+        load(tmp_path / "detector.pt")
+
+
 def test_a_detector_of_another_version_is_told_what_to_do(saved, tmp_path):
     path = tmp_path / "detector.pt"
     told = "detector={}: format texture_ad.detector version {}, expected texture_ad.detector version {}; {}"

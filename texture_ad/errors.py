@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from textwrap import shorten
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
@@ -14,6 +15,18 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(str(name), list(known), 1)
     return f"did you mean {close[0]}? " if close else ""
+
+
+def first_line(error: BaseException) -> str:
+    r"""Return what an error says first, in one line that is not long.
+
+    Examples:
+        >>> first_line(RuntimeError("Error(s) in loading state_dict for Chain:\n\tMissing key(s)"))
+        'Missing key(s)'
+    """
+    first, *more = str(error).strip().splitlines() or [type(error).__name__]
+    # What torch says first of a state dict that doesn't fit is only that more follows.
+    return shorten(more[0] if more and first.endswith(":") else first, 160, placeholder=" …")
 
 
 class UserError(Exception):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from texture_ad.data.geometry import Geometry
 from texture_ad.environment import is_allowed, plugins
-from texture_ad.errors import ParameterError, UserError
+from texture_ad.errors import ParameterError, UserError, first_line
 from texture_ad.methods.base import FORMAT, VERSION, AnomalyDetector
 from texture_ad.models.backbone import Backbone
 from texture_ad.training.resources import compute_in_float32
@@ -109,8 +109,7 @@ def load(detector: Path | str, device: str = "cpu", allow: Sequence[str] = ()) -
         _check_state(content["state"], path.stat().st_size)
         found = method_class(content["method"]).from_content(content, backbone)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, UserError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ParameterError("detector", path, f"damaged ({reason}); train it again") from error
+        raise ParameterError("detector", path, f"damaged ({first_line(error)}); train it again") from error
     return on_device(found, device)
 
 

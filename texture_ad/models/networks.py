@@ -9,7 +9,6 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
-from textwrap import shorten
 from typing import Any, Literal
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from texture_ad.environment import not_installed
-from texture_ad.errors import ParameterError
+from texture_ad.errors import ParameterError, first_line
 
 # torchvision's preprocessing of ImageNet weights, for pixels in 0..1.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -135,7 +134,7 @@ class Timm(Network):
         except (AssertionError, RuntimeError) as error:
             height, width = images.shape[-2:]
             problem = (
-                f"takes no images of {height} x {width} pixels ({_first_line(error)}); try another backbone.min_size"
+                f"takes no images of {height} x {width} pixels ({first_line(error)}); try another backbone.min_size"
             )
             raise ParameterError("backbone.name", self.name, problem) from error
 
@@ -164,12 +163,6 @@ def open_network(library: Library, name: str, weights: str) -> Network:
     return chain
 
 
-def _first_line(error: BaseException) -> str:
-    first, *more = str(error).strip().splitlines() or [type(error).__name__]
-    # What torch says first of a state dict that doesn't fit is only that more follows.
-    return shorten(more[0] if more and first.endswith(":") else first, 160, placeholder=" …")
-
-
 # --- this package's choice ------------------------------------------------------------------------------
 
 Cut = Callable[[Any], dict[str, nn.Module]]  # a network's stages by name
@@ -182,7 +175,7 @@ def _torchvision(name: str, pretrained: bool) -> nn.Module:
         # The first weights: the literature's figures are made with them.
         return torchvision.models.get_model(name, weights="IMAGENET1K_V1" if pretrained else None)
     except (OSError, HTTPException, RuntimeError) as error:  # no network, cut off, or a wrong hash
-        problem = f"{name}'s weights could not be downloaded ({_first_line(error)})"
+        problem = f"{name}'s weights could not be downloaded ({first_line(error)})"
         raise ParameterError("weights", "pretrained", problem) from error
 
 
@@ -263,7 +256,7 @@ def _load(net: nn.Module, file: Path) -> None:
     try:
         net.load_state_dict(classifier | state)
     except (AttributeError, RuntimeError, TypeError) as error:  # the first of keys that are no names
-        problem = f"not a state dict of this backbone ({_first_line(error)}); give the file that is published for it"
+        problem = f"not a state dict of this backbone ({first_line(error)}); give the file that is published for it"
         raise ParameterError("weights", file, problem) from error
 
 
@@ -278,7 +271,7 @@ def _read(file: Path) -> dict[str, Tensor]:
             return load_file(file)
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        problem = f"not a state dict ({_first_line(error)}); give the file that is published for the network"
+        problem = f"not a state dict ({first_line(error)}); give the file that is published for the network"
         raise ParameterError("weights", file, problem) from error
 
 
@@ -383,9 +376,9 @@ def _timm(name: str, weights: str) -> Timm:
         net = _create(name, options)
     except Exception as error:
         if weights == "pretrained":
-            problem = f"{name}'s weights could not be downloaded ({_first_line(error)})"
+            problem = f"{name}'s weights could not be downloaded ({first_line(error)})"
         else:
-            problem = f"not a state dict of {name} ({_first_line(error)}); give the file that is published for it"
+            problem = f"not a state dict of {name} ({first_line(error)}); give the file that is published for it"
         raise ParameterError("weights", weights, problem) from error
     if not (hasattr(net, "forward_intermediates") and hasattr(net, "prune_intermediate_layers")):
         raise ParameterError("name", name, "timm gives no intermediate maps of this network; choose another")
