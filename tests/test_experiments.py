@@ -208,7 +208,12 @@ def test_a_place_that_cannot_be_written_ends_a_study_in_one_line(script, forked_
     texture = few_photographs(tmp_path / "root" / "rug")
     (tmp_path / "file").touch()
     places = {"runs": tmp_path / "runs", "output": tmp_path / "output"} | {key: tmp_path / "file" / key}
-    args = (f"root={texture.parent}", "methods=padim", "seeds=0", *(f"{name}={place}" for name, place in places.items()))
+    args = (
+        f"root={texture.parent}",
+        "methods=padim",
+        "seeds=0",
+        *(f"{name}={place}" for name, place in places.items()),
+    )
     done = script("textures", *args, *SMALL)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert f"error: {tmp_path / 'file'}" in done.stderr and "a file is in the way" in done.stderr
