@@ -21,6 +21,7 @@ from texture_ad.training.run_folder import prepared_folder
 
 KILLS = 24 if os.environ.get("TEXTURE_AD_LONG") else 4
 MARKS = ("stage 1", "stage 2", "stage1/last.ckpt", "stage2/last.ckpt", "detector.pt", "scores.csv", "overlays")
+LEARNING = ("cutpaste=binary", "data.batch_size=4", "score.head_weight=0", "flow.first=0")  # the backbone too
 
 
 def finish(data, run_dir, *more, **env):
@@ -135,11 +136,12 @@ def test_changed_images_end_a_resumed_run(tmp_path, command):
     assert code == 2 and f"{data}: its images changed since this run's last checkpoint" in errors
 
 
-def test_changed_weights_of_the_backbone_end_a_run_that_is_repeated(data, tmp_path, command):
+@pytest.mark.parametrize("options", [("cache=never",), ("cache=always",), LEARNING])
+def test_changed_weights_of_the_backbone_end_a_run_that_is_repeated(data, tmp_path, command, options):
     weights = tmp_path / "weights.pt"
     torch.manual_seed(0)
     torch.save(get_model("resnet18").state_dict(), weights)
-    run = arguments(data, tmp_path / "run", f"backbone.weights={weights}", "cache=never", "pictures=false")
+    run = arguments(data, tmp_path / "run", f"backbone.weights={weights}", "pictures=false", *options)
     assert command("run", *run)[0] == 0
     before = results(tmp_path / "run")
     torch.save(get_model("resnet18").state_dict(), weights)

@@ -9,14 +9,15 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.profilers import Profiler
-from torch import Tensor
+from torch import Tensor, nn
 
-from texture_ad.errors import DivergenceError
+from texture_ad.errors import DivergenceError, UserError
 from texture_ad.files import save_atomic
 
 DIVERGED = 1e6  # a loss beyond; stage 1's is of order one
 # Steps. Where the backbone learns too, a flow's loss of single batches leaps, and clipped gradients mend it.
 IN_A_ROW = 10
+SAME = 1e-4  # relative: folded on another machine, the same weights differ in the last digits
 
 
 class Repeatable(L.Callback):
@@ -39,6 +40,30 @@ class Repeatable(L.Callback):
         if trainer.is_global_zero:
             for old in Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"):
                 old.unlink()
+
+
+class SameBackbone(L.Callback):
+    """Refuse to resume on another backbone than the stage began with: the file of its weights may have changed.
+
+    Args:
+        backbone: as the stage begins with it, known by the length of each of its tensors.
+    """
+
+    def __init__(self, backbone: nn.Module):
+        self.lengths = torch.stack([value.cpu().double().norm() for value in backbone.state_dict().values()])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the backbone."""
+        return {"lengths": self.lengths}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Check that the backbone is that of the checkpoint.
+
+        Raises:
+            UserError: it is another.
+        """
+        if not torch.allclose(state_dict["lengths"], self.lengths, rtol=SAME):
+            raise UserError("backbone.weights: they changed since this run's last checkpoint; start another run")
 
 
 class StopDivergence(L.Callback):

@@ -8,13 +8,13 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from texture_ad.data.batches import SEED_STEP
 from texture_ad.data.cutpaste import chips, cutpaste
 from texture_ad.data.datamodule import TextureDataModule
-from texture_ad.errors import ParameterError, UserError
+from texture_ad.errors import ParameterError
 from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.features import KeptFeatures, TrainingFeatures
 from texture_ad.models.backbone import flatten_patches
@@ -27,7 +27,6 @@ PASTED = 0.25  # share of a position's cell from which on it counts as pasted
 POOL = 200_000  # normal feature vectors, about, that are kept to draw from for flow and head each
 WHITENING = "whitening."  # begins its keys in a checkpoint
 CHUNK = 16  # images that are pasted on and extracted at a time
-SAME_WEIGHTS = 1e-4  # relative: folded on another machine, the same weights differ in the last digits
 WATCHED = 20_000  # calibration patches, about, whose likelihood says when training ends
 
 
@@ -197,25 +196,17 @@ class Density(L.LightningModule):
         return pasted, others
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save by what images and backbone are known, which a fit without a data module leaves out, but no whitening.
+        """Save the images' fingerprint, which a fit without a data module leaves out, but no whitening.
 
         It is large, and fitted before the first step of a resumed run too.
         """
         checkpoint["images"] = self._data.state_dict()
-        checkpoint["backbone"] = lengths(self.detector.backbone)
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {key: state[key] for key in state if not key.startswith(WHITENING)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that images and backbone are those of the checkpoint, and add the whitening that it lacks.
-
-        Raises:
-            UserError: they changed.
-        """
+        """Check that the images are those of the checkpoint, and add the whitening that it lacks."""
         self._data.load_state_dict(checkpoint["images"])
-        own = lengths(self.detector.backbone)
-        if not torch.allclose(checkpoint.get("backbone", own), own, rtol=SAME_WEIGHTS):
-            raise UserError("backbone.weights: they changed since this run's last checkpoint; start another run")
         checkpoint["state_dict"] |= self.whitening.state_dict(prefix=WHITENING)
 
     def on_train_epoch_start(self) -> None:
@@ -253,11 +244,6 @@ class Density(L.LightningModule):
     def validation_step(self, batch: Tensor, index: int) -> None:
         """Log the negative log-likelihood per dimension of calibration patches."""
         self.log("val/nll", self._nll(batch), prog_bar=True, batch_size=len(batch), sync_dist=True)
-
-
-def lengths(module: nn.Module) -> Tensor:
-    """Return the length of each of a module's tensors, by which other weights are told."""
-    return torch.stack([value.cpu().double().norm() for value in module.state_dict().values()])
 
 
 def _random_part(rows: Tensor, count: float) -> Tensor:

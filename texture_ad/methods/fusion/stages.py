@@ -15,7 +15,7 @@ from texture_ad.methods.fusion.detector import FusionDetector
 from texture_ad.methods.fusion.features import TrainingFeatures
 from texture_ad.methods.fusion.representation import Representation
 from texture_ad.training.cache import FeatureCache
-from texture_ad.training.callbacks import LoaderTime, StopDivergence
+from texture_ad.training.callbacks import LoaderTime, SameBackbone, StopDivergence
 from texture_ad.training.checkpoints import AtomicCheckpoints, SaveEpochs, last_checkpoint
 from texture_ad.training.resources import peak_memory
 
@@ -77,7 +77,7 @@ def _train_stage1(module: Density | Representation, detector: FusionDetector, fi
     """
     monitor: str
     mode: Literal["min", "max"]
-    callbacks: list[L.Callback] = []
+    callbacks: list[L.Callback] = [SameBackbone(detector.backbone)]
     if isinstance(module, Density):
         print(f"stage 1  representation: the flow{', and the head by CutPaste' * module.taught}", flush=True)
         monitor, mode = "val/nll", "min"
@@ -138,7 +138,7 @@ def train_dictionary(module: Detection, detector: FusionDetector, features: Trai
     folder = fitting.folder / "stage2"
     trainer = fitting.trainer(
         "stage2",
-        [SaveEpochs(folder)],
+        [SameBackbone(detector.backbone), SaveEpochs(folder)],
         max_epochs=module.epochs,
         gradient_clip_val=None,
         accumulate_grad_batches=1,
