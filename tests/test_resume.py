@@ -17,6 +17,7 @@ from torchvision.models import get_model
 from texture_ad.deploy.scorer import Row
 from texture_ad.deploy.watch import HEADER, Rows
 from texture_ad.errors import UserError
+from texture_ad.pipeline import evaluate
 from texture_ad.training.run_folder import prepared_folder
 
 KILLS = 24 if os.environ.get("TEXTURE_AD_LONG") else 4
@@ -148,6 +149,21 @@ def test_changed_weights_of_the_backbone_end_a_run_that_is_repeated(data, tmp_pa
     code, _, errors = command("run", *run)
     assert code == 2 and "backbone.weights: they changed since this run's last checkpoint" in errors
     assert results(tmp_path / "run") == before
+
+
+def test_weights_that_are_removed_during_a_run_cost_it_a_picture_alone(data, tmp_path, command, monkeypatch):
+    weights = tmp_path / "weights.pt"
+    torch.save(get_model("resnet18").state_dict(), weights)
+
+    def scored_without_weights(*what):
+        weights.unlink()
+        return evaluate(*what)
+
+    monkeypatch.setattr("texture_ad.pipeline.evaluate", scored_without_weights)
+    code, out, errors = command("run", *arguments(data, tmp_path / "run", f"backbone.weights={weights}"))
+    assert code == 0, errors
+    assert f"warning: no t-SNE, {tmp_path / 'run/tsne.png'}: backbone.weights={weights}: no such file" in out
+    assert not (tmp_path / "run/tsne.png").exists() and (tmp_path / "run/report.html").exists()
 
 
 def test_the_log_of_the_earlier_part_is_kept(data, tmp_path):

@@ -597,11 +597,11 @@ def write_cards(run: Run, detector: AnomalyDetector) -> list[Card]:
 
 def _draw_features(run: Run, detector: FusionDetector) -> None:
     """Draw what the flow and the dictionary learnt: t-SNE of features, and the most used atoms."""
-    pretrained = run.pretrained_backbone()
     source = run.data.source_name
     path = run.folder / "tsne.png"
     try:
-        layouts, labels = embed(*sample_features(pretrained, detector, run.data, run.seed), run.seed)
+        features, labels = sample_features(run.pretrained_backbone(), detector, run.data, run.seed)
+        layouts, labels = embed(features, labels, run.seed)
         charts.tsne(layouts, labels, path, source, "patches" if run.data.has_masks else "images")
     except UserError as error:
         print(f"warning: no t-SNE, {path}: {error}", flush=True)
