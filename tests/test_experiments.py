@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from forked import run_module
@@ -25,6 +26,7 @@ from benchmarks.comparison import Row
 from benchmarks.results import regressions
 from experiments.mvtec import table as mvtec_table
 from experiments.runs import Job, link_all, paper_rows, read_photograph_study, read_study, run_all
+from experiments.sizes import LEAST, by_width, width
 from experiments.textures import WITHOUT, options
 from texture_ad.errors import UserError
 from texture_ad.models.networks import open_network
@@ -304,6 +306,36 @@ def test_methods_are_compared_on_the_same_few_photographs(study, script, tmp_pat
     assert all(f"| {run['count']} | {run['image_auroc']:.3f} |" in rows for run in runs)
     done = script("few", *own, f"runs={tmp_path / 'runs'}", f"output={tmp_path / 'more'}", "counts=99", *SMALL)
     assert done.returncode == 2 and "training images, counts= wants 99" in done.stderr
+
+
+def test_the_width_of_a_defect_is_the_circle_that_fits_into_it():
+    y, x = np.mgrid[:100, :200]
+    assert width((y - 50) ** 2 + (x - 60) ** 2 <= 20**2) == pytest.approx(40, abs=2)
+    crack = np.zeros((100, 200), bool)
+    crack[40:44] = True
+    crack[90:, :10] = True  # in a corner
+    assert width(crack) == pytest.approx(10, abs=1) and width(crack[:60]) == pytest.approx(100 * 4 / 60, abs=1)
+    assert width(np.zeros((4, 4), bool)) == 0
+
+
+def test_classes_of_widths_are_each_compared_with_all_normal_images():
+    of = np.array([0, 0, *[2] * LEAST, *[7] * LEAST, 30, np.nan])
+    scores = np.array([1, 3, *[2] * LEAST, *[4] * LEAST, 0, 0])
+    small, middling, large = by_width(scores, of, [5, 20])
+    assert small == {"images": LEAST, "image_auroc": 0.5}
+    assert middling == {"images": LEAST, "image_auroc": 1.0} and large == {"images": 1, "image_auroc": None}
+
+
+def test_sizes_are_compared_by_the_width_of_the_defects(study, script, tmp_path):
+    texture = few_photographs(tmp_path / "root" / "rug")
+    own = (f"root={texture.parent}", "variants=default", "seeds=0")
+    (run,), text = study("sizes", *own, "limits=50", *QUICK)
+    wide, wider = run["by_width"]
+    assert wide["images"] >= LEAST and wider == {"images": 0, "image_auroc": None}
+    assert wide["image_auroc"] == pytest.approx(run["image_auroc"])
+    assert f"| up to 50 % | {wide['images']} | 1 | {run['image_auroc']:.3f} |" in " ".join(text.split())
+    done = script("sizes", *own, "variants=fine", f"runs={tmp_path / 'runs'}", *QUICK)
+    assert done.returncode == 2 and "variants=fine: no such variant" in done.stderr
 
 
 @pytest.mark.parametrize("part", WITHOUT)
