@@ -100,7 +100,7 @@ def split_calibration(samples: list[Sample], fraction: float, seed: int) -> tupl
 
 
 def calibration_folds(samples: list[Sample], size: int, seed: int) -> list[list[Sample]]:
-    """Cut normal images at random into folds of about `size` images, groups undivided; the last one has what is left.
+    """Cut normal images at random into folds of about `size` images, as even as undivided groups allow.
 
     Args:
         samples: at least one.
@@ -108,8 +108,10 @@ def calibration_folds(samples: list[Sample], size: int, seed: int) -> list[list[
         seed: of the draws.
     """
     folds = []
-    while len(samples) > size and len({sample.group or sample for sample in samples}) > 1:
-        samples, fold = draw(samples, size / len(samples), seed)
+    for left in range(round(len(samples) / size), 1, -1):
+        if len({sample.group or sample for sample in samples}) == 1:
+            break
+        samples, fold = draw(samples, 1 / left, seed)
         folds.append(fold)
     return [*folds, samples]
 
