@@ -81,6 +81,7 @@ def test_paper_protocol_is_the_papers():
         (["augmentation.flips=true"], {"augmentation.copies=0": ["augmentation.flips"]}),
         (["augmentation=light", "augmentation.gamma=0.1"], {}),
         (["whitening.mode=none", "whitening.components=8"], {"whitening.mode=none": ["whitening.components"]}),
+        (["whitening.mode=channel", "whitening.components=8"], {"whitening.mode=channel": ["whitening.components"]}),
         (
             ["score.dictionary_weight=0", "dictionary.nonzeros=2"],
             {"score.dictionary_weight=0": ["dictionary.nonzeros"]},

@@ -43,6 +43,19 @@ def test_one_matrix_for_all_places(mode):
     assert (spread[-1] < 5 * spread[0]) == (mode == "global")
 
 
+def test_channels_are_standardised_each_for_itself():
+    scale = torch.tensor([1.0, 3.0, 9.0, 0.0])
+    patches = (noise(500, 3, 4) + noise(500, 3, 1)) * scale + 3
+    features = fitted(make("whitening", channels=[4], components=2, mode="channel"), patches)
+    spread = features.flatten(0, 1).std(0)
+    # The ridge takes more from a channel that varies less, and leaves one that never varies at 0.
+    mean = scale.square().mean()
+    expected = scale / (scale.square() + 0.03 * mean).sqrt()
+    assert torch.allclose(spread / spread[2], expected / expected[2], atol=0.02) and spread[3] < 1e-6
+    before, after = (torch.corrcoef(x.flatten(0, 1)[:, :3].T) for x in (patches, features))
+    assert torch.allclose(before, after, atol=1e-4) and before[0, 1] > 0.4
+
+
 @pytest.mark.parametrize("mode", ["position", "global"])
 def test_each_layer_is_whitened_as_if_it_were_alone(mode):
     """Also where layers have much in common, which is left in."""
@@ -58,7 +71,7 @@ def test_each_layer_is_whitened_as_if_it_were_alone(mode):
     assert correlation.abs().max() > 0.3
 
 
-@pytest.mark.parametrize("mode", ["position", "global", "none"])
+@pytest.mark.parametrize("mode", ["position", "global", "channel", "none"])
 def test_the_unit_of_the_features_means_nothing(mode):
     patches = noise(60, 3, 6) @ noise(6, 6)
     found = [fitted(make("whitening", channels=[6], components=4, mode=mode), unit * patches) for unit in (1, 1000)]
@@ -111,7 +124,7 @@ def quartered(images, positions, first, others):
     return torch.cat((quarters.flatten(2), mean, noise(images, positions, others) + mean[..., :1]), 2)
 
 
-@pytest.mark.parametrize("mode", ["position", "global", "none"])
+@pytest.mark.parametrize("mode", ["position", "global", "channel", "none"])
 def test_quarters_are_whitened_by_what_the_four_share_and_change_nothing_else(mode):
     patches = quartered(400, 3, 5, 6)
     with_quarters = make("whitening", channels=[5, 6], components=4, mode=mode, quarters=True)
@@ -136,7 +149,7 @@ def test_quarters_are_whitened_by_what_the_four_share_and_change_nothing_else(mo
 
 
 @pytest.mark.parametrize("quarters", [False, True])
-@pytest.mark.parametrize("mode", ["position", "global"])
+@pytest.mark.parametrize("mode", ["position", "global", "channel"])
 @pytest.mark.parametrize("first", [3, 40])
 def test_an_update_is_a_refit_on_all_images(mode, first, quarters):
     patches = quartered(60, 4, 4, 2) + torch.arange(4)[:, None]

@@ -102,8 +102,8 @@ def unused(config: DictConfig, keys: Iterable[str]) -> dict[str, list[str]]:
                 without["score.head_weight=0"] = ("head", "density.pasted_images")
         if not config.score.dictionary_weight:
             without["score.dictionary_weight=0"] = ("dictionary", "detection")
-        if config.whitening.get("mode") == "none":
-            without["whitening.mode=none"] = ("whitening.components",)
+        if (mode := config.whitening.get("mode")) in ("channel", "none"):
+            without[f"whitening.mode={mode}"] = ("whitening.components",)
     if "tile" in config.data:
         tile = config.data.tile
         without |= {"data.tile=null": _OF_TILES} if tile is None else {f"data.tile={tile}": ("data.size",)}

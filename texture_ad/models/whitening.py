@@ -39,9 +39,9 @@ class Whitening(nn.Module):
     Args:
         channels: of each layer in the patch features; with those of the quarters their sum is C.
         mode: "position", by the covariance of the same position of the image; "global", by that of all positions;
-            "none", which centres and scales all features alike; or "auto", which is "position" unless the fit is told
-            that positions mean nothing.
-        components: directions that whitening keeps of each layer.
+            "channel", which standardises each channel for itself; "none", which centres and scales all features alike;
+            or "auto", which is "position" unless the fit is told that positions mean nothing.
+        components: directions that whitening keeps of each layer; with "channel" and "none" there are all channels.
         quarters: whether the finest layer's four quarters come first; see Backbone.patch_features.
 
     Attributes:
@@ -65,7 +65,7 @@ class Whitening(nn.Module):
     def __init__(
         self,
         channels: Sequence[int],
-        mode: Literal["auto", "position", "global", "none"],
+        mode: Literal["auto", "position", "global", "channel", "none"],
         components: Count,
         quarters: bool = False,
     ):
@@ -79,7 +79,8 @@ class Whitening(nn.Module):
         first = [channels[0]] if quarters else []
         self.copies = [QUARTERS] * len(first) + [1] * len(channels)
         self.channels = [*first, *channels]
-        self.kept = [count if mode == "none" else min(components, count) for count in self.channels]
+        self.rotates = mode not in ("channel", "none")
+        self.kept = [min(components, count) if self.rotates else count for count in self.channels]
         self.lengths = self.kept[len(first) :]
         self.length = sum(self.lengths)
         self.width = sum(copies * length for copies, length in zip(self.copies, self.kept, strict=True))
@@ -133,7 +134,7 @@ class Whitening(nn.Module):
             shifts = shifts or [layer.mean((0, 1)) for layer in layers]
             moments.add([(x - shift)[None] for x, shift in zip(layers, shifts, strict=True)], torch.float64)
         self.mean.copy_(torch.cat(shifts) + moments.mean()[0])
-        if self.mode != "none":
+        if self.rotates:
             found = zip(_matrices(moments.covariance().cpu(), self.channels), self.kept, strict=True)
             self.basis.copy_(torch.block_diag(*(torch.linalg.eigh(layer[0])[1][:, -kept:] for layer, kept in found)))
         self.refit(patches(), pictures)
@@ -265,7 +266,10 @@ class Whitening(nn.Module):
 
         def whiten(covariance: Tensor) -> Tensor:
             drawn = torch.lerp(overall.expand_as(covariance), covariance, own) + ridge
-            factors = [torch.linalg.cholesky(layer) for layer in _matrices(drawn, self.kept)]
+            layers = _matrices(drawn, self.kept)
+            if self.mode == "channel":
+                layers = [layer.diagonal(dim1=1, dim2=2).diag_embed() for layer in layers]
+            factors = [torch.linalg.cholesky(layer) for layer in layers]
             return _flat([_inverse(factor).transpose(1, 2) for factor in factors])
 
         return whiten
