@@ -71,14 +71,15 @@ def test_a_cross_fitted_threshold_holds_its_promise(count, rate, heavy):
     assert held >= 80 and bounded >= 90
 
 
-@pytest.mark.parametrize("count", [1, 2, 7, 21, 22, 47])
-@pytest.mark.parametrize("size", [1, 5, 6])
-def test_folds_are_even(count, size):
+@pytest.mark.parametrize(
+    ("count", "size", "number"), [(1, 1, 1), (2, 6, 1), (7, 1, 7), (10, 4, 3), (21, 5, 4), (22, 6, 4), (47, 5, 9)]
+)
+def test_folds_are_even(count, size, number):
     samples = [Sample(Path(str(i))) for i in range(count)]
     folds = calibration_folds(samples, size, 0)
     assert sorted(sum(folds, []), key=samples.index) == samples
     lengths = set(map(len, folds))
-    assert max(lengths) - min(lengths) <= 1 and len(folds) == max(1, round(count / size))
+    assert max(lengths) - min(lengths) <= 1 and len(folds) == number
 
 
 def test_folds_leave_groups_undivided():

@@ -108,7 +108,7 @@ def calibration_folds(samples: list[Sample], size: int, seed: int) -> list[list[
         seed: of the draws.
     """
     folds = []
-    for left in range(round(len(samples) / size), 1, -1):
+    for left in range(int(len(samples) / size + 0.5), 1, -1):
         if len({sample.group or sample for sample in samples}) == 1:
             break
         samples, fold = draw(samples, 1 / left, seed)
