@@ -5,19 +5,16 @@
 Own keys: category, seed, runs, output. Every other key=value goes to the run.
 """
 
-import csv
-
 import numpy as np
 
-from experiments.runs import figure_run, script
+from experiments.runs import figure_run, read_scores, script
 from texture_ad.reporting.charts import score_line_graph
 
 
 def main() -> None:
     """Make the run, unless it is finished, and draw its scores."""
     folder, metrics, output = figure_run("figure7")
-    with open(folder / "scores.csv", newline="", encoding="utf-8") as source:
-        rows = list(csv.DictReader(source))
+    rows = read_scores(folder)
     scores = np.array([float(row["score"]) for row in rows])
     labels = np.array([int(row["label"]) for row in rows])
     score_line_graph(scores, labels, metrics["threshold"], output, metrics["data_source"])

@@ -3,6 +3,7 @@
 A run is finished when its folder holds `finished.json`, which is written after everything else.
 """
 
+import csv
 import json
 import os
 import subprocess
@@ -311,6 +312,12 @@ def kept_runs(jobs: Mapping[tuple, Job], names: Sequence[str], more: Sequence[st
         for key, job in jobs.items()
         if (found := read_run(job))
     ]
+
+
+def read_scores(folder: Path) -> list[dict[str, str]]:
+    """Return a row for each test image of a run, as its scores.csv has it."""
+    with open(folder / "scores.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def run_of(folder: Path) -> "Run":

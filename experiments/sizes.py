@@ -13,8 +13,7 @@ output (without suffix: .json and .md are written). Every other key=value goes t
 run; a finished run is not repeated.
 """
 
-import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -23,7 +22,7 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 from sklearn.metrics import roc_auc_score
 
-from experiments.runs import Study, data_of, grouped, read_study, run_all, script, write_table
+from experiments.runs import Study, data_of, grouped, read_scores, read_study, run_all, script, write_table
 from experiments.textures import BY_TEXTURE, find_textures, finished_runs, job, other_metrics, table
 from texture_ad.errors import UserError, did_you_mean
 from texture_ad.reporting.tables import markdown_table
@@ -43,10 +42,11 @@ def width(mask: np.ndarray) -> float:
 
 
 def widths(folder: Path) -> np.ndarray:
-    """Return the width of the widest defect in each test image of a run, (n,): 0 of none, NaN without a mask."""
+    """Return the width of the widest defect in each test image of a run, (n,): 0 of a normal one, NaN if not known."""
     data = data_of(folder)
     masks = data.true_masks(range(len(data.test_samples)))
-    return np.array([np.nan if mask is None else width(mask) for mask in masks])
+    found = (0 if mask is None else width(mask) for mask in masks)
+    return np.array([np.nan if s.label and not one else one for s, one in zip(data.test_samples, found, strict=True)])
 
 
 def by_width(scores: np.ndarray, of: np.ndarray, limits: Sequence[float]) -> list[dict]:
@@ -78,6 +78,17 @@ def rows_by_width(runs: Sequence[dict], variants: Sequence[str], names: Sequence
             row[variant] = [fmean(r["image_auroc"] for r in seed) for seed in grouped(of, "seed").values()] or None
         rows.append(row)
     return rows
+
+
+def left_out(runs: Sequence[dict], known: Iterable[np.ndarray]) -> str:
+    """Return how many defective images no class has, and why, by runs of each texture and the widths of its images."""
+    unmasked = sum(int(np.isnan(of).sum()) for of in known)
+    of_texture = {run["texture"]: run["by_width"] for run in runs}.values()
+    few = sum(one["images"] for classes in of_texture for one in classes if one["image_auroc"] is None)
+    return (
+        f"In no row are {few} images of textures with fewer than {LEAST} in a class, and {unmasked} without a mask "
+        "that marks a pixel."
+    )
 
 
 def check_variants(study: Study) -> list[str]:
@@ -116,11 +127,10 @@ def main() -> None:
             folder = jobs[run["texture"], run["method"], run["seed"]].folder
             if run["texture"] not in known:
                 known[run["texture"]] = widths(folder)
-            with open(folder / "scores.csv", newline="", encoding="utf-8") as file:
-                scores = np.array([float(row["score"]) for row in csv.DictReader(file)])
+            scores = np.array([float(row["score"]) for row in read_scores(folder)])
             run["by_width"] = by_width(scores, known[run["texture"]], limits)
         tables = [other_metrics(runs, variants), *(table(runs, variants, textures, key) for key in BY_TEXTURE)]
-        below = "\n\n".join(map(markdown_table, tables))
+        below = "\n\n".join([left_out(runs, known.values()), *map(markdown_table, tables)])
         return write_table(study.output, runs, rows_by_width(runs, variants, names), below)
 
     run_all(jobs, study.workers, write)

@@ -26,7 +26,7 @@ from benchmarks.comparison import Row
 from benchmarks.results import regressions
 from experiments.mvtec import table as mvtec_table
 from experiments.runs import Job, link_all, paper_rows, read_photograph_study, read_study, run_all
-from experiments.sizes import LEAST, by_width, width
+from experiments.sizes import LEAST, by_width, left_out, width
 from experiments.textures import WITHOUT, options
 from texture_ad.errors import UserError
 from texture_ad.models.networks import open_network
@@ -326,6 +326,13 @@ def test_classes_of_widths_are_each_compared_with_all_normal_images():
     assert middling == {"images": LEAST, "image_auroc": 1.0} and large == {"images": 1, "image_auroc": None}
 
 
+def test_images_in_no_class_of_widths_are_counted():
+    of = np.array([0, 2, 2, *[7] * LEAST, np.nan])
+    run = {"texture": "rug", "by_width": by_width(np.arange(len(of)), of, [5])}
+    told = left_out([run, run | {"seed": 1}], [of])
+    assert "are 2 images of textures" in told and "and 1 without a mask" in told
+
+
 def test_sizes_are_compared_by_the_width_of_the_defects(study, script, tmp_path):
     texture = few_photographs(tmp_path / "root" / "rug")
     own = (f"root={texture.parent}", "variants=default", "seeds=0")
@@ -334,6 +341,7 @@ def test_sizes_are_compared_by_the_width_of_the_defects(study, script, tmp_path)
     assert wide["images"] >= LEAST and wider == {"images": 0, "image_auroc": None}
     assert wide["image_auroc"] == pytest.approx(run["image_auroc"])
     assert f"| up to 50 % | {wide['images']} | 1 | {run['image_auroc']:.3f} |" in " ".join(text.split())
+    assert "In no row are 0 images of textures with fewer than 4 in a class, and 0 without a mask" in text
     done = script("sizes", *own, "variants=fine", f"runs={tmp_path / 'runs'}", *QUICK)
     assert done.returncode == 2 and "variants=fine: no such variant" in done.stderr
 

@@ -79,7 +79,6 @@ class Whitening(nn.Module):
         first = [channels[0]] if quarters else []
         self.copies = [QUARTERS] * len(first) + [1] * len(channels)
         self.channels = [*first, *channels]
-        self.rotates = mode not in ("channel", "none")
         self.kept = [min(components, count) if self.rotates else count for count in self.channels]
         self.lengths = self.kept[len(first) :]
         self.length = sum(self.lengths)
@@ -92,6 +91,11 @@ class Whitening(nn.Module):
         self.register_buffer("energy", torch.tensor(1.0))
         self.folds: list[tuple[Tensor, Tensor]] = []
         self._pictures: Tensor | None = None  # of the last fit
+
+    @property
+    def rotates(self) -> bool:
+        """Return whether features are reduced to the directions of most variance."""
+        return self.mode not in ("channel", "none")
 
     def memory(self, positions: int) -> tuple[int, int]:
         """Return the bytes that the statistics of so many positions take once fitted, and at most while they are."""
