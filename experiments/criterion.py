@@ -5,7 +5,7 @@
 
 Each texture and seed is fitted once. The patch maps of the four parts are kept for calibration images, the same with
 synthetic defects, and test images; every variant (parts left out, weights, trust, highest positions, smoothing) is then
-a matter of seconds. The runs are those of experiments.textures, which finds them finished, and the other way round.
+a matter of seconds. Each run fits once, so that calibration images are held out.
 
 Own keys: root, textures, seeds, workers, draws (synthetic defects an image), runs (folder of the runs), output (without
 suffix: .json and .md are written). Every other key=value goes to each run. A finished run is not repeated. No figure
@@ -394,7 +394,7 @@ def main() -> None:
     study = read_study("criterion", root=[""], textures=[], draws=["4"], runs=["runs/experiments/textures"])
     textures, draws = find_textures(study.root, study["textures"]), study.number("draws", least=1)
     jobs = {
-        (texture, seed): job(study, study.runs, study.root / texture, "fusion", seed)
+        (texture, seed): job(study, study.runs, study.root / texture, "fusion", seed, "cross_fit=false")
         for seed in study.numbers("seeds")
         for texture in textures
     }

@@ -120,7 +120,9 @@ def main() -> None:
         make_strips(study.root / texture, strips, most)
     data = {"tiles": [f"data.root={study.root / texture}"], "strips": [f"data.root={strips}", *TILED]}
     jobs = {
-        (kind, seed): study.job(study.runs / f"{kind}-seed{seed}", ["data=folder", *options, f"seed={seed}"])
+        (kind, seed): study.job(
+            study.runs / f"{kind}-seed{seed}", ["data=folder", *options, f"seed={seed}", "cross_fit=false"]
+        )
         for seed in study.numbers("seeds")
         for kind, options in data.items()
     }

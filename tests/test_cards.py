@@ -76,7 +76,8 @@ def test_the_model_card_states_the_runs_facts():
         "texture-ad run",
     ):
         assert fact in text, fact
-    text = markdown(model_card(facts(cross_fit=True)))
+    everything = [Path(f"{i}.png") for i in range(5)]
+    text = markdown(model_card(facts(cross_fit=True, train=everything, calibration=[])))
     assert "by all 5 photographs without defects, each scored by a detector that was fitted without it." in text
     assert "held out of training" not in text
 

@@ -186,7 +186,7 @@ def test_check_tells_what_is_seen_and_what_may_be_expected(folder, command):
     out = command(*arguments, "data.tile=64")[1]
     assert "\nseen " not in out
     assert (
-        "expected of normal images 14.3% (" in out and "by 6 calibration images, cross-fitted by 5 more fits\n" in out
+        "expected of normal images 14.3% (" in out and "by 6 calibration images, cross-fitted by 6 more fits\n" in out
     )
     out = command(*arguments, "data.size=64", "false_alarm_rate=0.5", "pixel_false_alarm_rate=0.5")[1]
     assert "\nseen " not in out and "by 1 calibration images\n" in out

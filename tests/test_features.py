@@ -237,14 +237,15 @@ def test_wide_areas_are_marked_whole_and_no_score_changes():
     assert (without.anomaly_maps[inside] < detector.pixel_threshold).all()
 
 
-def test_all_that_set_the_thresholds_limit_the_areas_and_those_held_out_alone_the_scale():
+def test_measurements_of_several_detectors_set_the_scale_the_thresholds_and_the_limits_of_areas():
     detector, calibration = calibrated_on_noise()
-    scale = detector.patch_statistics.clone()
     others = 2 + torch.randn(30, 4, 24, 24, generator=torch.Generator().manual_seed(1))
     measured = [(Measurement(None, parts), (96, 96)) for parts in (calibration, others)]
-    detector.calibrate_on(measured[:1], 0.05, 0.2, measured[1:])
-    assert torch.equal(detector.patch_statistics, scale)
-    lower = detector.fuse(torch.cat((calibration, others))).amax((1, 2)).quantile(0.1)
+    detector.calibrate_on(measured, 0.05, 0.2)
+    everything = torch.cat((calibration, others))
+    scale = torch.stack((everything.mean((0, 2, 3)), everything.std((0, 2, 3))), 1)
+    assert torch.allclose(detector.patch_statistics, scale, rtol=1e-3)
+    lower = detector.fuse(everything).amax((1, 2)).quantile(0.1)
     assert float(detector.area_limits[0]) == pytest.approx(float(lower))
     assert len(detector.calibration_scores) == 50
 

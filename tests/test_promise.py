@@ -50,7 +50,7 @@ def mahalanobis(train, new):
 
 @pytest.mark.parametrize(("count", "rate", "heavy"), [(28, 0.05, False), (60, 0.1, True)])
 def test_a_cross_fitted_threshold_holds_its_promise(count, rate, heavy):
-    # The detector is that of the first fold; the others score what it was fitted on.
+    # The detector is fitted on all, and each of them is scored by one that was fitted without its fold.
     rng = np.random.default_rng(count)
     samples = [Sample(Path(str(i))) for i in range(count)]
     rates, held, bounded = [], 0, 0
@@ -62,13 +62,14 @@ def test_a_cross_fitted_threshold_holds_its_promise(count, rate, heavy):
         scores = torch.cat([mahalanobis(np.delete(x, fold, 0), x[fold]) for fold in folds])
         threshold = conformal_threshold(scores, rate)
         told = false_alarms(scores, threshold)
-        rates.append(float((mahalanobis(np.delete(x, folds[0], 0), new) > threshold).float().mean()))
+        rates.append(float((mahalanobis(x, new) > threshold).float().mean()))
         held += told.low <= rates[-1] <= told.high
         bounded += rates[-1] <= told.high
     assert told.images == count and told.expected == pytest.approx(max(int((count + 1) * rate), 1) / (count + 1))
-    assert np.mean(rates) == pytest.approx(told.expected, abs=0.015)
-    # Detectors of different folds differ: the interval is a little narrower than it says, but seldom too low.
-    assert held >= 80 and bounded >= 90
+    # To a detector that learnt more images new ones look a little more normal: it raises fewer false alarms than told.
+    assert 0.4 * told.expected < np.mean(rates) < told.expected
+    # Detectors of different folds differ: the interval is narrower than it says, but seldom too low.
+    assert held >= 70 and bounded >= 95
 
 
 @pytest.mark.parametrize(
@@ -176,7 +177,7 @@ def test_a_run_calibrates_on_images_that_each_detector_has_not_seen(tmp_path, co
         assert code == 0, errors
         found[cross_fit] = out
         if cross_fit == "auto":
-            seen = [(fitted, torch.cat(kept[:1])) for fitted, kept in zip(learnt, held_out, strict=True)]
+            *seen, (everything, _) = [(fitted, kept[0]) for fitted, kept in zip(learnt, held_out, strict=True)]
             tested = [path for path in decoded if path.is_relative_to(tmp_path / "data/test")]
             assert len(tested) == len(set(tested)) == 36  # not once more for each fold
     # Every normal image was scored once, by a detector that was fitted on all the others but for its fold.
@@ -185,21 +186,24 @@ def test_a_run_calibrates_on_images_that_each_detector_has_not_seen(tmp_path, co
         both = torch.cat([fitted, kept]).flatten(1)
         assert len(both) == 28 and len(both.unique(dim=0)) == 28
     assert len(torch.cat([kept for _, kept in seen]).flatten(1).unique(dim=0)) == 28
+    # The detector was fitted on all of them.
+    assert len(everything) == len(torch.cat([everything, *(kept for _, kept in seen)]).flatten(1).unique(dim=0)) == 28
     detector, plain = (load(tmp_path / name / "detector.pt") for name in ("auto", "false"))
-    # The detector is the same, and its own calibration images have the same scores.
-    assert torch.equal(detector.whitening, plain.whitening) and torch.equal(detector.examples, plain.examples)
+    assert not torch.equal(detector.whitening, plain.whitening)
+    # The first fold is what is held out without cross-fitting, and has the same scores.
     assert torch.equal(detector.calibration_scores[:6], plain.calibration_scores)
     told = detector.decision().false_alarms
     assert told.images == 28 and told.expected == pytest.approx(1 / 29)
-    assert {path.name for path in (tmp_path / "auto/folds").iterdir()} == {"1.pt", "2.pt", "3.pt", "4.pt"}
+    assert {path.name for path in (tmp_path / "auto/folds").iterdir()} == {f"{n}.pt" for n in range(1, 6)}
     assert "by 28 calibration images" in found["auto"] and "advice" not in found["auto"]
     assert "make the intervals too narrow" in found["auto"] and "too narrow" not in found["false"]
-    told_first = "cross-fit 6 calibration images are too few for the false-alarm rates: all 28 normal images calibrate"
-    assert f"{told_first}, and 4 more fits follow the first" in found["auto"] and "cross-fit" not in found["false"]
+    told_first = "cross-fit 6 held-out images are too few for the false-alarm rates: all 28 normal images train"
+    assert f"{told_first} and calibrate, and 5 more fits come first" in found["auto"]
+    assert "cross-fit" not in found["false"]
     assert found["auto"].index(told_first) < found["auto"].index("fit      padim")  # while there is time to stop it
     assert [line for line in found["auto"].splitlines() if line.startswith("fold")] == [
-        f"fold     {number} of 4: {count} of the training images are held out"
-        for number, count in enumerate((6, 5, 6, 5), 1)
+        f"fold     {number} of 5: {count} of the normal images are held out"
+        for number, count in enumerate((6, 6, 5, 6, 5), 1)
     ]
     assert "advice   cross_fit=true calibrates on all 28 normal images" in found["false"]
     new = torch.from_numpy(
@@ -236,7 +240,7 @@ def test_a_folds_detector_is_gone_before_the_next_is_fitted(trained_on_twelve, m
     finally:
         gc.enable()
     assert code == 0, errors
-    assert alive == [1, 2, 2, 2, 2, 2]  # the run's own, and that of the fold
+    assert alive == [1] * 7
 
 
 CTRL_C = """
@@ -268,7 +272,7 @@ def test_a_run_that_is_resumed_after_its_folds_fits_none_again(trained_on_twelve
     with monkeypatch.context() as patched:
         patched.setattr("texture_ad.pipeline.write_results", Mock(side_effect=KeyboardInterrupt))
         assert trained_on_twelve()[0] == 130
-    assert len({id(one) for one in steps}) == 6
+    assert len({id(one) for one in steps}) == 7
     first = (tmp_path / "run/detector.pt").read_bytes()
     steps.clear()
     code, out, errors = trained_on_twelve()
@@ -281,5 +285,5 @@ def test_a_run_that_is_resumed_after_its_folds_fits_none_again(trained_on_twelve
     (tmp_path / "run/folds/2.pt").unlink()
     code, out, errors = trained_on_twelve()
     assert code == 0, errors
-    assert len({id(one) for one in steps}) == 1 and "fold     2 of 5: 2 of the training images are held out" in out
+    assert len({id(one) for one in steps}) == 1 and "fold     2 of 6: 2 of the normal images are held out" in out
     assert (tmp_path / "run/detector.pt").read_bytes() == first

@@ -1,7 +1,8 @@
 """One experiment, from configuration to results, in five steps: read this page first.
 
-`run` prepares the data, fits the detector, calibrates it on calibration images (held-out normal images), evaluates it
-on the test images and reports. Each step is a function below; what they share is a `Run`.
+`run` prepares the data, fits the detector, calibrates it on normal images that it has not learnt, evaluates it on the
+test images and reports. Each step is a function below; what they share is a `Run`. The images that calibrate are held
+out of the fit; where there are few, all are fitted and all calibrate: `cross_fit`.
 """
 
 import inspect
@@ -9,12 +10,13 @@ import json
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from statistics import mean
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import lightning as L
 import torch
@@ -48,7 +50,7 @@ from texture_ad.reporting.results import write_results
 from texture_ad.reporting.tables import metrics_table
 from texture_ad.training.cache import Cache, digest
 from texture_ad.training.checkpoints import AtomicCheckpoints
-from texture_ad.training.distributed import check_processes, gather, is_alone, is_rank_zero
+from texture_ad.training.distributed import check_processes, gather, is_rank_zero
 from texture_ad.training.resources import collect_garbage, compute_in_float32, peak_memory, reset_peak_memory
 from texture_ad.training.run_folder import check_fingerprint, holds_run, prepared_folder, read_metrics
 
@@ -113,6 +115,23 @@ def factory(group: str, options: Mapping[str, Any], **arguments: Any) -> Callabl
     return call
 
 
+Measured = list[tuple[Measurement, Shape]]  # by `AnomalyDetector.measure_all`
+
+
+class HeldOut(NamedTuple):
+    """Hold what was measured of normal images, each by a detector that was fitted without its fold.
+
+    Attributes:
+        normal: of the images as they are.
+        damaged: of the same images with synthetic defects.
+        metrics: of the fits.
+    """
+
+    normal: Measured
+    damaged: Measured
+    metrics: list[dict[str, Any]]
+
+
 @dataclass
 class Run:
     """Hold what the steps of one experiment share; a method's `fit` sees it as `Fitting`.
@@ -126,6 +145,9 @@ class Run:
         in_sweep: whether the run is one job of a sweep.
         trial: of a search, whose training may be pruned, None for none.
         data: set up by the first step.
+        folds: of the normal images, each of which one fit more is to hold out; none where the data's own calibration
+            images are held out.
+        stage1_epochs: how many epochs of stage 1 are to be trained, None where calibration images tell.
         loggers: open ones.
         metrics: what metrics.json will hold.
         copies: how many test images are copies of training images.
@@ -140,15 +162,12 @@ class Run:
     in_sweep: bool = False
     trial: "Trial | None" = None
     data: TextureDataModule = field(init=False)
+    folds: list[list[Sample]] = field(default_factory=list)
+    stage1_epochs: int | None = None
     loggers: list[Logger] = field(default_factory=list)
     metrics: dict[str, Any] = field(default_factory=dict)
     copies: int = 0
     resumed: bool = False
-
-    @property
-    def cross_fit(self) -> bool:
-        """Return whether all normal images calibrate; see `cross_fits`."""
-        return cross_fits(self.config, self.data)
 
     @property
     def seed(self) -> int:
@@ -202,7 +221,7 @@ class Run:
         """Return stage 1's result for the untrained modules' `state`, from the cache where it is there."""
         if self.cache is None or self.trial is not None:  # pruned, it is no other run's
             return create()
-        address = digest("stage 1", self.stage1_settings, state, self.data.fingerprint)
+        address = digest("stage 1", self.stage1_settings, self.stage1_epochs, state, self.data.fingerprint)
         return self.cache.get_or_create(f"stage1-{address}", create)
 
 
@@ -218,13 +237,13 @@ def run(run: Run) -> None:
     reset_peak_memory()
     check_settings(run.config)
     run.resumed = holds_run(run.folder)
-    L.seed_everything(run.seed, workers=True, verbose=False)
     factories = run.logger_factories()
     folder = prepared_folder(run.folder) if is_rank_zero() else nullcontext()
     with folder, open_loggers(factories) as run.loggers:
         prepare_data(run)
+        held_out = cross_fit(run) if run.folds else None
         detector = fit(run)
-        calibrate(run, detector)
+        calibrate(run, detector, held_out)
         predictions = evaluate(run, detector)
         if is_rank_zero():
             report(run, detector, predictions)
@@ -253,6 +272,10 @@ def prepare_data(run: Run) -> None:
     except ParameterError as error:
         raise error.within("data") from error.__cause__
     check_fingerprint(run.folder, run.data.fingerprint)
+    if cross_fits(run.config, run.data):
+        run.folds = run.data.folds()
+        run.data = run.data.with_calibration([])
+        run.stage1_settings = {**run.stage1_settings, "fold": "none"}
     data = run.data
     pixels = "{1} x {0} px".format(*data.geometry.size)
     tiles = f" ({data.num_originals} tiles)" if data.geometry.tiled else ""
@@ -264,7 +287,7 @@ def prepare_data(run: Run) -> None:
     if data.reading.levels is not None:
         print("levels   black is {:g}, white {:g} in images of more than 8 bits".format(*data.reading.levels))
     print(f"run      {run.folder}", flush=True)
-    if run.cross_fit:
+    if run.folds:
         print(f"cross-fit {_cross_fit_told(run)}", flush=True)
     if is_rank_zero():
         for warning in data.warnings:
@@ -285,19 +308,17 @@ def prepare_data(run: Run) -> None:
 
 def _cross_fit_told(run: Run) -> str:
     """Return how many normal images calibrate and what that takes, and with `cross_fit=auto` why."""
-    told = f"all {len(run.data.normal_samples)} normal images calibrate"
-    told += f", and {len(run.data.other_folds())} more fits follow the first"
+    told = f"all {len(run.data.normal_samples)} normal images train and calibrate, and "
+    told += f"{len(run.folds)} more fits come first"
     if run.config.cross_fit != "auto":
         return told
-    few = f"{len(run.data.calibration_samples)} calibration images are too few for the false-alarm rates"
+    few = f"{len(run.folds[0])} held-out images are too few for the false-alarm rates"
     return f"{few}: {told}; cross_fit=false fits once, and promises less"
 
 
 def _warn_of_copies(run: Run) -> None:
     tested = {sample.path for sample in run.data.layout.test}
-    calibrating = {sample.path for sample in run.data.calibration_samples}
-    if run.cross_fit:
-        calibrating |= {sample.path for sample in run.data.train_samples}
+    calibrating = {sample.path for fold in (run.data.calibration_samples, *run.folds) for sample in fold}
     found = []
     doubled = []
     for group in copies(sample.path for sample in run.data.layout.samples):
@@ -326,9 +347,12 @@ def _warn_of_copies(run: Run) -> None:
 def fit(run: Run) -> AnomalyDetector:
     """Build and fit the detector (step 2)."""
     start = run.clock()
+    L.seed_everything(run.seed, workers=True, verbose=False)
     detector = build(run)
     run.metrics |= detector.fit(run)
-    run.metrics["fit_seconds"] = run.clock() - start
+    if detector.geometry.tiled:
+        _learn_tile_moments(run, detector)
+    run.metrics["fit_seconds"] = run.metrics.get("fit_seconds", 0) + run.clock() - start
     return detector
 
 
@@ -370,49 +394,110 @@ def _tell_memory(detector: AnomalyDetector) -> None:
         print(f"memory   {line}", flush=True)
 
 
-@torch.no_grad()
-def calibrate(run: Run, detector: AnomalyDetector) -> None:
-    """Standardise the scores and set the threshold on calibration images, then save the detector (step 3).
+def cross_fit(run: Run) -> HeldOut:
+    """Measure every normal image by a detector that was fitted without its fold, before the one that is fitted to all.
 
-    The calibration images pass the backbone once. Beside synthetic defects they give the run's AUROC without a label.
+    What one process measured stays in the run's folder, so that the same command again fits no fold twice.
     """
     start = run.clock()
-    measured = _measure_calibration(run, detector)
-    others = list(_cross_fit(run, detector.device)) if run.cross_fit else []
-    rates = (run.config.false_alarm_rate, run.config.pixel_false_alarm_rate)
-    detector.calibrate_on(measured, *rates, others, gather)
-    normal = detector.calibration_scores
-    if run.cross_fit:  # those of the training images' folds are not the detector's own
-        normal = gather(torch.cat([detector.conclude(*one).scores for one in measured]))
+    files = AtomicCheckpoints()
+    alone = run.trainer("stage1").world_size == 1
+    found = []
+    for number, fold in enumerate(run.folds, 1):
+        folder = run.folder / "folds" / str(number)
+        path = folder.with_suffix(".pt")
+        kept = files.load_checkpoint(path, map_location="cpu") if path.is_file() and alone else {}
+        if "held_out" in kept:
+            run.data.load_state_dict(kept["images"])
+        else:
+            print(f"fold     {number} of {len(run.folds)}: {len(fold)} of the normal images are held out", flush=True)
+            kept = {"images": run.data.state_dict(), "held_out": _measure_fold(run, number, fold, folder)}
+            collect_garbage()
+            if alone:
+                files.save_checkpoint(kept, path)
+        if is_rank_zero():
+            shutil.rmtree(folder, ignore_errors=True)  # a baseline has none
+        found.append(HeldOut(**kept["held_out"]))
+    print(f"fit      on all {len(run.data.normal_samples)} normal images", flush=True)
+    joined = HeldOut(*([one for part in parts for one in part] for parts in zip(*found, strict=True)))
+    names = [name for name in joined.metrics[0] if name == "stage1_epochs" or name.startswith("val_")]
+    run.metrics |= {name: mean(one[name] for one in joined.metrics) for name in names}
+    if "stage1_epochs" in names:
+        run.metrics["stage1_epochs"] = run.stage1_epochs = round(run.metrics["stage1_epochs"])
+    run.metrics["fit_seconds"] = run.clock() - start
+    return joined
+
+
+def _measure_fold(run: Run, number: int, fold: list[Sample], folder: Path) -> dict[str, list]:
+    """Return a `HeldOut`, as plain values on the CPU, of a detector that is fitted in a folder of its own."""
+    other = replace(
+        run,
+        folder=folder,
+        stage1_settings={**run.stage1_settings, "fold": number},
+        folds=[],
+        loggers=[],
+        metrics={},
+    )
+    other.data = run.data.with_calibration(fold)
+    detector = fit(other)
+    loaders = {"normal": other.data.picture_dataloader(), "damaged": other.data.synthetic_dataloader()}
+    measured = {name: _moved(_measure(detector, loader), "cpu") for name, loader in loaders.items()}
+    plain = {name: [(tuple(one), tuple(size)) for one, size in found] for name, found in measured.items()}
+    return {**plain, "metrics": [other.metrics]}
+
+
+@torch.no_grad()
+def _measure(detector: AnomalyDetector, batches: Iterable[Mapping[str, Any]]) -> Measured:
+    """Return what a detector measures of the images of all batches."""
+    return [one for batch in batches for one in detector.measure_all(batch["image"])]
+
+
+def _moved(measured: Measured, device: torch.device | str) -> Measured:
+    """Return measurements, or what a checkpoint holds of them, on a device."""
+    return [
+        (Measurement(*(None if value is None else value.to(device) for value in one)), size) for one, size in measured
+    ]
+
+
+@torch.no_grad()
+def calibrate(run: Run, detector: AnomalyDetector, held_out: HeldOut | None = None) -> None:
+    """Standardise the scores and set the threshold on normal images, then save the detector (step 3).
+
+    Calibration images pass the backbone once. Beside synthetic defects they give the run's AUROC without a label.
+
+    Args:
+        run: the run.
+        detector: fitted.
+        held_out: what `cross_fit` measured, None where the run's own calibration images are to be measured.
+    """
+    start = run.clock()
+    device = detector.device
+    normal = _moved(held_out.normal, device) if held_out else _measure(detector, run.data.picture_dataloader())
+    detector.calibrate_on(normal, run.config.false_alarm_rate, run.config.pixel_false_alarm_rate, gather)
     run.metrics["fit_seconds"] = run.metrics.get("fit_seconds", 0) + run.clock() - start
     if run.resumed:
         earlier = read_metrics(run.folder)
         run.metrics |= {key: earlier.get(key) for key in ("fit_seconds", "stage1_seconds") if key in run.metrics}
-    defects = gather(torch.cat([detector(batch["image"]).scores for batch in run.data.synthetic_dataloader()]))
-    labels = [0] * len(normal) + [1] * len(defects)
-    synthetic = image_metrics(torch.cat((normal, defects)).cpu().numpy(), labels, float(detector.threshold))
-    detector.provenance = _provenance(run, detector.device)
+    damaged = _moved(held_out.damaged, device) if held_out else _measure(detector, run.data.synthetic_dataloader())
+    defects = gather(torch.cat([detector.conclude(*one).scores for one in damaged]))
+    scores = torch.cat((detector.calibration_scores, defects))
+    labels = [0] * len(detector.calibration_scores) + [1] * len(defects)
+    synthetic = image_metrics(scores.cpu().numpy(), labels, float(detector.threshold))
+    detector.provenance = _provenance(run, device)
     detector.examples = _examples(run)
     decision = detector.decision()
     run.metrics |= {
         "synthetic_auroc": synthetic["image_auroc"],
         "threshold_origin": f"for a false-alarm rate of {run.config.false_alarm_rate:g}"
-        + (", cross-fitted" if run.cross_fit else ""),
+        + (", cross-fitted" if run.folds else ""),
         "threshold_promise": decision.promise()
-        + ("; cross-fitted scores make the intervals too narrow" if run.cross_fit else ""),
+        + ("; cross-fitted scores make the intervals too narrow" if run.folds else ""),
         "expected_false_alarms": decision.false_alarms._asdict(),
         "versions": versions(),
         "threads": torch.get_num_threads(),
     }
     if is_rank_zero():
         detector.save(run.folder / "detector.pt")
-
-
-def _measure_calibration(run: Run, detector: AnomalyDetector) -> list[tuple[Measurement, Shape]]:
-    """Return what a detector measures of its calibration images; one of tiles learns their moments first."""
-    if detector.geometry.tiled:
-        _learn_tile_moments(run, detector)
-    return [one for batch in run.data.picture_dataloader() for one in detector.measure_all(batch["image"])]
 
 
 def _learn_tile_moments(run: Run, detector: AnomalyDetector) -> None:
@@ -428,49 +513,10 @@ def _learn_tile_moments(run: Run, detector: AnomalyDetector) -> None:
         detector.learn_tile_moments(measured)
 
 
-def _cross_fit(run: Run, device: torch.device) -> Iterator[tuple[Measurement, Shape]]:
-    """Yield what is measured of the training images, each by a detector that was fitted without its fold.
-
-    All are fitted as the run's is: to them these images are as new as its calibration images are to the run's. What one
-    process measured stays in the run's folder, so that the same command again fits no fold twice.
-    """
-    folds = run.data.other_folds()
-    files = AtomicCheckpoints()
-    for number, fold in enumerate(folds, 1):
-        folder = run.folder / "folds" / str(number)
-        path = folder.with_suffix(".pt")
-        if path.is_file() and is_alone():
-            kept = files.load_checkpoint(path, map_location=device)
-            yield from ((Measurement(*one), tuple(size)) for one, size in kept["measured"])
-            continue
-        print(f"fold     {number} of {len(folds)}: {len(fold)} of the training images are held out", flush=True)
-        measured = _measure_fold(run, number, fold, folder)
-        collect_garbage()
-        if is_alone():
-            files.save_checkpoint({"measured": [(tuple(one), tuple(size)) for one, size in measured]}, path)
-        if is_rank_zero():
-            shutil.rmtree(folder, ignore_errors=True)  # a baseline has none
-        yield from measured
-
-
-def _measure_fold(run: Run, number: int, fold: list[Sample], folder: Path) -> list[tuple[Measurement, Shape]]:
-    """Return what a detector, fitted in a folder of its own, measures of training images that it was fitted without."""
-    other = replace(
-        run,
-        folder=folder,
-        stage1_settings={**run.stage1_settings, "fold": number},
-        trial=None,
-        loggers=[],
-        metrics={},
-    )
-    other.data = run.data.with_calibration(fold)
-    L.seed_everything(run.seed, workers=True, verbose=False)
-    return _measure_calibration(other, fit(other))
-
-
 def _examples(run: Run) -> Tensor:
-    """Return calibration images that the detector's file keeps, uint8 (n, 3, H, W)."""
-    images = (image for batch in run.data.calibration_dataloader() for image in batch["image"])
+    """Return normal images that the detector's file keeps, held out where some are, uint8 (n, 3, H, W)."""
+    batches = run.data.normal_dataloader() if run.folds else run.data.calibration_dataloader()
+    images = (image for batch in batches for image in batch["image"])
     kept = list(islice(images, run.config.examples))
     return torch.stack(kept) if kept else torch.zeros(0, dtype=torch.uint8)
 
@@ -541,7 +587,7 @@ def report(run: Run, detector: AnomalyDetector, predictions: Predictions | None)
     print(f"decision {run.metrics['threshold_promise']}")
     if "false_alarm_warning" in run.metrics:
         print(f"warning: {run.metrics['false_alarm_warning']}", flush=True)
-    if not run.cross_fit and detector.decision().images_needed:
+    if not run.folds and detector.decision().images_needed:
         print(f"advice   {cross_fit_advice(run.data)}")
     if predictions is not None:
         print(f"report   {run.folder / 'report.html'}")
@@ -551,14 +597,20 @@ def report(run: Run, detector: AnomalyDetector, predictions: Predictions | None)
 
 
 def cross_fits(config: DictConfig, data: TextureDataModule) -> bool:
-    """Return whether all normal images calibrate, each by a detector that was fitted without it.
+    """Return whether all normal images train and calibrate, the latter by detectors that were fitted without them.
 
     With `cross_fit=auto` where those held out are too few for the rates that are asked for. Calibration images that
     the data set names are its owner's choice: these alone calibrate. Two images would be scored by each other, which
-    tells no more than one score.
+    tells no more than one score. A trial that may be pruned is watched by held-out images.
+
+    Raises:
+        ParameterError: cross-fitted trials that may be pruned.
     """
-    if config.cross_fit != "auto":
-        return bool(config.cross_fit)
+    pruned = bool(config.get("pruning"))
+    if config.cross_fit is True and pruned:
+        raise ParameterError("cross_fit", True, "trials are pruned by held-out images; use false, or pruning=none")
+    if config.cross_fit != "auto" or pruned:
+        return config.cross_fit is True
     needed = images_needed(min(config.false_alarm_rate, config.pixel_false_alarm_rate))
     return not data.layout.calibration and len(data.normal_samples) > 2 and len(data.calibration_samples) < needed
 
@@ -576,7 +628,7 @@ def write_cards(run: Run, detector: AnomalyDetector) -> list[Card]:
     facts = Facts(
         metrics=run.metrics | {"threshold": float(detector.threshold)},
         config=OmegaConf.to_container(run.config, resolve=True),  # type: ignore[arg-type]
-        cross_fit=run.cross_fit,
+        cross_fit=bool(run.folds),
         command=run.command,
         train=run.data.training_pictures,
         calibration=run.data.calibration_samples,

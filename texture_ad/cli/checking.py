@@ -143,12 +143,12 @@ def _print_seen(data: TextureDataModule, files: list[File], config: DictConfig) 
 
 def _print_expected(data: TextureDataModule, config: DictConfig) -> None:
     """Print which share of normal images the calibration images promise, and what would let more of them calibrate."""
-    cross_fit = cross_fits(config, data)
-    scores = torch.arange(float(len(data.normal_samples if cross_fit else data.calibration_samples)))
+    folds = data.folds() if cross_fits(config, data) else []
+    scores = torch.arange(float(len(data.normal_samples if folds else data.calibration_samples)))
     told = false_alarms(scores, conformal_threshold(scores, config.false_alarm_rate))
     line = f"of normal images {told} above the threshold, by {len(scores)} calibration images"
-    if cross_fit:
-        line += f", cross-fitted by {len(data.other_folds())} more fits"
+    if folds:
+        line += f", cross-fitted by {len(folds)} more fits"
     elif len(scores) < images_needed(config.false_alarm_rate):
         line += f"; {cross_fit_advice(data)}"
     print(f"expected {line}")

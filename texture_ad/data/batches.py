@@ -336,7 +336,7 @@ class SharedBatches(Sampler[list[int]]):
         """
         count = len(self.sampler)
         processes = dist.get_world_size() if dist.is_initialized() else 1
-        if min(count, self.batch_size) < processes:
+        if count and min(count, self.batch_size) < processes:
             raise ParameterError(
                 "devices",
                 processes,

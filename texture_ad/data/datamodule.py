@@ -367,9 +367,9 @@ class TextureDataModule(L.LightningDataModule):
         if self.draws_test:
             tested = sum(not sample.label for sample in self.test_samples)
             told.append(f"Of {left + tested} normal images, {tested} were drawn for testing by seed {self.seed}.")
-        if self.layout.calibration:
+        if self.layout.calibration and self.calibration_samples:
             told.append("The calibration images are those that the data set keeps for validation.")
-        else:
+        elif self.calibration_samples:
             held_out = len(self.calibration_samples)
             told.append(f"Of {left} normal images, {held_out} were drawn for calibration by seed {self.seed}.")
         if any(sample.group for sample in self.layout.samples):
@@ -381,13 +381,13 @@ class TextureDataModule(L.LightningDataModule):
         """Return the images that train or calibrate."""
         return self.layout.train + self.layout.calibration
 
-    def other_folds(self) -> list[list[Sample]]:
-        """Return the training images in folds, each about as many as the calibration images."""
-        training = self._normal_but(self.calibration_samples)
-        return calibration_folds(training, len(self.calibration_samples), self.seed)
+    def folds(self) -> list[list[Sample]]:
+        """Return the normal images in folds: the calibration images, and others of about as many."""
+        first = self.calibration_samples
+        return [first, *calibration_folds(self._normal_but(first), len(first), self.seed)]
 
     def with_calibration(self, samples: list[Sample]) -> "TextureDataModule":
-        """Return this data with other calibration images, and all other normal images for training."""
+        """Return this data with other calibration images, none too, and all other normal images for training."""
         other = copy.copy(self)
         other.calibration_samples = samples
         other.train_samples = self._normal_but(samples)

@@ -53,7 +53,7 @@ class Exported(NamedTuple):
 
 
 def example_photographs(detector: AnomalyDetector) -> list[Tensor]:
-    """Return the calibration images that the detector's file holds, and one of them unevenly enlarged.
+    """Return the normal images that the detector's file holds, and one of them unevenly enlarged.
 
     Raises:
         ParameterError: it holds none.

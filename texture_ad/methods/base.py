@@ -155,17 +155,19 @@ class Fitting(Protocol):
     """Offer what a method may use while it is fitted; the pipeline's run is one.
 
     Attributes:
-        data: set up.
+        data: set up; without calibration images where the method is fitted to all normal images.
         folder: of the run, for checkpoints.
         seed: of the run.
         cache: shared between runs, None for none.
         trial: of a search, whose training may be pruned, None for none.
+        stage1_epochs: how many epochs of stage 1 are to be trained, None where calibration images tell.
     """
 
     data: "TextureDataModule"
     folder: Path
     cache: "Cache | None"
     trial: "Trial | None"
+    stage1_epochs: int | None
 
     @property
     def seed(self) -> int:
@@ -263,7 +265,7 @@ class AnomalyDetector(nn.Module, ABC):
         reading: how files of photographs are read.
         roi: the region of interest, outside which nothing has a score; None for whole pictures.
         provenance: what it was made from, None before it was.
-        examples: (n, 3, H, W) uint8, some calibration images, on which other runtimes are compared with it.
+        examples: (n, 3, H, W) uint8, some normal images, on which other runtimes are compared with it.
         threshold: (), an image is called anomalous where its score is greater.
         pixel_threshold: (), a pixel of such an image is called anomalous where its score is greater; NaN for a method
             without maps.
@@ -608,17 +610,14 @@ class AnomalyDetector(nn.Module, ABC):
         measured: Sequence[tuple[Measurement, Shape]],
         false_alarm_rate: float,
         pixel_false_alarm_rate: float,
-        others: Sequence[tuple[Measurement, Shape]] = (),
         gather: Callable[[Tensor], Tensor] = lambda values: values,
     ) -> None:
         """Bring the scores to one scale and set both thresholds by what was measured of calibration images.
 
         Args:
-            measured: by `measure_all`.
+            measured: by `measure_all`, of this detector or of others that were fitted likewise to other images.
             false_alarm_rate: share of normal images above the threshold.
             pixel_false_alarm_rate: share of them with a pixel above the pixel threshold.
-            others: by detectors that were fitted likewise to other images; these set thresholds and the limits
-                of wide areas too, but no scale.
             gather: returns the rows of all processes.
 
         Raises:
@@ -636,16 +635,13 @@ class AnomalyDetector(nn.Module, ABC):
             self.map_floor.copy_(gather(values.T).median())
 
         def set_thresholds() -> None:
-            found = [_highest(self.conclude(*one)) for one in (*measured, *others)]
+            found = [_highest(self.conclude(*one)) for one in measured]
             scores, maxima = (gather(torch.cat(values)) for values in zip(*found, strict=True))
             self.calibrate(scores, maxima if len(maxima) else None, false_alarm_rate, pixel_false_alarm_rate)
 
         set_thresholds()
-        if mapped:
-            patch_maps = [maps for maps, _ in fused]
-            patch_maps += [self.fuse(self._inside(one.parts, size)) for one, size in others if one.parts is not None]
-            if self.limit_areas(gather(torch.cat([maps.amax((1, 2)) for maps in patch_maps]))):
-                set_thresholds()
+        if mapped and self.limit_areas(gather(torch.cat([maps.amax((1, 2)) for maps, _ in fused]))):
+            set_thresholds()
 
     def _counted(self, parts: Tensor, size: Shape) -> Tensor:
         """Return the values (P, n) of the positions that count, of what was measured of images or of a picture."""

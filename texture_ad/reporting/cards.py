@@ -55,10 +55,10 @@ class Facts:
     Attributes:
         metrics: what metrics.json holds.
         config: resolved, as plain values.
-        cross_fit: whether the training images calibrate as well.
+        cross_fit: whether the training images calibrate, each scored by a detector that was fitted without it.
         command: for the shell, repeats the run.
         train: files of the training images, and which frame of each.
-        calibration: images.
+        calibration: images that are held out, none where training images calibrate.
         test: images, none where there are no test images.
         copies: how many test images are copies of training images.
         division: sentences on how the images were divided.
@@ -164,7 +164,7 @@ def _trained_on(facts: Facts) -> list[str]:
 def _calibrated_by(facts: Facts) -> list[str]:
     metrics = facts.metrics
     if facts.cross_fit:
-        count = len(facts.train) + len(facts.calibration)
+        count = len(facts.train)
         images = f"all {count} photographs without defects, each scored by a detector that was fitted without it"
     else:
         images = f"{len(facts.calibration)} calibration images: other photographs without defects, held out of training"

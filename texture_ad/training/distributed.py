@@ -19,11 +19,6 @@ def is_rank_zero() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
-def is_alone() -> bool:
-    """Return whether no other process works on this run."""
-    return not dist.is_initialized()
-
-
 def gather(rows: Tensor) -> Tensor:
     """Return all processes' rows (N_i, ...), in the processes' order, on each of them: (sum of N_i, ...)."""
     if not dist.is_initialized():

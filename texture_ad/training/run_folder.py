@@ -89,4 +89,5 @@ def holds_run(folder: Path) -> bool:
     """Return whether a run in this folder can be resumed, or has come to a detector."""
     if not (folder / "config.yaml").is_file():
         return False
-    return (folder / "detector.pt").is_file() or any(folder.glob("stage*/last.ckpt"))
+    kept = (path for pattern in ("folds/*.pt", "**/stage*/last.ckpt") for path in folder.glob(pattern))
+    return (folder / "detector.pt").is_file() or any(kept)

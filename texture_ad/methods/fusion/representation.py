@@ -119,8 +119,17 @@ class Representation(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Fit the whitening anew, since the backbone has learnt."""
         if not self.trainer.sanity_checking:
-            self.features.clear()
-            self.whitening.refit(self._training_features(), self._data.picture_numbers)
+            self._refit_whitening()
+
+    @torch.no_grad()
+    def on_train_epoch_end(self) -> None:
+        """Fit the whitening anew where no validation has."""
+        if not self.trainer.enable_validation:
+            self._refit_whitening()
+
+    def _refit_whitening(self) -> None:
+        self.features.clear()
+        self.whitening.refit(self._training_features(), self._data.picture_numbers)
 
     def on_fit_end(self) -> None:
         """Drop the features and folds of the last epoch's backbone: the best checkpoint's may be another."""

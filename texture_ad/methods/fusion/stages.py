@@ -28,6 +28,25 @@ class StopEarly(EarlyStopping):
         trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
 
 
+class StopAfter(L.Callback):
+    """Stop training after some epochs, however many the schedule is made for; a resumed run too.
+
+    Args:
+        epochs: at least 1.
+    """
+
+    def __init__(self, epochs: int):
+        self.epochs = epochs
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop at once if the checkpoint is of the last epoch."""
+        trainer.should_stop = trainer.should_stop or trainer.current_epoch >= self.epochs
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop after the last epoch."""
+        trainer.should_stop = trainer.should_stop or trainer.current_epoch + 1 >= self.epochs
+
+
 def make_stages(
     detector: FusionDetector, fitting: Fitting
 ) -> tuple[TrainingFeatures, Density | Representation, Detection | None]:
@@ -73,27 +92,30 @@ def fit_stages(detector: FusionDetector, fitting: Fitting) -> dict[str, float]:
 def _train_stage1(module: Density | Representation, detector: FusionDetector, fitting: Fitting) -> dict[str, float]:
     """Train a module of stage 1, or take it from the cache; leave the weights that were best by what is monitored.
 
-    That is the likelihood of calibration patches, and for a backbone that learns the AUROC on synthetic defects.
+    That is the likelihood of calibration patches, and for a backbone that learns the AUROC on synthetic defects. Where
+    the number of epochs is given, nothing is monitored, and the last weights stay.
     """
     monitor: str
     mode: Literal["min", "max"]
-    callbacks: list[L.Callback] = [SameBackbone(detector.backbone)]
     if isinstance(module, Density):
         print(f"stage 1  representation: the flow{', and the head by CutPaste' * module.taught}", flush=True)
         monitor, mode = "val/nll", "min"
-        callbacks.append(StopEarly(monitor, patience=module.patience))
     else:
         print("stage 1  representation: CutPaste and the flow", flush=True)
         monitor, mode = "val/auroc", "max"
     folder = fitting.folder / "stage1"
     best = ModelCheckpoint(folder, "best", monitor=monitor, mode=mode, enable_version_counter=False)
-    pruning = (
-        [] if fitting.trial is None else [fitting.make("pruning", trial=fitting.trial, monitor=monitor, mode=mode)]
-    )
-    waiting = LoaderTime()
-    trainer = fitting.trainer(
-        "stage1", [best, *callbacks, *pruning, SaveEpochs(folder), StopDivergence()], profiler=waiting
-    )
+    callbacks: list[L.Callback] = [best, SameBackbone(detector.backbone)]
+    options: dict[str, Any] = {"profiler": (waiting := LoaderTime())}
+    pruning = []
+    if fitting.stage1_epochs is not None:
+        callbacks[0] = StopAfter(fitting.stage1_epochs)
+        options["limit_val_batches"] = 0
+    elif isinstance(module, Density):
+        callbacks.append(StopEarly(monitor, patience=module.patience))
+    if fitting.trial is not None:
+        pruning = [fitting.make("pruning", trial=fitting.trial, monitor=monitor, mode=mode)]
+    trainer = fitting.trainer("stage1", [*callbacks, *pruning, SaveEpochs(folder), StopDivergence()], **options)
 
     def train() -> dict[str, Any]:
         start = time.perf_counter()
@@ -103,7 +125,8 @@ def _train_stage1(module: Density | Representation, detector: FusionDetector, fi
             loaders = {"train_dataloaders": trained, "val_dataloaders": watched}
         trainer.fit(module, **loaders, ckpt_path=last_checkpoint(folder), weights_only=True)
         metrics = {"stage1_loader_share": waiting.seconds / (time.perf_counter() - start)}
-        _load_best(module, folder)
+        if best in callbacks:
+            metrics["stage1_epochs"] = _load_best(module, folder) or trainer.current_epoch
         if best.best_model_score is not None:
             metrics[f"{monitor.replace('/', '_')}_stage1"] = float(best.best_model_score)
         for callback in pruning:
@@ -123,13 +146,16 @@ def _train_stage1(module: Density | Representation, detector: FusionDetector, fi
     return found["metrics"]
 
 
-def _load_best(module: Density | Representation, folder: Path) -> None:
+def _load_best(module: Density | Representation, folder: Path) -> int:
+    """Take over the best weights where there are some; return after how many epochs they were, else 0."""
     # Not the callback's own path: the folder may have been moved since.
     path = folder / "best.ckpt"
-    if path.is_file():
-        checkpoint = AtomicCheckpoints().load_checkpoint(str(path))
-        module.on_load_checkpoint(checkpoint)
-        module.load_state_dict(checkpoint["state_dict"])
+    if not path.is_file():
+        return 0
+    checkpoint = AtomicCheckpoints().load_checkpoint(str(path))
+    module.on_load_checkpoint(checkpoint)
+    module.load_state_dict(checkpoint["state_dict"])
+    return checkpoint["epoch"] + 1
 
 
 def train_dictionary(module: Detection, detector: FusionDetector, features: TrainingFeatures, fitting: Fitting) -> None:
