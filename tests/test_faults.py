@@ -191,7 +191,7 @@ def test_a_file_of_several_images(run, folder):
     animation(path)
     refused(run("data.frames=error"), "3 frames, expected one", str(path))
     code, out, errors = run("data.frames=first")
-    assert code == 0 and "5 training, 1 calibration" in out and "the first alone is read" in out, errors
+    assert code == 0 and "6 training, 0 calibration" in out and "the first alone is read" in out, errors
 
 
 def test_defects_in_the_training_folder(run, folder):

@@ -526,7 +526,8 @@ def test_a_run_in_every_layout(folders, tmp_path, command, name):
     scores = (tmp_path / "run/scores.csv").read_text().splitlines()
     assert len(scores) == 1 + metrics["normal_images"] + ANOMALOUS
     card = (tmp_path / "run/data_card.md").read_text()
-    assert ("were drawn for calibration" in card) == (name != "mvtec2")
+    assert ("The training images calibrate as well" in card) == (name != "mvtec2")
+    assert ("keeps for validation" in card) == (name == "mvtec2")
     assert ("were drawn for testing" in card) == (name in ("visa", "flat"))
 
 

@@ -31,6 +31,30 @@ def fitted(data, folder, *more):
         return run, pipeline.fit(run)
 
 
+def test_a_backbone_that_learns_from_all_images_ends_with_a_whitening_of_its_own(data, tmp_path):
+    overrides = (
+        "cutpaste=binary",
+        "flow.first=0",
+        "score.head_weight=0",
+        "score.dictionary_weight=0",
+        "cross_fit=false",
+    )
+    more = ("logger=none", "trainer.max_epochs=3", "representation.backbone_lr=0.1")
+    with initialize_config_dir(CONF, version_base="1.3"):
+        run = pipeline.Run(compose("config", arguments(data, tmp_path, *overrides, *more)), tmp_path)
+    with prepared_folder(tmp_path):
+        pipeline.prepare_data(run)
+        run.data = run.data.with_calibration([])
+        run.stage1_epochs = 2
+        detector = pipeline.fit(run)
+    assert torch.load(tmp_path / "stage1/last.ckpt", weights_only=True)["epoch"] == 1
+    found = detector.whitening.mean.clone()
+    features = run.make("features", detector=detector)
+    stream = features.stream(run.data.normal_dataloader(), detector.device)
+    detector.whitening.refit(stream, run.data.picture_numbers)
+    assert torch.allclose(found, detector.whitening.mean, rtol=1e-3, atol=1e-4)
+
+
 def test_calibration_images_pass_the_backbone_once(data, tmp_path, monkeypatch):
     passed = []
     extract = Backbone.extract
