@@ -332,7 +332,7 @@ def test_a_diverging_loss_stops_and_the_batch_is_saved(run, folder, tmp_path):
         "trainer.gradient_clip_val=null",
     )
     refused(run(*learns), "the loss is", "representation.lr=1e+30")
-    saved = torch.load(tmp_path / "run/stage1/diverged_batch.pt", weights_only=True)
+    saved = torch.load(tmp_path / "run/folds/1/stage1/diverged_batch.pt", weights_only=True)
     assert saved["image"].shape[1:] == (3, 32, 32) and saved["image"].dtype == torch.uint8
     assert all(Path(p).parent == folder / "train/good" for p in saved["paths"])
     assert len(saved["paths"]) == len(saved["image"])
@@ -340,7 +340,7 @@ def test_a_diverging_loss_stops_and_the_batch_is_saved(run, folder, tmp_path):
 
 def test_a_diverging_flow_stops_and_its_features_are_saved(run, tmp_path):
     refused(run("density.lr=1e30", "trainer.gradient_clip_val=null"), "the loss is", "lower density.lr=1e+30")
-    saved = torch.load(tmp_path / "run/stage1/diverged_batch.pt", weights_only=True)
+    saved = torch.load(tmp_path / "run/folds/1/stage1/diverged_batch.pt", weights_only=True)
     assert saved["flow"].shape[0] == 64 and saved["step"] > 0
 
 
