@@ -62,7 +62,7 @@ def main() -> None:
     jobs = {
         (category, seed): study.job(
             study.runs / f"{category}-seed{seed}",
-            ["protocol=paper", f"data.category={category}", f"seed={seed}", "logger=csv"],
+            ["protocol=paper", f"data.category={category}", f"seed={seed}", "logger=csv", "cross_fit=false"],
         )
         for category in study["categories"]
         for seed in study.numbers("seeds")
