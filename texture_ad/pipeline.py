@@ -10,7 +10,7 @@ import json
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -124,12 +124,10 @@ class HeldOut(NamedTuple):
     Attributes:
         normal: of the images as they are.
         damaged: of the same images with synthetic defects.
-        metrics: of the fits.
     """
 
     normal: Measured
     damaged: Measured
-    metrics: list[dict[str, Any]]
 
 
 @dataclass
@@ -253,7 +251,7 @@ def check_settings(config: DictConfig) -> None:
     """Check the settings that belong to no group.
 
     Raises:
-        ParameterError: one is out of its range.
+        ParameterError: one is out of its range, or doesn't go with another.
     """
     check("seed", config.seed, Annotated[int, Range(0, 2**32 - 1)])
     for name in ("false_alarm_rate", "pixel_false_alarm_rate"):
@@ -262,6 +260,8 @@ def check_settings(config: DictConfig) -> None:
     check("pictures", config.pictures, bool)
     if config.cross_fit != "auto" and not isinstance(config.cross_fit, bool):
         raise ParameterError("cross_fit", config.cross_fit, "expected auto, true or false")
+    if config.cross_fit is True and config.get("pruning"):
+        raise ParameterError("cross_fit", True, "trials are pruned by held-out images; use false, or pruning=none")
 
 
 def prepare_data(run: Run) -> None:
@@ -402,34 +402,36 @@ def cross_fit(run: Run) -> HeldOut:
     start = run.clock()
     files = AtomicCheckpoints()
     alone = run.trainer("stage1").world_size == 1
-    found = []
+    found: list[dict[str, Any]] = []
     for number, fold in enumerate(run.folds, 1):
         folder = run.folder / "folds" / str(number)
         path = folder.with_suffix(".pt")
         kept = files.load_checkpoint(path, map_location="cpu") if path.is_file() and alone else {}
-        if "held_out" in kept:
+        if "images" in kept:
             run.data.load_state_dict(kept["images"])
         else:
             print(f"fold     {number} of {len(run.folds)}: {len(fold)} of the normal images are held out", flush=True)
-            kept = {"images": run.data.state_dict(), "held_out": _measure_fold(run, number, fold, folder)}
+            kept = _measure_fold(run, number, fold, folder)
             collect_garbage()
             if alone:
                 files.save_checkpoint(kept, path)
         if is_rank_zero():
             shutil.rmtree(folder, ignore_errors=True)  # a baseline has none
-        found.append(HeldOut(**kept["held_out"]))
+        found.append(kept)
     print(f"fit      on all {len(run.data.normal_samples)} normal images", flush=True)
-    joined = HeldOut(*([one for part in parts for one in part] for parts in zip(*found, strict=True)))
-    names = [name for name in joined.metrics[0] if name == "stage1_epochs" or name.startswith("val_")]
-    run.metrics |= {name: mean(one[name] for one in joined.metrics) for name in names}
+    names = [name for name in found[0]["metrics"] if name == "stage1_epochs" or name.startswith("val_")]
+    run.metrics |= {name: mean(kept["metrics"][name] for kept in found) for name in names}
     if "stage1_epochs" in names:
         run.metrics["stage1_epochs"] = run.stage1_epochs = round(run.metrics["stage1_epochs"])
     run.metrics["fit_seconds"] = run.clock() - start
-    return joined
+    return HeldOut(*([one for kept in found for one in kept[name]] for name in HeldOut._fields))
 
 
-def _measure_fold(run: Run, number: int, fold: list[Sample], folder: Path) -> dict[str, list]:
-    """Return a `HeldOut`, as plain values on the CPU, of a detector that is fitted in a folder of its own."""
+def _measure_fold(run: Run, number: int, fold: list[Sample], folder: Path) -> dict[str, Any]:
+    """Return what a file keeps of a detector that is fitted without a fold, in a folder of its own.
+
+    That are the fields of `HeldOut` as plain values on the CPU, the fit's metrics, and of which images all this is.
+    """
     other = replace(
         run,
         folder=folder,
@@ -441,22 +443,26 @@ def _measure_fold(run: Run, number: int, fold: list[Sample], folder: Path) -> di
     other.data = run.data.with_calibration(fold)
     detector = fit(other)
     loaders = {"normal": other.data.picture_dataloader(), "damaged": other.data.synthetic_dataloader()}
-    measured = {name: _moved(_measure(detector, loader), "cpu") for name, loader in loaders.items()}
-    plain = {name: [(tuple(one), tuple(size)) for one, size in found] for name, found in measured.items()}
-    return {**plain, "metrics": [other.metrics]}
+    plain = {
+        name: [(tuple(one), tuple(size)) for one, size in _moved(_measure(detector, loader), "cpu")]
+        for name, loader in loaders.items()
+    }
+    return {**plain, "metrics": other.metrics, "images": run.data.state_dict()}
 
 
 @torch.no_grad()
-def _measure(detector: AnomalyDetector, batches: Iterable[Mapping[str, Any]]) -> Measured:
-    """Return what a detector measures of the images of all batches."""
-    return [one for batch in batches for one in detector.measure_all(batch["image"])]
+def _measure(detector: AnomalyDetector, batches: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Measurement, Shape]]:
+    """Yield what a detector measures of the images of all batches."""
+    for batch in batches:
+        yield from detector.measure_all(batch["image"])
 
 
-def _moved(measured: Measured, device: torch.device | str) -> Measured:
-    """Return measurements, or what a checkpoint holds of them, on a device."""
-    return [
-        (Measurement(*(None if value is None else value.to(device) for value in one)), size) for one, size in measured
-    ]
+def _moved(
+    measured: Iterable[tuple[Measurement, Shape]], device: torch.device | str
+) -> Iterator[tuple[Measurement, Shape]]:
+    """Yield measurements, or what a file keeps of them, on a device."""
+    for one, size in measured:
+        yield Measurement(*(None if value is None else value.to(device) for value in one)), size
 
 
 @torch.no_grad()
@@ -473,7 +479,7 @@ def calibrate(run: Run, detector: AnomalyDetector, held_out: HeldOut | None = No
     start = run.clock()
     device = detector.device
     normal = _moved(held_out.normal, device) if held_out else _measure(detector, run.data.picture_dataloader())
-    detector.calibrate_on(normal, run.config.false_alarm_rate, run.config.pixel_false_alarm_rate, gather)
+    detector.calibrate_on(list(normal), run.config.false_alarm_rate, run.config.pixel_false_alarm_rate, gather)
     run.metrics["fit_seconds"] = run.metrics.get("fit_seconds", 0) + run.clock() - start
     if run.resumed:
         earlier = read_metrics(run.folder)
@@ -515,9 +521,13 @@ def _learn_tile_moments(run: Run, detector: AnomalyDetector) -> None:
 
 def _examples(run: Run) -> Tensor:
     """Return normal images that the detector's file keeps, held out where some are, uint8 (n, 3, H, W)."""
-    batches = run.data.normal_dataloader() if run.folds else run.data.calibration_dataloader()
-    images = (image for batch in batches for image in batch["image"])
-    kept = list(islice(images, run.config.examples))
+    count, data = run.config.examples, run.data
+    if run.folds:  # behind the originals come their changed copies
+        numbers = range(min(count, data.num_originals))
+        batches = data.chosen_dataloader(numbers)
+    else:
+        batches = data.calibration_dataloader()
+    kept = list(islice((image for batch in batches for image in batch["image"]), count))
     return torch.stack(kept) if kept else torch.zeros(0, dtype=torch.uint8)
 
 
@@ -602,15 +612,11 @@ def cross_fits(config: DictConfig, data: TextureDataModule) -> bool:
     With `cross_fit=auto` where those held out are too few for the rates that are asked for. Calibration images that
     the data set names are its owner's choice: these alone calibrate. Two images would be scored by each other, which
     tells no more than one score. A trial that may be pruned is watched by held-out images.
-
-    Raises:
-        ParameterError: cross-fitted trials that may be pruned.
     """
-    pruned = bool(config.get("pruning"))
-    if config.cross_fit is True and pruned:
-        raise ParameterError("cross_fit", True, "trials are pruned by held-out images; use false, or pruning=none")
-    if config.cross_fit != "auto" or pruned:
-        return config.cross_fit is True
+    if config.cross_fit != "auto":
+        return bool(config.cross_fit)
+    if config.get("pruning"):
+        return False
     needed = images_needed(min(config.false_alarm_rate, config.pixel_false_alarm_rate))
     return not data.layout.calibration and len(data.normal_samples) > 2 and len(data.calibration_samples) < needed
 

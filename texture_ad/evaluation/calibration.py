@@ -1,8 +1,8 @@
 """From the scores of calibration images to a decision: thresholds, what they promise, and levels that people can read.
 
-Calibration images are normal ones that the detector has not learnt from. A new normal image is as likely to lie
-anywhere among them: that alone is what the thresholds rest on (split conformal prediction; Vovk, Gammerman, Shafer:
-Algorithmic Learning in a Random World, 2005).
+Calibration images are normal ones that the detector has not learnt from, or, where images are few, the detector that
+scored each of them. A new normal image is as likely to lie anywhere among them: that alone is what the thresholds rest
+on (split conformal prediction; Vovk, Gammerman, Shafer: Algorithmic Learning in a Random World, 2005).
 """
 
 import math

@@ -105,27 +105,30 @@ def _train_stage1(module: Density | Representation, detector: FusionDetector, fi
         monitor, mode = "val/auroc", "max"
     folder = fitting.folder / "stage1"
     best = ModelCheckpoint(folder, "best", monitor=monitor, mode=mode, enable_version_counter=False)
-    callbacks: list[L.Callback] = [best, SameBackbone(detector.backbone)]
-    options: dict[str, Any] = {"profiler": (waiting := LoaderTime())}
-    pruning = []
+    callbacks: list[L.Callback] = [SameBackbone(detector.backbone)]
+    waiting = LoaderTime()
+    options: dict[str, Any] = {"profiler": waiting}
     if fitting.stage1_epochs is not None:
-        callbacks[0] = StopAfter(fitting.stage1_epochs)
+        callbacks.append(StopAfter(fitting.stage1_epochs))
         options["limit_val_batches"] = 0
-    elif isinstance(module, Density):
-        callbacks.append(StopEarly(monitor, patience=module.patience))
-    if fitting.trial is not None:
-        pruning = [fitting.make("pruning", trial=fitting.trial, monitor=monitor, mode=mode)]
+    else:
+        callbacks.append(best)
+        if isinstance(module, Density):
+            callbacks.append(StopEarly(monitor, patience=module.patience))
+    pruning = (
+        [] if fitting.trial is None else [fitting.make("pruning", trial=fitting.trial, monitor=monitor, mode=mode)]
+    )
     trainer = fitting.trainer("stage1", [*callbacks, *pruning, SaveEpochs(folder), StopDivergence()], **options)
 
     def train() -> dict[str, Any]:
         start = time.perf_counter()
         loaders: dict[str, Any] = {"datamodule": fitting.data}
         if isinstance(module, Density):
-            trained, watched = module.prepare(fitting.data, trainer.strategy.root_device, fitting.seed)
-            loaders = {"train_dataloaders": trained, "val_dataloaders": watched}
+            training, calibration = module.prepare(fitting.data, trainer.strategy.root_device, fitting.seed)
+            loaders = {"train_dataloaders": training, "val_dataloaders": calibration}
         trainer.fit(module, **loaders, ckpt_path=last_checkpoint(folder), weights_only=True)
         metrics = {"stage1_loader_share": waiting.seconds / (time.perf_counter() - start)}
-        if best in callbacks:
+        if fitting.stage1_epochs is None:
             metrics["stage1_epochs"] = _load_best(module, folder) or trainer.current_epoch
         if best.best_model_score is not None:
             metrics[f"{monitor.replace('/', '_')}_stage1"] = float(best.best_model_score)
