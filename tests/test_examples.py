@@ -163,7 +163,7 @@ def test_results_are_a_table_and_the_files_of_predict(executed, folder):
 def test_own_photographs_get_a_card_a_threshold_and_a_warning(executed):
     cells = executed("own_photographs")
     (card,) = shown(cells["card"], "text/markdown")
-    assert card.startswith("# Model card: padim on folder my\\_photographs") and "24 photographs" in card
+    assert card.startswith("# Model card: padim on folder my\\_photographs") and "30 photographs" in card
     found = re.findall(r"threshold (\S+), (\d+) of 6", printed(cells["threshold"]))
     thresholds, alarms = [float(t) for t, _ in found], [int(n) for _, n in found]
     assert len(found) == 3 and thresholds == sorted(thresholds, reverse=True) and alarms == sorted(alarms)
